@@ -1,0 +1,53 @@
+# `make demo` and `make test` do all the set-up themselves; see README.md.
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(wildcard native/*.c native/*.h native/*.py)
+
+.PHONY: demo test check bench-boot setup packages clean
+
+demo: setup
+	@$(BIN)/pyvirt demo
+
+test: setup
+	@$(BIN)/python -m tests
+
+check: setup build/pyvirt
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@MYPYPATH=build:tests $(BIN)/mypy -p pyvirt
+	@$(BIN)/python native/check.py
+	@echo "check: clean"
+
+bench-boot: setup
+	@$(BIN)/python benches/boot.py
+
+setup: packages $(VENV)/.ready
+
+# The list is compared with what dpkg knows; only a difference costs more than 0.1 s.
+packages:
+	@missing=$$(sed 's/#.*//' packages.debian | xargs dpkg-query -W -f '$${Package} $${db:Status-Status}\n' 2>&1 \
+	  | sed -n 's/.*no packages found matching //p; s/ not-installed$$//p; s/ config-files$$//p' | xargs); \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" != 0 ]; then \
+	  echo "pyvirt needs packages that are not installed; run: sudo apt-get install -y --no-install-recommends $$missing" >&2; exit 1; fi; \
+	echo "installing $$missing"; \
+	mkdir -p build; \
+	{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; } \
+	  >build/apt.log 2>&1 || { tail -n 5 build/apt.log >&2; exit 1; }
+
+$(VENV)/.ready: pyproject.toml setup.py cli/launcher.py $(NATIVE)
+	@echo "setting up $(VENV)"
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python cli/launcher.py >$(BIN)/pyvirt && chmod 755 $(BIN)/pyvirt
+	@touch $@
+
+# Type checkers see the checkout as the package through this link.
+build/pyvirt:
+	@mkdir -p build && ln -sfn .. $@
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info native/_native.*

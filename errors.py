@@ -1,0 +1,45 @@
+"""The exceptions that pyvirt raises on purpose.
+
+    PyvirtError           anything that a user may read; exit status 1
+    +-- ConfigError       what the user asked for cannot be done; exit status 2
+    +-- KvmError          an ioctl of KVM failed
+    +-- BackendError      a file, tap, terminal or tool of the host failed
+    +-- GuestError        the guest did something that ends it
+
+The text of each is one line, complete without its class name: what (the option or
+field and its value), what is accepted, what to do. No traceback reaches a user.
+"""
+
+import os
+
+
+class PyvirtError(Exception):
+    """The root; `exit_status` is what `pyvirt` ends with."""
+
+    exit_status = 1
+
+
+class ConfigError(PyvirtError):
+    """The user's input is at fault: an option, its value, or the file that it names."""
+
+    exit_status = 2
+
+
+class KvmError(PyvirtError):
+    """An ioctl of KVM failed.
+
+    `ioctl` is its name as in linux/kvm.h, `errno` the positive error number.
+    """
+
+    def __init__(self, ioctl: str, errno: int, hint: str = "") -> None:
+        self.ioctl = ioctl
+        self.errno = errno
+        super().__init__(f"{ioctl}: {os.strerror(errno)}" + (f" ({hint})" if hint else ""))
+
+
+class BackendError(PyvirtError):
+    """Something of the host that serves the guest failed."""
+
+
+class GuestError(PyvirtError):
+    """The guest ended in a way that is its own doing, such as a triple fault."""

@@ -1,0 +1,1 @@
+"""Guest images: kernels and initramfs archives, made on first use and cached by content."""

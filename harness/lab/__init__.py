@@ -1,0 +1,1 @@
+"""The nested lab: a TCG machine with AMD SVM in which pyvirt finds a real KVM."""
