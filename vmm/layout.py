@@ -1,0 +1,98 @@
+"""Where things are in guest-physical memory and among the I/O ports.
+
+Addresses and sizes in bytes. Nothing here is read from the host: the same guest sees the same
+map everywhere.
+"""
+
+from __future__ import annotations
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+
+# Below 1 MiB, what a boot protocol hands to the kernel. Linux takes its own copy of each before
+# it gives the memory to others.
+GDT = 0x500
+IDT = 0x520
+PVH_START_INFO = 0x6000
+ZERO_PAGE = 0x7000
+BOOT_STACK = 0x8FF0  # grows down to the end of the zero page
+PML4 = 0x9000
+PDPT = 0xA000
+PAGE_DIRECTORIES = 0xB000  # four pages of 2 MiB entries: the identity map of 4 GiB
+PAGE_DIRECTORY_COUNT = 4
+CMDLINE = 0x2_0000
+CMDLINE_ROOM = 0x1_0000  # including the terminating zero; the kernel's own limit is lower
+
+# Firmware's part of the first MiB. A PC's extended BIOS data area ends base memory here, and
+# Linux never uses more of it; the tables lie where Linux looks for them without being told:
+# the RSDP in 0xe0000..0xfffff, the MP floating pointer in 0xf0000..0xfffff. (The MP table of 254
+# processors is over 5 KiB, too much for the 1 KiB area at EBDA.)
+EBDA = 0x9_FC00
+ACPI = 0xE_0000
+ACPI_END = 0xF_0000
+MPTABLE = 0xF_0000
+MPTABLE_END = 0x10_0000
+HIGH_MEMORY = 0x10_0000
+KERNEL = 0x100_0000  # 16 MiB, where x86-64 kernels prefer to be
+
+# The gap below 4 GiB holds every memory-mapped device; RAM that would lie in it continues above.
+GAP_START = 0xC000_0000
+GAP_END = 0x1_0000_0000
+VIRTIO_MMIO = 0xD000_0000
+VIRTIO_MMIO_STEP = 0x1000  # a page each, so that each can have a memory slot
+IOAPIC = 0xFEC0_0000
+LAPIC = 0xFEE0_0000
+# Pages that KVM needs on Intel processors to run real mode: one, then three.
+KVM_IDENTITY_MAP = 0xFFFB_C000
+KVM_TSS = 0xFFFB_D000
+
+IOAPIC_PINS = 24
+ISA_IRQS = 16
+MAX_VCPUS = 254  # 8-bit APIC ids: 255 is broadcast, and the MP table's IOAPIC needs one
+
+COM1 = 0x3F8
+COM1_IRQ = 4
+DEBUG_EXIT = 0xF4
+BOOT_TIMER = 0x505
+
+# ACPI hardware-reduced registers; a byte each but the last.
+SLEEP_CONTROL = 0x600
+SLEEP_STATUS = 0x601
+RESET = 0x602
+RESET_VALUE = 1
+SLEEP_TYPE_S5 = 5
+SLEEP_CONTROL_S5 = SLEEP_TYPE_S5 << 2 | 1 << 5  # what a guest writes to switch off (SLP_EN)
+# The generic event device: a read of the selector gives the pending events and clears them.
+GED_SELECTOR = 0x604
+GED_SELECTOR_SIZE = 4
+GED_IRQ = 9
+GED_POWER_BUTTON = 1 << 0
+
+# e820 types, as the boot protocols use them.
+E820_RAM = 1
+E820_RESERVED = 2
+
+
+def ram_regions(size: int) -> tuple[tuple[int, int], ...]:
+    """Return (start, length) of each piece of guest RAM, lowest first.
+
+    `size` is in bytes, a positive multiple of the page size; the lengths add up to it.
+    """
+    if size <= GAP_START:
+        return ((0, size),)
+    return (0, GAP_START), (GAP_END, size - GAP_START)
+
+
+def e820(size: int) -> tuple[tuple[int, int, int], ...]:
+    """Return the (start, length, type) entries for `size` bytes of RAM (more than 1 MiB), sorted.
+
+    RAM is what `ram_regions` says less the firmware's piece below 1 MiB, which is reserved.
+    """
+    (_, low), *rest = ram_regions(size)
+    return (
+        (0, EBDA, E820_RAM),
+        (EBDA, HIGH_MEMORY - EBDA, E820_RESERVED),
+        (HIGH_MEMORY, low - HIGH_MEMORY, E820_RAM),
+        *((start, length, E820_RAM) for start, length in rest),
+    )
