@@ -1,0 +1,206 @@
+"""The ACPI tables, walked as an operating system does and read back by ACPICA's tools."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyvirt.vmm import layout
+from pyvirt.vmm.boot import acpi
+
+VCPUS = (1, 2, 8, 254)
+SLOTS = [
+    acpi.VirtioMmio(layout.VIRTIO_MMIO + i * layout.VIRTIO_MMIO_STEP, layout.VIRTIO_MMIO_STEP, gsi)
+    for i, gsi in enumerate((5, 6, 7, 10, 16, 17, 22, 23))
+]
+
+
+class Memory:
+    """The piece of guest memory that the tables are in."""
+
+    def __init__(self, image: bytes, address: int) -> None:
+        self.image = image
+        self.address = address
+
+    def read(self, address: int, length: int) -> bytes:
+        offset = address - self.address
+        assert 0 <= offset <= offset + length <= len(self.image)
+        return self.image[offset : offset + length]
+
+    def table(self, address: int) -> bytes:
+        data = self.read(address, struct.unpack("<I", self.read(address + 4, 4))[0])
+        assert sum(data) & 0xFF == 0
+        return data
+
+
+def walk(image: bytes, address: int, rsdp: int) -> dict[str, bytes]:
+    """Return the tables by signature, from the RSDP on."""
+    memory = Memory(image, address)
+    root = memory.read(rsdp, 36)
+    assert root[:8] == b"RSD PTR "
+    assert sum(root[:20]) & 0xFF == 0
+    assert sum(root) & 0xFF == 0
+    assert root[15] == 2
+    assert struct.unpack("<I", root[20:24]) == (36,)
+    tables = {"XSDT": memory.table(*struct.unpack("<Q", root[24:32]))}
+    entries = tables["XSDT"][36:]
+    for entry in struct.unpack(f"<{len(entries) // 8}Q", entries):
+        data = memory.table(entry)
+        tables[data[:4].decode()] = data
+    fadt = tables["FACP"]
+    (dsdt,) = struct.unpack("<Q", fadt[140:148])
+    assert struct.unpack("<I", fadt[40:44]) == (dsdt,)
+    tables["DSDT"] = memory.table(dsdt)
+    return tables
+
+
+def madt_entries(madt: bytes) -> list[bytes]:
+    entries = []
+    rest = madt[44:]
+    while rest:
+        entries.append(rest[: rest[1]])
+        rest = rest[rest[1] :]
+    return entries
+
+
+@given(
+    vcpus=st.integers(1, layout.MAX_VCPUS),
+    slots=st.integers(0, len(SLOTS)),
+    address=st.integers(0, 0xFFFF).map(lambda n: n * 16),
+)
+def test_every_table_is_reached_and_sums_to_zero(vcpus: int, slots: int, address: int) -> None:
+    if address < layout.ACPI_END:
+        address = min(address, layout.ACPI_END - 0x2000)
+    image, rsdp = acpi.build(vcpus=vcpus, devices=SLOTS[:slots], address=address)
+    tables = walk(image, address, rsdp)
+    assert sorted(tables) == ["APIC", "DSDT", "FACP", "XSDT"]
+    for signature, table in tables.items():
+        assert table[:4].decode() == signature
+        assert table[10:16] == b"PYVIRT"
+
+
+def test_rsdp_is_where_a_scan_finds_it() -> None:
+    image, rsdp = acpi.build(vcpus=layout.MAX_VCPUS, devices=SLOTS)
+    assert rsdp % 16 == 0
+    assert 0xE0000 <= rsdp < 0x100000
+    assert layout.ACPI + len(image) <= layout.MPTABLE
+
+
+def test_fadt_is_hardware_reduced() -> None:
+    fadt = walk(*_at_home(1))["FACP"]
+    assert (len(fadt), fadt[8], fadt[131]) == (276, 6, 4)
+    (flags,) = struct.unpack("<I", fadt[112:116])
+    assert flags & 1 << 20, "HW_REDUCED_ACPI"
+    assert flags & 1 << 10, "RESET_REG_SUP"
+    assert flags & 3 << 4 == 3 << 4, "no fixed buttons"
+    (boot,) = struct.unpack("<H", fadt[109:111])
+    assert boot == 0b111100, "no ISA devices, no 8042; no VGA, MSI, ASPM, CMOS RTC"
+    io_byte = struct.Struct("<BBBBQ")
+    assert io_byte.unpack(fadt[116:128]) == (1, 8, 0, 1, layout.RESET)
+    assert fadt[128] == layout.RESET_VALUE
+    assert io_byte.unpack(fadt[244:256]) == (1, 8, 0, 1, layout.SLEEP_CONTROL)
+    assert io_byte.unpack(fadt[256:268]) == (1, 8, 0, 1, layout.SLEEP_STATUS)
+    assert not any(fadt[46:109]), "fixed hardware"
+    assert not any(fadt[148:244]), "fixed hardware, 64-bit"
+
+
+def _at_home(vcpus: int) -> tuple[bytes, int, int]:
+    image, rsdp = acpi.build(vcpus=vcpus, devices=SLOTS)
+    return image, layout.ACPI, rsdp
+
+
+@pytest.mark.parametrize("vcpus", VCPUS)
+def test_madt_names_each_processor_the_ioapic_and_the_nmi(vcpus: int) -> None:
+    madt = walk(*_at_home(vcpus))["APIC"]
+    assert struct.unpack("<II", madt[36:44]) == (layout.LAPIC, 0)
+    entries = madt_entries(madt)
+    processors = [struct.unpack("<BBBBI", entry) for entry in entries if entry[0] == 0]
+    assert processors == [(0, 8, cpu, cpu, 1) for cpu in range(vcpus)]
+    ioapics = [struct.unpack("<BBBBII", entry) for entry in entries if entry[0] == 1]
+    assert ioapics == [(1, 12, 0, 0, layout.IOAPIC, 0)]
+    nmis = [struct.unpack("<BBBHB", entry) for entry in entries if entry[0] == 4]
+    assert nmis == [(4, 6, 0xFF, 0, 1)]
+    assert len(entries) == vcpus + 2
+
+
+def test_madt_names_wide_apic_ids_by_x2apic_entries() -> None:
+    image, rsdp = acpi.build(vcpus=300)
+    entries = madt_entries(walk(image, layout.ACPI, rsdp)["APIC"])
+    assert sum(entry[0] == 0 for entry in entries) == 255
+    wide = [struct.unpack("<BBHIII", entry) for entry in entries if entry[0] == 9]
+    assert wide == [(9, 16, 0, cpu, 1, cpu) for cpu in range(255, 300)]
+    assert [struct.unpack("<BBHIB3x", entry) for entry in entries if entry[0] == 10] == [
+        (10, 12, 0, 0xFFFF_FFFF, 1)
+    ]
+
+
+def test_tables_may_not_reach_the_mp_table() -> None:
+    with pytest.raises(ValueError, match="1000 devices"):
+        acpi.build(vcpus=1, devices=SLOTS * 125)
+
+
+def _iasl(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["iasl", *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    return output
+
+
+@pytest.mark.parametrize("vcpus", VCPUS)
+def test_acpica_reads_the_dsdt_and_writes_the_same_bytes(vcpus: int, tmp_path: Path) -> None:
+    dsdt = walk(*_at_home(vcpus))["DSDT"]
+    (tmp_path / "dsdt.aml").write_bytes(dsdt)
+    _iasl(tmp_path, "-d", "dsdt.aml")
+    source = (tmp_path / "dsdt.dsl").read_text()
+    assert "Warning" not in source
+    assert "External" not in source
+    # -oa: no rewriting of the names.
+    assert "0 Errors, 0 Warnings, 0 Remarks" in _iasl(tmp_path, "-oa", "-p", "again", "dsdt.dsl")
+    again = (tmp_path / "again.aml").read_bytes()
+    # The header's checksum and creator are the assembler's own.
+    assert again[36:] == dsdt[36:]
+    assert again[:9] + again[10:28] == dsdt[:9] + dsdt[10:28]
+
+
+def test_acpica_sees_the_devices(tmp_path: Path) -> None:
+    (tmp_path / "dsdt.aml").write_bytes(walk(*_at_home(2))["DSDT"])
+    _iasl(tmp_path, "-d", "dsdt.aml")
+    source = " ".join((tmp_path / "dsdt.dsl").read_text().split())
+    for piece in (
+        "Name (\\_S5, Package (0x04) // _S5_: S5 System State { 0x05, Zero, Zero, Zero })",
+        'Name (_HID, EisaId ("PNP0501")',
+        "IRQ (Edge, ActiveHigh, Exclusive, ) {4}",
+        'Name (_HID, EisaId ("PNP0C0C")',
+        'Name (_HID, "ACPI0013"',
+        "OperationRegion (EREG, SystemIO, 0x0604, 0x04)",
+        "Local0 = ESEL",
+        "If ((Local0 & One)) { Notify (\\_SB.PWRB, 0x80)",
+    ):
+        assert piece in source
+    assert source.count('"LNRO0005"') == source.count("_CCA, One") == len(SLOTS)
+    for index, slot in enumerate(SLOTS):
+        uid = ("Zero", "One")[index] if index < 2 else f"0x{index:02X}"
+        device = source[source.index(f"Device (V{index:03X})") :]
+        device = device[: device.index("}) }")]
+        assert f"Name (_UID, {uid})" in device
+        assert f"ReadWrite, 0x{slot.base:08X}, // Address Base 0x{slot.size:08X}," in device
+        interrupt = "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive, ,, )"
+        assert f"{interrupt} {{ 0x{slot.gsi:08X}, }}" in device
+
+
+@pytest.mark.parametrize("signature", ["FACP", "APIC"])
+def test_acpica_decodes_the_data_tables(signature: str, tmp_path: Path) -> None:
+    (tmp_path / "table.aml").write_bytes(walk(*_at_home(3))[signature])
+    _iasl(tmp_path, "-d", "table.aml")
+    decoded = (tmp_path / "table.dsl").read_text()
+    assert "Unknown" not in decoded
+    assert "Invalid" not in decoded
+    again = _iasl(tmp_path, "-p", "again", "table.dsl")
+    assert "0 Errors" in again
+    assert (tmp_path / "again.aml").read_bytes()[36:] == (tmp_path / "table.aml").read_bytes()[36:]
