@@ -171,6 +171,6 @@ def memory32_fixed(base: int, length: int) -> bytes:
 
 
 def interrupt(gsi: int, *, level: bool = False, low: bool = False) -> bytes:
-    """Encode Interrupt (ResourceConsumer, Edge or Level, ActiveHigh or ActiveLow, Exclusive) {gsi}."""
+    """Encode Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) {gsi}, or as asked."""
     flags = 1 | (not level) << 1 | low << 2
     return pack("<BHBBI", 0x89, 6, flags, 1, gsi)
