@@ -14,7 +14,7 @@ demo: setup
 test: setup
 	@$(BIN)/python -m tests
 
-check: setup build/pyvirt
+check: setup
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
 	@MYPYPATH=build:tests $(BIN)/mypy -p pyvirt
@@ -38,14 +38,14 @@ packages:
 	{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; } \
 	  >build/apt.log 2>&1 || { tail -n 5 build/apt.log >&2; exit 1; }
 
-$(VENV)/.ready: pyproject.toml setup.py cli/launcher.py $(NATIVE)
+$(VENV)/.ready: pyproject.toml setup.py cli/launcher.py $(NATIVE) | build/pyvirt
 	@echo "setting up $(VENV)"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@$(BIN)/python cli/launcher.py >$(BIN)/pyvirt && chmod 755 $(BIN)/pyvirt
 	@touch $@
 
-# Type checkers see the checkout as the package through this link.
+# The checkout as a package, for the launcher and for type checkers.
 build/pyvirt:
 	@mkdir -p build && ln -sfn .. $@
 

@@ -1,0 +1,66 @@
+"""Where `pyvirt run` runs the guest: on this host's KVM, or in the nested lab.
+
+The probe's verdict is kept until the host boots again; it costs 8 ms, reading it nothing.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import PyvirtError
+from ..vmm import kvm
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_WORKS = "works"
+
+
+def _verdict_file() -> str:
+    """Return where this boot's verdict is kept (the cache folder of harness/cache.py)."""
+    cache = os.environ.get("PYVIRT_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyvirt"
+    )
+    with open(_BOOT_ID, encoding="ascii") as file:
+        return os.path.join(cache, f"probe-{file.read().strip()}")
+
+
+def _probe() -> str:
+    """Return "works" or what is wrong, in one line."""
+    from ..vmm import probe
+
+    fd = kvm.open_device()
+    try:
+        return probe.exception_failure(fd) or _WORKS
+    finally:
+        os.close(fd)
+
+
+def _remember(path: str, verdict: str) -> None:
+    """Keep the verdict; a cache folder that cannot be written costs time, nothing else."""
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(verdict)
+        os.rename(temporary, path)
+    except OSError:
+        return
+
+
+def kvm_failure() -> str:
+    """Return "" when this host's KVM can run a stock kernel, else why not, in one line."""
+    if not os.access(kvm.DEVICE, os.R_OK | os.W_OK):
+        try:
+            os.close(kvm.open_device())
+        except PyvirtError as error:
+            return str(error)
+    path = _verdict_file()
+    try:
+        with open(path, encoding="utf-8") as file:
+            verdict = file.read()
+    except OSError:
+        try:
+            verdict = _probe()
+        except PyvirtError as error:
+            return str(error)
+        _remember(path, verdict)
+    return "" if verdict == _WORKS else verdict

@@ -1,0 +1,147 @@
+"""`pyvirt doctor`: what this host can do for pyvirt, a line each, with the mend."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+
+from ..errors import PyvirtError
+from ..vmm import kvm, probe
+
+_USAGE = """\
+usage: pyvirt doctor
+
+Looks at this host and says what works and what to do about the rest.
+exit status: 0 stock kernels run here, 3 only in the nested lab, 4 nowhere
+"""
+
+DIRECT, LAB_ONLY, NOWHERE = 0, 3, 4
+
+_OK, _LESS, _NO = "ok", "less", "no"
+_LAB_TOOLS = (
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("gcc", "gcc"),
+    ("dpkg-deb", "dpkg"),
+    ("depmod", "kmod"),
+)
+_IO_URING_SETUP = 425
+_OPTIONAL = (("KVM_CAP_READONLY_MEM", "device registers are read without an exit"),)
+
+
+class Report:
+    """Prints findings as they are made."""
+
+    def __init__(self) -> None:
+        self._width = 18
+
+    def line(self, verdict: str, what: str, text: str) -> None:
+        """Print one finding."""
+        sys.stdout.write(f"{verdict:<5} {what:<{self._width}} {text}\n")
+        sys.stdout.flush()
+
+
+def _check_kvm(report: Report) -> bool:
+    """Report on /dev/kvm; return whether stock kernels run on it."""
+    try:
+        fd = kvm.open_device()
+    except PyvirtError as error:
+        report.line(_NO, kvm.DEVICE, str(error).removeprefix(f"{kvm.DEVICE}: "))
+        return False
+    try:
+        report.line(_OK, kvm.DEVICE, f"API {kvm.API_VERSION}")
+        lacking = kvm.missing(fd)
+        if lacking:
+            report.line(
+                _NO, "KVM capabilities", f"missing {', '.join(lacking)}; use a newer kernel"
+            )
+            return False
+        report.line(_OK, "KVM capabilities", f"all {len(kvm.REQUIRED)} that pyvirt needs")
+        for name, use in _OPTIONAL:
+            if not kvm.extension(fd, name):
+                report.line(_LESS, "KVM capabilities", f"no {name}: without it not {use}")
+        return _check_exception(report, fd)
+    finally:
+        os.close(fd)
+
+
+def _check_exception(report: Report, fd: int) -> bool:
+    try:
+        failure = probe.exception_failure(fd)
+    except PyvirtError as error:
+        failure = str(error)
+    if failure:
+        report.line(_NO, "stock kernels", f"an exception in 64-bit mode ends in: {failure}")
+        return False
+    report.line(_OK, "stock kernels", "an exception in 64-bit mode is delivered")
+    return True
+
+
+def _check_device(report: Report, path: str, use: str, mend: str) -> None:
+    if not os.path.exists(path):
+        report.line(_LESS, path, f"not there, so no {use}; {mend}")
+    elif not os.access(path, os.R_OK | os.W_OK):
+        report.line(_LESS, path, f"no permission, so no {use}; run as root or set its group")
+    else:
+        report.line(_OK, path, f"{use} can be used")
+
+
+def _check_io_uring(report: Report) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    parameters = ctypes.create_string_buffer(120)
+    fd = libc.syscall(_IO_URING_SETUP, 1, parameters)
+    if fd >= 0:
+        os.close(fd)
+        report.line(_OK, "io_uring", "disks can use it")
+    else:
+        reason = os.strerror(ctypes.get_errno())
+        report.line(
+            _LESS,
+            "io_uring",
+            f"{reason}, so disks use threads; see sysctl kernel.io_uring_disabled",
+        )
+
+
+def _check_hugepages(report: Report) -> None:
+    with open("/proc/meminfo", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    free = int(fields.get("HugePages_Free", "0"))
+    size = fields.get("Hugepagesize", "unknown").strip()
+    if free:
+        report.line(_OK, "huge pages", f"{free} of {size} free")
+    else:
+        report.line(_LESS, "huge pages", f"none of {size} free; set sysctl vm.nr_hugepages")
+
+
+def _check_lab(report: Report) -> bool:
+    """Report on what the nested lab needs; return whether it can run."""
+    lacking = [package for tool, package in _LAB_TOOLS if shutil.which(tool) is None]
+    if lacking:
+        packages = " ".join(lacking)
+        report.line(_NO, "nested lab", f"missing tools; run: sudo apt-get install -y {packages}")
+        return False
+    report.line(_OK, "nested lab", "its tools are installed")
+    return True
+
+
+def main(argv: list[str]) -> int:
+    """Print the findings; return 0, 3 or 4 (see the usage)."""
+    if argv:
+        sys.stdout.write(_USAGE)
+        return 0 if argv[0].lstrip("-") in ("h", "help") else 2
+    report = Report()
+    direct = _check_kvm(report)
+    _check_device(report, "/dev/net/tun", "tap for NICs", "load the module tun")
+    _check_device(report, "/dev/vhost-net", "vhost-net for NICs", "load the module vhost_net")
+    _check_io_uring(report)
+    _check_hugepages(report)
+    lab = _check_lab(report)
+    if direct:
+        sys.stdout.write("Stock kernels run here directly.\n")
+        return DIRECT
+    if lab:
+        sys.stdout.write("Stock kernels run here only in the nested lab: the same, but slower.\n")
+        return LAB_ONLY
+    sys.stdout.write("Stock kernels do not run here; mend one of the lines above marked no.\n")
+    return NOWHERE

@@ -1,0 +1,65 @@
+"""The `pyvirt` command: finds the sub-command, and turns errors into one line and a status."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from .. import __version__
+from ..errors import PyvirtError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+COMMANDS = ("run", "doctor", "guest", "lab", "demo")
+USAGE = """\
+usage: pyvirt COMMAND [OPTIONS]
+
+  run      boot a guest; without options a small Debian one, to a shell
+  doctor   what this host can do, and what to do about the rest
+  guest    make guest images: kernel, initramfs
+  lab      run a command in the nested lab, where KVM is real
+  demo     a stock kernel, from power-on to power-off
+
+pyvirt COMMAND -help tells more.
+"""
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Run the sub-command named first; return its exit status."""
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
+    if command in COMMANDS:
+        module = importlib.import_module(f"..{command}", __name__)
+        return int(module.main(rest))
+    word = command.lstrip("-")
+    if word in {"help", "h"}:
+        sys.stdout.write(USAGE)
+        return 0
+    if word in {"version", "V"}:
+        sys.stdout.write(f"pyvirt {__version__}\n")
+        return 0
+    sys.stderr.write(f"pyvirt: {command}: no such command; pyvirt help lists them\n")
+    return 2
+
+
+def main() -> NoReturn:
+    """Run `sys.argv`; leave by os._exit, since tearing the interpreter down costs 4 ms."""
+    try:
+        status = dispatch(sys.argv[1:])
+    except PyvirtError as error:
+        sys.stderr.write(f"pyvirt: {error}\n")
+        status = error.exit_status
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        status = 1
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            status = status or 1
+    os._exit(status)

@@ -1,0 +1,295 @@
+"""The options of `pyvirt run`: StratoVirt's names, one table for parsing, help and documentation.
+
+Each may be written with one dash or two; its value follows as the next word or after `=`.
+"""
+
+from __future__ import annotations
+
+from ..errors import ConfigError
+from ..vmm.config import DISCOVERIES, VCPUS_MAX
+from ..vmm.memory import MIB, SIZE_MAX, SIZE_MIN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ACCELERATORS = ("auto", "kvm", "lab")
+_NAME_MAX = 255
+# Options of other monitors that tools pass by habit and that ask for nothing here.
+_IGNORED = ("nodefaults", "no-user-config", "nographic", "disable-seccomp", "no-reboot")
+_HELP = ("h", "help")
+_TRUE, _FALSE = ("on", "yes", "true"), ("off", "no", "false")
+
+
+class Options:
+    """What a command line of `pyvirt run` asks for, checked as far as words can be."""
+
+    __slots__ = (
+        "accel",
+        "append",
+        "daemonize",
+        "discovery",
+        "freeze",
+        "given",
+        "help",
+        "initrd",
+        "kernel",
+        "log",
+        "memory",
+        "name",
+        "pidfile",
+        "serial",
+        "smp",
+        "timeline",
+    )
+
+    def __init__(self) -> None:
+        self.accel = "auto"
+        self.append: str | None = None
+        self.daemonize = False
+        self.discovery = "auto"
+        self.freeze = False
+        self.given: list[tuple[str, str]] = []  # name and value, as written
+        self.help = False
+        self.initrd = ""
+        self.kernel = ""
+        self.log: str | None = None
+        self.memory = 256 * MIB
+        self.name = ""
+        self.pidfile = ""
+        self.serial = ""
+        self.smp = 1
+        self.timeline: str | None = None
+
+
+def pairs(option: str, text: str, first: str) -> list[tuple[str, str]]:
+    """Split `key=value,...`; a first word without `=` is the value of `first`."""
+    result: list[tuple[str, str]] = []
+    for index, word in enumerate(text.split(",")):
+        key, equals, value = word.partition("=")
+        if not equals and index == 0:
+            key, value = first, word
+        if any(key == seen for seen, _ in result):
+            raise ConfigError(f"{option} {text}: {key} is given twice; give it once")
+        result.append((key, value))
+    return result
+
+
+def parse_size(option: str, text: str) -> int:
+    """Return the bytes that `256`, `256M` or `1G` stands for (MiB where no unit is given)."""
+    number, unit = text, "M"
+    if text[-1:] in "MmGg" and text:
+        number, unit = text[:-1], text[-1].upper()
+    if not (number.isascii() and number.isdigit() and len(number) < 10):
+        raise ConfigError(f"{option} {text}: not a size; give one such as 256, 256M or 1G")
+    size = int(number) * (MIB if unit == "M" else 1024 * MIB)
+    if not SIZE_MIN <= size <= SIZE_MAX:
+        raise ConfigError(f"{option} {text}: not between 128M and 512G; give a size in that range")
+    return size
+
+
+def _smp(options: Options, text: str) -> None:
+    given = dict(pairs("-smp", text, "cpus"))
+    count = given.get("cpus", "")
+    if not (count.isascii() and count.isdigit() and 1 <= int(count[:9]) <= VCPUS_MAX):
+        raise ConfigError(f"-smp {text}: the vCPU count is a number from 1 to {VCPUS_MAX}")
+    # The guest sees one socket of single-threaded cores; other words may only agree with that.
+    shape = {"maxcpus": count, "cores": count}
+    for key, value in given.items():
+        if key in ("sockets", "dies", "clusters", "threads", "maxcpus", "cores"):
+            if value != shape.get(key, "1"):
+                raise ConfigError(
+                    f"-smp {text}: {key} can only be {shape.get(key, '1')}: "
+                    "the guest sees one socket of single-threaded cores"
+                )
+        elif key != "cpus":
+            raise ConfigError(f"-smp {text}: no such member as {key}; give -smp cpus=N")
+    options.smp = int(count)
+
+
+def _memory(options: Options, text: str) -> None:
+    given = pairs("-m", text, "size")
+    if [key for key, _ in given] != ["size"]:
+        raise ConfigError(f"-m {text}: give -m [size=]N[M|G]")
+    options.memory = parse_size("-m", given[0][1])
+
+
+def _machine(options: Options, text: str) -> None:
+    for key, value in pairs("-machine", text, "type"):
+        if key == "type":
+            if value.lower() != "microvm":
+                raise ConfigError(f"-machine {text}: the only machine type is microvm")
+        elif key == "discovery":
+            options.discovery = _one_of("-machine discovery", value, DISCOVERIES)
+        elif key == "accel":
+            _accel(options, value)
+        elif key in ("dump-guest-core", "mem-share", "usb"):
+            _one_of(f"-machine {key}", value, _TRUE + _FALSE)
+        else:
+            raise ConfigError(f"-machine {text}: no such member as {key}; see pyvirt run -help")
+
+
+def _one_of(option: str, value: str, accepted: tuple[str, ...]) -> str:
+    if value not in accepted:
+        raise ConfigError(f"{option} {value}: not one of {', '.join(accepted)}")
+    return value
+
+
+def _accel(options: Options, text: str) -> None:
+    options.accel = _one_of("-accel", text, ACCELERATORS)
+
+
+def _name(options: Options, text: str) -> None:
+    if len(text) > _NAME_MAX:
+        raise ConfigError(f"-name: {len(text)} characters, {_NAME_MAX} is the most; shorten it")
+    options.name = text
+
+
+def _file(field: str) -> Callable[[Options, str], None]:
+    def store(options: Options, text: str) -> None:
+        if not text:
+            raise ConfigError(f"-{field}: an empty file name; name a file")
+        setattr(options, field, text)
+
+    return store
+
+
+def _text(field: str) -> Callable[[Options, str], None]:
+    def store(options: Options, text: str) -> None:
+        setattr(options, field, text)
+
+    return store
+
+
+def _flag(field: str) -> Callable[[Options, str], None]:
+    def store(options: Options, _: str) -> None:
+        setattr(options, field, True)
+
+    return store
+
+
+class Option:
+    """One option: its value as the help shows it, "" for none, in brackets when it may miss."""
+
+    __slots__ = ("doc", "name", "store", "value")
+
+    def __init__(
+        self, name: str, value: str, doc: str, store: Callable[[Options, str], None]
+    ) -> None:
+        self.name = name
+        self.value = value
+        self.doc = doc
+        self.store = store
+
+
+TABLE = (
+    Option("kernel", "FILE", "bzImage, ELF vmlinux or raw vmlinux.bin", _file("kernel")),
+    Option("initrd", "FILE", "initial RAM disk", _file("initrd")),
+    Option("append", "TEXT", "kernel command line; several words may follow", _text("append")),
+    Option("smp", "[cpus=]N", "vCPUs, 1 to 254 (default 1)", _smp),
+    Option(
+        "m", "[size=]N[M|G]", "memory, 128M to 512G, MiB without a unit (default 256M)", _memory
+    ),
+    Option(
+        "serial",
+        "BACKEND",
+        "the guest's ttyS0: stdio (default), none, pty, file,path=FILE or "
+        "socket,path=PATH,server,nowait",
+        _text("serial"),
+    ),
+    Option(
+        "machine",
+        "[type=]microvm[,discovery=auto|acpi|cmdline]",
+        "how the guest finds its devices",
+        _machine,
+    ),
+    Option("accel", "auto|kvm|lab", "this host's KVM, the nested lab, or whichever works", _accel),
+    Option("name", "TEXT", "name of the machine, at most 255 characters", _name),
+    Option("S", "", "start paused (also -freeze)", _flag("freeze")),
+    Option("daemonize", "", "go to the background when the guest has started", _flag("daemonize")),
+    Option("pidfile", "FILE", "write the monitor's process id there", _file("pidfile")),
+    Option("D", "[FILE]", "append messages to FILE; without it to stderr", _text("log")),
+    Option(
+        "timeline",
+        "[=FILE.svg]",
+        "at the end, show where the time went: a table on stderr, or a picture",
+        _text("timeline"),
+    ),
+)
+_ALIASES = {"freeze": "S"}
+_BY_NAME = {option.name: option for option in TABLE}
+
+
+def _take_value(option: Option, argv: list[str], at: int) -> tuple[str, int]:
+    """Return the value of the option whose name is at argv[at - 1], and where to go on."""
+    if not option.value or option.value.startswith("[="):
+        return "", at
+    present = at < len(argv) and not (option.value.startswith("[") and argv[at].startswith("-"))
+    if option.name == "append" and present:
+        end = at + 1
+        while end < len(argv) and not argv[end].startswith("-"):
+            end += 1
+        return " ".join(argv[at:end]), end
+    if present:
+        return argv[at], at + 1
+    if option.name == "D":
+        return "", at
+    raise ConfigError(f"-{option.name}: needs a value, {option.value}")
+
+
+def parse(argv: list[str]) -> Options:
+    """Return what the words after `pyvirt run` ask for; ConfigError names the one at fault."""
+    options = Options()
+    seen: set[str] = set()
+    at = 0
+    while at < len(argv):
+        word = argv[at]
+        at += 1
+        if not word.startswith("-"):
+            raise ConfigError(f"{word}: not an option; pyvirt run -help lists them")
+        name, equals, value = word.removeprefix("-").removeprefix("-").partition("=")
+        name = _ALIASES.get(name, name)
+        if name in _HELP:
+            options.help = True
+            continue
+        if name in _IGNORED:
+            continue
+        option = _BY_NAME.get(name)
+        if option is None:
+            raise ConfigError(f"{word}: no such option; pyvirt run -help lists them")
+        if name in seen:
+            raise ConfigError(f"-{name}: given twice; give it once")
+        seen.add(name)
+        if equals and not option.value:
+            raise ConfigError(f"-{name}: takes no value; leave {value} out")
+        if not equals:
+            value, at = _take_value(option, argv, at)
+        option.store(options, value)
+        options.given.append((name, value))
+    _check_together(options)
+    return options
+
+
+def _check_together(options: Options) -> None:
+    if options.initrd and not options.kernel:
+        raise ConfigError(f"-initrd {options.initrd}: needs a -kernel to go with it")
+    if options.daemonize and options.serial == "stdio":
+        raise ConfigError("-serial stdio: not with -daemonize; use -serial file,path=FILE or none")
+
+
+def usage() -> str:
+    """Return the help text, made from the table."""
+    lines = ["usage: pyvirt run [OPTIONS]", "", "Without -kernel, a small Debian guest to a shell."]
+    for option in TABLE:
+        left = f"-{option.name}" + (
+            option.value if option.value.startswith("[=") else f" {option.value}"
+        )
+        left = f"  {left.rstrip()}"
+        lines.append(f"{left}\n      {option.doc}")
+    lines += [
+        "",
+        "exit status: 0 the guest ended or was told to, 1 the monitor failed, 2 usage,",
+        "             or the value that the guest wrote to port 0xf4",
+        "",
+    ]
+    return "\n".join(lines)

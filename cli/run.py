@@ -1,0 +1,154 @@
+"""`pyvirt run`: boot a guest and stay with it to its end.
+
+What is imported at the top here is on the start-up path: the standard library's light modules
+and our own (tests/unit/test_imports.py holds the list).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+
+from ..devices.serial import Serial, parse_backend
+from ..devices.terminal import RawTerminal
+from ..vmm import layout
+from ..vmm.config import MachineConfig
+from ..vmm.log import Log
+from ..vmm.machine import HOST, End, Machine
+from . import options as run_options
+from .daemon import PidFile, daemonize
+from .timeline import Timeline
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .options import Options
+
+_CMDLINE = "console=ttyS0 panic=-1"
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# What is still in the serial port at the end is given this long to reach its reader.
+_FLUSH_MS = 1000
+
+
+def _use_lab(options: Options) -> str:
+    """Return why the guest must run in the lab, "" when it need not."""
+    if options.accel == "kvm":
+        return ""
+    if options.accel == "lab":
+        return "asked for"
+    from .accel import kvm_failure
+
+    return kvm_failure()
+
+
+def _with_default_guest(argv: list[str], options: Options) -> Options:
+    """Return `options` completed by the guest that runs when none is named."""
+    from ..harness.guest import default
+
+    kernel, initrd = default.default()
+    words = ["-kernel", str(kernel), "-initrd", str(initrd)]
+    if options.append is None:
+        words += ["-append", default.CMDLINE]
+    return run_options.parse(argv + words)
+
+
+def _config(options: Options) -> MachineConfig:
+    return MachineConfig(
+        options.kernel,
+        initrd=options.initrd,
+        cmdline=_CMDLINE if options.append is None else options.append,
+        vcpus=options.smp,
+        memory=options.memory,
+        name=options.name,
+        discovery=options.discovery,
+        frozen=options.freeze,
+    )
+
+
+class _Events:
+    """What may end a run from outside: signals and the terminal's escape; owns its descriptors."""
+
+    def __init__(self) -> None:
+        self.quit_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._signal_fd, self._wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        for number in _END_SIGNALS:
+            signal.signal(number, lambda *_: None)
+
+    def wait(self, machine: Machine) -> None:
+        """Return when the machine has ended; end it when somebody asks for that."""
+        poll = select.poll()
+        for fd in (machine.ended_fd, self.quit_fd, self._signal_fd):
+            poll.register(fd, select.POLLIN)
+        while machine.end is None:
+            for fd, _ in poll.poll():
+                if fd == self.quit_fd or (fd == self._signal_fd and self._asks_to_end()):
+                    machine.finish(End(HOST))
+
+    def _asks_to_end(self) -> bool:
+        return any(number in _END_SIGNALS for number in os.read(self._signal_fd, 64))
+
+
+def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
+    """Run the guest on this host's KVM; return the exit status."""
+    backend = parse_backend(options.serial or ("none" if options.daemonize else "stdio"))
+    started = daemonize() if options.daemonize else lambda: None
+    events = _Events()
+    with PidFile(options.pidfile):
+        machine = Machine(_config(options), log, timeline.mark)
+        try:
+            machine.load()
+            line = machine.interrupt_line(layout.COM1_IRQ)
+            serial = Serial(backend, irq_fd=line.fd, quit_fd=events.quit_fd)
+            try:
+                serial.attach(machine.bus, layout.COM1)
+                with RawTerminal(serial.uses_terminal):
+                    serial.start()
+                    machine.start()
+                    started()
+                    events.wait(machine)
+                    machine.join()
+                    serial.flush(_FLUSH_MS)
+                timeline.mark("first-run", machine.first_run_ns())
+                timeline.mark("first-byte", serial.first_output_ns())
+            finally:
+                machine.close()
+                serial.close()
+        finally:
+            machine.close()
+    assert machine.end is not None
+    log.info(f"ended: {machine.end.reason}")
+    return machine.end.status
+
+
+def _show(timeline: Timeline, where: str) -> None:
+    if where:
+        with open(where, "w", encoding="utf-8") as file:
+            file.write(timeline.svg())
+    else:
+        sys.stderr.write(timeline.table())
+
+
+def main(argv: list[str]) -> int:
+    """Run `pyvirt run` with the words after it; return the exit status."""
+    timeline = Timeline()
+    timeline.mark("imports")
+    options = run_options.parse(argv)
+    if options.help:
+        sys.stdout.write(run_options.usage())
+        return 0
+    log = Log()
+    if options.log:
+        log.open(options.log)
+    if not options.kernel:
+        options = _with_default_guest(argv, options)
+    reason = _use_lab(options)
+    if reason:
+        from . import run_in_lab
+
+        return run_in_lab.run(options, reason)
+    status = _run_here(options, log, timeline)
+    if options.timeline is not None:
+        _show(timeline, options.timeline)
+    return status

@@ -1,0 +1,61 @@
+"""`pyvirt run` where this host's KVM cannot run the guest: the same command line, in the lab.
+
+Files named on it are the same files there. A Unix socket is not: it is made inside the lab and
+its path on this host is forwarded to it. Background and pid file are this host's affair.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ..devices.serial import parse_backend
+from ..harness import lab
+from .daemon import PidFile, daemonize
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .options import Options
+
+# The lab needs room for its own kernel beside the guest's memory.
+_LAB_MIB = 1024
+_LAB_MIB_MIN = 2048
+_HANDLED_HERE = ("accel", "daemonize", "pidfile", "append")
+
+
+def _words(options: Options, forward: list[tuple[str, str]]) -> list[str]:
+    """Return the command line for the lab; sockets on it are added to `forward`."""
+    words = ["-accel", "kvm"]
+    for name, value in options.given:
+        if name in _HANDLED_HERE:
+            continue
+        if name == "serial" and (path := parse_backend(value).socket_path):
+            inside = f"{lab.SOCKETS}/{len(forward)}.sock"
+            forward.append((path, inside))
+            words.append(f"-serial=socket,path={inside},server,nowait")
+        else:
+            words.append(f"-{name}={value}" if value else f"-{name}")
+    if options.append is not None:
+        # Last, because every word that follows it belongs to it.
+        words += ["-append", options.append]
+    return words
+
+
+def run(options: Options, reason: str) -> int:
+    """Run the guest in the lab; return pyvirt's exit status there."""
+    if options.accel == "auto":
+        sys.stderr.write(f"pyvirt: running in the nested lab, because: {reason}\n")
+        sys.stderr.flush()
+    forward: list[tuple[str, str]] = []
+    words = _words(options, forward)
+    environment = {k: v for k, v in os.environ.items() if k != "PYVIRT_EXEC_NS"}
+    started = daemonize() if options.daemonize else lambda: None
+    with PidFile(options.pidfile):
+        started()
+        return lab.run(
+            [os.path.abspath(sys.argv[0]), "run", *words],
+            cwd=os.getcwd(),
+            env=environment,
+            forward=forward,
+            memory_mib=max(options.memory // (1 << 20) + _LAB_MIB, _LAB_MIB_MIN),
+        )

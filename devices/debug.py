@@ -1,0 +1,51 @@
+"""Two ports for people who run guests: debug exit, and boot timer.
+
+Each calls back on the writing vCPU's thread.
+"""
+
+from __future__ import annotations
+
+from .power import ONES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class DebugExit:
+    """Port 0xf4 as with QEMU's isa-debug-exit, but the value itself is the exit status."""
+
+    SIZE = 4
+
+    __slots__ = ("_on_exit",)
+
+    def __init__(self, on_exit: Callable[[int], None]) -> None:
+        self._on_exit = on_exit
+
+    def read(self, offset: int, size: int) -> int:
+        """Nothing to read."""
+        return ONES
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """End the guest; an exit status has eight bits."""
+        self._on_exit(value & 0xFF)
+
+
+class BootTimer:
+    """A port that the guest's init writes when it runs; the value tells stages apart."""
+
+    SIZE = 1
+    INIT = 1
+
+    __slots__ = ("_on_stage",)
+
+    def __init__(self, on_stage: Callable[[int], None]) -> None:
+        self._on_stage = on_stage
+
+    def read(self, offset: int, size: int) -> int:
+        """Nothing to read."""
+        return ONES
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Report the stage."""
+        self._on_stage(value & 0xFF)

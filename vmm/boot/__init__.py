@@ -1,0 +1,1 @@
+"""Putting a guest kernel into memory and a vCPU at its door."""

@@ -1,0 +1,89 @@
+"""What every kind of kernel file comes to once it is in guest memory, and the file itself.
+
+The loaders (bzimage, elf, raw) read a `KernelFile` and return a `Kernel`; an unfit file is a
+ConfigError that says what it is instead and what would do.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from ...errors import ConfigError
+
+LINUX64 = "linux64"  # long mode, RSI = zero page (Documentation/arch/x86/boot.rst)
+PVH = "pvh"  # 32-bit protected mode, EBX = start info (xen/include/public/arch-x86/hvm)
+
+# COMMAND_LINE_SIZE of Linux/x86 less its final zero, where no header says otherwise.
+CMDLINE_MAX = 2047
+# Where Linux accepts an initrd when no header says otherwise.
+INITRD_MAX = 0x7FFF_FFFF
+
+
+class Kernel:
+    """A kernel in guest memory: how to enter it and what it asks for."""
+
+    __slots__ = ("cmdline_max", "end", "entry", "header", "initrd_max", "protocol")
+
+    def __init__(
+        self,
+        protocol: str,
+        entry: int,
+        end: int,
+        *,
+        header: bytes = b"",
+        cmdline_max: int = CMDLINE_MAX,
+        initrd_max: int = INITRD_MAX,
+    ) -> None:
+        """`end` is the first address that the kernel leaves free; `header` goes into the zero page.
+
+        `cmdline_max` is in bytes without the final zero, `initrd_max` the highest address that
+        the initrd's last byte may have.
+        """
+        self.protocol = protocol
+        self.entry = entry
+        self.end = end
+        self.header = header
+        self.cmdline_max = cmdline_max
+        self.initrd_max = initrd_max
+
+
+class KernelFile:
+    """An open file named by an option; owns its descriptor (use as a context manager)."""
+
+    __slots__ = ("fd", "head", "option", "path", "size")
+
+    def __init__(self, option: str, path: str) -> None:
+        """Open `path`; ConfigError names `option` when it is no readable regular file."""
+        self.option = option
+        self.path = path
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self.error(f"{error.strerror}; name a file that can be read") from None
+        info = os.fstat(self.fd)
+        self.size = info.st_size
+        if not stat.S_ISREG(info.st_mode):
+            os.close(self.fd)
+            raise self.error("not a regular file; name one")
+        self.head = self.read(0, 4096)
+
+    def __enter__(self) -> KernelFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes; fewer only at the end of the file."""
+        return os.pread(self.fd, length, offset)
+
+    def error(self, problem: str) -> ConfigError:
+        """Return the error that says `problem` of this file."""
+        return ConfigError(f"{self.option} {self.path}: {problem}")
+
+    def truncated(self, wanted: int) -> ConfigError:
+        """Return the error for a file that ends before byte `wanted`."""
+        return self.error(
+            f"truncated: {self.size} bytes where its header says {wanted}; copy it again"
+        )

@@ -1,0 +1,79 @@
+"""From files to a guest ready to start: kernel, initrd, command line, tables, boot vCPU."""
+
+from __future__ import annotations
+
+from ...errors import ConfigError
+from .. import layout
+from ..config import MachineConfig
+from ..memory import GuestMemory
+from . import acpi, bzimage, elf, entry, mptable, params, raw
+from .kernel import PVH, Kernel, KernelFile
+
+_PAGE = 4096
+
+
+def _load_kernel(path: str, memory: GuestMemory) -> Kernel:
+    with KernelFile("-kernel", path) as file:
+        try:
+            if bzimage.recognises(file):
+                return bzimage.load(file, memory)
+            if elf.recognises(file):
+                return elf.load(file, memory)
+            return raw.load(file, memory)
+        except EOFError:
+            raise file.error("became shorter while it was read; try again") from None
+
+
+def _load_initrd(path: str, memory: GuestMemory, kernel: Kernel) -> tuple[int, int]:
+    """Put the initrd as high as the kernel allows; return its address and size."""
+    with KernelFile("-initrd", path) as file:
+        if file.size == 0:
+            raise file.error("empty; name a cpio archive")
+        ceiling = min(memory.regions[0][1], kernel.initrd_max + 1)
+        address = (ceiling - file.size) & ~(_PAGE - 1)
+        if address < kernel.end:
+            wanted = (kernel.end + file.size + _PAGE >> 20) + 1
+            mend = (
+                f"raise -m to {wanted} or more" if wanted << 20 <= layout.GAP_START else "shrink it"
+            )
+            raise file.error(
+                f"{file.size} bytes do not fit between the kernel's end at {kernel.end:#x} "
+                f"and {ceiling:#x}; {mend}"
+            )
+        try:
+            memory.load(address, file.fd, 0, file.size)
+        except EOFError:
+            raise file.error("became shorter while it was read; try again") from None
+        return address, file.size
+
+
+def _write_cmdline(text: str, memory: GuestMemory, kernel: Kernel) -> None:
+    data = text.encode()
+    if len(data) > kernel.cmdline_max:
+        raise ConfigError(
+            f"-append: {len(data)} bytes, the kernel takes {kernel.cmdline_max}; shorten it"
+        )
+    memory.write(layout.CMDLINE, data + b"\0")
+
+
+def _write_tables(config: MachineConfig, memory: GuestMemory) -> int:
+    """Write the MP table, and ACPI where asked for; return the RSDP's address or 0."""
+    memory.write(layout.MPTABLE, mptable.build(config.vcpus))
+    if config.discovery == "cmdline":
+        return 0
+    tables, rsdp = acpi.build(vcpus=config.vcpus, devices=())
+    memory.write(layout.ACPI, tables)
+    return rsdp
+
+
+def load(config: MachineConfig, memory: GuestMemory, boot_vcpu_fd: int) -> None:
+    """Load the guest that `config` names; ConfigError names the option that is at fault."""
+    kernel = _load_kernel(config.kernel, memory)
+    initrd = _load_initrd(config.initrd, memory, kernel) if config.initrd else (0, 0)
+    _write_cmdline(config.cmdline, memory, kernel)
+    rsdp = _write_tables(config, memory)
+    if kernel.protocol == PVH:
+        params.start_info(memory, initrd, rsdp)
+    else:
+        params.zero_page(memory, kernel, initrd, kernel.cmdline_max, rsdp)
+    entry.prepare(memory, boot_vcpu_fd, kernel)

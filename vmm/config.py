@@ -1,0 +1,38 @@
+"""What a machine is made from; parsed once at the edge, never changed after."""
+
+from __future__ import annotations
+
+VCPUS_MAX = 254
+DISCOVERIES = ("auto", "acpi", "cmdline")
+
+
+class MachineConfig:
+    """One machine. Every value has been checked by who made it (cli/options.py)."""
+
+    __slots__ = ("cmdline", "discovery", "frozen", "initrd", "kernel", "memory", "name", "vcpus")
+
+    def __init__(
+        self,
+        kernel: str,
+        *,
+        initrd: str = "",
+        cmdline: str = "",
+        vcpus: int = 1,
+        memory: int = 256 << 20,
+        name: str = "",
+        discovery: str = "auto",
+        frozen: bool = False,
+    ) -> None:
+        """`memory` is in bytes, 128 MiB to 512 GiB; `vcpus` 1 to 254; `frozen` starts paused.
+
+        `discovery` says how the guest finds its devices: `acpi`, `cmdline` (with an MP table
+        and no ACPI), or `auto`, which is ACPI.
+        """
+        self.kernel = kernel
+        self.initrd = initrd
+        self.cmdline = cmdline
+        self.vcpus = vcpus
+        self.memory = memory
+        self.name = name
+        self.discovery = discovery
+        self.frozen = frozen

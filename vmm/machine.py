@@ -1,0 +1,264 @@
+"""One virtual machine and its life: created, running or paused, ended.
+
+Threads: each vCPU has one; it runs the guest in C without the GIL and comes here only for exits
+that end the guest. Every other method may be called from any thread but a vCPU's, one caller at
+a time, unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from ..devices.debug import BootTimer, DebugExit
+from ..devices.power import I8042, AcpiPower
+from ..errors import ConfigError, GuestError, PyvirtError
+from ..native import ffi, lib
+from . import bus, cpuid, kvm, layout, report
+from .boot import loader
+from .interrupts import InterruptLine
+from .memory import GuestMemory
+from .vcpu import Vcpu, supported_cpuid
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .config import MachineConfig
+    from .log import Log
+
+RUNNING, PAUSED, ENDED = "running", "paused", "ended"
+
+
+class End:
+    """Why a machine ended, and the exit status that goes with it."""
+
+    __slots__ = ("reason", "status")
+
+    def __init__(self, reason: str, status: int = 0) -> None:
+        """`reason` is one of the words below, as logs and tools show it."""
+        self.reason = reason
+        self.status = status
+
+
+GUEST_SHUTDOWN = "guest-shutdown"  # ACPI S5
+GUEST_RESET = "guest-reset"  # ACPI reset register, i8042
+DEBUG_EXIT = "debug-exit"
+TRIPLE_FAULT = "triple-fault"
+CRASH = "crash"  # an exit that cannot be handled, or a fault of the monitor's
+HOST = "host"  # asked for from outside
+
+
+class Machine:
+    """A VM with its memory, vCPUs and devices; owns all of them until `close`."""
+
+    def __init__(
+        self, config: MachineConfig, log: Log, mark: Callable[[str], None], device: str = kvm.DEVICE
+    ) -> None:
+        """Create the VM and its fixed devices; `mark` is told of each stage of the start.
+
+        ConfigError or KvmError; nothing stays behind then.
+        """
+        self.config = config
+        self.end: End | None = None
+        self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.bus = bus.Bus()
+        self.vcpus: list[Vcpu] = []
+        self.memory: GuestMemory | None = None
+        self._log = log
+        self._mark = mark
+        self._lines: list[InterruptLine] = []
+        self._threads: list[threading.Thread] = []
+        self._state = PAUSED
+        self._change = threading.Condition()
+        self._parked = 0
+        self._vm_fd = -1
+        self._kvm_fd = kvm.open_device(device)
+        try:
+            self._create()
+        except BaseException:
+            self.close()
+            raise
+
+    def _create(self) -> None:
+        lacking = kvm.missing(self._kvm_fd)
+        if lacking:
+            raise PyvirtError(f"this KVM lacks {', '.join(lacking)}; run pyvirt doctor")
+        self._check_vcpus()
+        self._vm_fd = kvm.CREATE_VM(self._kvm_fd)
+        kvm.SET_IDENTITY_MAP_ADDR(self._vm_fd, ffi.new("uint64_t *", layout.KVM_IDENTITY_MAP))
+        kvm.SET_TSS_ADDR(self._vm_fd, layout.KVM_TSS)
+        kvm.CREATE_IRQCHIP(self._vm_fd)
+        pit = ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY})
+        kvm.CREATE_PIT2(self._vm_fd, pit)
+        self.memory = GuestMemory(self.config.memory)
+        self.memory.register(self._vm_fd)
+        self._create_vcpus()
+        self._add_devices()
+        self._mark("vm-ready")
+
+    def _check_vcpus(self) -> None:
+        limit = kvm.extension(self._kvm_fd, "KVM_CAP_MAX_VCPUS") or 4
+        if self.config.vcpus > limit:
+            raise ConfigError(f"-smp {self.config.vcpus}: this KVM runs at most {limit}; lower it")
+
+    def _create_vcpus(self) -> None:
+        supported = supported_cpuid(self._kvm_fd)
+        deadline = kvm.extension(self._kvm_fd, "KVM_CAP_TSC_DEADLINE_TIMER") != 0
+        run_size = kvm.GET_VCPU_MMAP_SIZE(self._kvm_fd)
+        count = self.config.vcpus
+        for index in range(count):
+            vcpu = Vcpu(self._vm_fd, index, run_size, self.bus)
+            self.vcpus.append(vcpu)
+            tsc_khz = kvm.GET_TSC_KHZ(vcpu.fd)
+            vcpu.set_cpuid(
+                cpuid.for_vcpu(
+                    supported, vcpu=index, vcpus=count, tsc_khz=tsc_khz, deadline=deadline
+                )
+            )
+            vcpu.reset()
+
+    def _add_devices(self) -> None:
+        def end(reason: str) -> Callable[[], None]:
+            return lambda: self.finish(End(reason))
+
+        pio = bus.PIO
+        power = AcpiPower(end(GUEST_SHUTDOWN), end(GUEST_RESET))
+        self.bus.add(pio, layout.SLEEP_CONTROL, power.SIZE, power)
+        self.bus.add(pio, I8042.PORT, 1, I8042(end(GUEST_RESET)))
+        exit_port = DebugExit(lambda value: self.finish(End(DEBUG_EXIT, value)))
+        self.bus.add(pio, layout.DEBUG_EXIT, exit_port.SIZE, exit_port)
+        timer = BootTimer(self._on_boot_stage)
+        self.bus.add(pio, layout.BOOT_TIMER, timer.SIZE, timer)
+
+    def _on_boot_stage(self, stage: int) -> None:
+        if stage == BootTimer.INIT:
+            self._mark("init")
+
+    def interrupt_line(self, gsi: int) -> InterruptLine:
+        """Return a new edge-triggered line; the machine closes it."""
+        line = InterruptLine(self._vm_fd, gsi)
+        self._lines.append(line)
+        return line
+
+    def load(self) -> None:
+        """Load the guest that the configuration names."""
+        assert self.memory is not None
+        loader.load(self.config, self.memory, self.vcpus[0].fd)
+        self._mark("kernel-loaded")
+
+    def start(self) -> None:
+        """Start the vCPU threads; the guest runs unless the configuration says `frozen`."""
+        self._state = PAUSED if self.config.frozen else RUNNING
+        for vcpu in self.vcpus:
+            thread = threading.Thread(
+                target=self._run_vcpu, args=(vcpu,), name=f"vcpu{vcpu.index}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    @property
+    def state(self) -> str:
+        """Return RUNNING, PAUSED or ENDED; any thread."""
+        return self._state
+
+    def pause(self) -> None:
+        """Stop all vCPUs between two instructions; return when they stand.
+
+        No exit is lost: what a vCPU was doing is complete. Nothing happens when paused or ended.
+        """
+        with self._change:
+            if self._state != RUNNING:
+                return
+            self._state = PAUSED
+            self._kick()
+            self._change.wait_for(
+                lambda: self._parked == len(self._threads) or self._state == ENDED
+            )
+
+    def resume(self) -> None:
+        """Let a paused guest run on."""
+        with self._change:
+            if self._state == PAUSED:
+                self._state = RUNNING
+                self._change.notify_all()
+
+    def finish(self, end: End) -> None:
+        """End the machine for the reason given; the first reason holds. Any thread."""
+        with self._change:
+            if self._state == ENDED:
+                return
+            self.end = end
+            self._state = ENDED
+            self._mark("end")
+            self._kick()
+            self._change.notify_all()
+        os.eventfd_write(self.ended_fd, 1)
+
+    def join(self) -> None:
+        """Wait for the vCPU threads of an ended machine."""
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+    def close(self) -> None:
+        """End the machine if need be and give everything back."""
+        self.finish(End(HOST))
+        self.join()
+        for vcpu in self.vcpus:
+            vcpu.close()
+        self.vcpus.clear()
+        for line in self._lines:
+            line.close()
+        self._lines.clear()
+        for fd in (self._vm_fd, self._kvm_fd, self.ended_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._vm_fd = self._kvm_fd = self.ended_fd = -1
+        if self.memory is not None:
+            self.memory.close()
+            self.memory = None
+
+    def first_run_ns(self) -> int:
+        """Return CLOCK_MONOTONIC at the boot vCPU's first KVM_RUN, 0 before it."""
+        stats = ffi.new("struct pv_vcpu_stats *")
+        lib.pv_vcpu_read_stats(self.vcpus[0].handle, stats)
+        return int(stats.first_run_ns)
+
+    def _kick(self) -> None:
+        for vcpu in self.vcpus:
+            vcpu.kick()
+
+    def _may_run(self) -> bool:
+        """Park a vCPU thread while the machine is paused; False: the machine has ended."""
+        with self._change:
+            while self._state == PAUSED:
+                self._parked += 1
+                self._change.notify_all()
+                self._change.wait()
+                self._parked -= 1
+            return self._state == RUNNING
+
+    def _run_vcpu(self, vcpu: Vcpu) -> None:
+        try:
+            while self._may_run():
+                reason = vcpu.run()
+                if reason != lib.KVM_EXIT_INTR:
+                    self._judge(vcpu, reason)
+        except PyvirtError as error:
+            self._log.error(f"vCPU {vcpu.index}: {error}\n{report.registers(vcpu)}")
+            self.finish(End(CRASH, 1))
+        except Exception as error:  # noqa: BLE001  (a fault of ours ends this guest, in one line)
+            self._log.error(f"vCPU {vcpu.index}: {type(error).__name__}: {error}; please report")
+            self.finish(End(CRASH, 1))
+
+    def _judge(self, vcpu: Vcpu, reason: int) -> None:
+        """Handle an exit that no device serves: each of them ends the guest."""
+        if reason == lib.KVM_EXIT_SHUTDOWN:
+            end = End(TRIPLE_FAULT, 1)
+            error = GuestError("the guest triple-faulted")
+        else:
+            end = End(CRASH, 1)
+            error = GuestError(report.describe_exit(vcpu, reason))
+        self._log.error(f"vCPU {vcpu.index}: {error}\n{report.registers(vcpu)}")
+        self.finish(end)
