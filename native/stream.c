@@ -1,0 +1,116 @@
+#include "stream_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* PIPE_BUF's floor would fit a pipe; a terminal says "writable" when it has room for less. */
+#define GUARDED_MAX 64
+
+static bool is_pty_master(int fd)
+{
+	unsigned int number;
+
+	return ioctl(fd, TIOCGPTN, &number) == 0;
+}
+
+static int open_anew(int fd, int access_mode)
+{
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return open(path, access_mode | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+}
+
+int pv_stream_open(struct pv_stream *stream, int fd, int direction)
+{
+	int access_mode = direction == PV_STREAM_WRITE ? O_WRONLY : O_RDONLY;
+	struct stat status;
+	int flags;
+	bool waits;
+
+	*stream = (struct pv_stream){.fd = -1};
+	if (fd < 0)
+		return 0;
+	flags = fcntl(fd, F_GETFL);
+	if (flags < 0 || fstat(fd, &status) < 0)
+		return -errno;
+	if ((flags & O_ACCMODE) != access_mode && (flags & O_ACCMODE) != O_RDWR)
+		return -EBADF;
+
+	stream->socket = S_ISSOCK(status.st_mode);
+	stream->pty_master = S_ISCHR(status.st_mode) && is_pty_master(fd);
+	waits = S_ISFIFO(status.st_mode) || (S_ISCHR(status.st_mode) && isatty(fd));
+	if (waits && !(flags & O_NONBLOCK)) {
+		/* To open a pty's master again would make another pty. */
+		if (!stream->pty_master)
+			stream->fd = open_anew(fd, access_mode);
+		stream->guarded = stream->fd < 0;
+	}
+	if (stream->fd < 0)
+		stream->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	return stream->fd < 0 ? -errno : 0;
+}
+
+static bool ready(int fd, short events)
+{
+	struct pollfd pollfd = {.fd = fd, .events = events};
+
+	return poll(&pollfd, 1, 0) == 1;
+}
+
+int64_t pv_stream_read(const struct pv_stream *stream, uint8_t *data, uint32_t size)
+{
+	ssize_t count;
+	int state;
+
+	if (stream->socket) {
+		count = recv(stream->fd, data, size, MSG_DONTWAIT);
+	} else if (!stream->guarded) {
+		count = read(stream->fd, data, size);
+	} else {
+		if (!ready(stream->fd, POLLIN))
+			return -EAGAIN;
+		pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &state);
+		count = read(stream->fd, data, size);
+		pthread_setcancelstate(state, NULL);
+	}
+	if (count >= 0)
+		return count;
+	return errno == EINTR ? -EAGAIN : -errno;
+}
+
+int64_t pv_stream_write(const struct pv_stream *stream, const uint8_t *data, uint32_t size)
+{
+	ssize_t count;
+	int state;
+
+	if (stream->socket) {
+		count = send(stream->fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+	} else if (!stream->guarded) {
+		count = write(stream->fd, data, size);
+	} else {
+		if (!ready(stream->fd, POLLOUT))
+			return -EAGAIN;
+		pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &state);
+		count = write(stream->fd, data, size < GUARDED_MAX ? size : GUARDED_MAX);
+		pthread_setcancelstate(state, NULL);
+	}
+	if (count >= 0)
+		return count;
+	return errno == EINTR ? -EAGAIN : -errno;
+}
+
+void pv_stream_close(struct pv_stream *stream)
+{
+	if (stream->fd >= 0)
+		close(stream->fd);
+	stream->fd = -1;
+}
