@@ -1,1 +1,8 @@
-"""The nested lab: a TCG machine with AMD SVM in which pyvirt finds a real KVM."""
+"""The nested lab: a machine emulated in software whose stock kernel has a real KVM.
+
+`run` boots it and runs one command in it; the other modules are its parts.
+"""
+
+from .session import run
+
+__all__ = ["run"]

@@ -1,0 +1,67 @@
+"""What the lab boots: Debian's generic kernel, and an initramfs with modules and the agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ...errors import BackendError
+from .. import cache
+from ..guest import initramfs, kernel
+from ..guest.tool import run
+
+# The transports, the root file system and the agent's port; KVM; what networks need.
+MODULES = (
+    *("virtio_pci", "virtio_console", "9pnet_virtio", "9p"),
+    *("kvm-amd",),
+    *("tun", "vhost_net", "bridge"),
+)
+COMPILER = (
+    "gcc",
+    "-static",
+    "-O2",
+    "-s",
+    "-std=c11",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wconversion",
+)
+_SOURCES = ("agent.c", "mux.c", "mux.h")
+_HERE = Path(__file__).parent
+_COMPILE_TIMEOUT_S = 120.0
+
+
+class Image(NamedTuple):
+    """Two files of the cache: an ELF kernel and its initramfs."""
+
+    kernel: Path
+    initramfs: Path
+
+
+def prepare() -> Image:
+    """Return what to boot, made on first use. Raises BackendError, ConfigError."""
+    found = kernel.find("generic")
+    if found.vmlinux is None:
+        raise BackendError(f"lab: {found.image}: the kernel's ELF file is not in the cache")
+    init = (_HERE / "init.sh").read_text()
+    return Image(
+        found.vmlinux,
+        initramfs.build(found, modules=MODULES, init=init, files={"/bin/agent": agent()}),
+    )
+
+
+def agent() -> Path:
+    """Return the agent, compiled on first use and again when its sources change."""
+    texts = [(_HERE / name).read_bytes() for name in _SOURCES]
+
+    def build(place: Path) -> None:
+        compile_agent(place, COMPILER)
+
+    return cache.entry(f"lab-agent-{cache.digest(' '.join(COMPILER), *texts)}", build)
+
+
+def compile_agent(place: Path, compiler: tuple[str, ...]) -> None:
+    """Compile the agent into the file `place`."""
+    sources = [str(_HERE / name) for name in _SOURCES if name.endswith(".c")]
+    run([*compiler, "-o", str(place), *sources], timeout=_COMPILE_TIMEOUT_S)

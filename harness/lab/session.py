@@ -1,0 +1,116 @@
+"""One command in the lab, from start to end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ...errors import BackendError, ConfigError
+from . import image, qemu
+from .client import Client, Command, LinkClosedError
+from .protocol import TEXT_MAX
+from .signals import Signals
+
+SOCKET_PATH_MAX = 107
+_BACKLOG = 16
+
+
+def run(
+    command: Sequence[str],
+    *,
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    forward: Sequence[tuple[str, str]] = (),
+    memory_mib: int = 4096,
+    cpus: int = 2,
+    timeout: float | None = None,
+) -> int:
+    """Boot the lab, run `command` in it, and return its exit status.
+
+    It runs as root on the host's file system, in `cwd` and with `env` (of this process, if
+    None) and PYVIRT_LAB=1, on this process's stdin, stdout and stderr. The status is 128+N
+    when signal N ended it; 126 or 127 when it could not be started, which stderr then says.
+
+    `forward` is pairs of a path here and the path of a Unix socket in the lab, best on a
+    file system of its own such as /dev/shm: connections to the first, which this makes (mode
+    0600) and removes, are carried to the second. `timeout` is in seconds, from the lab's
+    start.
+
+    In the main thread, SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to the command; a
+    second one, or 10 s without an end, ends the lab. Raises ConfigError for bad values,
+    BackendError when something is missing, the lab fails or time is up.
+    """
+    what = _command(command, cwd, env)
+    qemu.check(memory_mib, cpus)
+    for pair in forward:
+        _check_forward(*pair)
+    lab_image = image.prepare()
+    with contextlib.ExitStack() as resources:
+        signals = resources.enter_context(Signals())
+        listeners = [(resources.enter_context(_listening(h)), p) for h, p in forward]
+        machine = qemu.Machine(lab_image, memory_mib=memory_mib, cpus=cpus)
+        resources.callback(machine.close)
+        client = Client(machine.link, what, signals, forward=listeners, timeout=timeout)
+        try:
+            return client.run()
+        except LinkClosedError:
+            raise BackendError(machine.explain()) from None
+
+
+def _command(command: Sequence[str], cwd: str | None, env: Mapping[str, str] | None) -> Command:
+    if not command:
+        raise ConfigError("lab: no command to run; give one after --")
+    where = str(Path.cwd()) if cwd is None else cwd
+    environment = {**(os.environ if env is None else env), "PYVIRT_LAB": "1"}
+    for text in (*command, where, *(f"{k}={v}" for k, v in environment.items())):
+        if "\0" in text or len(os.fsencode(text)) >= TEXT_MAX:
+            raise ConfigError(
+                f"lab: {text[:40]!r}...: arguments and environment strings have no NUL and are "
+                f"shorter than {TEXT_MAX} bytes"
+            )
+    return Command(list(command), where, environment)
+
+
+def _check_forward(host_path: str, lab_path: str) -> None:
+    option = f"-forward {host_path}={lab_path}"
+    if not host_path or not lab_path.startswith("/"):
+        raise ConfigError(f"{option}: give HOST=LAB, with LAB an absolute path")
+    for path in (host_path, lab_path):
+        if "\0" in path or len(os.fsencode(path)) > SOCKET_PATH_MAX:
+            raise ConfigError(f"{option}: a socket's path is at most {SOCKET_PATH_MAX} bytes long")
+
+
+@contextlib.contextmanager
+def _listening(path: str) -> Iterator[socket.socket]:
+    """Listen on a new Unix socket at `path`, which is removed in the end."""
+    _remove_stale(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        os.fchmod(listener.fileno(), 0o600)  # before bind: the file then has it from the start
+        try:
+            listener.bind(path)
+        except OSError as error:
+            raise ConfigError(f"-forward {path}: {error.strerror}") from None
+        ours = os.stat(path)
+        try:
+            listener.listen(_BACKLOG)
+            listener.setblocking(False)
+            yield listener
+        finally:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.stat(path), ours):
+                    os.unlink(path)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket that nobody listens on, as a killed process leaves it."""
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.setblocking(False)
+                if probe.connect_ex(path) == errno.ECONNREFUSED:
+                    os.unlink(path)
