@@ -21,6 +21,14 @@ static bool is_pty_master(int fd)
 	return ioctl(fd, TIOCGPTN, &number) == 0;
 }
 
+/* Whether a transfer can make one wait for another program: not with files and plain devices. */
+static bool may_wait(int fd, mode_t mode)
+{
+	if (S_ISREG(mode) || S_ISBLK(mode) || S_ISSOCK(mode))
+		return false;
+	return !S_ISCHR(mode) || isatty(fd);
+}
+
 static int open_anew(int fd, int access_mode)
 {
 	char path[32];
@@ -34,7 +42,6 @@ int pv_stream_open(struct pv_stream *stream, int fd, int direction)
 	int access_mode = direction == PV_STREAM_WRITE ? O_WRONLY : O_RDONLY;
 	struct stat status;
 	int flags;
-	bool waits;
 
 	*stream = (struct pv_stream){.fd = -1};
 	if (fd < 0)
@@ -47,8 +54,7 @@ int pv_stream_open(struct pv_stream *stream, int fd, int direction)
 
 	stream->socket = S_ISSOCK(status.st_mode);
 	stream->pty_master = S_ISCHR(status.st_mode) && is_pty_master(fd);
-	waits = S_ISFIFO(status.st_mode) || (S_ISCHR(status.st_mode) && isatty(fd));
-	if (waits && !(flags & O_NONBLOCK)) {
+	if (may_wait(fd, status.st_mode) && !(flags & O_NONBLOCK)) {
 		/* To open a pty's master again would make another pty. */
 		if (!stream->pty_master)
 			stream->fd = open_anew(fd, access_mode);
