@@ -32,7 +32,7 @@ EBDA = 0x9_FC00
 ACPI = 0xE_0000
 ACPI_END = 0xF_0000
 MPTABLE = 0xF_0000
-MPTABLE_END = 0x10_0000
+RESET_VECTOR = 0xF_FFF0  # where real-mode code jumps to start the machine anew
 HIGH_MEMORY = 0x10_0000
 KERNEL = 0x100_0000  # 16 MiB, where x86-64 kernels prefer to be
 

@@ -36,7 +36,7 @@ def parse(image: bytes, address: int) -> tuple[bytes, list[bytes]]:
 @pytest.mark.parametrize("vcpus", range(1, layout.MAX_VCPUS + 1))
 def test_table_for_every_processor_count(vcpus: int) -> None:
     image = mptable.build(vcpus)
-    assert layout.MPTABLE + len(image) <= layout.MPTABLE_END
+    assert layout.MPTABLE + len(image) <= layout.RESET_VECTOR
     header, entries = parse(image, layout.MPTABLE)
     assert struct.unpack("<HI", header[34:40]) == (len(entries), layout.LAPIC)
     kinds = [entry[0] for entry in entries]
