@@ -375,8 +375,10 @@ static int open_port(const char *name)
     char *end;
     long number = strtol(name, &end, 10);
 
-    if (*name && !*end)
-        return nonblocking((int)number) ? -1 : (int)number;
+    if (*name && !*end) {
+        port = (int)number;
+        return nonblocking(port) || fcntl(port, F_SETFD, FD_CLOEXEC) < 0 ? -1 : port;
+    }
     for (int left = PORT_WAIT_MS / 2; left > 0; left--, nap()) {
         struct pollfd p = { .events = POLLOUT };
 
@@ -423,25 +425,33 @@ static void agent_free(struct agent *a)
     free(a);
 }
 
-int main(int argc, char **argv)
+static int serve_port(int port, bool chrooted)
 {
     struct agent *a = calloc(1, sizeof(*a));
-    int port, signals, over;
+    int signals = watch_children(), over;
 
-    if (!a || argc != 3)
-        return fail("usage: agent PORT ROOT", EINVAL);
-    port = open_port(argv[1]);
-    if (port < 0)
-        return fail(argv[1], errno);
-    a->chrooted = strcmp(argv[2], "/") != 0;
-    if (a->chrooted && (chroot(argv[2]) < 0 || chdir("/") < 0))
-        return fail(argv[2], errno);
-    signals = watch_children();
-    if (signals < 0)
-        return fail("signals", errno);
+    if (!a || signals < 0)
+        return fail("start", errno);
     mux_init(&a->mux, port);
+    a->chrooted = chrooted;
     a->terminal = -1;
     over = serve(a, signals);
     agent_free(a);
     return over < 0 ? fail("the connection", -over) : 0;
+}
+
+int main(int argc, char **argv)
+{
+    bool chrooted;
+    int port;
+
+    if (argc != 3)
+        return fail("usage: agent PORT ROOT", EINVAL);
+    port = open_port(argv[1]);
+    if (port < 0)
+        return fail(argv[1], errno);
+    chrooted = strcmp(argv[2], "/") != 0;
+    if (chrooted && (chroot(argv[2]) < 0 || chdir("/") < 0))
+        return fail(argv[2], errno);
+    return serve_port(port, chrooted);
 }

@@ -81,15 +81,22 @@ int mux_control(struct mux *m, enum mux_kind kind, const uint32_t *words, uint32
     return 0;
 }
 
+/* What a failed read or write of the port means: 1 for a host that has gone. */
+static int port_error(void)
+{
+    if (errno == EAGAIN || errno == EINTR)
+        return 0;
+    return errno == EPIPE || errno == ECONNRESET ? 1 : -errno;
+}
+
+/* 1 when the host has gone, else 0 or -errno. */
 static int tx_flush(struct mux *m)
 {
     while (m->tx_len > 0) {
         ssize_t n = write(m->port, m->tx, m->tx_len);
 
-        if (n < 0 && errno == EINTR)
-            continue;
         if (n < 0)
-            return errno == EAGAIN ? 0 : -errno;
+            return port_error();
         m->tx_len -= (uint32_t)n;
         memmove(m->tx, m->tx + n, m->tx_len);
     }
@@ -356,7 +363,7 @@ static int rx_read(struct mux *m, mux_control_fn control, void *context)
     ssize_t n = read(m->port, m->rx + m->rx_len, MUX_RX_SIZE - m->rx_len);
 
     if (n < 0)
-        return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+        return port_error();
     if (n == 0)
         return 1;
     m->rx_len += (uint32_t)n;
@@ -424,7 +431,7 @@ int mux_turn(struct mux *m, int extra, int timeout_ms, mux_control_fn control, v
     channels_emit(m);
     err = tx_flush(m);
     if (err)
-        return err == -EPIPE ? 1 : err;
+        return err;
     m->n_polls = 0;
     watch(m, m->port, (short)(POLLIN | (m->tx_len ? POLLOUT : 0)), CH_CONTROL);
     timeout_ms = watch_channels(m, timeout_ms);
