@@ -22,22 +22,6 @@ ln -s fd/1 /dev/stdout
 ln -s fd/2 /dev/stderr
 ip link set lo up 2>/dev/null
 
-# Without ACPI a kernel can halt but not power off; a reset ends the machine as well.
-power_off() {
-	sync
-	[ -d /sys/firmware/acpi ] && poweroff -f
-	reboot -f
-}
-
-restart() {
-	sync
-	reboot -f
-}
-
-# What the poweroff, halt and reboot commands send to process 1.
-trap power_off USR1 USR2
-trap restart TERM
-
 if [ -s /lib/modules/load ]; then
 	while read -r module soft; do
 		if [ -n "$soft" ]; then
@@ -48,14 +32,17 @@ if [ -s /lib/modules/load ]; then
 	done </lib/modules/load
 fi
 
-# In the background, for a shell acts on signals while it waits, not while it runs a command.
 if [ -e /script ]; then
-	/script </dev/console &
+	# What busybox's poweroff, halt and reboot send to process 1. The script runs in the
+	# background, for a shell heeds signals while it waits, not while it runs a command.
+	trap 'exec /sbin/poweroff' USR1 USR2
+	trap 'exec /sbin/reboot' TERM
+	/script <&0 &
 	wait $!
 	echo "init: script ended with status $?"
 else
+	# In the foreground: a shell's background commands would ignore Ctrl-C for good.
 	[ -e /etc/motd ] && cat /etc/motd
-	setsid cttyhack sh -l </dev/console &
-	wait $!
+	setsid cttyhack sh -l
 fi
-power_off
+exec /sbin/poweroff

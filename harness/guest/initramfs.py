@@ -21,7 +21,15 @@ from .cpio import Archive
 from .kernel import Kernel
 from .tool import run
 
-INIT = Path(__file__).with_name("init.sh")
+_HERE = Path(__file__).parent
+# Files of the init that is ours: place in the guest, and here.
+INIT_FILES = {
+    "/init": _HERE / "init.sh",
+    "/etc/profile": _HERE / "profile.sh",
+    "/sbin/halt": _HERE / "poweroff.sh",
+    "/sbin/poweroff": _HERE / "poweroff.sh",
+    "/sbin/reboot": _HERE / "poweroff.sh",
+}
 # The modules in the archive, in the order to load them: a path a line, with the word "soft"
 # after one that the kernel may refuse.
 LOAD_LIST = "/lib/modules/load"
@@ -56,7 +64,11 @@ def build(
     archive.node("/dev/console", "c", 5, 1)
     archive.node("/dev/null", "c", 1, 3, mode=0o666)
     archive.node("/dev/port", "c", 1, 4)
-    archive.file("/init", INIT.read_bytes() if init is None else init.encode(), 0o755)
+    if init is None:
+        for path, source in INIT_FILES.items():
+            archive.file(path, source, 0o755)
+    else:
+        archive.file("/init", init.encode(), 0o755)
     if script is not None:
         archive.file(SCRIPT, _script(script), 0o755)
     _add_modules(archive, kernel, modules)
