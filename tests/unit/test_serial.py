@@ -1,0 +1,274 @@
+"""The serial port's backends, driven through the port's registers."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import stat
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyvirt.devices.serial import FILE, NONE, PTY, SOCKET, Backend, Serial, parse_backend
+from pyvirt.errors import BackendError, ConfigError
+from pyvirt.native import lib
+
+DATA, IER, LSR = 0, 1, 5
+SECONDS = 10
+
+
+class Port:
+    """A started serial port, and the guest's side of it."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.irq_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self.serial = Serial(backend, irq_fd=self.irq_fd)
+        self.serial.start()
+
+    def put(self, data: bytes) -> None:
+        for byte in data:
+            lib.pv_uart_write(self.serial.handle, DATA, byte)
+
+    def get(self, count: int) -> bytes:
+        data = bytearray()
+        deadline = time.monotonic() + SECONDS
+        while len(data) < count and time.monotonic() < deadline:
+            if lib.pv_uart_read(self.serial.handle, LSR) & 1:
+                data.append(lib.pv_uart_read(self.serial.handle, DATA))
+        return bytes(data)
+
+    def close(self) -> None:
+        self.serial.close()
+        os.close(self.irq_fd)
+
+
+@pytest.fixture
+def ports() -> Iterator[list[Port]]:
+    """Ports to be closed at the end."""
+    opened: list[Port] = []
+    yield opened
+    for port in opened:
+        port.close()
+
+
+def open_port(ports: list[Port], kind: str, path: Path | str = "") -> Port:
+    port = Port(Backend(kind, str(path)))
+    ports.append(port)
+    return port
+
+
+def read_exactly(fd: int, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        assert select.select([fd], [], [], SECONDS)[0], f"nothing after {data!r}"
+        piece = os.read(fd, count - len(data))
+        assert piece, f"closed after {data!r}"
+        data += piece
+    return data
+
+
+def open_fds() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "path"),
+    [
+        ("stdio", "stdio", ""),
+        ("none", NONE, ""),
+        ("null", NONE, ""),
+        ("pty", PTY, ""),
+        ("file,path=/tmp/a=b", FILE, "/tmp/a=b"),
+        ("socket,path=s,server,nowait", SOCKET, "s"),
+        ("socket,server=on,wait=off,path=s", SOCKET, "s"),
+    ],
+)
+def test_backend_words(text: str, kind: str, path: str) -> None:
+    backend = parse_backend(text)
+    assert (backend.kind, backend.path) == (kind, path)
+    assert backend.socket_path == (path if kind == SOCKET else "")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not a backend"),
+        ("tcp", "not a backend"),
+        ("stdio,path=x", "path=x is not understood"),
+        ("pty,", "an empty word"),
+        ("file", "path=FILE"),
+        ("file,path=", "path= is not understood"),
+        ("file,path=a,path=b", "path=b is not understood"),
+        ("file,path=a,server", "server is not understood"),
+        ("socket,server,nowait", "path=FILE"),
+        ("socket,path=a,server", "socket,path=a,server,nowait"),
+        ("socket,path=a,nowait", "socket,path=a,server,nowait"),
+        ("socket,path=" + "a" * 108 + ",server,nowait", "at most 107 bytes"),
+    ],
+)
+def test_bad_backend_words(text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_backend(text)
+    assert says in str(caught.value)
+    assert str(caught.value).startswith(f"-serial {text}: ")
+
+
+@given(
+    st.lists(
+        st.sampled_from(["stdio", "pty", "file", "socket", "path=x", "path", "server", "nowait"])
+        | st.text(max_size=4),
+        max_size=5,
+    )
+)
+def test_any_words_are_a_backend_or_an_error(words: list[str]) -> None:
+    try:
+        backend = parse_backend(",".join(words))
+    except ConfigError:
+        return
+    assert bool(backend.path) == (backend.kind in {FILE, SOCKET})
+
+
+def test_file(ports: list[Port], tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("what was there before")
+    port = open_port(ports, FILE, path)
+    assert port.serial.first_output_ns() == 0
+    before = time.monotonic_ns()
+    port.put(b"Linux version\r\n")
+    assert port.serial.flush(SECONDS * 1000)
+    assert path.read_bytes() == b"Linux version\r\n"
+    assert before <= port.serial.first_output_ns() <= time.monotonic_ns()
+    assert port.serial.stats().bytes_out == 15
+
+
+def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    before = open_fds()
+    for name, says in (
+        ("no/such/folder", "No such file"),
+        ("", "directory"),
+        ("fifo", "start its reader first"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            Serial(Backend(FILE, f"{tmp_path}/{name}"), irq_fd=-1)
+        assert says in str(caught.value)
+        assert str(caught.value).startswith(f"-serial file {tmp_path}/{name}")
+    assert open_fds() == before
+
+
+def test_none_never_holds_the_guest_up(ports: list[Port]) -> None:
+    port = open_port(ports, NONE)
+    for _ in range(20):
+        deadline = time.monotonic() + SECONDS
+        while not lib.pv_uart_read(port.serial.handle, LSR) & 0x20:
+            assert time.monotonic() < deadline
+        port.put(b"." * 10000)
+    assert port.serial.flush(0)
+    assert port.serial.stats().bytes_dropped == 0
+
+
+def test_socket(ports: list[Port], tmp_path: Path) -> None:
+    path = tmp_path / "serial.sock"
+    port = open_port(ports, SOCKET, path)
+    port.put(b"before anybody came\n")
+    for name in (b"first", b"second"):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            if name == b"first":
+                assert read_exactly(client.fileno(), 20) == b"before anybody came\n"
+            client.sendall(name)
+            assert port.get(len(name)) == name
+            port.put(b"hello " + name)
+            assert read_exactly(client.fileno(), 6 + len(name)) == b"hello " + name
+    assert stat.S_ISSOCK(path.stat().st_mode)
+    port.serial.close()
+    assert not path.exists()
+
+
+def test_socket_left_behind_is_replaced(ports: list[Port], tmp_path: Path) -> None:
+    path = tmp_path / "serial.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    port = open_port(ports, SOCKET, path)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b"x")
+        assert port.get(1) == b"x"
+
+
+def test_socket_in_use_is_left_alone(ports: list[Port], tmp_path: Path) -> None:
+    path = tmp_path / "serial.sock"
+    open_port(ports, SOCKET, path)
+    with pytest.raises(ConfigError, match="end the process that listens there"):
+        Serial(Backend(SOCKET, str(path)), irq_fd=-1)
+    assert path.exists()
+    file = tmp_path / "file"
+    file.write_text("kept")
+    with pytest.raises(ConfigError):
+        Serial(Backend(SOCKET, str(file)), irq_fd=-1)
+    assert file.read_text() == "kept"
+
+
+def test_socket_of_another_is_not_removed(ports: list[Port], tmp_path: Path) -> None:
+    path = tmp_path / "serial.sock"
+    port = open_port(ports, SOCKET, path)
+    path.unlink()
+    path.write_text("somebody else's")
+    port.serial.close()
+    assert path.exists()
+
+
+def test_pty(ports: list[Port]) -> None:
+    port = open_port(ports, PTY)
+    assert port.serial.pty_path.startswith("/dev/pts/")
+    port.put(b"early\n")
+    for _ in range(2):
+        fd = os.open(port.serial.pty_path, os.O_RDWR | os.O_NOCTTY)
+        try:
+            assert not termios.tcgetattr(fd)[3] & (termios.ECHO | termios.ICANON)
+            if port.serial.stats().bytes_out == 0:
+                assert read_exactly(fd, 6) == b"early\n"
+            port.put(b"login: ")
+            assert read_exactly(fd, 7) == b"login: "
+            os.write(fd, b"root\x03")
+            assert port.get(5) == b"root\x03"
+        finally:
+            os.close(fd)
+
+
+def test_interrupt_reaches_the_eventfd(ports: list[Port], tmp_path: Path) -> None:
+    port = open_port(ports, FILE, tmp_path / "log")
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(port.irq_fd)
+    lib.pv_uart_write(port.serial.handle, IER, 0x02)
+    assert os.eventfd_read(port.irq_fd) == 1
+
+
+def test_attach_enters_eight_ports(ports: list[Port]) -> None:
+    port = open_port(ports, NONE)
+    entered: list[tuple[object, ...]] = []
+
+    class Bus:
+        def add_ports(self, *arguments: object) -> None:
+            entered.append(arguments)
+
+    port.serial.attach(Bus(), 0x3F8)
+    assert entered == [(0x3F8, 8, "pv_uart_read", "pv_uart_write", port.serial.handle)]
+
+
+def test_closing_gives_everything_back(tmp_path: Path) -> None:
+    before = open_fds()
+    tasks = len(os.listdir("/proc/self/task"))
+    for kind, path in ((FILE, "log"), (SOCKET, "sock"), (PTY, ""), (NONE, "")):
+        port = Port(Backend(kind, str(tmp_path / path)))
+        with pytest.raises(BackendError, match="busy"):
+            port.serial.start()
+        port.close()
+        port.serial.close()
+    assert open_fds() == before
+    assert len(os.listdir("/proc/self/task")) == tasks
