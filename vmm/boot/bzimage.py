@@ -33,8 +33,7 @@ def _place(file: KernelFile, memory: GuestMemory, header: bytes) -> int:
         address = max(alignment, _MIB)
         if address + init_size <= low_end:
             return int(address)
-    wanted = (preferred + init_size + _MIB - 1) // _MIB
-    raise file.error(f"needs memory up to {wanted} MiB; raise -m")
+    raise file.needs(preferred + init_size)
 
 
 def load(file: KernelFile, memory: GuestMemory) -> Kernel:
@@ -56,9 +55,9 @@ def load(file: KernelFile, memory: GuestMemory) -> Kernel:
         raise file.truncated(setup + length)
     address = _place(file, memory, header)
     init_size: int = unpack_from("<I", header, 0x260)[0]
-    if length > init_size:
+    if not _ENTRY_64 < length <= init_size:
         raise file.error(f"header says {length} bytes in {init_size}: damaged; copy it again")
-    memory.load(address, file.fd, setup, length)
+    file.load(memory, address, setup, length)
     initrd_max, _, _, _, cmdline_max = unpack_from("<IIBBxxI", header, 0x22C)
     return Kernel(
         LINUX64,

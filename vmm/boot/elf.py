@@ -15,7 +15,7 @@ _LITTLE_ENDIAN = 1
 _ET_EXEC, _ET_DYN = 2, 3
 _EM_X86_64 = 62
 _MACHINES = {3: "i386", 40: "ARM", 183: "arm64", 243: "RISC-V", 21: "PowerPC", 22: "S/390"}
-_PT_LOAD, _PT_NOTE = 1, 4
+_PT_LOAD, _PT_INTERP, _PT_NOTE, _PT_TLS = 1, 3, 4, 7
 _PHENTSIZE = 56
 _NOTE_MAX = 1 << 20
 _XEN_ELFNOTE_PHYS32_ENTRY = 18
@@ -50,6 +50,8 @@ def _headers(file: KernelFile) -> tuple[int, list[tuple[int, int, int, int, int]
     segments = []
     for at in range(0, len(data), size):
         kind, offset, paddr, filesz, memsz = unpack_from("<I4xQ8xQQQ", data, at)
+        if kind in (_PT_INTERP, _PT_TLS):
+            raise file.error("a program, not a kernel; name a vmlinux")
         segments.append((kind, offset, paddr, filesz, memsz))
     return entry, segments
 
@@ -73,7 +75,7 @@ def load(file: KernelFile, memory: GuestMemory) -> Kernel:
     """Put the loadable segments at their physical addresses."""
     entry, segments = _headers(file)
     pvh: int | None = None
-    end = 0
+    start, end = memory.size, 0
     for kind, offset, paddr, filesz, memsz in segments:
         if kind == _PT_NOTE and pvh is None:
             pvh = _pvh_entry(file, offset, filesz)
@@ -86,11 +88,12 @@ def load(file: KernelFile, memory: GuestMemory) -> Kernel:
         if paddr < _LOW_LIMIT:
             raise file.error(f"a segment at {paddr:#x}, below 1 MiB: no kernel; name a vmlinux")
         if paddr + memsz > memory.regions[0][1]:
-            raise file.error(f"needs memory up to {(paddr + memsz >> 20) + 1} MiB; raise -m")
-        memory.load(paddr, file.fd, offset, filesz)
-        end = max(end, paddr + memsz)
+            raise file.needs(paddr + memsz)
+        file.load(memory, paddr, offset, filesz)
+        start, end = min(start, paddr), max(end, paddr + memsz)
     if end == 0:
         raise file.error("an ELF file with nothing to load; name a vmlinux")
-    if pvh is not None:
-        return Kernel(PVH, pvh, end)
-    return Kernel(LINUX64, entry, end)
+    protocol, entry = (LINUX64, entry) if pvh is None else (PVH, pvh)
+    if not start <= entry < end:
+        raise file.error(f"entered at {entry:#x}, outside its segments: no kernel; name a vmlinux")
+    return Kernel(protocol, entry, end)

@@ -10,6 +10,8 @@ import os
 import stat
 
 from ...errors import ConfigError
+from .. import layout
+from ..memory import GuestMemory
 
 LINUX64 = "linux64"  # long mode, RSI = zero page (Documentation/arch/x86/boot.rst)
 PVH = "pvh"  # 32-bit protected mode, EBX = start info (xen/include/public/arch-x86/hvm)
@@ -58,7 +60,8 @@ class KernelFile:
         self.option = option
         self.path = path
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # A FIFO is to be refused, not waited for.
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise self.error(f"{error.strerror}; name a file that can be read") from None
         info = os.fstat(self.fd)
@@ -66,7 +69,11 @@ class KernelFile:
         if not stat.S_ISREG(info.st_mode):
             os.close(self.fd)
             raise self.error("not a regular file; name one")
-        self.head = self.read(0, 4096)
+        try:
+            self.head = self.read(0, 4096)
+        except ConfigError:
+            os.close(self.fd)
+            raise
 
     def __enter__(self) -> KernelFile:
         return self
@@ -76,11 +83,36 @@ class KernelFile:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes; fewer only at the end of the file."""
-        return os.pread(self.fd, length, offset)
+        if offset >= self.size:
+            return b""
+        try:
+            return os.pread(self.fd, length, offset)
+        except OSError as error:
+            raise self.unreadable(error) from None
+
+    def load(self, memory: GuestMemory, address: int, offset: int, length: int) -> None:
+        """Put `length` bytes of the file into guest memory."""
+        try:
+            memory.load(address, self.fd, offset, length)
+        except EOFError:
+            raise self.error("became shorter while it was read; try again") from None
+        except OSError as error:
+            raise self.unreadable(error) from None
 
     def error(self, problem: str) -> ConfigError:
         """Return the error that says `problem` of this file."""
         return ConfigError(f"{self.option} {self.path}: {problem}")
+
+    def unreadable(self, error: OSError) -> ConfigError:
+        """Return the error for a file that opens and cannot be read."""
+        return self.error(f"{error.strerror}; copy it to another place")
+
+    def needs(self, end: int) -> ConfigError:
+        """Return the error for a kernel that takes memory up to address `end`."""
+        mib = -(-end // layout.MIB)
+        if end > layout.GAP_START:
+            return self.error(f"needs memory up to {mib} MiB, where there is none; name another")
+        return self.error(f"needs memory up to {mib} MiB; raise -m")
 
     def truncated(self, wanted: int) -> ConfigError:
         """Return the error for a file that ends before byte `wanted`."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from ...errors import ConfigError
 from .. import layout
 from ..config import MachineConfig
 from ..memory import GuestMemory
-from . import acpi, bzimage, elf, entry, mptable, params, raw
+from . import acpi, bios, bzimage, elf, entry, mptable, params, raw
 from .kernel import PVH, Kernel, KernelFile
 
 _PAGE = 4096
@@ -14,14 +16,11 @@ _PAGE = 4096
 
 def _load_kernel(path: str, memory: GuestMemory) -> Kernel:
     with KernelFile("-kernel", path) as file:
-        try:
-            if bzimage.recognises(file):
-                return bzimage.load(file, memory)
-            if elf.recognises(file):
-                return elf.load(file, memory)
-            return raw.load(file, memory)
-        except EOFError:
-            raise file.error("became shorter while it was read; try again") from None
+        if bzimage.recognises(file):
+            return bzimage.load(file, memory)
+        if elf.recognises(file):
+            return elf.load(file, memory)
+        return raw.load(file, memory)
 
 
 def _load_initrd(path: str, memory: GuestMemory, kernel: Kernel) -> tuple[int, int]:
@@ -33,31 +32,27 @@ def _load_initrd(path: str, memory: GuestMemory, kernel: Kernel) -> tuple[int, i
         address = (ceiling - file.size) & ~(_PAGE - 1)
         if address < kernel.end:
             wanted = (kernel.end + file.size + _PAGE >> 20) + 1
-            mend = (
-                f"raise -m to {wanted} or more" if wanted << 20 <= layout.GAP_START else "shrink it"
-            )
+            limit = min(layout.GAP_START, kernel.initrd_max + 1)
+            mend = f"raise -m to {wanted} or more" if wanted << 20 <= limit else "shrink it"
             raise file.error(
                 f"{file.size} bytes do not fit between the kernel's end at {kernel.end:#x} "
                 f"and {ceiling:#x}; {mend}"
             )
-        try:
-            memory.load(address, file.fd, 0, file.size)
-        except EOFError:
-            raise file.error("became shorter while it was read; try again") from None
+        file.load(memory, address, 0, file.size)
         return address, file.size
 
 
 def _write_cmdline(text: str, memory: GuestMemory, kernel: Kernel) -> None:
-    data = text.encode()
-    if len(data) > kernel.cmdline_max:
-        raise ConfigError(
-            f"-append: {len(data)} bytes, the kernel takes {kernel.cmdline_max}; shorten it"
-        )
+    data = os.fsencode(text)
+    limit = min(kernel.cmdline_max, layout.CMDLINE_ROOM - 1)
+    if len(data) > limit:
+        raise ConfigError(f"-append: {len(data)} bytes, the kernel takes {limit}; shorten it")
     memory.write(layout.CMDLINE, data + b"\0")
 
 
 def _write_tables(config: MachineConfig, memory: GuestMemory) -> int:
-    """Write the MP table, and ACPI where asked for; return the RSDP's address or 0."""
+    """Write reset code and MP table, and ACPI where asked for; return the RSDP's address or 0."""
+    memory.write(layout.RESET_VECTOR, bios.reset_code())
     memory.write(layout.MPTABLE, mptable.build(config.vcpus))
     if config.discovery == "cmdline":
         return 0

@@ -26,10 +26,14 @@ _FORMATS = (
 
 
 def _is_linux(file: KernelFile) -> bool:
-    if file.size == 0:
+    # Text that quotes a banner, a boot log say, has no zeros; code has.
+    if b"\0" not in file.head:
         return False
-    with mmap.mmap(file.fd, file.size, mmap.MAP_PRIVATE, mmap.PROT_READ) as data:
-        return data.find(_BANNER) >= 0
+    try:
+        with mmap.mmap(file.fd, file.size, mmap.MAP_PRIVATE, mmap.PROT_READ) as data:
+            return data.find(_BANNER) >= 0
+    except OSError as error:
+        raise file.unreadable(error) from None
 
 
 def load(file: KernelFile, memory: GuestMemory) -> Kernel:
@@ -41,6 +45,6 @@ def load(file: KernelFile, memory: GuestMemory) -> Kernel:
         raise file.error("not a kernel; name a bzImage, an ELF vmlinux or a raw vmlinux.bin")
     end = layout.KERNEL + file.size + _BSS_ROOM
     if end > memory.regions[0][1]:
-        raise file.error(f"needs memory up to {(end >> 20) + 1} MiB; raise -m")
-    memory.load(layout.KERNEL, file.fd, 0, file.size)
+        raise file.needs(end)
+    file.load(memory, layout.KERNEL, 0, file.size)
     return Kernel(LINUX64, layout.KERNEL, end)

@@ -1,0 +1,50 @@
+"""Fixtures that several test files use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pyvirt.native import ffi
+from pyvirt.vmm import kvm
+from pyvirt.vmm.memory import GuestMemory
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    """128 MiB of guest memory; its close is part of every test that uses it."""
+    memory = GuestMemory(128 << 20)
+    yield memory
+    memory.close()
+
+
+class Registers:
+    """A vCPU's registers, as the last SET ioctl left them; plain structures in place of KVM."""
+
+    def __init__(self) -> None:
+        self.sregs: Any = ffi.new("struct kvm_sregs *")
+        self.regs: Any = ffi.new("struct kvm_regs *")
+
+    def get_sregs(self, _: int, out: Any) -> int:
+        out[0] = self.sregs[0]
+        return 0
+
+    def set_sregs(self, _: int, given: Any) -> int:
+        self.sregs[0] = given[0]
+        return 0
+
+    def set_regs(self, _: int, given: Any) -> int:
+        self.regs[0] = given[0]
+        return 0
+
+
+@pytest.fixture(scope="module")
+def registers() -> Iterator[Registers]:
+    """Stand in for the boot vCPU: what is written to its registers stays here."""
+    registers = Registers()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kvm, "GET_SREGS", registers.get_sregs)
+        patch.setattr(kvm, "SET_SREGS", registers.set_sregs)
+        patch.setattr(kvm, "SET_REGS", registers.set_regs)
+        yield registers
