@@ -246,6 +246,6 @@ def for_vcpu(
             entry = given.copy()
             _FIXES[function](entry, guest)
         entries.append(entry)
-        if function == _KVM_SIGNATURE and tsc_khz:
+        if function == _KVM_SIGNATURE and given.index == 0 and tsc_khz:
             entries.append(Entry(_KVM_TIMING, eax=tsc_khz, ebx=_APIC_BUS_KHZ))
     return entries
