@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import random
 import signal
 import socket
 import subprocess
 import tempfile
+import termios
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -188,16 +190,43 @@ def test_an_agent_that_dies(binary: Path) -> None:
     agent.end()
 
 
-def test_a_signal_is_passed_on(agent: Agent) -> None:
-    threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    result = shell(agent, "trap 'echo got; exit 7' TERM; while :; do sleep 0.05; done")
+@contextlib.contextmanager
+def signalling(ready: Path, *numbers: int) -> Iterator[None]:
+    """Send signals to this process, one for each line that appears in the file `ready`."""
+
+    def send() -> None:
+        for line, number in enumerate(numbers, 1):
+            while not (ready.exists() and len(ready.read_bytes().splitlines()) >= line):
+                time.sleep(0.01)
+            os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    yield
+    thread.join(PATIENCE)
+
+
+def test_a_signal_is_passed_on(agent: Agent, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    script = f"trap 'echo got; exit 7' TERM; echo >{ready}; while :; do sleep 0.05; done"
+    with signalling(ready, signal.SIGTERM):
+        result = shell(agent, script)
     assert (result.status, result.out) == (7, b"got\n")
 
 
-def test_the_second_signal_ends_it(agent: Agent) -> None:
-    for delay in (0.5, 0.8):
-        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
-    assert shell(agent, "trap '' INT; sleep 3").status == 128 + signal.SIGINT
+def test_the_second_signal_ends_it(agent: Agent, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    script = f"trap 'echo >>{ready}' INT; echo >{ready}; while :; do sleep 0.05; done"
+    with signalling(ready, signal.SIGINT, signal.SIGINT):
+        assert shell(agent, script).status == 128 + signal.SIGINT
+
+
+def test_a_signal_before_the_command_ends_it_at_once(binary: Path) -> None:
+    link, theirs = socket.socketpair()
+    with link, theirs, files(b"") as fds, Signals() as signals:
+        os.kill(os.getpid(), signal.SIGHUP)
+        client = Client(link, Command(["true"], "/", {}), signals, fds=fds, timeout=PATIENCE)
+        assert client.run() == 128 + signal.SIGHUP
 
 
 def test_signals_act_as_before_afterwards() -> None:
@@ -354,6 +383,34 @@ def test_newlines_are_left_to_a_host_terminal_that_is_not_raw(agent: Agent) -> N
     talk.start("sh", "-c", "echo a; test -t 1", mask=0b110)
     assert talk.status() == 0
     assert talk.data(protocol.TERMINAL) == b"a\n"
+
+
+def test_the_hosts_terminal_becomes_the_commands(agent: Agent) -> None:
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (41, 123))
+    before = termios.tcgetattr(slave)
+    seen: list[list[object]] = []
+
+    def type_interrupt() -> None:
+        while b"ready" not in os.read(master, 4096):
+            pass
+        seen.append(termios.tcgetattr(slave))
+        os.write(master, b"\x03")
+
+    thread = threading.Thread(target=type_interrupt, daemon=True)
+    thread.start()
+    script = "stty size; trap 'echo; exit 4' INT; echo ready; while :; do sleep 0.05; done"
+    command = Command(["sh", "-c", script], "/", {"PATH": os.environ["PATH"]})
+    try:
+        with Signals() as signals:
+            client = Client(agent.link, command, signals, fds=[slave] * 3, timeout=PATIENCE)
+            assert client.run() == 4
+        thread.join(PATIENCE)
+        assert not cast(int, seen[0][3]) & (termios.ICANON | termios.ECHO | termios.ISIG)
+        assert termios.tcgetattr(slave) == before
+    finally:
+        os.close(slave)
+        os.close(master)
 
 
 # Sockets.
