@@ -18,7 +18,7 @@ check: setup
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
 	@MYPYPATH=build:tests $(BIN)/mypy -p pyvirt
-	@$(BIN)/python native/check.py
+	@$(BIN)/python -m pyvirt.native.check
 	@echo "check: clean"
 
 bench-boot: setup

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 
@@ -31,7 +30,8 @@ def dispatch(arguments: list[str]) -> int:
     """Run the sub-command named first; return its exit status."""
     command, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
     if command in COMMANDS:
-        module = importlib.import_module(f"..{command}", __name__)
+        # importlib would cost a module more on the start-up path.
+        module = __import__(f"pyvirt.cli.{command}", fromlist=["main"])
         return int(module.main(rest))
     word = command.lstrip("-")
     if word in {"help", "h"}:

@@ -1,6 +1,7 @@
 """The options of `pyvirt run`: StratoVirt's names, one table for parsing, help and documentation.
 
-Each may be written with one dash or two; its value follows as the next word or after `=`.
+Each may be written with one dash or two; its value follows as the next word or after `=` (only
+so when it begins with a dash).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Options:
         "name",
         "pidfile",
         "serial",
+        "share",
         "smp",
         "timeline",
     )
@@ -58,6 +60,7 @@ class Options:
         self.name = ""
         self.pidfile = ""
         self.serial = ""
+        self.share = False
         self.smp = 1
         self.timeline: str | None = None
 
@@ -91,7 +94,9 @@ def parse_size(option: str, text: str) -> int:
 def _smp(options: Options, text: str) -> None:
     given = dict(pairs("-smp", text, "cpus"))
     count = given.get("cpus", "")
-    if not (count.isascii() and count.isdigit() and 1 <= int(count[:9]) <= VCPUS_MAX):
+    if not (
+        count.isascii() and count.isdigit() and len(count) < 10 and 1 <= int(count) <= VCPUS_MAX
+    ):
         raise ConfigError(f"-smp {text}: the vCPU count is a number from 1 to {VCPUS_MAX}")
     # The guest sees one socket of single-threaded cores; other words may only agree with that.
     shape = {"maxcpus": count, "cores": count}
@@ -123,7 +128,9 @@ def _machine(options: Options, text: str) -> None:
             options.discovery = _one_of("-machine discovery", value, DISCOVERIES)
         elif key == "accel":
             _accel(options, value)
-        elif key in ("dump-guest-core", "mem-share", "usb"):
+        elif key == "mem-share":
+            options.share = _one_of("-machine mem-share", value, _TRUE + _FALSE) in _TRUE
+        elif key in ("dump-guest-core", "usb"):
             _one_of(f"-machine {key}", value, _TRUE + _FALSE)
         else:
             raise ConfigError(f"-machine {text}: no such member as {key}; see pyvirt run -help")
@@ -199,8 +206,8 @@ TABLE = (
     ),
     Option(
         "machine",
-        "[type=]microvm[,discovery=auto|acpi|cmdline]",
-        "how the guest finds its devices",
+        "[type=]microvm[,discovery=auto|acpi|cmdline][,mem-share=on|off]",
+        "how the guest finds its devices; memory as a memfd for other processes",
         _machine,
     ),
     Option("accel", "auto|kvm|lab", "this host's KVM, the nested lab, or whichever works", _accel),
@@ -224,7 +231,7 @@ def _take_value(option: Option, argv: list[str], at: int) -> tuple[str, int]:
     """Return the value of the option whose name is at argv[at - 1], and where to go on."""
     if not option.value or option.value.startswith("[="):
         return "", at
-    present = at < len(argv) and not (option.value.startswith("[") and argv[at].startswith("-"))
+    present = at < len(argv) and not argv[at].startswith("-")
     if option.name == "append" and present:
         end = at + 1
         while end < len(argv) and not argv[end].startswith("-"):
@@ -234,7 +241,9 @@ def _take_value(option: Option, argv: list[str], at: int) -> tuple[str, int]:
         return argv[at], at + 1
     if option.name == "D":
         return "", at
-    raise ConfigError(f"-{option.name}: needs a value, {option.value}")
+    raise ConfigError(
+        f"-{option.name}: needs a value, {option.value}; one that begins with - goes after ="
+    )
 
 
 def parse(argv: list[str]) -> Options:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import sys
 
 from ..devices.serial import Serial, parse_backend
 from ..devices.terminal import RawTerminal
+from ..native import check, lib
 from ..vmm import layout
 from ..vmm.config import MachineConfig
 from ..vmm.log import Log
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .options import Options
 
 _CMDLINE = "console=ttyS0 panic=-1"
-_END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # What is still in the serial port at the end is given this long to reach its reader.
 _FLUSH_MS = 1000
 
@@ -62,6 +61,7 @@ def _config(options: Options) -> MachineConfig:
         memory=options.memory,
         name=options.name,
         discovery=options.discovery,
+        share=options.share,
         frozen=options.freeze,
     )
 
@@ -69,12 +69,11 @@ def _config(options: Options) -> MachineConfig:
 class _Events:
     """What may end a run from outside: signals and the terminal's escape; owns its descriptors."""
 
+    __slots__ = ("_signal_fd", "quit_fd")
+
     def __init__(self) -> None:
         self.quit_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._signal_fd, self._wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
-        for number in _END_SIGNALS:
-            signal.signal(number, lambda *_: None)
+        self._signal_fd = check(lib.pv_signals_open(), "signals")
 
     def wait(self, machine: Machine) -> None:
         """Return when the machine has ended; end it when somebody asks for that."""
@@ -83,11 +82,13 @@ class _Events:
             poll.register(fd, select.POLLIN)
         while machine.end is None:
             for fd, _ in poll.poll():
-                if fd == self.quit_fd or (fd == self._signal_fd and self._asks_to_end()):
+                if fd != machine.ended_fd:
                     machine.finish(End(HOST))
 
-    def _asks_to_end(self) -> bool:
-        return any(number in _END_SIGNALS for number in os.read(self._signal_fd, 64))
+    def close(self) -> None:
+        """Close the descriptors; the signals stay blocked, for the process is about to end."""
+        os.close(self._signal_fd)
+        os.close(self.quit_fd)
 
 
 def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
@@ -99,10 +100,11 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
         machine = Machine(_config(options), log, timeline.mark)
         try:
             machine.load()
-            line = machine.interrupt_line(layout.COM1_IRQ)
-            serial = Serial(backend, irq_fd=line.fd, quit_fd=events.quit_fd)
-            try:
+            irq_fd = machine.interrupt_line(layout.COM1_IRQ).fd
+            with Serial(backend, irq_fd=irq_fd, quit_fd=events.quit_fd) as serial:
                 serial.attach(machine.bus, layout.COM1)
+                if serial.pty_path:
+                    log.notice(f"-serial pty: the guest's console is {serial.pty_path}")
                 with RawTerminal(serial.uses_terminal):
                     serial.start()
                     machine.start()
@@ -112,11 +114,11 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
                     serial.flush(_FLUSH_MS)
                 timeline.mark("first-run", machine.first_run_ns())
                 timeline.mark("first-byte", serial.first_output_ns())
-            finally:
+                # Before the port goes, which its vCPUs may still reach when something failed.
                 machine.close()
-                serial.close()
         finally:
             machine.close()
+            events.close()
     assert machine.end is not None
     log.info(f"ended: {machine.end.reason}")
     return machine.end.status

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # The lab needs room for its own kernel beside the guest's memory.
 _LAB_MIB = 1024
 _LAB_MIB_MIN = 2048
+# A folder of the lab's own: a socket on the shared file system is of no use to this host.
+_SOCKETS = "/dev/shm"  # noqa: S108  (nobody else is in the lab)
 _HANDLED_HERE = ("accel", "daemonize", "pidfile", "append")
 
 
@@ -30,14 +32,13 @@ def _words(options: Options, forward: list[tuple[str, str]]) -> list[str]:
         if name in _HANDLED_HERE:
             continue
         if name == "serial" and (path := parse_backend(value).socket_path):
-            inside = f"{lab.SOCKETS}/{len(forward)}.sock"
+            inside = f"{_SOCKETS}/pyvirt-{len(forward)}.sock"
             forward.append((path, inside))
             words.append(f"-serial=socket,path={inside},server,nowait")
         else:
             words.append(f"-{name}={value}" if value else f"-{name}")
     if options.append is not None:
-        # Last, because every word that follows it belongs to it.
-        words += ["-append", options.append]
+        words.append(f"-append={options.append}")
     return words
 
 

@@ -252,6 +252,12 @@ class Serial:
         lib.pv_console_stats(self._console, stats)
         return stats
 
+    def __enter__(self) -> Serial:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Stop, and give everything back; output not flushed is lost. No vCPU may run any more."""
         if self._uart is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ class RawTerminal:
         if not self._enabled:
             return
         # Here, as most machines run without a terminal: this module is on the start-up path.
+        import signal  # noqa: PLC0415
         import termios  # noqa: PLC0415
 
         self._termios = termios
@@ -52,6 +52,8 @@ class RawTerminal:
     def __exit__(self, *_: object) -> None:
         if not self._saved:
             return
+        import signal  # noqa: PLC0415  (as above)
+
         for number, handler in self._handlers:
             signal.signal(number, handler)
         self._handlers.clear()
@@ -74,6 +76,8 @@ class RawTerminal:
             return True  # not our controlling terminal, so there are no jobs
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        import signal  # noqa: PLC0415  (as above)
+
         self._apply(self._saved)
         os.kill(os.getpid(), signal.SIGSTOP)
 

@@ -9,7 +9,17 @@ DISCOVERIES = ("auto", "acpi", "cmdline")
 class MachineConfig:
     """One machine. Every value has been checked by who made it (cli/options.py)."""
 
-    __slots__ = ("cmdline", "discovery", "frozen", "initrd", "kernel", "memory", "name", "vcpus")
+    __slots__ = (
+        "cmdline",
+        "discovery",
+        "frozen",
+        "initrd",
+        "kernel",
+        "memory",
+        "name",
+        "share",
+        "vcpus",
+    )
 
     def __init__(
         self,
@@ -21,12 +31,13 @@ class MachineConfig:
         memory: int = 256 << 20,
         name: str = "",
         discovery: str = "auto",
+        share: bool = False,
         frozen: bool = False,
     ) -> None:
         """`memory` is in bytes, 128 MiB to 512 GiB; `vcpus` 1 to 254; `frozen` starts paused.
 
         `discovery` says how the guest finds its devices: `acpi`, `cmdline` (with an MP table
-        and no ACPI), or `auto`, which is ACPI.
+        and no ACPI), or `auto`, which is ACPI. `share` makes guest memory a memfd.
         """
         self.kernel = kernel
         self.initrd = initrd
@@ -35,4 +46,5 @@ class MachineConfig:
         self.memory = memory
         self.name = name
         self.discovery = discovery
+        self.share = share
         self.frozen = frozen

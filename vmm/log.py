@@ -53,6 +53,10 @@ class Log:
         """Say that something works less well than the user may think."""
         self._write(1, text)
 
+    def notice(self, text: str) -> None:
+        """Tell what the user must know to go on, whatever the level."""
+        self._write(0, text)
+
     def info(self, text: str) -> None:
         """Tell a step in the machine's life."""
         self._write(2, text)

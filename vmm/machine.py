@@ -7,13 +7,13 @@ a time, unless it says otherwise.
 
 from __future__ import annotations
 
+import _thread
 import os
-import threading
 
 from ..devices.debug import BootTimer, DebugExit
 from ..devices.power import I8042, AcpiPower
 from ..errors import ConfigError, GuestError, PyvirtError
-from ..native import ffi, lib
+from ..native import check, ffi, lib
 from . import bus, cpuid, kvm, layout, report
 from .boot import loader
 from .interrupts import InterruptLine
@@ -68,13 +68,15 @@ class Machine:
         self._log = log
         self._mark = mark
         self._lines: list[InterruptLine] = []
-        self._threads: list[threading.Thread] = []
         self._state = PAUSED
-        self._change = threading.Condition()
-        self._parked = 0
-        self._vm_fd = -1
-        self._kvm_fd = kvm.open_device(device)
+        # Guards the state and the reason; the vCPU threads themselves stand at the gate.
+        self._lock = _thread.allocate_lock()
+        gate = ffi.new("struct pv_gate **")
+        check(lib.pv_gate_new(gate), "machine")
+        self._gate = ffi.gc(gate[0], lib.pv_gate_free)
+        self._vm_fd = self._kvm_fd = -1
         try:
+            self._kvm_fd = kvm.open_device(device)
             self._create()
         except BaseException:
             self.close()
@@ -91,7 +93,7 @@ class Machine:
         kvm.CREATE_IRQCHIP(self._vm_fd)
         pit = ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY})
         kvm.CREATE_PIT2(self._vm_fd, pit)
-        self.memory = GuestMemory(self.config.memory)
+        self.memory = GuestMemory(self.config.memory, shared=self.config.share)
         self.memory.register(self._vm_fd)
         self._create_vcpus()
         self._add_devices()
@@ -149,13 +151,15 @@ class Machine:
 
     def start(self) -> None:
         """Start the vCPU threads; the guest runs unless the configuration says `frozen`."""
-        self._state = PAUSED if self.config.frozen else RUNNING
         for vcpu in self.vcpus:
-            thread = threading.Thread(
-                target=self._run_vcpu, args=(vcpu,), name=f"vcpu{vcpu.index}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
+            lib.pv_gate_enter(self._gate)
+            try:
+                _thread.start_new_thread(self._run_vcpu, (vcpu,))
+            except RuntimeError as error:
+                lib.pv_gate_leave(self._gate)
+                raise PyvirtError(f"vCPU {vcpu.index}: {error}; raise ulimit -u") from None
+        if not self.config.frozen:
+            self.resume()
 
     @property
     def state(self) -> str:
@@ -167,39 +171,37 @@ class Machine:
 
         No exit is lost: what a vCPU was doing is complete. Nothing happens when paused or ended.
         """
-        with self._change:
+        with self._lock:
             if self._state != RUNNING:
                 return
             self._state = PAUSED
+            lib.pv_gate_close(self._gate)
             self._kick()
-            self._change.wait_for(
-                lambda: self._parked == len(self._threads) or self._state == ENDED
-            )
+        lib.pv_gate_wait_parked(self._gate)
 
     def resume(self) -> None:
         """Let a paused guest run on."""
-        with self._change:
+        with self._lock:
             if self._state == PAUSED:
                 self._state = RUNNING
-                self._change.notify_all()
+                lib.pv_gate_open(self._gate)
 
     def finish(self, end: End) -> None:
         """End the machine for the reason given; the first reason holds. Any thread."""
-        with self._change:
+        with self._lock:
             if self._state == ENDED:
                 return
             self.end = end
             self._state = ENDED
             self._mark("end")
+            lib.pv_gate_end(self._gate)
             self._kick()
-            self._change.notify_all()
-        os.eventfd_write(self.ended_fd, 1)
+            # Under the lock: who sees the end may close the descriptor.
+            os.eventfd_write(self.ended_fd, 1)
 
     def join(self) -> None:
         """Wait for the vCPU threads of an ended machine."""
-        for thread in self._threads:
-            thread.join()
-        self._threads.clear()
+        lib.pv_gate_wait_left(self._gate)
 
     def close(self) -> None:
         """End the machine if need be and give everything back."""
@@ -229,19 +231,9 @@ class Machine:
         for vcpu in self.vcpus:
             vcpu.kick()
 
-    def _may_run(self) -> bool:
-        """Park a vCPU thread while the machine is paused; False: the machine has ended."""
-        with self._change:
-            while self._state == PAUSED:
-                self._parked += 1
-                self._change.notify_all()
-                self._change.wait()
-                self._parked -= 1
-            return self._state == RUNNING
-
     def _run_vcpu(self, vcpu: Vcpu) -> None:
         try:
-            while self._may_run():
+            while lib.pv_gate_pass(self._gate):
                 reason = vcpu.run()
                 if reason != lib.KVM_EXIT_INTR:
                     self._judge(vcpu, reason)
@@ -251,6 +243,8 @@ class Machine:
         except Exception as error:  # noqa: BLE001  (a fault of ours ends this guest, in one line)
             self._log.error(f"vCPU {vcpu.index}: {type(error).__name__}: {error}; please report")
             self.finish(End(CRASH, 1))
+        finally:
+            lib.pv_gate_leave(self._gate)
 
     def _judge(self, vcpu: Vcpu, reason: int) -> None:
         """Handle an exit that no device serves: each of them ends the guest."""

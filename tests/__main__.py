@@ -1,0 +1,62 @@
+"""Run the whole suite: `python -m tests [pytest arguments]`, what `make test` calls.
+
+What needs no particular KVM runs here. What boots stock kernels runs here too where this host's
+KVM can do that, and otherwise in one boot of the nested lab, together with the tests of the
+monitor itself, which then meet a real KVM as well.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pyvirt.cli.accel import kvm_failure
+from pyvirt.errors import PyvirtError
+from pyvirt.harness import lab
+from pyvirt.harness.guest import kernel
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST_SECONDS = 900
+LAB_SECONDS = 1500
+LAB_MIB = 6144
+
+
+def pytest(*arguments: str) -> list[str]:
+    """Return the command that runs pytest on these arguments."""
+    return [sys.executable, "-m", "pytest", *arguments]
+
+
+def main() -> int:
+    """Return 0 when everything passed."""
+    extra = sys.argv[1:]
+    # Made before the lab boots, where making them would be slow.
+    for name in ("cloud", "micro"):
+        kernel.find(name)
+    failure = kvm_failure()
+    here = ["tests/unit", "tests/native"]
+    if os.path.exists("/dev/kvm"):
+        here.append("tests/kvm")
+    if not failure:
+        here.append("tests/guest")
+    command = pytest(*here, *extra)
+    status = subprocess.run(command, cwd=ROOT, check=False, timeout=HOST_SECONDS).returncode
+    if not failure:
+        return status
+    print(f"The rest runs in the nested lab, because: {failure}", flush=True)
+    inside = lab.run(
+        pytest("tests/guest", "tests/kvm", "-p", "no:cacheprovider", *extra),
+        cwd=str(ROOT),
+        env=dict(os.environ),
+        memory_mib=LAB_MIB,
+        timeout=LAB_SECONDS,
+    )
+    return status or inside
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except PyvirtError as error:
+        sys.exit(f"tests: {error}")

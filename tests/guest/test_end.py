@@ -1,0 +1,47 @@
+"""However a guest ends, pyvirt ends with it and says how."""
+
+from __future__ import annotations
+
+from .conftest import Boot
+
+CMDLINE = "console=ttyS0 quiet panic=-1"
+
+
+def test_poweroff(boot: Boot) -> None:
+    ended = boot("poweroff -f")
+    assert (ended.status, ended.messages) == (0, "")
+
+
+def test_reboot(boot: Boot) -> None:
+    ended = boot("reboot -f")
+    assert (ended.status, ended.messages) == (0, "")
+
+
+def test_reboot_by_the_keyboard_controller(boot: Boot) -> None:
+    ended = boot("reboot -f", append=f"{CMDLINE} reboot=k")
+    assert (ended.status, ended.messages) == (0, "")
+
+
+def test_reboot_without_acpi(boot: Boot) -> None:
+    ended = boot("reboot -f", "-machine", "microvm,discovery=cmdline")
+    assert (ended.status, ended.messages) == (0, "")
+
+
+def test_panic_is_shown_and_ends_the_run(boot: Boot) -> None:
+    ended = boot("exec 2>/dev/console; echo c >/proc/sysrq-trigger; sleep 60", append=CMDLINE)
+    assert "Kernel panic - not syncing" in ended.console
+    assert ended.status == 0
+
+
+def test_triple_fault_shows_the_registers(boot: Boot) -> None:
+    ended = boot("reboot -f", append=f"{CMDLINE} reboot=t")
+    assert ended.status == 1
+    assert "the guest triple-faulted" in ended.messages
+    for name in ("rip", "rsp", "cr3", "efer", "cs"):
+        assert name in ended.messages
+    assert "Traceback" not in ended.messages
+
+
+def test_debug_exit_from_a_linux_guest(boot: Boot) -> None:
+    ended = boot("printf '\\052' | dd of=/dev/port bs=1 seek=244 count=1 conv=notrunc; sleep 60")
+    assert (ended.status, ended.messages) == (42, "")
