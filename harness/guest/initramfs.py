@@ -34,7 +34,10 @@ INIT_FILES = {
 # after one that the kernel may refuse.
 LOAD_LIST = "/lib/modules/load"
 SCRIPT = "/script"
-DIRECTORIES = ("dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp")
+DIRECTORIES = (
+    *("bin", "dev", "etc", "mnt", "proc", "root", "run", "sbin", "sys", "tmp"),
+    *("usr/bin", "usr/sbin"),
+)
 TOOL_TIMEOUT_S = 60.0
 
 

@@ -67,7 +67,7 @@ def check_config(fragment: str, config: str) -> None:
 
 
 def _build(package: packages.Package, place: Path) -> None:
-    _check_tools()
+    check_tools()
     (tarball,) = packages.unpacked(package).glob("usr/src/linux-source-*.tar.xz")
     tree = place / "build"
     tree.mkdir(parents=True)
@@ -109,7 +109,7 @@ def _stamp(mtime: float) -> list[str]:
     ]
 
 
-def _check_tools() -> None:
+def check_tools() -> None:
     """Raise BackendError when a tool or header is missing, naming all packages to install."""
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     wanted = [PACKAGE_OF[tool] for tool in missing]

@@ -117,7 +117,7 @@ def _lines(path: Path, *, required: bool = False) -> Iterator[list[str]]:
     except FileNotFoundError:
         if required:
             raise ConfigError(
-                f"{path} is missing; make it with: depmod -b {path.parents[3]} {path.parent.name}"
+                f"{path} is missing; run: depmod -b {path.parents[3]} {path.parent.name}"
             ) from None
         return
     for line in text.splitlines():

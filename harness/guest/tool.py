@@ -13,6 +13,8 @@ from pathlib import Path
 from ...errors import BackendError
 
 POLL_S = 0.1
+# Where Debian keeps depmod, off a plain user's PATH.
+SYSTEM_PATH = "/usr/sbin:/sbin"
 # Debian packages of the tools that are not part of every Debian system.
 PACKAGES = {
     "bc": "bc",
@@ -120,8 +122,8 @@ def _watch(
 
 def _environment() -> dict[str, str]:
     """Return this process's environment, with messages in English and no questions asked."""
-    tools = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    return os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", "PATH": tools}
+    path = f"{os.environ.get('PATH', os.defpath)}:{SYSTEM_PATH}"
+    return os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", "PATH": path}
 
 
 def _not_installed(tool: str) -> ToolMissingError:
