@@ -49,6 +49,10 @@ enum { MSR_TERI = 0x04, MSR_CTS = 0x10, MSR_DSR = 0x20, MSR_RI = 0x40, MSR_DCD =
  * trigger level, it is told of them again after so long. */
 #define TIMEOUT_NS UINT64_C(347222)
 
+/* So many reads of the line status in a row poll for input. Linux's driver makes two while it opens
+ * a port, and then throws away what it may have received. */
+#define POLLS_FOR_INPUT 4
+
 static const uint8_t triggers[] = {1, 4, 8, 14};
 
 struct received {
@@ -75,7 +79,7 @@ struct pv_uart {
 	bool timeout;  /* bytes below the trigger level have waited long enough */
 	bool line;     /* the interrupt line */
 	bool unheeded; /* the guest has read nothing since the line rose last */
-	bool polling;  /* the last access read a line status with nothing to transmit */
+	uint32_t polls; /* line status reads in a row that saw an empty transmitter */
 };
 
 static bool fifo_enabled(const struct pv_uart *u)
@@ -248,11 +252,11 @@ static bool has_errors_in_fifo(const struct pv_uart *u)
 	return fifo_enabled(u) && any;
 }
 
-static uint8_t read_lsr(struct pv_uart *u, bool again)
+static uint8_t read_lsr(struct pv_uart *u, uint32_t polls)
 {
 	uint8_t value = 0;
 
-	if (again)
+	if (polls >= POLLS_FOR_INPUT)
 		receive(u);
 	if (u->count)
 		value |= LSR_DR;
@@ -262,7 +266,7 @@ static uint8_t read_lsr(struct pv_uart *u, bool again)
 		value |= LSR_FIFO_ERROR;
 	value |= u->errors;
 	u->errors = 0;
-	u->polling = value & LSR_THRE;
+	u->polls = value & LSR_THRE ? polls : 0;
 	return value;
 }
 
@@ -321,9 +325,9 @@ static void write_fcr(struct pv_uart *u, uint8_t value)
 
 static uint8_t read_register(struct pv_uart *u, uint16_t offset)
 {
-	bool polling = u->polling;
+	uint32_t polls = u->polls;
 
-	u->polling = false;
+	u->polls = 0;
 	u->unheeded = false;
 	if (offset <= IER && (u->lcr & LCR_DLAB))
 		return u->divisor[offset];
@@ -339,7 +343,7 @@ static uint8_t read_register(struct pv_uart *u, uint16_t offset)
 	case MCR:
 		return u->mcr;
 	case LSR:
-		return read_lsr(u, polling);
+		return read_lsr(u, polls + 1);
 	case MSR:
 		return read_msr(u);
 	case SCR:
@@ -351,7 +355,7 @@ static uint8_t read_register(struct pv_uart *u, uint16_t offset)
 
 static void write_register(struct pv_uart *u, uint16_t offset, uint8_t value)
 {
-	u->polling = false;
+	u->polls = 0;
 	if (offset <= IER && (u->lcr & LCR_DLAB)) {
 		u->divisor[offset] = value;
 		return;

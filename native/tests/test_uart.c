@@ -329,6 +329,15 @@ static void test_early_input_survives_the_opening(void)
 		in(&port, DATA);
 		in(&port, IIR);
 		in(&port, MSR);
+		in(&port, LSR); /* is there a port? */
+		in(&port, LSR); /* is the transmitter empty? */
+		out(&port, IER, 0x02);
+		in(&port, IIR);
+		out(&port, IER, 0x00);
+		in(&port, LSR);
+		in(&port, DATA);
+		in(&port, IIR);
+		in(&port, MSR);
 	}
 	out(&port, IER, 0x05);
 	out(&port, FCR, 0x01);
