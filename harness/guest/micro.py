@@ -16,7 +16,7 @@ from .. import cache
 from ..progress import Progress
 from . import packages
 from .tool import PACKAGES as PACKAGE_OF
-from .tool import run, run_watched
+from .tool import run_watched
 
 SOURCE = "linux-source-6.1"
 FRAGMENT = Path(__file__).with_name("micro.config")
@@ -72,9 +72,12 @@ def _build(package: packages.Package, place: Path) -> None:
     tree = place / "build"
     tree.mkdir(parents=True)
     with Progress(f"unpacking {package.name}"):
-        run(["tar", "-xJf", str(tarball), "--strip-components=1", "-C", str(tree)], timeout=600)
-    make = ["make", "-C", str(tree), *_stamp(tarball.stat().st_mtime)]
-    run([*make, f"KCONFIG_ALLCONFIG={FRAGMENT}", "allnoconfig"], timeout=600)
+        command = ["tar", "-xJf", str(tarball), "--strip-components=1"]
+        run_watched(command, timeout=TIMEOUT_S, cwd=tree)
+    make = ["make", *_stamp(tarball.stat().st_mtime)]
+    run_watched(
+        [*make, f"KCONFIG_ALLCONFIG={FRAGMENT}", "allnoconfig"], timeout=TIMEOUT_S, cwd=tree
+    )
     check_config(FRAGMENT.read_text(), (tree / ".config").read_text())
     with Progress("building the micro kernel", BUILD_LINES) as progress:
 
@@ -82,7 +85,8 @@ def _build(package: packages.Package, place: Path) -> None:
             progress.update(log.read_bytes().count(b"\n"))
 
         jobs = f"-j{len(os.sched_getaffinity(0))}"
-        run_watched([*make, jobs, "bzImage", "vmlinux"], count, timeout=TIMEOUT_S, cwd=tree)
+        command = [*make, jobs, "bzImage", "vmlinux"]
+        run_watched(command, count, timeout=TIMEOUT_S, cwd=tree)
     _install(tree, place)
     shutil.rmtree(tree)
 

@@ -26,6 +26,10 @@ FETCH_TIMEOUT_S = 1200.0
 T = TypeVar("T")
 
 
+class FetchError(BackendError):
+    """A package that the lists offer could not be downloaded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Package:
     """The version of a package that the machine's package lists offer; `size` is in bytes."""
@@ -75,18 +79,19 @@ def unpack(package: Package, place: Path) -> None:
     if len(debs) != 1:
         raise BackendError(f"apt-get download left no package file of {package.name}")
     with Progress(f"unpacking {package.name}"):
-        run(["dpkg-deb", "-x", str(debs[0]), str(place)], timeout=FETCH_TIMEOUT_S)
+        command = ["dpkg-deb", "-x", str(debs[0]), str(place)]
+        run_watched(command, timeout=FETCH_TIMEOUT_S, cwd=place)
     cache.remove(download)
 
 
 def with_fresh_lists(action: Callable[[], T]) -> T:
-    """Return action(), run once more on updated lists where it fails and they can be updated.
+    """Return action(), run again on updated lists after a FetchError, if this user may update.
 
     Lists that are older than the archive name packages that it no longer has.
     """
     try:
         return action()
-    except BackendError:
+    except FetchError:
         if os.geteuid() != 0:
             raise
         _update()
@@ -141,4 +146,4 @@ def _download(package: Package, folder: Path) -> None:
             run_watched(command, measure, timeout=FETCH_TIMEOUT_S, cwd=folder)
         except BackendError as error:
             mend = "" if os.geteuid() == 0 else "; if the lists are old: sudo apt-get update"
-            raise BackendError(f"{error}{mend}") from error
+            raise FetchError(f"{error}{mend}") from error

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...errors import BackendError
 
 POLL_S = 0.1
+KILL_S = 2.0
 # Where Debian keeps depmod, off a plain user's PATH.
 SYSTEM_PATH = "/usr/sbin:/sbin"
 # Debian packages of the tools that are not part of every Debian system.
@@ -41,7 +43,9 @@ def run(
     cwd: Path | None = None,
     feed: bytes | None = None,
 ) -> bytes:
-    """Run a tool and return what it printed; fed with `feed`; `timeout` is in seconds.
+    """Run a tool that is soon done, fed with `feed`; return what it printed.
+
+    `timeout` is in seconds.
 
     Raises ToolMissingError when it is not installed, BackendError when it fails or does not end
     in time.
@@ -68,11 +72,10 @@ def run(
 
 def run_watched(
     command: Sequence[str],
-    watch: Callable[[Path], None],
+    watch: Callable[[Path], None] = lambda _: None,
     *,
     timeout: float,
     cwd: Path,
-    environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run a tool that takes long, calling `watch` with the file of its output now and then.
 
@@ -84,7 +87,7 @@ def run_watched(
             process = subprocess.Popen(
                 command,
                 cwd=cwd,
-                env=_environment() | dict(environment or {}),
+                env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -96,8 +99,7 @@ def run_watched(
             _watch(process, command, timeout, lambda: watch(Path(log.name)))
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                _kill(process)
         if process.returncode:
             raise _failed(command, process.returncode, Path(log.name).read_bytes())
 
@@ -118,6 +120,17 @@ def _watch(
             watch()
         else:
             return
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a tool and its children, and see them gone: what they write in will be removed."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + KILL_S
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(POLL_S / 10)
 
 
 def _environment() -> dict[str, str]:

@@ -93,7 +93,7 @@ def test_failed_fetch_tells_why_and_leaves_nothing(
     package: packages.Package, tools: Tools, tmp_path: Path
 ) -> None:
     tools.add("apt-get", "echo 'W: a warning' >&2; echo 'E: 404 Not Found' >&2; exit 100")
-    with pytest.raises(BackendError, match=r"^apt-get download failed: E: 404 Not Found$"):
+    with pytest.raises(packages.FetchError, match=r"^apt-get download failed: E: 404 Not Found$"):
         packages.unpacked(package)
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["locks"]
 
@@ -140,7 +140,7 @@ def test_old_lists_are_updated_once(tools: Tools) -> None:
     def action() -> str:
         attempts.append(1)
         if len(attempts) == 1:
-            raise BackendError("404")
+            raise packages.FetchError("404")
         return "done"
 
     assert packages.with_fresh_lists(action) == "done"
@@ -151,8 +151,21 @@ def test_old_lists_of_others_stay(tools: Tools, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
 
     def action() -> str:
-        raise BackendError("404")
+        raise packages.FetchError("404")
 
-    with pytest.raises(BackendError, match="404"):
+    with pytest.raises(packages.FetchError, match="404"):
         packages.with_fresh_lists(action)
+    assert tools.calls() == []
+
+
+def test_other_failures_are_not_tried_again(tools: Tools) -> None:
+    attempts = []
+
+    def action() -> str:
+        attempts.append(1)
+        raise BackendError("the compiler failed")
+
+    with pytest.raises(BackendError, match="compiler"):
+        packages.with_fresh_lists(action)
+    assert len(attempts) == 1
     assert tools.calls() == []

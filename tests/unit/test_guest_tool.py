@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -102,15 +101,3 @@ def test_interrupt_kills_the_tool(tmp_path: Path) -> None:
         run_watched(SPAWN, watch, timeout=60, cwd=tmp_path)
     for pid in seen:
         end_of(pid)
-
-
-def test_environment_is_added_to(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run_watched(
-        ["sh", "-c", f"echo $ADDED $PATH >{out}"],
-        lambda _: None,
-        timeout=30,
-        cwd=tmp_path,
-        environment={"ADDED": "value"},
-    )
-    assert out.read_text().startswith(f"value {os.environ['PATH']}")
