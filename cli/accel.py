@@ -55,9 +55,11 @@ def kvm_failure() -> str:
             return str(error)
     path = _verdict_file()
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             verdict = file.read()
     except OSError:
+        verdict = ""
+    if not verdict:
         try:
             verdict = _probe()
         except PyvirtError as error:

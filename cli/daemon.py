@@ -43,7 +43,8 @@ def daemonize() -> Callable[[], None]:
 
 
 def _is_alive(pid: str) -> bool:
-    return pid.isdigit() and os.path.exists(f"/proc/{pid}")
+    # Our own id is that of one before us: in a container every run may get the same.
+    return pid.isdigit() and pid != str(os.getpid()) and os.path.exists(f"/proc/{pid}")
 
 
 class PidFile:

@@ -24,7 +24,7 @@ STAGES = (
 def exec_ns() -> int:
     """Return when this process was started; at the earliest what its CPU time says."""
     given = os.environ.get("PYVIRT_EXEC_NS", "")
-    if given.isdigit():
+    if given.isascii() and given.isdigit():
         return int(given)
     return time.monotonic_ns() - time.clock_gettime_ns(time.CLOCK_PROCESS_CPUTIME_ID)
 
@@ -37,9 +37,10 @@ class Timeline:
     def __init__(self) -> None:
         self._at: dict[str, int] = {"exec": exec_ns()}
 
-    def mark(self, stage: str, at: int = 0) -> None:
-        """Note that `stage` was reached now (or at `at`); the first time counts."""
-        self._at.setdefault(stage, at or time.monotonic_ns())
+    def mark(self, stage: str, at: int | None = None) -> None:
+        """Note that `stage` was reached now, or at `at` (0: never); the first time counts."""
+        if at != 0:
+            self._at.setdefault(stage, at or time.monotonic_ns())
 
     def rows(self) -> list[tuple[str, float, float]]:
         """Return (label, ms since exec, ms since the row before) of the stages reached."""

@@ -78,6 +78,20 @@ def test_kernel_that_cannot_move_needs_the_memory(
     larger.close()
 
 
+def test_preferred_address_is_not_below_one_mib(memory: GuestMemory) -> None:
+    image = replace(GOOD, preferred=MIB - 1)
+    assert load(image.build(), memory).entry == 2 * MIB + 0x200
+    message = refusal(lambda: load(replace(image, relocatable=0).build(), memory))
+    assert message.endswith("header says address 0xfffff: damaged; copy it again")
+
+
+def test_kernel_that_fits_nowhere(memory: GuestMemory) -> None:
+    image = replace(GOOD, init_size=126 * MIB + 1)
+    message = refusal(lambda: load(image.build(), memory))
+    assert message.endswith("needs memory up to 143 MiB; raise -m")
+    assert load(replace(GOOD, init_size=126 * MIB).build(), memory).end == 128 * MIB
+
+
 def test_kernel_fits_exactly(memory: GuestMemory) -> None:
     image = replace(GOOD, init_size=112 * MIB, relocatable=0)
     assert load(image.build(), memory).end == 128 * MIB

@@ -40,6 +40,11 @@ def test_segments_lie_at_their_physical_addresses(memory: GuestMemory) -> None:
     assert kernel.end == 20 * MIB + 0x8000
 
 
+def test_end_is_that_of_the_highest_segment(memory: GuestMemory) -> None:
+    image = Elf((Segment(30 * MIB, b"high", memsz=MIB), Segment()))
+    assert load(image, memory).end == 31 * MIB
+
+
 @pytest.mark.parametrize("width", [4, 8])
 def test_pvh_note_gives_the_entry(width: int, memory: GuestMemory) -> None:
     kernel = load(notes(pvh_note(ENTRY32, width)), memory)

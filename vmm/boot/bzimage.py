@@ -33,6 +33,8 @@ def _place(file: KernelFile, memory: GuestMemory, header: bytes) -> int:
         address = max(alignment, _MIB)
         if address + init_size <= low_end:
             return int(address)
+    if preferred < _MIB:
+        raise file.error(f"header says address {preferred:#x}: damaged; copy it again")
     raise file.needs(preferred + init_size)
 
 
