@@ -82,9 +82,9 @@ def exception_failure(kvm_fd: int) -> str:
     Takes a few milliseconds, at most 2 s. KvmError when not even a VM can be made.
     """
     vm_fd = kvm.CREATE_VM(kvm_fd)
-    memory = GuestMemory(_MEMORY)
-    vcpu = None
+    memory = vcpu = None
     try:
+        memory = GuestMemory(_MEMORY)
         kvm.SET_IDENTITY_MAP_ADDR(vm_fd, ffi.new("uint64_t *", layout.KVM_IDENTITY_MAP))
         kvm.SET_TSS_ADDR(vm_fd, layout.KVM_TSS)
         kvm.CREATE_IRQCHIP(vm_fd)
@@ -100,4 +100,5 @@ def exception_failure(kvm_fd: int) -> str:
         if vcpu is not None:
             vcpu.close()
         os.close(vm_fd)
-        memory.close()
+        if memory is not None:
+            memory.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..errors import KvmError
 from ..native import ffi, lib
 from . import kvm
 
@@ -24,6 +25,10 @@ _GENERAL = (
     ("r12", "r13", "r14", "r15"),
     ("rip", "rflags"),
 )
+# Where a processor starts after reset. Of a triple fault on AMD there is no more to tell: the
+# processor leaves its state undefined then, so KVM resets the vCPU.
+_RESET_CS, _RESET_RIP = 0xF000, 0xFFF0
+_AT_RESET = "(at reset: this processor keeps no registers of a triple fault)"
 _CONTROL = ("cr0", "cr2", "cr3", "cr4", "efer")
 
 
@@ -56,13 +61,21 @@ def _tables(sregs: Any) -> tuple[tuple[str, Any], ...]:
 
 
 def registers(vcpu: Vcpu) -> str:
-    """Return the registers of a vCPU that stands still, a few to the line."""
+    """Return the registers of a vCPU that stands still, a few to the line.
+
+    Where KVM does not tell them, as of a VM that it has given up, why: one line.
+    """
     regs = ffi.new("struct kvm_regs *")
-    kvm.GET_REGS(vcpu.fd, regs)
     sregs = ffi.new("struct kvm_sregs *")
-    kvm.GET_SREGS(vcpu.fd, sregs)
+    try:
+        kvm.GET_REGS(vcpu.fd, regs)
+        kvm.GET_SREGS(vcpu.fd, sregs)
+    except KvmError as error:
+        return f"no registers: {error}"
     rows = [_row(regs, names) for names in _GENERAL]
     rows.append(_row(sregs, _CONTROL))
     rows += [_segment(name, getattr(sregs, name)) for name in ("cs", "ss", "tr")]
     rows += [f"{name:>6} base {t.base:x} limit {t.limit:x}" for name, t in _tables(sregs)]
+    if (sregs.cs.selector, regs.rip) == (_RESET_CS, _RESET_RIP):
+        rows.append(_AT_RESET)
     return "\n".join(rows)
