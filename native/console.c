@@ -186,7 +186,7 @@ int pv_console_start(struct pv_console *c, const struct pv_console_config *confi
 	c->flags = config->flags;
 	c->blocked = c->away = c->escape_held = false;
 	c->notice = NULL;
-	c->gather_until = c->pause_until = 0;
+	c->gather_ns = c->gather_until = c->pause_until = 0;
 	error = open_all(c, config);
 	if (!error) {
 		c->may_block = c->in.guarded || c->out.guarded;

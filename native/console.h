@@ -5,7 +5,7 @@
  * blocks all signals and never touches Python. All functions here may be called by any thread,
  * but not two of them at once on one console; statistics and the stamp may be read at any time.
  *
- * A prompt is written at once; output that follows within a millisecond is gathered first.
+ * A prompt is written at once; what follows within 1 ms is gathered, up to 16 ms in a steady flow.
  * Output that nobody takes (no client, a closed pipe) never holds the guest up: the newest
  * 16 to 32 KiB are kept, and a client that comes later is shown them first. */
 #ifndef PV_CONSOLE_H

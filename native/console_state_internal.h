@@ -57,6 +57,7 @@ struct pv_console {
 	bool escape_held;      /* a Ctrl-A came last */
 	const char *notice;    /* help still to be written, or NULL */
 	uint64_t now;          /* CLOCK_MONOTONIC, when the thread last woke */
+	uint64_t gather_ns;    /* the last time to gather output in */
 	uint64_t gather_until; /* let output gather until then unless there is much of it */
 	uint64_t pause_until;  /* take no input and no client before */
 	uint64_t look_at;      /* when to see whether the pty was opened */

@@ -11,7 +11,8 @@
 #define BACKLOG (PV_CONSOLE_RING / 4) /* kept for a client that comes later */
 #define FOREVER UINT64_MAX
 #define NS_PER_MS UINT64_C(1000000)
-#define GATHER_NS NS_PER_MS        /* after a write, gather what follows for so long */
+#define GATHER_MIN_NS NS_PER_MS      /* after a write, gather what follows for so long; */
+#define GATHER_MAX_NS (16 * NS_PER_MS) /* twice as long each time while output goes on */
 #define RETRY_NS (250 * NS_PER_MS) /* look again at what cannot be used now */
 
 static const char HELP[] = "\r\n"
@@ -86,6 +87,20 @@ static uint32_t threshold(const struct pv_console *c)
 	return 1;
 }
 
+/* Begin to gather. A write may cost its reader milliseconds, so a steady flow is cut into few. */
+static void gather(struct pv_console *c)
+{
+	uint64_t now = pv_console_now();
+	bool goes_on = now < c->gather_until + c->gather_ns;
+	uint64_t longer = c->gather_ns * 2;
+
+	if (!goes_on)
+		c->gather_ns = GATHER_MIN_NS;
+	else
+		c->gather_ns = longer < GATHER_MAX_NS ? longer : GATHER_MAX_NS;
+	c->gather_until = now + c->gather_ns;
+}
+
 static void transmit(struct pv_console *c)
 {
 	uint32_t used = pv_ring_used(c->output);
@@ -106,7 +121,7 @@ static void transmit(struct pv_console *c)
 	atomic_fetch_add(&c->bytes_out, count);
 	drop_output(c, count);
 	if (pv_ring_used(c->output) == 0)
-		c->gather_until = pv_console_now() + GATHER_NS;
+		gather(c);
 }
 
 static void tell_flushers(struct pv_console *c)
