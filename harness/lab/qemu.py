@@ -15,6 +15,9 @@ from .. import cache
 from .image import Image
 
 EMULATOR = "qemu-system-x86_64"
+# Without XSAVE and what needs it: this emulator's SVM does not intercept XSETBV, so KVM would not
+# know of a guest's XCR0 and put its own in place, under the guest's vector registers.
+CPU = "EPYC,+svm,+npt,-xsave,-xsaveopt,-xgetbv1,-avx,-avx2,-f16c,-fma"
 MIN_MEMORY_MIB = 512
 MAX_MEMORY_MIB = 1 << 20
 MAX_CPUS = 255
@@ -53,7 +56,7 @@ def arguments(image: Image, link: int, memory_mib: int, cpus: int) -> list[str]:
     """
     return [
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"),
+        *("-M", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU),
         *("-smp", str(cpus), "-m", f"{memory_mib}M"),
         *("-kernel", str(image.kernel), "-initrd", str(image.initramfs)),
         *("-append", KERNEL_OPTIONS),
