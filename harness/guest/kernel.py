@@ -115,10 +115,9 @@ def _of_file(path: Path) -> Kernel:
 def _release(image: mmap.mmap) -> str | None:
     """Return the release that an image tells of itself; None if it does not."""
     if image[_BZIMAGE_MAGIC] == b"HdrS":
-        # A pointer of 0 says that there is no version string.
-        start = int.from_bytes(image[_BZIMAGE_VERSION], "little")
-        text = image[start + 0x200 : start + 0x300] if start else b""
-        found = re.match(rb"([!-~]+)[ \0]", text)
+        # A pointer of 0, for no version string, leads to the header's jump, which is no text.
+        start = int.from_bytes(image[_BZIMAGE_VERSION], "little") + 0x200
+        found = re.match(rb"([!-~]+)[ \0]", image[start : start + 256])
     else:
         found = re.search(rb"Linux version ([!-~]+) ", image)
     return found[1].decode() if found else None

@@ -22,8 +22,8 @@ SOURCE = "linux-source-6.1"
 FRAGMENT = Path(__file__).with_name("micro.config")
 # To be raised when this file changes what comes out.
 RECIPE = "1"
-# Lines that the build prints, to a few percent: the bar's full length.
-BUILD_LINES = 1500
+# Lines that the build prints, to a few percent: the full length of the bar.
+BUILD_LINES = 1660
 TIMEOUT_S = 3000.0
 # Not tools, so that only the compiler would miss them, in the middle of the build.
 HEADERS = {"/usr/include/libelf.h": "libelf-dev", "/usr/include/openssl/opensslv.h": "libssl-dev"}
