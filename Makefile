@@ -17,7 +17,7 @@ test: setup
 check: setup
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
-	@MYPYPATH=build:tests $(BIN)/mypy -p pyvirt
+	@MYPYPATH=build $(BIN)/mypy -p pyvirt
 	@$(BIN)/python -m pyvirt.native.check
 	@echo "check: clean"
 

@@ -43,7 +43,8 @@ def _remember(path: str, verdict: str) -> None:
             file.write(verdict)
         os.rename(temporary, path)
     except OSError:
-        return
+        if os.path.exists(temporary):
+            os.unlink(temporary)
 
 
 def kvm_failure() -> str:

@@ -10,7 +10,7 @@ import sysconfig
 from pathlib import Path
 
 SCRIPT = """\
-#!{python} -IS
+{start}
 import sys
 sys.path += [{site!r}, {parent!r}]
 from pyvirt.cli.main import main
@@ -18,9 +18,17 @@ main()
 """
 
 
+# What the kernel takes of a script's first line (BINPRM_BUF_SIZE, less in old kernels).
+_FIRST_LINE_MAX = 127
+
+
 def script(python: Path, site: Path, parent: Path) -> str:
     """Return the text of the script: `site` holds cffi, `parent` the package."""
-    return SCRIPT.format(python=python, site=str(site), parent=str(parent))
+    start = f"#!{python} -IS"
+    if " " in str(python) or len(start) > _FIRST_LINE_MAX:
+        # A shell starts the interpreter, which then takes the same lines for a string.
+        start = f"#!/bin/sh\n'''exec' \"{python}\" -IS \"$0\" \"$@\"\n' '''"
+    return SCRIPT.format(start=start, site=str(site), parent=str(parent))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 
 from ..devices.serial import Serial, parse_backend
 from ..devices.terminal import RawTerminal
+from ..errors import ConfigError, PyvirtError
 from ..native import check, lib
 from ..vmm import layout
 from ..vmm.config import MachineConfig
@@ -52,7 +53,8 @@ def _with_default_guest(argv: list[str], options: Options) -> Options:
     return run_options.parse(argv + words)
 
 
-def _config(options: Options) -> MachineConfig:
+def config(options: Options) -> MachineConfig:
+    """Return the machine that the options ask for."""
     return MachineConfig(
         options.kernel,
         initrd=options.initrd,
@@ -97,7 +99,7 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
     started = daemonize() if options.daemonize else lambda: None
     events = _Events()
     with PidFile(options.pidfile):
-        machine = Machine(_config(options), log, timeline.mark)
+        machine = Machine(config(options), log, timeline.mark)
         try:
             machine.load()
             irq_fd = machine.interrupt_line(layout.COM1_IRQ).fd
@@ -124,12 +126,22 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
     return machine.end.status
 
 
+def _check_timeline(where: str) -> None:
+    """Refuse a picture that cannot be written, before a guest has run for it."""
+    folder = os.path.dirname(where) or "."
+    if not os.access(folder, os.W_OK) or os.path.isdir(where):
+        raise ConfigError(f"-timeline={where}: cannot be written; name a file in a writable folder")
+
+
 def _show(timeline: Timeline, where: str) -> None:
-    if where:
+    if not where:
+        sys.stderr.write(timeline.table())
+        return
+    try:
         with open(where, "w", encoding="utf-8") as file:
             file.write(timeline.svg())
-    else:
-        sys.stderr.write(timeline.table())
+    except OSError as error:
+        raise PyvirtError(f"-timeline={where}: {error.strerror}; free some room") from None
 
 
 def main(argv: list[str]) -> int:
@@ -143,13 +155,15 @@ def main(argv: list[str]) -> int:
     log = Log()
     if options.log:
         log.open(options.log)
+    if options.timeline:
+        _check_timeline(options.timeline)
     if not options.kernel:
         options = _with_default_guest(argv, options)
     reason = _use_lab(options)
     if reason:
         from . import run_in_lab
 
-        return run_in_lab.run(options, reason)
+        return run_in_lab.run(options, config(options), reason)
     status = _run_here(options, log, timeline)
     if options.timeline is not None:
         _show(timeline, options.timeline)

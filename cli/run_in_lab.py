@@ -11,10 +11,13 @@ import sys
 
 from ..devices.serial import parse_backend
 from ..harness import lab
+from ..vmm.boot import loader
+from ..vmm.memory import GuestMemory
 from .daemon import PidFile, daemonize
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..vmm.config import MachineConfig
     from .options import Options
 
 # The lab needs room for its own kernel beside the guest's memory.
@@ -42,8 +45,18 @@ def _words(options: Options, forward: list[tuple[str, str]]) -> list[str]:
     return words
 
 
-def run(options: Options, reason: str) -> int:
+def _check(config: MachineConfig) -> None:
+    """Raise here, and not seconds later in the lab, what is wrong with the guest's files."""
+    memory = GuestMemory(config.memory)
+    try:
+        loader.place(config, memory)
+    finally:
+        memory.close()
+
+
+def run(options: Options, config: MachineConfig, reason: str) -> int:
     """Run the guest in the lab; return pyvirt's exit status there."""
+    _check(config)
     if options.accel == "auto":
         sys.stderr.write(f"pyvirt: running in the nested lab, because: {reason}\n")
         sys.stderr.flush()

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
         """What Python puts on the bus; called on the accessing vCPU's thread."""
 
         def read(self, offset: int, size: int) -> int:
-            """Return the value of `size` bytes (1, 2, 4, 8) at `offset`."""
+            """Return the value of `size` bytes at `offset`.
+
+            1, 2, 4 or 8, or any number up to 8 for a piece of an access that crosses a page.
+            """
 
         def write(self, offset: int, size: int, value: int) -> None:
             """Take the value of `size` bytes at `offset`."""

@@ -61,8 +61,8 @@ def _write_tables(config: MachineConfig, memory: GuestMemory) -> int:
     return rsdp
 
 
-def load(config: MachineConfig, memory: GuestMemory, boot_vcpu_fd: int) -> None:
-    """Load the guest that `config` names; ConfigError names the option that is at fault."""
+def place(config: MachineConfig, memory: GuestMemory) -> Kernel:
+    """Put the guest that `config` names into memory; ConfigError names the option at fault."""
     kernel = _load_kernel(config.kernel, memory)
     initrd = _load_initrd(config.initrd, memory, kernel) if config.initrd else (0, 0)
     _write_cmdline(config.cmdline, memory, kernel)
@@ -71,4 +71,9 @@ def load(config: MachineConfig, memory: GuestMemory, boot_vcpu_fd: int) -> None:
         params.start_info(memory, initrd, rsdp)
     else:
         params.zero_page(memory, kernel, initrd, kernel.cmdline_max, rsdp)
-    entry.prepare(memory, boot_vcpu_fd, kernel)
+    return kernel
+
+
+def load(config: MachineConfig, memory: GuestMemory, boot_vcpu_fd: int) -> None:
+    """Place the guest and put the boot vCPU at its first instruction; errors as of `place`."""
+    entry.prepare(memory, boot_vcpu_fd, place(config, memory))
