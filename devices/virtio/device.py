@@ -1,0 +1,103 @@
+"""The shape of every virtio device, whatever its transport.
+
+A device is made once and then lives through any number of activations: the driver negotiates
+features, sets up queues and says DRIVER_OK (`activate`); later it resets the device (`reset`),
+and may begin anew. In between the data path belongs to C threads that the device started.
+Source: virtio 1.2, chapters 2 and 3.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+class Queue:
+    """One virtqueue of an activated device; all of it is valid until `Device.reset` returns."""
+
+    __slots__ = ("handle", "index", "kick_fd")
+
+    def __init__(self, index: int, handle: Any, kick_fd: int) -> None:
+        """`handle` is the struct pv_virtqueue, checked and translated.
+
+        `kick_fd` is an eventfd that becomes readable when the driver notifies the queue. Both
+        are borrowed from the transport; one thread at a time may use the first.
+        """
+        self.index = index
+        self.handle = handle
+        self.kick_fd = kick_fd
+
+
+class Activation:
+    """What a device needs to run; valid until `Device.reset` returns."""
+
+    __slots__ = ("features", "irq", "memory", "queues")
+
+    def __init__(self, features: int, queues: list[Queue | None], irq: Any, memory: Any) -> None:
+        """`features` are the bits that both sides agreed on, those of the transport among them.
+
+        `queues` has an entry for each of `Device.queue_sizes`: None where the driver did not make
+        the queue ready. `irq` is the struct pv_virtio_irq, for any thread; `memory` the struct
+        pv_memory.
+        """
+        self.features = features
+        self.queues = queues
+        self.irq = irq
+        self.memory = memory
+
+
+class Device:
+    """What a transport asks of a device.
+
+    `write_config`, `activate` and `reset` come from the transport, one at a time, on a vCPU's
+    thread or the one that closes the machine; they may wait, for the guest waits with them.
+    """
+
+    __slots__ = ("config_changed", "device_type", "features", "name", "queue_sizes")
+
+    def __init__(
+        self, name: str, *, device_type: int, features: int, queue_sizes: tuple[int, ...]
+    ) -> None:
+        """`name` is how messages call the device; `device_type` is its virtio device ID.
+
+        `features` are the device's own bits (0 to 23, 50 to 127): VERSION_1 and those of rings
+        belong to the transport. `queue_sizes` is the largest size of each queue, a power of two
+        up to 32768.
+        """
+        self.name = name
+        self.device_type = device_type
+        self.features = features
+        self.queue_sizes = queue_sizes
+        # Set by the transport: the device calls it from any thread, outside the methods below,
+        # when `config` answers differently; the driver is told.
+        self.config_changed: Callable[[], None] = lambda: None
+
+    def config(self) -> bytes:
+        """Return the device configuration space of this moment; its length never changes."""
+        return b""
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Take bytes that the driver wrote, all of them within `config`.
+
+        What may not be written is ignored. `config` is asked again after it.
+        """
+
+    def activate(self, activation: Activation) -> None:
+        """Begin to serve the queues; what is in them already counts as notified.
+
+        PyvirtError: the device cannot run, and nothing of it does; the driver finds
+        DEVICE_NEEDS_RESET, the log the message.
+        """
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Stop serving: when this returns no thread touches the queues or guest memory.
+
+        Requests in flight have come to their end. Called once for each `activate` that succeeded.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back what the device owns; it is reset, and no vCPU runs any more."""

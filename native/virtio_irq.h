@@ -1,0 +1,41 @@
+/* How a virtio-mmio device speaks up: the interrupt and status words of its register page, and the
+ * eventfd of its interrupt line.
+ *
+ * The transport makes one for each device; any thread may call what is below. The guest may read
+ * the page at any moment without an exit, so its words change by single atomic operations only.
+ * Source: virtio 1.2, 4.2.2 (registers) and 2.1.2 (DEVICE_NEEDS_RESET). */
+#ifndef PV_VIRTIO_IRQ_H
+#define PV_VIRTIO_IRQ_H
+
+#include <stdint.h>
+
+struct pv_virtio_irq;
+
+/* `page` is the register page, 4 KiB, aligned; `irq_fd` an eventfd, one edge for each write;
+ * `broken_fd` an eventfd that pv_virtio_irq_broken writes. All are borrowed. -ENOMEM, -EINVAL. */
+int pv_virtio_irq_new(void *page, int irq_fd, int broken_fd, struct pv_virtio_irq **out);
+void pv_virtio_irq_free(struct pv_virtio_irq *irq);
+
+/* Used buffers: set bit 0 of InterruptStatus, raise the line. */
+void pv_virtio_irq_used(struct pv_virtio_irq *irq);
+/* A changed configuration: set bit 1, raise the line. */
+void pv_virtio_irq_config(struct pv_virtio_irq *irq);
+/* The device cannot go on: set DEVICE_NEEDS_RESET, raise a configuration interrupt, and tell the
+ * transport. Only the first call after pv_virtio_irq_reset has an effect. `why` is a string
+ * constant for the log. */
+void pv_virtio_irq_broken(struct pv_virtio_irq *irq, const char *why);
+
+/* Interrupts raised since the beginning; each was a write to the line. */
+uint64_t pv_virtio_irq_count(const struct pv_virtio_irq *irq);
+
+/* The transport's side. */
+/* Clear bits of InterruptStatus. */
+void pv_virtio_irq_ack(struct pv_virtio_irq *irq, uint32_t bits);
+/* Set bits of Status. */
+void pv_virtio_irq_add_status(struct pv_virtio_irq *irq, uint32_t bits);
+/* Status and InterruptStatus become 0 and the device whole again; none of its threads runs. */
+void pv_virtio_irq_reset(struct pv_virtio_irq *irq);
+/* Why the device broke: once after each break, then and otherwise NULL. */
+const char *pv_virtio_irq_take_reason(struct pv_virtio_irq *irq);
+
+#endif
