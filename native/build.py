@@ -1,8 +1,9 @@
 """Build the extension `pyvirt.native._native` from the C files of this folder (cffi, API mode).
 
 What Python sees of the C code is what its headers declare: they hold plain declarations only,
-so that the compiler and cffi read the same text. KVM's own structures are named in kvm.cdef,
-because cffi cannot read the kernel's header; the compiler checks every one against it.
+so that the compiler and cffi read the same text. Structures of the kernel and the C library are
+named in kvm.cdef and libc.cdef, because cffi cannot read their headers; the compiler checks every
+one against them.
 """
 
 import re
@@ -34,7 +35,8 @@ def declarations(header: Path) -> str:
 def make() -> FFI:
     """Describe the extension; setuptools compiles it."""
     ffi = FFI()
-    ffi.cdef((HERE / "kvm.cdef").read_text(encoding="utf-8"))
+    for name in ("kvm.cdef", "libc.cdef"):
+        ffi.cdef((HERE / name).read_text(encoding="utf-8"))
     for name in HEADERS:
         ffi.cdef(declarations(HERE / name))
     includes = "".join(f'#include "{name}"\n' for name in HEADERS)

@@ -1,0 +1,26 @@
+/* Guest memory as the data path sees it: which guest-physical addresses are RAM, and where the
+ * host has them mapped. Built before the devices start; nothing changes it after that, so any
+ * number of threads may look addresses up. */
+#ifndef PV_MEMORY_H
+#define PV_MEMORY_H
+
+#include <stdint.h>
+
+#define PV_MEMORY_REGIONS 16
+
+struct pv_memory;
+
+/* -ENOMEM. */
+int pv_memory_new(struct pv_memory **out);
+void pv_memory_free(struct pv_memory *memory);
+
+/* Add `size` bytes of RAM at guest-physical `address`, mapped at `host`, which is borrowed until
+ * pv_memory_free. -EINVAL: empty, past the end of the address space, or over a region that is
+ * there already; -ENOSPC: PV_MEMORY_REGIONS are there. */
+int pv_memory_add(struct pv_memory *memory, uint64_t address, uint64_t size, void *host);
+
+/* Where `length` bytes at `address` are mapped; NULL unless every one of them lies in one region,
+ * or when `length` is 0. Any thread. */
+void *pv_memory_at(const struct pv_memory *memory, uint64_t address, uint64_t length);
+
+#endif
