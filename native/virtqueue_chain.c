@@ -53,7 +53,7 @@ static int add_segment(struct walk *walk, const struct pv_desc *desc)
 		return 0;
 	host = pv_memory_at(walk->queue->memory, desc->address, desc->length);
 	if (!host)
-		return FAIL(walk, "%#" PRIx64 "+%#" PRIx32 " is not in guest memory", desc->address,
+		return FAIL(walk, "0x%" PRIx64 "+0x%" PRIx32 " is not in guest memory", desc->address,
 		            desc->length);
 	if (desc->length > BYTES_MAX - chain->readable_bytes - chain->writable_bytes)
 		return FAIL(walk, "%s", "more than 2^32 bytes in a chain");
@@ -82,7 +82,7 @@ static int enter_table(struct walk *walk, const struct pv_desc *desc)
 		return FAIL(walk, "an indirect table of %" PRIu32 " bytes", desc->length);
 	table = pv_memory_at(walk->queue->memory, desc->address, desc->length);
 	if (!table)
-		return FAIL(walk, "%#" PRIx64 "+%#" PRIx32 " is not in guest memory", desc->address,
+		return FAIL(walk, "0x%" PRIx64 "+0x%" PRIx32 " is not in guest memory", desc->address,
 		            desc->length);
 	walk->table = table;
 	walk->count = desc->length / (uint32_t)sizeof(*table);

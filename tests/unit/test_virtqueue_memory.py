@@ -1,0 +1,95 @@
+"""Looking guest-physical addresses up in C: never outside a region, whatever the numbers."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyvirt.native import ffi, lib
+
+REGIONS_MAX = 16
+TOP = 1 << 64
+
+
+@pytest.fixture
+def memory() -> Any:
+    """Return an empty struct pv_memory."""
+    out = ffi.new("struct pv_memory **")
+    assert lib.pv_memory_new(out) == 0
+    return ffi.gc(out[0], lib.pv_memory_free)
+
+
+def host(address: int) -> Any:
+    """Return a pointer that is only ever compared."""
+    return ffi.cast("void *", address)
+
+
+def at(memory: Any, address: int, length: int) -> int:
+    """Return the host address, 0 for none."""
+    return int(ffi.cast("uintptr_t", lib.pv_memory_at(memory, address, length)))
+
+
+@pytest.mark.parametrize(
+    ("address", "size", "mapped"),
+    [(0, 0, 1), (TOP - 1, 2, 1), (0x1000, TOP - 1, 1), (TOP - 0x1000, 0x1001, 1), (0, 1, 0)],
+)
+def test_refuses_what_is_no_region(memory: Any, address: int, size: int, mapped: int) -> None:
+    assert lib.pv_memory_add(memory, address, size, host(mapped)) == -errno.EINVAL
+
+
+@pytest.mark.parametrize(
+    ("address", "size"), [(0x1000, 0x1000), (0xFFF, 2), (0x1FFF, 1), (0x1800, 1), (0, TOP - 1)]
+)
+def test_refuses_overlap(memory: Any, address: int, size: int) -> None:
+    assert lib.pv_memory_add(memory, 0x1000, 0x1000, host(1 << 32)) == 0
+    assert lib.pv_memory_add(memory, address, size, host(1 << 33)) == -errno.EINVAL
+    assert lib.pv_memory_add(memory, 0x2000, 1, host(1 << 33)) == 0
+    assert lib.pv_memory_add(memory, 0, 0x1000, host(1 << 34)) == 0
+
+
+def test_takes_16_regions(memory: Any) -> None:
+    for index in range(REGIONS_MAX):
+        assert lib.pv_memory_add(memory, index << 12, 0x1000, host((index + 1) << 20)) == 0
+    assert lib.pv_memory_add(memory, TOP - 1, 1, host(1)) == -errno.ENOSPC
+    assert at(memory, 0xFFFF, 1) == (16 << 20) + 0xFFF
+
+
+def test_the_last_bytes_of_the_address_space(memory: Any) -> None:
+    assert lib.pv_memory_add(memory, TOP - 0x1000, 0x1000, host(1 << 32)) == 0
+    assert at(memory, TOP - 1, 1) == (1 << 32) + 0xFFF
+    assert at(memory, TOP - 1, 2) == 0
+    assert at(memory, TOP - 0x1000, 0x1000) == 1 << 32
+    assert at(memory, 0, 1) == 0
+
+
+def test_nothing_is_nowhere(memory: Any) -> None:
+    assert lib.pv_memory_add(memory, 0, 0x1000, host(1 << 32)) == 0
+    assert at(memory, 0, 0) == 0
+
+
+NUMBERS = st.one_of(
+    st.integers(0, TOP - 1),
+    st.builds(
+        lambda base, offset: (base + offset) % TOP,
+        st.sampled_from([0, 0x3000, 0x5000, 1 << 32, (1 << 32) + 0x2000, TOP - 0x1000]),
+        st.integers(-3, 3),
+    ),
+)
+
+
+@given(NUMBERS, NUMBERS)
+def test_agrees_with_whole_numbers(address: int, length: int) -> None:
+    out = ffi.new("struct pv_memory **")
+    assert lib.pv_memory_new(out) == 0
+    memory = ffi.gc(out[0], lib.pv_memory_free)
+    regions = {0x3000: 0x2000, 1 << 32: 0x2000, TOP - 0x1000: 0x1000}
+    expected = 0
+    for index, (start, size) in enumerate(regions.items()):
+        base = (index + 1) << 40
+        assert lib.pv_memory_add(memory, start, size, host(base)) == 0
+        if length and start <= address and address + length <= start + size:
+            expected = base + address - start
+    assert at(memory, address, length) == expected
