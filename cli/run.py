@@ -80,11 +80,13 @@ class _Events:
     def wait(self, machine: Machine) -> None:
         """Return when the machine has ended; end it when somebody asks for that."""
         poll = select.poll()
-        for fd in (machine.ended_fd, self.quit_fd, self._signal_fd):
+        for fd in (machine.ended_fd, machine.notices_fd, self.quit_fd, self._signal_fd):
             poll.register(fd, select.POLLIN)
         while machine.end is None:
             for fd, _ in poll.poll():
-                if fd != machine.ended_fd:
+                if fd == machine.notices_fd:
+                    machine.report()
+                elif fd != machine.ended_fd:
                     machine.finish(End(HOST))
 
     def close(self) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..devices.virtio.block import BlockConfig
+
 VCPUS_MAX = 254
 DISCOVERIES = ("auto", "acpi", "cmdline")
 
@@ -12,11 +16,13 @@ class MachineConfig:
     __slots__ = (
         "cmdline",
         "discovery",
+        "disks",
         "frozen",
         "initrd",
         "kernel",
         "memory",
         "name",
+        "read_exits",
         "share",
         "vcpus",
     )
@@ -33,11 +39,15 @@ class MachineConfig:
         discovery: str = "auto",
         share: bool = False,
         frozen: bool = False,
+        disks: tuple[BlockConfig, ...] = (),
+        read_exits: bool = False,
     ) -> None:
         """`memory` is in bytes, 128 MiB to 512 GiB; `vcpus` 1 to 254; `frozen` starts paused.
 
         `discovery` says how the guest finds its devices: `acpi`, `cmdline` (with an MP table
-        and no ACPI), or `auto`, which is ACPI. `share` makes guest memory a memfd.
+        and no ACPI), or `auto`, which is ACPI. `share` makes guest memory a memfd. `disks` are in
+        the order of their slots. `read_exits` keeps KVM's read-only memory from the virtio
+        devices' registers, as on a KVM that has none.
         """
         self.kernel = kernel
         self.initrd = initrd
@@ -48,3 +58,5 @@ class MachineConfig:
         self.discovery = discovery
         self.share = share
         self.frozen = frozen
+        self.disks = disks
+        self.read_exits = read_exits

@@ -40,7 +40,7 @@ KERNEL = 0x100_0000  # 16 MiB, where x86-64 kernels prefer to be
 GAP_START = 0xC000_0000
 GAP_END = 0x1_0000_0000
 VIRTIO_MMIO = 0xD000_0000
-VIRTIO_MMIO_STEP = 0x1000  # a page each, so that each can have a memory slot
+VIRTIO_MMIO_STEP = 0x1000  # a page each, which reads find as memory
 IOAPIC = 0xFEC0_0000
 LAPIC = 0xFEE0_0000
 # Pages that KVM needs on Intel processors to run real mode: one, then three.
@@ -50,6 +50,14 @@ KVM_TSS = 0xFFFB_D000
 IOAPIC_PINS = 24
 ISA_IRQS = 16
 MAX_VCPUS = 254  # 8-bit APIC ids: 255 is broadcast, and the MP table's IOAPIC needs one
+
+# Lines of the virtio devices, a GSI each, in the order of their slots. What a PC has elsewhere is
+# left out (8 the clock, 13 the coprocessor), and so is 9, the GED's.
+VIRTIO_GSIS = (5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23)
+
+# KVM's memory slots, by their numbers.
+RAM_MEMSLOT = 0  # and 1
+VIRTIO_MEMSLOT = 8
 
 COM1 = 0x3F8
 COM1_IRQ = 4

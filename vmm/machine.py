@@ -14,7 +14,7 @@ from ..devices.debug import BootTimer, DebugExit
 from ..devices.power import I8042, AcpiPower
 from ..errors import ConfigError, GuestError, PyvirtError
 from ..native import check, ffi, lib
-from . import bus, cpuid, kvm, layout, report
+from . import bus, cpuid, kvm, layout, report, slots
 from .boot import loader
 from .interrupts import InterruptLine
 from .memory import GuestMemory
@@ -22,8 +22,9 @@ from .vcpu import Vcpu, supported_cpuid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from ..devices.virtio.device import Device
     from .config import MachineConfig
     from .log import Log
 
@@ -53,11 +54,18 @@ class Machine:
     """A VM with its memory, vCPUs and devices; owns all of them until `close`."""
 
     def __init__(
-        self, config: MachineConfig, log: Log, mark: Callable[[str], None], device: str = kvm.DEVICE
+        self,
+        config: MachineConfig,
+        log: Log,
+        mark: Callable[[str], None],
+        device: str = kvm.DEVICE,
+        *,
+        virtio: Iterable[Device] = (),
     ) -> None:
-        """Create the VM and its fixed devices; `mark` is told of each stage of the start.
+        """Create the VM and its devices; `mark` is told of each stage of the start.
 
-        ConfigError or KvmError; nothing stays behind then.
+        `virtio` devices take the slots after those of the configuration, and are closed with
+        the machine. ConfigError or KvmError; nothing stays behind then.
         """
         self.config = config
         self.end: End | None = None
@@ -65,6 +73,8 @@ class Machine:
         self.bus = bus.Bus()
         self.vcpus: list[Vcpu] = []
         self.memory: GuestMemory | None = None
+        self.slots: slots.Slots | None = None
+        self._virtio = list(virtio)
         self._log = log
         self._mark = mark
         self._lines: list[InterruptLine] = []
@@ -97,6 +107,7 @@ class Machine:
         self.memory.register(self._vm_fd)
         self._create_vcpus()
         self._add_devices()
+        self._add_virtio()
         self._mark("vm-ready")
 
     def _check_vcpus(self) -> None:
@@ -133,6 +144,23 @@ class Machine:
         timer = BootTimer(self._on_boot_stage)
         self.bus.add(pio, layout.BOOT_TIMER, timer.SIZE, timer)
 
+    def _add_virtio(self) -> None:
+        assert self.memory is not None
+        if self.config.disks:
+            
+            for place, disk in enumerate(self.config.disks):
+                self._virtio.insert(place, Block(disk))
+        self.slots = slots.Slots(
+            self._vm_fd,
+            self._virtio,
+            bus=self.bus,
+            memory=self.memory.native(),
+            line=self.interrupt_line,
+            log=self._log,
+            read_exits=self.config.read_exits
+            or not kvm.extension(self._kvm_fd, "KVM_CAP_READONLY_MEM"),
+        )
+
     def _on_boot_stage(self, stage: int) -> None:
         if stage == BootTimer.INIT:
             self._mark("init")
@@ -143,10 +171,22 @@ class Machine:
         self._lines.append(line)
         return line
 
+    @property
+    def notices_fd(self) -> int:
+        """Return a descriptor that is readable when there is something to `report`."""
+        assert self.slots is not None
+        return self.slots.notices_fd
+
+    def report(self) -> None:
+        """Log what devices have to say: that a driver broke one, and how."""
+        if self.slots is not None:
+            self.slots.report()
+
     def load(self) -> None:
         """Load the guest that the configuration names."""
         assert self.memory is not None
-        loader.load(self.config, self.memory, self.vcpus[0].fd)
+        places = slots.windows(len(self._virtio))
+        loader.load(self.config, self.memory, self.vcpus[0].fd, places)
         self._mark("kernel-loaded")
 
     def start(self) -> None:
@@ -210,6 +250,12 @@ class Machine:
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus.clear()
+        if self.slots is not None:
+            self.slots.close()
+            self.slots = None
+        for device in self._virtio:
+            device.close()
+        self._virtio.clear()
         for line in self._lines:
             line.close()
         self._lines.clear()

@@ -10,8 +10,12 @@ import mmap
 import os
 
 from ..errors import ConfigError
-from ..native import ffi
+from ..native import check, ffi, lib
 from . import kvm, layout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MIB = 1 << 20
 SIZE_MIN = 128 * MIB
@@ -45,6 +49,7 @@ class GuestMemory:
         skip = 0 if shared else -base % _HUGE_PAGE
         self._base = base + skip
         self._view = memoryview(self._map)[skip : skip + size]
+        self._native: Any = None
 
     def _map_shared(self) -> mmap.mmap:
         self.fd = os.memfd_create("pyvirt-ram", os.MFD_CLOEXEC)
@@ -95,10 +100,23 @@ class GuestMemory:
                     raise EOFError
                 done += count
 
+    def native(self) -> Any:
+        """Return the struct pv_memory through which the data path sees this RAM; until `close`."""
+        if self._native is None:
+            out = ffi.new("struct pv_memory **")
+            check(lib.pv_memory_new(out), "guest memory")
+            self._native = ffi.gc(out[0], lib.pv_memory_free)
+            offset = 0
+            for start, size in self.regions:
+                host = ffi.cast("void *", self._base + offset)
+                check(lib.pv_memory_add(self._native, start, size, host), "guest memory")
+                offset += size
+        return self._native
+
     def register(self, vm_fd: int) -> None:
-        """Tell KVM the RAM regions, as memslots 0 and up."""
+        """Tell KVM the RAM regions, as memslots 0 and up (layout.RAM_MEMSLOT)."""
         offset = 0
-        for slot, (start, size) in enumerate(self.regions):
+        for slot, (start, size) in enumerate(self.regions, layout.RAM_MEMSLOT):
             region = ffi.new(
                 "struct kvm_userspace_memory_region *", (slot, 0, start, size, self._base + offset)
             )
@@ -106,7 +124,10 @@ class GuestMemory:
             offset += size
 
     def close(self) -> None:
-        """Unmap and close; the VM must be gone."""
+        """Unmap and close; the VM must be gone, and whoever uses `native`."""
+        if self._native is not None:
+            ffi.release(self._native)
+            self._native = None
         self._view.release()
         self._map.close()
         if self.fd >= 0:

@@ -11,6 +11,10 @@ from ..memory import GuestMemory
 from . import acpi, bios, bzimage, elf, entry, mptable, params, raw
 from .kernel import PVH, Kernel, KernelFile
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 _PAGE = 4096
 
 
@@ -42,6 +46,17 @@ def _load_initrd(path: str, memory: GuestMemory, kernel: Kernel) -> tuple[int, i
         return address, file.size
 
 
+def _device_words(devices: Sequence[acpi.VirtioMmio]) -> str:
+    """Return what tells Linux's virtio-mmio driver of devices, and of nothing else.
+
+    It goes before the user's words, some of which may not be the kernel's (after `--`).
+    """
+    return "".join(
+        f"virtio_mmio.device={window.size >> 10}K@{window.base:#x}:{window.gsi} "
+        for window in devices
+    )
+
+
 def _write_cmdline(text: str, memory: GuestMemory, kernel: Kernel) -> None:
     data = os.fsencode(text)
     limit = min(kernel.cmdline_max, layout.CMDLINE_ROOM - 1)
@@ -50,23 +65,31 @@ def _write_cmdline(text: str, memory: GuestMemory, kernel: Kernel) -> None:
     memory.write(layout.CMDLINE, data + b"\0")
 
 
-def _write_tables(config: MachineConfig, memory: GuestMemory) -> int:
+def _write_tables(
+    config: MachineConfig, memory: GuestMemory, devices: Sequence[acpi.VirtioMmio]
+) -> int:
     """Write reset code and MP table, and ACPI where asked for; return the RSDP's address or 0."""
     memory.write(layout.RESET_VECTOR, bios.reset_code())
     memory.write(layout.MPTABLE, mptable.build(config.vcpus))
     if config.discovery == "cmdline":
         return 0
-    tables, rsdp = acpi.build(vcpus=config.vcpus, devices=())
+    tables, rsdp = acpi.build(vcpus=config.vcpus, devices=devices)
     memory.write(layout.ACPI, tables)
     return rsdp
 
 
-def place(config: MachineConfig, memory: GuestMemory) -> Kernel:
-    """Put the guest that `config` names into memory; ConfigError names the option at fault."""
+def place(
+    config: MachineConfig, memory: GuestMemory, devices: Sequence[acpi.VirtioMmio] = ()
+) -> Kernel:
+    """Put the guest that `config` names into memory, and tell it of `devices`.
+
+    ConfigError names the option at fault.
+    """
     kernel = _load_kernel(config.kernel, memory)
     initrd = _load_initrd(config.initrd, memory, kernel) if config.initrd else (0, 0)
-    _write_cmdline(config.cmdline, memory, kernel)
-    rsdp = _write_tables(config, memory)
+    words = _device_words(devices) if config.discovery == "cmdline" else ""
+    _write_cmdline(words + config.cmdline, memory, kernel)
+    rsdp = _write_tables(config, memory, devices)
     if kernel.protocol == PVH:
         params.start_info(memory, initrd, rsdp)
     else:
@@ -74,6 +97,11 @@ def place(config: MachineConfig, memory: GuestMemory) -> Kernel:
     return kernel
 
 
-def load(config: MachineConfig, memory: GuestMemory, boot_vcpu_fd: int) -> None:
-    """Place the guest and put the boot vCPU at its first instruction; errors as of `place`."""
-    entry.prepare(memory, boot_vcpu_fd, place(config, memory))
+def load(
+    config: MachineConfig,
+    memory: GuestMemory,
+    boot_vcpu_fd: int,
+    devices: Sequence[acpi.VirtioMmio] = (),
+) -> None:
+    """Place the guest and put the boot vCPU at its first instruction; as for `place`."""
+    entry.prepare(memory, boot_vcpu_fd, place(config, memory, devices))

@@ -1,0 +1,167 @@
+"""Slots for virtio devices: where each stands in the guest, and how KVM spares it exits.
+
+A slot is a register page, an interrupt line, an ioeventfd for each queue's notifications. All
+pages lie side by side in one memslot that the guest can only read: its reads cost no exit, its
+writes reach the bus. The acknowledgement of "used buffers", one write for each interrupt, ends in
+an ioeventfd that nobody reads. Source: Documentation/virt/kvm/api.rst, KVM_MEM_READONLY and
+KVM_IOEVENTFD.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+from ..devices.virtio import registers
+from ..devices.virtio.mmio import Mmio
+from ..errors import ConfigError
+from ..native import ffi, lib
+from . import bus, kvm, layout
+from .boot.acpi import VirtioMmio
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..devices.virtio.device import Device
+    from .bus import Bus
+    from .interrupts import InterruptLine
+    from .log import Log
+
+SLOTS_MAX = len(layout.VIRTIO_GSIS)
+
+
+def windows(count: int) -> list[VirtioMmio]:
+    """Return where the first `count` slots stand, as the guest is told."""
+    return [
+        VirtioMmio(layout.VIRTIO_MMIO + index * layout.VIRTIO_MMIO_STEP, registers.PAGE_SIZE, gsi)
+        for index, gsi in enumerate(layout.VIRTIO_GSIS[:count])
+    ]
+
+
+class Slots:
+    """The slots of one machine; owns pages, transports and eventfds."""
+
+    def __init__(
+        self,
+        vm_fd: int,
+        devices: list[Device],
+        *,
+        bus: Bus,
+        memory: Any,
+        line: Callable[[int], InterruptLine],
+        log: Log,
+        read_exits: bool,
+    ) -> None:
+        """Put each device into the slot of its place in the list; ConfigError, KvmError.
+
+        `memory` is the struct pv_memory. `line` makes the line of a GSI, and keeps it.
+        `read_exits` does without the memslot: every read and acknowledgement goes to Python.
+        The devices are borrowed until `close`.
+        """
+        self.transports: list[Mmio] = []
+        self.notices_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._owned = [self.notices_fd]
+        self._devices = devices
+        self._vm_fd = vm_fd
+        self._pages: mmap.mmap | None = None
+        try:
+            if len(devices) > SLOTS_MAX:
+                raise ConfigError(f"{len(devices)} virtio devices: at most {SLOTS_MAX}; drop some")
+            if devices:
+                self._fill(bus, memory, line, log, read_exits)
+        except BaseException:
+            self.close()
+            raise
+
+    def _fill(
+        self,
+        machine_bus: Bus,
+        memory: Any,
+        line: Callable[[int], InterruptLine],
+        log: Log,
+        read_exits: bool,
+    ) -> None:
+        size = len(self._devices) * registers.PAGE_SIZE
+        self._pages = mmap.mmap(-1, size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+        acknowledged = self._eventfd() if not read_exits else -1
+        places = windows(len(self._devices))
+        for index, (device, place) in enumerate(zip(self._devices, places, strict=True)):
+            kicks = [self._eventfd() for _ in device.queue_sizes]
+            start = index * registers.PAGE_SIZE
+            transport = Mmio(
+                device,
+                memoryview(self._pages)[start : start + registers.PAGE_SIZE],
+                memory=memory,
+                irq_fd=line(place.gsi).fd,
+                broken_fd=self.notices_fd,
+                kicks=kicks,
+                warn=log.warning,
+                exclusively=None if read_exits else self._without_memslot,
+            )
+            self.transports.append(transport)
+            machine_bus.add(bus.MMIO, place.base, place.size, transport)
+            for queue, kick in enumerate(kicks):
+                self._watch(place.base + registers.QUEUE_NOTIFY, queue, kick)
+            if not read_exits:
+                used = registers.INTERRUPT_USED
+                self._watch(place.base + registers.INTERRUPT_ACK, used, acknowledged)
+        if not read_exits:
+            self._set_memslot(size)
+
+    def _eventfd(self) -> int:
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._owned.append(fd)
+        return fd
+
+    def _watch(self, address: int, value: int, fd: int) -> None:
+        """Let a 4-byte write of `value` at `address` end in the eventfd."""
+        words = {
+            "datamatch": value,
+            "addr": address,
+            "len": 4,
+            "fd": fd,
+            "flags": lib.KVM_IOEVENTFD_FLAG_DATAMATCH,
+        }
+        kvm.IOEVENTFD(self._vm_fd, ffi.new("struct kvm_ioeventfd *", words))
+
+    def _set_memslot(self, size: int) -> None:
+        """Show the guest `size` bytes of register pages as memory, none of them with 0."""
+        assert self._pages is not None
+        with ffi.from_buffer(self._pages) as start:
+            host = int(ffi.cast("uintptr_t", start))
+        region = (layout.VIRTIO_MEMSLOT, lib.KVM_MEM_READONLY, layout.VIRTIO_MMIO, size, host)
+        kvm.SET_USER_MEMORY_REGION(
+            self._vm_fd, ffi.new("struct kvm_userspace_memory_region *", region)
+        )
+
+    def _without_memslot(self, change: Callable[[], None]) -> None:
+        # Meanwhile the reads exit, and those of the device that changes wait for its lock.
+        assert self._pages is not None
+        self._set_memslot(0)
+        try:
+            change()
+        finally:
+            self._set_memslot(len(self._pages))
+
+    def report(self) -> None:
+        """Log what devices have to say; when `notices_fd` is readable, by any thread."""
+        try:
+            os.eventfd_read(self.notices_fd)
+        except BlockingIOError:
+            return
+        for transport in self.transports:
+            transport.report()
+
+    def close(self) -> None:
+        """Bring requests in flight to their end; no vCPU runs any more."""
+        for transport in self.transports:
+            transport.close()
+        self.transports.clear()
+        while self._owned:
+            os.close(self._owned.pop())
+        self.notices_fd = -1
+        if self._pages is not None:
+            self._pages.close()
+            self._pages = None
