@@ -16,6 +16,7 @@ HEADERS = sorted(p.name for p in HERE.glob("*.h") if not p.name.endswith("_inter
 SOURCES = sorted(path.name for path in HERE.glob("*.c") if not path.name.startswith("_native"))
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wshadow", "-Wstrict-prototypes")
 FLAGS = ("-std=c11", "-O2", "-g", "-fvisibility=hidden", "-pthread", "-D_GNU_SOURCE")
+LIBRARIES = ("uring",)
 
 _CONSTANT = re.compile(r"#define\s+(PV_\w+)\s+(0x[0-9a-fA-F]+|\d+)[uUlL]*\s*(/\*.*)?$")
 
@@ -46,6 +47,7 @@ def make() -> FFI:
         sources=[f"native/{name}" for name in SOURCES],
         include_dirs=["native"],
         extra_compile_args=list(FLAGS),
+        libraries=list(LIBRARIES),
         py_limited_api=True,
     )
     return ffi

@@ -33,14 +33,14 @@ OPTIONS = {
 }
 
 
-def build_flags() -> list[str]:
-    """Return the extension's own flags, and the warnings of `make check` as errors."""
+def build_flags() -> tuple[list[str], list[str]]:
+    """Return the extension's own flags, with warnings as errors, and its libraries."""
     spec = importlib.util.spec_from_file_location("native_build", NATIVE / "build.py")
     assert spec
     assert spec.loader
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
-    return [*build.FLAGS, *build.WARNINGS]
+    return [*build.FLAGS, *build.WARNINGS], [f"-l{name}" for name in build.LIBRARIES]
 
 
 def sources(program: Path) -> list[str]:
@@ -64,9 +64,14 @@ def without_address_randomization() -> list[str]:
 def test_program(program: Path, variant: str, tmp_path: Path) -> None:
     compiler, sanitizer = VARIANTS[variant]
     binary = tmp_path / program.stem
-    command = [compiler, *build_flags(), *sanitizer, f"-I{NATIVE}", str(program), *sources(program)]
+    flags, libraries = build_flags()
+    command = [compiler, *flags, *sanitizer, f"-I{NATIVE}", str(program), *sources(program)]
     built = subprocess.run(
-        [*command, "-o", str(binary)], capture_output=True, text=True, timeout=120, check=False
+        [*command, *libraries, "-o", str(binary)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert built.returncode == 0, built.stderr
     wrapper = without_address_randomization() if variant == "thread" else []

@@ -1,0 +1,370 @@
+#include "block.h"
+
+#include <errno.h>
+#include <linux/virtio_blk.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+
+#include "block_work_internal.h"
+#include "throttle_internal.h"
+#include "virtio_irq.h"
+
+#define ALIGN_MAX 4096
+#define NS_PER_S UINT64_C(1000000000)
+#define WHY_BYTES 160
+
+/* Each is written by one thread only, and read by any. */
+struct counters {
+	_Atomic uint64_t requests[6]; /* reads to others, as in struct pv_block_stats */
+	_Atomic uint64_t bytes_read;
+	_Atomic uint64_t bytes_written;
+	_Atomic uint64_t errors;
+	_Atomic uint64_t throttled;
+	_Atomic uint64_t interrupts;
+	_Atomic uint64_t suppressed;
+};
+
+/* What serves one queue; its thread's alone while that runs, the counters apart. */
+struct worker {
+	struct pv_block *block;
+	struct pv_virtqueue *ring;
+	int kick_fd;
+	pthread_t thread;
+	struct pv_engine *engine;
+	struct pv_block_request *requests; /* by head; touched as they are needed */
+	struct pv_block_request *held;     /* waits for a token of the throttle */
+	uint64_t held_ns;                  /* and how long, at least */
+	uint32_t in_flight;
+	bool pushed; /* something, since the last publish */
+	struct counters *counters;
+	struct pv_chain chain;
+};
+
+struct pv_block {
+	struct pv_block_file file;
+	struct pv_block_limits limits;
+	struct pv_throttle throttle;
+	struct pv_virtio_irq *irq;
+	struct worker *workers;
+	uint32_t count;
+	atomic_bool stopping;
+	atomic_bool broken;
+	char why[WHY_BYTES]; /* it broke; outlives the queue that knows */
+	struct counters counters[PV_BLOCK_QUEUES];
+};
+
+static void count(_Atomic uint64_t *counter, uint64_t more)
+{
+	uint64_t before = atomic_load_explicit(counter, memory_order_relaxed);
+
+	atomic_store_explicit(counter, before + more, memory_order_relaxed);
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (uint64_t)time.tv_sec * NS_PER_S + (uint64_t)time.tv_nsec;
+}
+
+static void count_request(struct counters *counters, const struct pv_block_request *r)
+{
+	static const uint32_t TYPES[] = {VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_FLUSH,
+	                                 VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES};
+	unsigned kind = 0;
+
+	while (kind < sizeof(TYPES) / sizeof(TYPES[0]) && TYPES[kind] != r->type)
+		kind++;
+	count(&counters->requests[kind], 1);
+	if (r->status != VIRTIO_BLK_S_OK)
+		count(&counters->errors, 1);
+	else if (r->type == VIRTIO_BLK_T_IN)
+		count(&counters->bytes_read, r->length);
+	else if (r->type == VIRTIO_BLK_T_OUT)
+		count(&counters->bytes_written, r->length);
+}
+
+/* The bytes at the start of the driver's buffer that were written, and the status. */
+static uint32_t written(const struct pv_block_request *r)
+{
+	uint64_t bytes = 1;
+
+	if (r->status == VIRTIO_BLK_S_OK && r->type == VIRTIO_BLK_T_IN)
+		bytes += r->length;
+	else if (r->status == VIRTIO_BLK_S_OK && r->type == VIRTIO_BLK_T_GET_ID)
+		bytes += PV_BLOCK_ID_BYTES;
+	return bytes < UINT32_MAX ? (uint32_t)bytes : UINT32_MAX;
+}
+
+static void answer(struct worker *w, struct pv_block_request *r)
+{
+	*r->answer = r->status;
+	count_request(w->counters, r);
+	pv_virtqueue_push(w->ring, r->head, written(r));
+	w->pushed = true;
+	w->in_flight--;
+}
+
+/* Begin the next operation of a request, or answer it. */
+static void proceed(struct worker *w, struct pv_block_request *r)
+{
+	while (pv_block_next(&w->block->file, r)) {
+		int result = w->engine->ops->start(w->engine, &r->io);
+
+		if (result == 0)
+			return;
+		r->io.result = result;
+		pv_block_absorb(r);
+	}
+	answer(w, r);
+}
+
+static void begin(struct worker *w, struct pv_block_request *r)
+{
+	r->status = pv_block_check(&w->block->limits, r);
+	if (r->status == VIRTIO_BLK_S_OK)
+		pv_block_prepare(&w->block->file, r);
+	proceed(w, r);
+}
+
+static void break_device(struct worker *w, const char *why)
+{
+	struct pv_block *b = w->block;
+
+	if (atomic_exchange(&b->broken, true))
+		return;
+	snprintf(b->why, sizeof(b->why), "%s", why);
+	pv_virtio_irq_broken(b->irq, b->why);
+}
+
+/* Begin a request, or hold it until there is a token. At the end nothing waits. */
+static void admit(struct worker *w, struct pv_block_request *r)
+{
+	struct pv_block *b = w->block;
+	bool again = w->held != NULL;
+
+	w->held_ns = atomic_load(&b->stopping) ? 0 : pv_throttle_take(&b->throttle, now_ns());
+	w->held = w->held_ns ? r : NULL;
+	if (!w->held)
+		begin(w, r);
+	else if (!again)
+		count(&w->counters->throttled, 1);
+}
+
+/* Take the next request from the ring; false: there is none to be taken. */
+static bool take(struct worker *w)
+{
+	struct pv_block_request *r;
+	const char *why;
+	int result;
+
+	if (atomic_load(&w->block->stopping) || atomic_load(&w->block->broken))
+		return false;
+	result = pv_virtqueue_pop(w->ring, &w->chain);
+	if (result < 0)
+		break_device(w, pv_virtqueue_error(w->ring));
+	if (result <= 0)
+		return false;
+	r = &w->requests[w->chain.head];
+	why = pv_block_parse(&w->chain, r);
+	if (why) {
+		break_device(w, why);
+		return false;
+	}
+	w->in_flight++;
+	admit(w, r);
+	return true;
+}
+
+static void publish(struct worker *w)
+{
+	if (!w->pushed)
+		return;
+	w->pushed = false;
+	pv_virtqueue_publish(w->ring);
+	if (pv_virtqueue_needs_notify(w->ring)) {
+		count(&w->counters->interrupts, 1);
+		pv_virtio_irq_used(w->block->irq);
+	} else {
+		count(&w->counters->suppressed, 1);
+	}
+}
+
+static void wait(struct worker *w)
+{
+	struct pv_io *io = w->engine->ops->wait(w->engine, w->held ? w->held_ns : PV_IO_FOREVER);
+
+	while (io) {
+		struct pv_io *next = io->next;
+		struct pv_block_request *r = (struct pv_block_request *)io;
+
+		pv_block_absorb(r);
+		proceed(w, r);
+		io = next;
+	}
+	publish(w);
+}
+
+static void *run(void *argument)
+{
+	struct worker *w = argument;
+
+	for (;;) {
+		bool stopping = atomic_load(&w->block->stopping);
+
+		pv_virtqueue_disable_kicks(w->ring);
+		if (w->held)
+			admit(w, w->held);
+		while (!w->held && take(w))
+			;
+		publish(w);
+		if (stopping && w->in_flight == 0)
+			return NULL;
+		/* Without kicks while a request is held or nothing is taken any more. */
+		if (w->held || stopping || atomic_load(&w->block->broken) ||
+		    !pv_virtqueue_enable_kicks(w->ring))
+			wait(w);
+	}
+}
+
+int pv_block_new(const struct pv_block_config *config, struct pv_block **out)
+{
+	uint32_t aligns = config->offset_align | config->memory_align;
+	struct pv_block *b;
+
+	*out = NULL;
+	if (config->offset_align == 0 || config->memory_align == 0 || aligns >= 2 * ALIGN_MAX ||
+	    (config->offset_align & (config->offset_align - 1)) != 0 ||
+	    (config->memory_align & (config->memory_align - 1)) != 0)
+		return -EINVAL;
+	b = calloc(1, sizeof(*b));
+	if (!b)
+		return -ENOMEM;
+	b->file.fd = config->fd;
+	b->file.flags = config->flags;
+	b->file.offset_align = config->offset_align;
+	b->file.memory_align = config->memory_align;
+	memcpy(b->file.id, config->id, sizeof(b->file.id));
+	pthread_mutex_init(&b->file.lock, NULL);
+	b->limits.sectors = config->sectors;
+	b->limits.readonly = (config->flags & PV_BLOCK_READONLY) != 0;
+	pv_throttle_init(&b->throttle, config->iops);
+	*out = b;
+	return 0;
+}
+
+void pv_block_free(struct pv_block *b)
+{
+	if (!b)
+		return;
+	pthread_mutex_destroy(&b->file.lock);
+	free(b);
+}
+
+/* Signals are for the main thread. */
+static int start_thread(struct worker *w)
+{
+	sigset_t all, before;
+	int result;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	result = pthread_create(&w->thread, NULL, run, w);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return -result;
+}
+
+static int start_worker(struct pv_block *b, uint32_t index, const struct pv_block_queue *queue)
+{
+	struct worker *w = &b->workers[index];
+	int result;
+
+	w->block = b;
+	w->ring = queue->ring;
+	w->kick_fd = queue->kick_fd;
+	w->counters = &b->counters[index];
+	w->requests = calloc(PV_VIRTQUEUE_SIZE_MAX, sizeof(w->requests[0]));
+	if (!w->requests)
+		return -ENOMEM;
+	result = (b->file.flags & PV_BLOCK_THREADS ? pv_pool_new : pv_uring_new)(
+		b->file.fd, w->kick_fd, &w->engine);
+	if (result == 0)
+		result = start_thread(w);
+	if (result < 0) {
+		if (w->engine)
+			w->engine->ops->free(w->engine);
+		free(w->requests);
+	}
+	return result;
+}
+
+int pv_block_start(struct pv_block *b, uint64_t features, const struct pv_block_queue *queues,
+                   uint32_t queue_count, struct pv_virtio_irq *irq)
+{
+	int result = 0;
+
+	if (b->workers)
+		return -EBUSY;
+	if (queue_count == 0 || queue_count > PV_BLOCK_QUEUES)
+		return -EINVAL;
+	b->workers = calloc(queue_count, sizeof(b->workers[0]));
+	if (!b->workers)
+		return -ENOMEM;
+	b->irq = irq;
+	b->limits.features = features;
+	b->file.write_through = (features >> VIRTIO_BLK_F_FLUSH & 1) == 0;
+	atomic_store(&b->stopping, false);
+	atomic_store(&b->broken, false);
+	for (b->count = 0; b->count < queue_count && result == 0;) {
+		result = start_worker(b, b->count, &queues[b->count]);
+		if (result == 0)
+			b->count++;
+	}
+	if (result < 0)
+		pv_block_stop(b);
+	return result;
+}
+
+void pv_block_stop(struct pv_block *b)
+{
+	atomic_store(&b->stopping, true);
+	for (uint32_t i = 0; i < b->count; i++)
+		(void)eventfd_write(b->workers[i].kick_fd, 1);
+	for (uint32_t i = 0; i < b->count; i++) {
+		struct worker *w = &b->workers[i];
+
+		pthread_join(w->thread, NULL);
+		w->engine->ops->free(w->engine);
+		free(w->requests);
+	}
+	free(b->workers);
+	b->workers = NULL;
+	b->count = 0;
+}
+
+void pv_block_stats(const struct pv_block *b, struct pv_block_stats *stats)
+{
+	*stats = (struct pv_block_stats){0};
+	for (uint32_t i = 0; i < PV_BLOCK_QUEUES; i++) {
+		const struct counters *c = &b->counters[i];
+
+		stats->reads += c->requests[0];
+		stats->writes += c->requests[1];
+		stats->flushes += c->requests[2];
+		stats->discards += c->requests[3];
+		stats->zeroes += c->requests[4];
+		stats->others += c->requests[5];
+		stats->bytes_read += c->bytes_read;
+		stats->bytes_written += c->bytes_written;
+		stats->errors += c->errors;
+		stats->throttled += c->throttled;
+		stats->interrupts += c->interrupts;
+		stats->suppressed += c->suppressed;
+	}
+}

@@ -1,0 +1,81 @@
+/* A virtio block device's data path: from the rings to a file of the host (virtio 1.2, 5.2).
+ *
+ * Each queue has a thread in C that takes requests from its ring in batches, has io_uring or a pool
+ * of threads carry them out, and completes each batch with one publish and at most one interrupt.
+ * It never touches Python. A request that asks for what it may not have is answered in its status
+ * byte; one that cannot be answered, and a ring whose rules are broken, break the device. */
+#ifndef PV_BLOCK_H
+#define PV_BLOCK_H
+
+#include <stdint.h>
+
+#define PV_BLOCK_QUEUES 64           /* at most */
+#define PV_BLOCK_ID_BYTES 20         /* of a serial number */
+#define PV_BLOCK_RANGES 16           /* in one discard or write-zeroes request, at most */
+#define PV_BLOCK_RANGE_SECTORS 2097152 /* in one of them, at most: 1 GiB */
+
+#define PV_BLOCK_READONLY 1
+#define PV_BLOCK_THREADS 2       /* a pool of threads in place of io_uring */
+#define PV_BLOCK_UNMAP 4         /* zeroed ranges give their room back where the driver lets them */
+#define PV_BLOCK_DETECT_ZEROES 8 /* writes of nothing but zeroes become write-zeroes */
+
+struct pv_block;
+struct pv_virtqueue;
+struct pv_virtio_irq;
+
+/* `fd` is borrowed until pv_block_free. The alignments are those of its direct I/O, powers of two
+ * up to 4096, or 1; the length of the file is to be a multiple of `offset_align`. */
+struct pv_block_config {
+	int fd;
+	uint32_t flags;
+	uint64_t sectors;      /* of 512 bytes */
+	uint32_t offset_align; /* of offset and length in the file */
+	uint32_t memory_align; /* of a buffer's address */
+	uint32_t iops;         /* requests a second, at most 1,000,000; 0: no limit */
+	uint8_t id[20];        /* PV_BLOCK_ID_BYTES; padded with zeroes */
+};
+
+/* A queue to serve; both are borrowed until pv_block_stop. The kick descriptor is an eventfd. */
+struct pv_block_queue {
+	struct pv_virtqueue *ring;
+	int kick_fd;
+};
+
+/* Since the device was made. Requests are counted when they are answered. */
+struct pv_block_stats {
+	uint64_t reads;
+	uint64_t writes;
+	uint64_t flushes;
+	uint64_t discards;
+	uint64_t zeroes;
+	uint64_t others;
+	uint64_t bytes_read;
+	uint64_t bytes_written;
+	uint64_t errors;     /* answered with an I/O error or as unsupported */
+	uint64_t throttled;  /* requests that had to wait for a token */
+	uint64_t interrupts; /* batches that ended with an interrupt */
+	uint64_t suppressed; /* batches that the driver did not want one for */
+};
+
+/* -EINVAL for an alignment; -ENOMEM. */
+int pv_block_new(const struct pv_block_config *config, struct pv_block **out);
+/* The device is stopped. */
+void pv_block_free(struct pv_block *block);
+
+/* Serve `count` queues (1 to PV_BLOCK_QUEUES) with the `features` that were negotiated; what is in
+ * the rings already is taken at once. `irq` is borrowed until pv_block_stop. -EBUSY: started
+ * already; -ENOMEM; what io_uring_setup(2) or pthread_create(3) say; nothing runs then. */
+int pv_block_start(struct pv_block *block, uint64_t features, const struct pv_block_queue *queues,
+                   uint32_t count, struct pv_virtio_irq *irq);
+
+/* Take no more requests, complete those in flight, end the threads. Without them: nothing. */
+void pv_block_stop(struct pv_block *block);
+
+/* Any thread, at any time. */
+void pv_block_stats(const struct pv_block *block, struct pv_block_stats *stats);
+
+/* What direct I/O on `fd`, opened with O_DIRECT, asks of offsets and addresses, in bytes; where
+ * the kernel does not tell, what a read shows. -EINVAL: direct I/O does not work there. */
+int pv_block_alignment(int fd, uint32_t *offset_align, uint32_t *memory_align);
+
+#endif

@@ -1,0 +1,60 @@
+/* One request of a block device: what the driver's buffer says, and how far it has come. */
+#ifndef PV_BLOCK_REQUEST_INTERNAL_H
+#define PV_BLOCK_REQUEST_INTERNAL_H
+
+#include <stdbool.h>
+
+#include "block.h"
+#include "io_internal.h"
+#include "virtqueue.h"
+
+#define PV_SECTOR 512
+
+/* What a request may ask for. */
+struct pv_block_limits {
+	uint64_t sectors;
+	uint64_t features; /* negotiated */
+	bool readonly;
+};
+
+/* In bytes. */
+struct pv_block_range {
+	uint64_t offset;
+	uint64_t length;
+	bool punch;
+};
+
+struct pv_block_request {
+	struct pv_io io; /* the operation under way; first, so that one is found by the other */
+	uint32_t type;   /* VIRTIO_BLK_T_... */
+	uint16_t head;
+	uint8_t status;     /* VIRTIO_BLK_S_..., what the answer is going to be */
+	uint8_t *answer;    /* where it goes */
+	uint64_t offset;    /* in the file */
+	uint64_t length;    /* of the data, in bytes */
+	uint64_t done;      /* of it, or of the current range */
+	struct iovec *at;   /* where it goes on in `iov` */
+	uint32_t left;      /* segments from there */
+	uint32_t range;     /* the current one */
+	uint32_t ranges;    /* when not 0: zero these */
+	bool by_hand;       /* the file cannot zero a range: write zeroes */
+	bool synced;
+	bool misaligned;    /* the segments are not as direct I/O wants them */
+	void *bounce;       /* an aligned buffer, or NULL */
+	struct iovec other; /* the bounce buffer as a segment */
+	struct pv_block_range zero[PV_BLOCK_RANGES];
+	struct iovec iov[PV_CHAIN_MAX]; /* the data */
+};
+
+/* Read a chain into `request`. NULL, or why there is no answering it. */
+const char *pv_block_parse(const struct pv_chain *chain, struct pv_block_request *request);
+
+/* Whether it may be done: VIRTIO_BLK_S_OK, or the status that refuses it. */
+uint8_t pv_block_check(const struct pv_block_limits *limits, struct pv_block_request *request);
+
+/* Copy at most `length` bytes between a buffer and segments; return how many there were. */
+uint64_t pv_block_gather(const struct iovec *iov, uint32_t count, void *buffer, uint64_t length);
+uint64_t pv_block_scatter(const struct iovec *iov, uint32_t count, const void *buffer,
+                          uint64_t length);
+
+#endif

@@ -1,0 +1,34 @@
+#include "io_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <unistd.h>
+
+int pv_io_mode(enum pv_io_kind kind)
+{
+	return FALLOC_FL_KEEP_SIZE |
+	       (kind == PV_IO_PUNCH ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
+}
+
+int64_t pv_io_run(int fd, const struct pv_io *io)
+{
+	int64_t result = -EINVAL;
+
+	switch (io->kind) {
+	case PV_IO_READ:
+		result = preadv(fd, io->iov, (int)io->count, (off_t)io->offset);
+		break;
+	case PV_IO_WRITE:
+		result = pwritev(fd, io->iov, (int)io->count, (off_t)io->offset);
+		break;
+	case PV_IO_SYNC:
+		result = fdatasync(fd);
+		break;
+	case PV_IO_PUNCH:
+	case PV_IO_ZERO:
+		result = fallocate(fd, pv_io_mode(io->kind), (off_t)io->offset, (off_t)io->length);
+		break;
+	}
+	return result < 0 ? -errno : result;
+}
