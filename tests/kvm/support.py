@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import select
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from pyvirt.devices.virtio.device import Device
 from pyvirt.native import ffi, lib
 from pyvirt.vmm import kvm, probe
 from pyvirt.vmm.config import MachineConfig
@@ -63,14 +65,14 @@ class Stats(NamedTuple):
 class Guest(Machine):
     """A machine whose guest is one of guests/*.S; keeps its log and the stages it marked."""
 
-    def __init__(self, config: MachineConfig, log: Path) -> None:
+    def __init__(self, config: MachineConfig, log: Path, virtio: Iterable[Device] = ()) -> None:
         """Create the machine with its messages in the file `log`."""
         self.marks: list[str] = []
         self.log_file = log
         self._messages = Log()
         self._messages.open(str(log))
         try:
-            super().__init__(config, self._messages, self.marks.append)
+            super().__init__(config, self._messages, self.marks.append, virtio=virtio)
         except BaseException:
             self._close_log()
             raise

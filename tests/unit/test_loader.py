@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyvirt.vmm import layout
-from pyvirt.vmm.boot import loader
+from pyvirt.vmm.boot import acpi, loader
 from pyvirt.vmm.boot.kernel import KernelFile
 from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.memory import GuestMemory
@@ -85,6 +85,29 @@ def test_discovery_by_command_line_has_no_acpi(memory: GuestMemory, kernel: str)
     assert memory.read(layout.ZERO_PAGE + 0x70, 8) == bytes(8)
     assert b"RSD PTR " not in memory.read(layout.ACPI, layout.ACPI_END - layout.ACPI)
     assert memory.read(layout.MPTABLE, 4) == b"_MP_"
+
+
+DEVICES = [acpi.VirtioMmio(0xD000_0000, 4096, 5), acpi.VirtioMmio(0xD000_1000, 4096, 16)]
+
+
+def test_devices_in_acpi(memory: GuestMemory, kernel: str) -> None:
+    config = MachineConfig(kernel, cmdline="quiet")
+    loader.load(config, memory, -1, DEVICES)
+    tables, _ = acpi.build(vcpus=1, devices=DEVICES)
+    assert memory.read(layout.ACPI, len(tables)) == tables
+    assert cmdline(memory) == b"quiet"
+
+
+def test_devices_on_the_command_line(memory: GuestMemory, kernel: str) -> None:
+    config = MachineConfig(kernel, cmdline='quiet "a b" -- init', discovery="cmdline")
+    loader.load(config, memory, -1, DEVICES)
+    words = b"virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:16 "
+    assert cmdline(memory) == words + b'quiet "a b" -- init'
+
+
+def test_no_devices_no_words(memory: GuestMemory, kernel: str) -> None:
+    load(memory, kernel, discovery="cmdline", cmdline="quiet")
+    assert cmdline(memory) == b"quiet"
 
 
 @pytest.mark.parametrize("option", ["-kernel", "-initrd"])
