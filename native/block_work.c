@@ -203,11 +203,18 @@ bool pv_block_next(struct pv_block_file *file, struct pv_block_request *r)
 	return more;
 }
 
+/* What fallocate(2) says of a file, file system or kernel that cannot do it. */
+static bool is_unable(const struct pv_io *io)
+{
+	return io->kind != PV_IO_WRITE &&
+	       (io->result == -EOPNOTSUPP || io->result == -ENODEV || io->result == -ENOSYS);
+}
+
 static void absorb_range(struct pv_block_request *r)
 {
 	uint64_t length = r->zero[r->range].length;
 
-	if (r->io.result == -EOPNOTSUPP && r->io.kind != PV_IO_WRITE) {
+	if (is_unable(&r->io)) {
 		/* A discard asks for nothing that must happen. */
 		r->by_hand = r->type != VIRTIO_BLK_T_DISCARD;
 		r->done = r->by_hand ? 0 : length;
