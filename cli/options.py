@@ -14,12 +14,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..devices.virtio.block import BlockConfig
+
 ACCELERATORS = ("auto", "kvm", "lab")
 _NAME_MAX = 255
 # Options of other monitors that tools pass by habit and that ask for nothing here.
 _IGNORED = ("nodefaults", "no-user-config", "nographic", "disable-seccomp", "no-reboot")
 _HELP = ("h", "help")
-_TRUE, _FALSE = ("on", "yes", "true"), ("off", "no", "false")
+TRUE, FALSE = ("on", "yes", "true"), ("off", "no", "false")
 
 
 class Options:
@@ -30,6 +32,7 @@ class Options:
         "append",
         "daemonize",
         "discovery",
+        "disks",
         "freeze",
         "given",
         "help",
@@ -42,6 +45,7 @@ class Options:
         "serial",
         "share",
         "smp",
+        "stats",
         "timeline",
     )
 
@@ -50,6 +54,7 @@ class Options:
         self.append: str | None = None
         self.daemonize = False
         self.discovery = "auto"
+        self.disks: tuple[BlockConfig, ...] = ()
         self.freeze = False
         self.given: list[tuple[str, str]] = []  # name and value, as written
         self.help = False
@@ -62,16 +67,20 @@ class Options:
         self.serial = ""
         self.share = False
         self.smp = 1
+        self.stats = False
         self.timeline: str | None = None
 
 
 def pairs(option: str, text: str, first: str) -> list[tuple[str, str]]:
-    """Split `key=value,...`; a first word without `=` is the value of `first`."""
+    """Split `key=value,...`; a first word without `=` is the value of `first`.
+
+    Two commas stand for one within a value, as of a file's name.
+    """
     result: list[tuple[str, str]] = []
-    for index, word in enumerate(text.split(",")):
-        key, equals, value = word.partition("=")
-        if not equals and index == 0:
-            key, value = first, word
+    for index, word in enumerate(text.replace(",,", "\0").split(",")):
+        key, equals, value = word.replace("\0", ",").partition("=")
+        if first and not equals and index == 0:
+            key, value = first, key
         if any(key == seen for seen, _ in result):
             raise ConfigError(f"{option} {text}: {key} is given twice; give it once")
         result.append((key, value))
@@ -125,25 +134,26 @@ def _machine(options: Options, text: str) -> None:
             if value.lower() != "microvm":
                 raise ConfigError(f"-machine {text}: the only machine type is microvm")
         elif key == "discovery":
-            options.discovery = _one_of("-machine discovery", value, DISCOVERIES)
+            options.discovery = one_of("-machine discovery", value, DISCOVERIES)
         elif key == "accel":
             _accel(options, value)
         elif key == "mem-share":
-            options.share = _one_of("-machine mem-share", value, _TRUE + _FALSE) in _TRUE
+            options.share = one_of("-machine mem-share", value, TRUE + FALSE) in TRUE
         elif key in ("dump-guest-core", "usb"):
-            _one_of(f"-machine {key}", value, _TRUE + _FALSE)
+            one_of(f"-machine {key}", value, TRUE + FALSE)
         else:
             raise ConfigError(f"-machine {text}: no such member as {key}; see pyvirt run -help")
 
 
-def _one_of(option: str, value: str, accepted: tuple[str, ...]) -> str:
+def one_of(option: str, value: str, accepted: tuple[str, ...]) -> str:
+    """Return `value`; ConfigError unless it is one of those accepted."""
     if value not in accepted:
         raise ConfigError(f"{option} {value}: not one of {', '.join(accepted)}")
     return value
 
 
 def _accel(options: Options, text: str) -> None:
-    options.accel = _one_of("-accel", text, ACCELERATORS)
+    options.accel = one_of("-accel", text, ACCELERATORS)
 
 
 def _name(options: Options, text: str) -> None:
@@ -175,18 +185,30 @@ def _flag(field: str) -> Callable[[Options, str], None]:
     return store
 
 
+def _later(_options: Options, _text: str) -> None:
+    """Leave a value in `given` for when all of them are known."""
+
+
 class Option:
     """One option: its value as the help shows it, "" for none, in brackets when it may miss."""
 
-    __slots__ = ("doc", "name", "store", "value")
+    __slots__ = ("doc", "name", "repeats", "store", "value")
 
     def __init__(
-        self, name: str, value: str, doc: str, store: Callable[[Options, str], None]
+        self,
+        name: str,
+        value: str,
+        doc: str,
+        store: Callable[[Options, str], None],
+        *,
+        repeats: bool = False,
     ) -> None:
+        """`repeats`: it may be given more than once."""
         self.name = name
         self.value = value
         self.doc = doc
         self.store = store
+        self.repeats = repeats
 
 
 TABLE = (
@@ -210,12 +232,37 @@ TABLE = (
         "how the guest finds its devices; memory as a memfd for other processes",
         _machine,
     ),
+    Option(
+        "disk",
+        "FILE[,id=ID][,readonly=on][,serial=TEXT][,...]",
+        "a disk of the guest from a raw image or block device; also takes what -drive and -device "
+        "take; may be repeated, the first is /dev/vda",
+        _later,
+        repeats=True,
+    ),
+    Option(
+        "drive",
+        "id=ID,file=FILE[,readonly=on|off][,direct=on|off][,aio=io_uring|threads]"
+        "[,throttling.iops-total=N][,discard=ignore|unmap][,detect-zeroes=off|on|unmap]"
+        "[,format=raw][,serial=TEXT]",
+        "an image for -device; a disk by itself when no -device names it",
+        _later,
+        repeats=True,
+    ),
+    Option(
+        "device",
+        "virtio-blk-device,drive=ID[,id=ID][,serial=TEXT][,num-queues=N][,queue-size=N]",
+        "a disk from the drive of that id",
+        _later,
+        repeats=True,
+    ),
     Option("accel", "auto|kvm|lab", "this host's KVM, the nested lab, or whichever works", _accel),
     Option("name", "TEXT", "name of the machine, at most 255 characters", _name),
     Option("S", "", "start paused (also -freeze)", _flag("freeze")),
     Option("daemonize", "", "go to the background when the guest has started", _flag("daemonize")),
     Option("pidfile", "FILE", "write the monitor's process id there", _file("pidfile")),
     Option("D", "[FILE]", "append messages to FILE; without it to stderr", _text("log")),
+    Option("stats", "", "at the end, show counters of exits and disks on stderr", _flag("stats")),
     Option(
         "timeline",
         "[=FILE.svg]",
@@ -224,6 +271,7 @@ TABLE = (
     ),
 )
 _ALIASES = {"freeze": "S"}
+_OF_DISKS = ("disk", "drive", "device")
 _BY_NAME = {option.name: option for option in TABLE}
 
 
@@ -266,7 +314,7 @@ def parse(argv: list[str]) -> Options:
         option = _BY_NAME.get(name)
         if option is None:
             raise ConfigError(f"{word}: no such option; pyvirt run -help lists them")
-        if name in seen:
+        if name in seen and not option.repeats:
             raise ConfigError(f"-{name}: given twice; give it once")
         seen.add(name)
         if equals and not option.value:
@@ -276,7 +324,20 @@ def parse(argv: list[str]) -> Options:
         option.store(options, value)
         options.given.append((name, value))
     _check_together(options)
+    _gather_disks(options)
     return options
+
+
+def _gather_disks(options: Options) -> None:
+    words = [(name, text) for name, text in options.given if name in _OF_DISKS]
+    if not words:
+        return
+    from .drives import Drives
+
+    drives = Drives()
+    for name, text in words:
+        drives.add(name, text)
+    options.disks = drives.disks()
 
 
 def _check_together(options: Options) -> None:

@@ -65,6 +65,7 @@ def config(options: Options) -> MachineConfig:
         discovery=options.discovery,
         share=options.share,
         frozen=options.freeze,
+        disks=options.disks,
     )
 
 

@@ -18,6 +18,7 @@
 #define PV_BLOCK_THREADS 2       /* a pool of threads in place of io_uring */
 #define PV_BLOCK_UNMAP 4         /* zeroed ranges give their room back where the driver lets them */
 #define PV_BLOCK_DETECT_ZEROES 8 /* writes of nothing but zeroes become write-zeroes */
+#define PV_BLOCK_DETECT_UNMAP 16 /* and those give their room back */
 
 struct pv_block;
 struct pv_virtqueue;
@@ -77,5 +78,8 @@ void pv_block_stats(const struct pv_block *block, struct pv_block_stats *stats);
 /* What direct I/O on `fd`, opened with O_DIRECT, asks of offsets and addresses, in bytes; where
  * the kernel does not tell, what a read shows. -EINVAL: direct I/O does not work there. */
 int pv_block_alignment(int fd, uint32_t *offset_align, uint32_t *memory_align);
+
+/* 0, or why this process may not use io_uring: -ENOSYS, -EPERM, -ENOMEM, ... */
+int pv_uring_probe(void);
 
 #endif

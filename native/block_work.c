@@ -50,7 +50,7 @@ void pv_block_prepare(const struct pv_block_file *file, struct pv_block_request 
 	if (r->type == VIRTIO_BLK_T_OUT && file->flags & PV_BLOCK_DETECT_ZEROES && is_zero(r)) {
 		r->ranges = 1;
 		r->zero[0] = (struct pv_block_range){r->offset, r->length,
-		                                     (file->flags & PV_BLOCK_UNMAP) != 0};
+		                                     (file->flags & PV_BLOCK_DETECT_UNMAP) != 0};
 		return;
 	}
 	r->misaligned = is_misaligned(file, r);

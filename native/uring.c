@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "block.h"
 #include "io_internal.h"
 
 #define SUBMISSIONS 128  /* prepared between two system calls */
@@ -184,4 +185,14 @@ int pv_uring_new(int fd, int kick_fd, struct pv_engine **out)
 	}
 	*out = &u->engine;
 	return 0;
+}
+
+int pv_uring_probe(void)
+{
+	struct io_uring ring;
+	int result = make_ring(&ring);
+
+	if (result == 0)
+		io_uring_queue_exit(&ring);
+	return result;
 }

@@ -147,7 +147,9 @@ class Machine:
     def _add_virtio(self) -> None:
         assert self.memory is not None
         if self.config.disks:
-            
+            # Here, as this module is on the start-up path and not every guest has a disk.
+            from ..devices.virtio.block import Block  # noqa: PLC0415
+
             for place, disk in enumerate(self.config.disks):
                 self._virtio.insert(place, Block(disk))
         self.slots = slots.Slots(

@@ -560,7 +560,7 @@ static void test_zeroes_are_detected(void)
 	struct device d;
 	char *data;
 
-	make_started(&d, PV_BLOCK_DETECT_ZEROES | PV_BLOCK_UNMAP);
+	make_started(&d, PV_BLOCK_DETECT_ZEROES | PV_BLOCK_DETECT_UNMAP | PV_BLOCK_UNMAP);
 	ones(d.file);
 	data = data_at(&d, 0);
 	memset(data, 0, DATA);

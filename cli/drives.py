@@ -1,0 +1,234 @@
+"""The options that describe disks: `-drive` with `-device`, or either in one: `-disk`.
+
+Imported only when one of them is given.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..devices.virtio import block
+from ..errors import ConfigError
+from .options import FALSE, TRUE, one_of, pairs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_ID_MAX = 255
+_DRIVER = "virtio-blk-device"
+_SWITCH = (*TRUE, *FALSE)
+# io_uring is the native one here; "off" is how others call plain system calls.
+_ENGINES = {"io_uring": "io_uring", "native": "io_uring", "threads": "threads", "off": "threads"}
+
+
+def _path(option: str, text: str) -> str:
+    if not text:
+        raise ConfigError(f"{option}: an empty file name; name a disk image")
+    return text
+
+
+def _id(option: str, text: str) -> str:
+    if not 1 <= len(text) <= _ID_MAX:
+        raise ConfigError(f"{option}: {len(text)} characters, an id has 1 to {_ID_MAX}")
+    return text
+
+
+def _switch(option: str, text: str) -> bool:
+    return one_of(option, text, _SWITCH) in TRUE
+
+
+def _engine(option: str, text: str) -> str:
+    return _ENGINES[one_of(option, text, tuple(_ENGINES))]
+
+
+def _unmap(option: str, text: str) -> bool:
+    return one_of(option, text, ("ignore", "unmap", "off", "on")) in {"unmap", "on"}
+
+
+def _detection(option: str, text: str) -> str:
+    return one_of(option, text, block.ZERO_DETECTION)
+
+
+def _serial(option: str, text: str) -> str:
+    size = len(os.fsencode(text))
+    if size > block.SERIAL_BYTES:
+        raise ConfigError(f"{option} {text}: {size} bytes, {block.SERIAL_BYTES} is the most")
+    return text
+
+
+def _number(least: int, most: int) -> Callable[[str, str], int]:
+    def read(option: str, text: str) -> int:
+        is_number = text.isascii() and text.isdigit() and len(text) < 10
+        if not (is_number and least <= int(text) <= most):
+            raise ConfigError(f"{option} {text}: not a number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def _queue_size(option: str, text: str) -> int:
+    size = _number(block.QUEUE_SIZE_MIN, block.QUEUE_SIZE_MAX)(option, text)
+    if size & (size - 1):
+        raise ConfigError(f"{option} {text}: not a power of two; give one such as 256")
+    return size
+
+
+def _raw(option: str, text: str) -> None:
+    if text != "raw":
+        raise ConfigError(
+            f"{option} {text}: the only format is raw; convert it: qemu-img convert -O raw"
+        )
+
+
+def _none(option: str, text: str) -> None:
+    one_of(option, text, ("none",))
+
+
+# Member, what it is called in a BlockConfig ("" for what is checked and then left), and its reader.
+_Member = tuple[str, str, "Callable[[str, str], Any]"]
+_OF_IMAGE: tuple[_Member, ...] = (
+    ("id", "id", _id),
+    ("file", "path", _path),
+    ("readonly", "readonly", _switch),
+    ("direct", "direct", _switch),
+    ("aio", "engine", _engine),
+    ("throttling.iops-total", "iops", _number(0, block.IOPS_MAX)),
+    ("discard", "unmap", _unmap),
+    ("detect-zeroes", "detect_zeroes", _detection),
+    ("format", "", _raw),
+    ("serial", "serial", _serial),
+)
+_OF_DEVICE: tuple[_Member, ...] = (
+    ("serial", "serial", _serial),
+    ("num-queues", "queues", _number(1, block.QUEUES_MAX)),
+    ("queue-size", "queue_size", _queue_size),
+    # Each queue has a thread of its own, whoever is to be the one of a device.
+    ("iothread", "", _id),
+)
+_DRIVE = (*_OF_IMAGE, ("if", "if", _none))
+_DEVICE = (("drive", "drive", _id), ("id", "device", _id), *_OF_DEVICE)
+_DISK = (*_OF_IMAGE, *_OF_DEVICE[1:])
+
+
+def _read(
+    option: str, given: list[tuple[str, str]], members: tuple[_Member, ...]
+) -> dict[str, Any]:
+    """Return the values by their names in a BlockConfig."""
+    known = {name: (field, read) for name, field, read in members}
+    fields: dict[str, Any] = {}
+    for key, text in given:
+        if key not in known:
+            raise ConfigError(
+                f"{option} {key or 'an empty member'}: not understood here; "
+                f"accepted are {', '.join(known)}"
+            )
+        field, read = known[key]
+        value = read(f"{option} {key}", text)
+        if field:
+            fields[field] = value
+    return fields
+
+
+class Drives:
+    """What the options say so far, in their order."""
+
+    __slots__ = ("_devices", "_drives", "_given")
+
+    def __init__(self) -> None:
+        self._drives: dict[str, dict[str, Any]] = {}
+        self._devices: set[str] = set()
+        self._given: list[tuple[str, dict[str, Any]]] = []
+
+    def add(self, option: str, text: str) -> None:
+        """Take the value of one option: `drive`, `device` or `disk`."""
+        if option == "drive":
+            self._add_drive(text)
+        elif option == "device":
+            self._add_device(text)
+        else:
+            self._add_disk(text)
+
+    def _add_drive(self, text: str) -> None:
+        fields = _read("-drive", pairs("-drive", text, ""), _DRIVE)
+        for name, field in (("id", "id"), ("file", "path")):
+            if field not in fields:
+                raise ConfigError(f"-drive {text}: has no {name}; give id=NAME,file=FILE")
+        self._enter("-drive", fields)
+        self._given.append(("drive", fields))
+
+    def _add_disk(self, text: str) -> None:
+        fields = _read("-disk", pairs("-disk", text, "file"), _DISK)
+        if "path" not in fields:
+            raise ConfigError(f"-disk {text}: names no file; give -disk FILE[,option=value]")
+        number = len(self._given)
+        while "id" not in fields:
+            if f"disk{number}" not in self._drives:
+                fields["id"] = f"disk{number}"
+            number += 1
+        self._enter("-disk", fields)
+        self._given.append(("disk", fields))
+
+    def _enter(self, option: str, fields: dict[str, Any]) -> None:
+        name = fields["id"]
+        if name in self._drives:
+            raise ConfigError(f"{option} id={name}: there is one of that name; give another")
+        if fields.get("detect_zeroes") == "unmap" and not fields.get("unmap"):
+            raise ConfigError(
+                f"{option} id={name}: detect-zeroes=unmap goes with discard=unmap; give both"
+            )
+        self._drives[name] = fields
+
+    def _add_device(self, text: str) -> None:
+        driver, _, rest = text.partition(",")
+        if driver != _DRIVER:
+            raise ConfigError(f"-device {driver}: no such device; there is {_DRIVER}")
+        fields = _read("-device", pairs("-device", rest, "") if rest else [], _DEVICE)
+        if "drive" not in fields:
+            raise ConfigError(f"-device {text}: names no drive; give drive=ID")
+        name = fields.get("device")
+        if name in self._devices:
+            raise ConfigError(f"-device id={name}: there is one of that name; give another")
+        if name is not None:
+            self._devices.add(name)
+        self._given.append(("device", fields))
+
+    def disks(self) -> tuple[block.BlockConfig, ...]:
+        """Return the disks in the order of their options; ConfigError when they do not match.
+
+        A drive that no device names is a disk by itself, in its own place.
+        """
+        by_drive: dict[str, dict[str, Any]] = {}
+        for kind, fields in self._given:
+            if kind != "device":
+                continue
+            name = fields["drive"]
+            if name not in self._drives:
+                raise ConfigError(f"-device drive={name}: there is no such -drive; add id={name}")
+            if name in by_drive:
+                raise ConfigError(f"-device drive={name}: has a device already; drop one")
+            by_drive[name] = fields
+        return tuple(
+            self._disk(fields)
+            for kind, fields in self._given
+            if kind != "drive" or fields["id"] not in by_drive
+        )
+
+    def _disk(self, given: dict[str, Any]) -> block.BlockConfig:
+        fields = given
+        if "drive" in given:
+            fields = self._drives[given["drive"]] | given
+            if given.get("serial") and self._drives[given["drive"]].get("serial"):
+                raise ConfigError(
+                    f"-device drive={given['drive']}: the serial is given with the -drive too; "
+                    "give it once"
+                )
+        elif "if" in given:
+            raise ConfigError(
+                f"-drive id={given['id']}: no -device names it; "
+                f"add -device {_DRIVER},drive={given['id']}, or leave if=none out"
+            )
+        return block.BlockConfig(
+            **{k: v for k, v in fields.items() if k not in {"drive", "device", "if"}}
+        )

@@ -1,0 +1,143 @@
+"""A guest's disk on the host: a raw image file or a block device, opened, locked and measured.
+
+The format is never guessed from what is in the file, which is the guest's to write.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+
+from ..errors import ConfigError
+from ..native import ffi, lib
+
+SECTOR = 512
+_BLOCK_MAX = 1 << 16  # bytes; a larger "block size" of a file system is a transfer size
+_BLKPBSZGET = 0x127B  # linux/fs.h; the physical block size, as an unsigned int
+_FLOCK = "hhqqi4x"  # struct flock of fcntl(2)
+_LOCKED = (errno.EAGAIN, errno.EACCES)
+_NO_LOCKS = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class Disk:
+    """An open image; owns its descriptor, and with it the lock, until `close`.
+
+    `sectors` is its size in units of 512 bytes. I/O must keep to `offset_align` and
+    `memory_align` (bytes); `block_size` is what the storage below works in (bytes, a power of
+    two). `direct` says whether I/O goes past the host's page cache.
+    """
+
+    __slots__ = (
+        "block_size",
+        "direct",
+        "fd",
+        "memory_align",
+        "offset_align",
+        "sectors",
+    )
+
+    def __init__(self, path: str, *, readonly: bool = False, direct: bool | None = None) -> None:
+        """Open the image; ConfigError.
+
+        `direct` None is True where the file system can do it and False elsewhere. Without
+        `readonly` nobody else may have the image open through pyvirt, with it only other
+        readers may; the lock is advisory (fcntl(2), F_OFD_SETLK).
+        """
+        try:
+            # Before it is opened: to open a FIFO, or a tape, may wait or do something.
+            mode = os.stat(path).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+                raise ConfigError(
+                    f"-drive file={path}: neither a file nor a block device; name a raw disk image"
+                )
+            flags = os.O_CLOEXEC | (os.O_RDONLY if readonly else os.O_RDWR)
+            self.fd = os.open(path, flags)
+        except OSError as error:
+            raise ConfigError(
+                f"-drive file={path}: {error.strerror}; {_mend(error, readonly)}"
+            ) from None
+        try:
+            self._lock(path, readonly)
+            self._measure(path)
+            self._align(path, direct)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def _lock(self, path: str, readonly: bool) -> None:
+        kind = fcntl.F_RDLCK if readonly else fcntl.F_WRLCK
+        whole = struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, whole)
+        except OSError as error:
+            if error.errno in _LOCKED:
+                raise ConfigError(
+                    f"-drive file={path}: in use by another process or drive; "
+                    "end that one, or give readonly=on to both"
+                ) from None
+            # A file system without locks, such as some network ones: the user's own care.
+            if error.errno not in _NO_LOCKS:
+                raise ConfigError(
+                    f"-drive file={path}: cannot be locked: {error.strerror}; name a file elsewhere"
+                ) from None
+
+    def _measure(self, path: str) -> None:
+        size = os.lseek(self.fd, 0, os.SEEK_END)
+        if size == 0 or size % SECTOR:
+            raise ConfigError(
+                f"-drive file={path}: {size} bytes, a disk has a multiple of {SECTOR}; "
+                f"run: truncate -s %{SECTOR} {path}"
+                if size
+                else f"-drive file={path}: empty; give it a size, as by: truncate -s 1G {path}"
+            )
+        self.sectors = size // SECTOR
+        status = os.fstat(self.fd)
+        block = status.st_blksize
+        if stat.S_ISBLK(status.st_mode):
+            answer = fcntl.ioctl(self.fd, _BLKPBSZGET, bytes(4))
+            block = int.from_bytes(answer, "little")
+        is_usable = block & (block - 1) == 0 and SECTOR <= block <= _BLOCK_MAX
+        self.block_size = block if is_usable else 4096
+
+    def _align(self, path: str, direct: bool | None) -> None:
+        self.direct = False
+        self.offset_align = self.memory_align = 1
+        if direct is False:
+            return
+        reason = self._go_direct()
+        if reason and direct:
+            raise ConfigError(f"-drive file={path},direct=on: {reason}; give direct=off")
+
+    def _go_direct(self) -> str:
+        """Turn direct I/O on and return "", or why it cannot be."""
+        flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+        except OSError:
+            return "the file system has no direct I/O"
+        aligns = ffi.new("uint32_t[2]")
+        result = lib.pv_block_alignment(self.fd, aligns, aligns + 1)
+        if result == 0 and self.sectors * SECTOR % aligns[0] == 0:
+            self.direct = True
+            self.offset_align, self.memory_align = aligns
+            return ""
+        fcntl.fcntl(self.fd, fcntl.F_SETFL, flags)
+        if result < 0:
+            return f"direct I/O does not work: {os.strerror(-result)}"
+        return f"the size is no multiple of {aligns[0]}, the unit of direct I/O here"
+
+    def close(self) -> None:
+        """Close and unlock; what uses the descriptor is gone."""
+        os.close(self.fd)
+        self.fd = -1
+
+
+def _mend(error: OSError, readonly: bool) -> str:
+    if error.errno == errno.ENOENT:
+        return "name an image that exists, or make one, as by truncate -s 1G"
+    if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM} and not readonly:
+        return "give readonly=on, or make it writable"
+    return "name a file that can be opened"
