@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from pyvirt.vmm import layout, slots
 from pyvirt.vmm.config import MachineConfig
 
 from ..unit.virtio import NEGOTIATED, OFFERED, OWN_FEATURES, RINGS, RUNNING, Notes, take
-from .support import MEMORY, Guest
+from .support import MAILBOX, MEMORY, Guest
 from .test_access import carry_out
 
 Access = tuple[str, int, int]
 Make = Callable[..., Guest]
 QUEUE_SIZE = 16
+CHANGES, ROUNDS = 500, 50
 WHY = ffi.new("char[]", b"the driver did it")
 
 
@@ -31,19 +33,19 @@ def read_exits(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def make(kernel: Callable[[str], Path], tmp_path: Path, read_exits: bool) -> Iterator[Make]:
-    """Return a function that makes a machine with virtio devices, which runs a list of accesses."""
+    """Return a function that makes a machine with virtio devices, and a guest of guests/*.S."""
     made: list[Guest] = []
 
-    def make(*devices: Notes) -> Guest:
-        config = MachineConfig(str(kernel("script")), memory=MEMORY, read_exits=read_exits)
-        guest = Guest(config, tmp_path / f"log{len(made)}", virtio=devices)
-        made.append(guest)
-        guest.load()
-        return guest
+    def make(*devices: Notes, guest: str = "script") -> Guest:
+        config = MachineConfig(str(kernel(guest)), memory=MEMORY, read_exits=read_exits)
+        machine = Guest(config, tmp_path / f"log{len(made)}", virtio=devices)
+        made.append(machine)
+        machine.load()
+        return machine
 
     yield make
-    for guest in made:
-        guest.close()
+    for machine in made:
+        machine.close()
 
 
 def base(slot: int = 0) -> int:
@@ -192,6 +194,23 @@ def test_a_configuration_can_change_under_a_running_guest(make: Make, read_exits
     values = carry_out(guest, get(r.CONFIG_GENERATION), ("read1", base() + r.CONFIG, 0))
     assert values == [changes, changes - 1]
     assert reads(guest) == (2 if read_exits else 0)
+
+
+def test_no_half_changed_configuration_passes_for_a_whole_one(make: Make) -> None:
+    device = Notes(config=bytes(8))
+    guest = make(device, guest="generation")
+    guest.start()
+    rounds = value = 0
+    while rounds < ROUNDS or value < CHANGES:
+        value += 1
+        device.space[:] = 2 * value.to_bytes(4, "little")
+        device.config_changed()
+        time.sleep(0)
+        rounds, torn = guest.read_words(MAILBOX, 2)
+        assert torn == 0
+    guest.write_words(MAILBOX + 16, 1)
+    assert guest.wait().reason == "debug-exit"
+    assert guest.read_words(MAILBOX + 8, 1) == [0]
 
 
 def test_what_a_driver_does_wrong_is_one_line_and_the_guest_goes_on(make: Make) -> None:

@@ -1,0 +1,139 @@
+/* Interrupts of one virtio device, raised by many threads at once while the driver acknowledges.
+ *
+ * sources: virtio_irq.c */
+#include "virtio_irq.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "check.h"
+
+enum { THREADS = 4, ROUNDS = 2000, INTERRUPT_STATUS = 0x60, STATUS = 0x70, NEEDS_RESET = 64 };
+
+static _Alignas(4096) unsigned char page[4096];
+
+struct bench {
+	struct pv_virtio_irq *irq;
+	int irq_fd;
+	int broken_fd;
+};
+
+static uint32_t word(size_t offset)
+{
+	return atomic_load((_Atomic uint32_t *)(void *)&page[offset]);
+}
+
+static uint64_t take(int fd)
+{
+	eventfd_t count = 0;
+
+	(void)eventfd_read(fd, &count);
+	return count;
+}
+
+static struct bench open_bench(void)
+{
+	struct bench bench = {
+		.irq_fd = eventfd(0, EFD_NONBLOCK), .broken_fd = eventfd(0, EFD_NONBLOCK),
+	};
+
+	memset(page, 0, sizeof(page));
+	CHECK_EQ(pv_virtio_irq_new(page, bench.irq_fd, bench.broken_fd, &bench.irq), 0);
+	return bench;
+}
+
+static void close_bench(struct bench *bench)
+{
+	pv_virtio_irq_free(bench->irq);
+	close(bench->irq_fd);
+	close(bench->broken_fd);
+}
+
+static void *raise_both(void *opaque)
+{
+	for (int i = 0; i < ROUNDS; i++) {
+		pv_virtio_irq_used(opaque);
+		pv_virtio_irq_config(opaque);
+	}
+	return NULL;
+}
+
+static void *break_it(void *opaque)
+{
+	pv_virtio_irq_broken(opaque, "broken");
+	return NULL;
+}
+
+static void start(pthread_t *threads, void *(*run)(void *), struct pv_virtio_irq *irq)
+{
+	for (int i = 0; i < THREADS; i++)
+		CHECK_EQ(pthread_create(&threads[i], NULL, run, irq), 0);
+}
+
+static void join(pthread_t *threads)
+{
+	for (int i = 0; i < THREADS; i++)
+		CHECK_EQ(pthread_join(threads[i], NULL), 0);
+}
+
+static void test_a_page_that_cannot_be_is_refused(void)
+{
+	struct pv_virtio_irq *irq;
+
+	CHECK_EQ(pv_virtio_irq_new(NULL, -1, -1, &irq), -EINVAL);
+	CHECK_EQ(pv_virtio_irq_new(page + 4, -1, -1, &irq), -EINVAL);
+}
+
+static void test_no_bit_and_no_edge_is_lost(void)
+{
+	struct bench bench = open_bench();
+	uint64_t raised = 2 * THREADS * ROUNDS;
+	uint64_t edges = 0;
+	pthread_t threads[THREADS];
+
+	start(threads, raise_both, bench.irq);
+	while (pv_virtio_irq_count(bench.irq) < raised) {
+		edges += take(bench.irq_fd);
+		pv_virtio_irq_ack(bench.irq, word(INTERRUPT_STATUS));
+	}
+	join(threads);
+	CHECK_EQ(edges + take(bench.irq_fd), raised);
+	pv_virtio_irq_ack(bench.irq, 3);
+	pv_virtio_irq_used(bench.irq);
+	CHECK_EQ(word(INTERRUPT_STATUS), 1);
+	pv_virtio_irq_config(bench.irq);
+	CHECK_EQ(word(INTERRUPT_STATUS), 3);
+	close_bench(&bench);
+}
+
+static void test_a_device_breaks_once_in_a_life(void)
+{
+	struct bench bench = open_bench();
+	pthread_t threads[THREADS];
+
+	for (int life = 0; life < 50; life++) {
+		pv_virtio_irq_add_status(bench.irq, 15);
+		start(threads, break_it, bench.irq);
+		join(threads);
+		CHECK_EQ(word(STATUS), 15 | NEEDS_RESET);
+		CHECK_EQ(word(INTERRUPT_STATUS), 2);
+		CHECK_EQ(take(bench.irq_fd), 1);
+		CHECK_EQ(take(bench.broken_fd), 1);
+		CHECK(strcmp(pv_virtio_irq_take_reason(bench.irq), "broken") == 0);
+		CHECK(pv_virtio_irq_take_reason(bench.irq) == NULL);
+		pv_virtio_irq_reset(bench.irq);
+		CHECK_EQ(word(STATUS) | word(INTERRUPT_STATUS), 0);
+	}
+	close_bench(&bench);
+}
+
+int main(void)
+{
+	RUN(test_a_page_that_cannot_be_is_refused);
+	RUN(test_no_bit_and_no_edge_is_lost);
+	RUN(test_a_device_breaks_once_in_a_life);
+	return 0;
+}
