@@ -119,6 +119,10 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
                     serial.flush(_FLUSH_MS)
                 timeline.mark("first-run", machine.first_run_ns())
                 timeline.mark("first-byte", serial.first_output_ns())
+                if options.stats:
+                    from .stats import table
+
+                    sys.stderr.write(table(machine))
                 # Before the port goes, which its vCPUs may still reach when something failed.
                 machine.close()
         finally:

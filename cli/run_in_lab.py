@@ -7,9 +7,12 @@ its path on this host is forwarded to it. Background and pid file are this host'
 from __future__ import annotations
 
 import os
+import stat
 import sys
 
+from ..devices.disk import Disk
 from ..devices.serial import parse_backend
+from ..errors import ConfigError
 from ..harness import lab
 from ..vmm.boot import loader
 from ..vmm.memory import GuestMemory
@@ -54,6 +57,29 @@ def _check(config: MachineConfig) -> None:
         memory.close()
 
 
+def _open_disks(config: MachineConfig) -> list[Disk]:
+    """Check the images, and lock them on this host too: the lab's own locks end with it."""
+    disks: list[Disk] = []
+    try:
+        for wanted in config.disks:
+            disk = Disk(wanted.path, readonly=wanted.readonly, direct=False)
+            disks.append(disk)
+            if stat.S_ISBLK(os.fstat(disk.fd).st_mode):
+                raise ConfigError(
+                    f"-drive file={wanted.path}: this host's block devices are not in the lab; "
+                    "name a file"
+                )
+    except BaseException:
+        _close(disks)
+        raise
+    return disks
+
+
+def _close(disks: list[Disk]) -> None:
+    for disk in disks:
+        disk.close()
+
+
 def run(options: Options, config: MachineConfig, reason: str) -> int:
     """Run the guest in the lab; return pyvirt's exit status there."""
     _check(config)
@@ -63,13 +89,17 @@ def run(options: Options, config: MachineConfig, reason: str) -> int:
     forward: list[tuple[str, str]] = []
     words = _words(options, forward)
     environment = {k: v for k, v in os.environ.items() if k != "PYVIRT_EXEC_NS"}
+    disks = _open_disks(config)
     started = daemonize() if options.daemonize else lambda: None
-    with PidFile(options.pidfile):
-        started()
-        return lab.run(
-            [os.path.abspath(sys.argv[0]), "run", *words],
-            cwd=os.getcwd(),
-            env=environment,
-            forward=forward,
-            memory_mib=max(options.memory // (1 << 20) + _LAB_MIB, _LAB_MIB_MIN),
-        )
+    try:
+        with PidFile(options.pidfile):
+            started()
+            return lab.run(
+                [os.path.abspath(sys.argv[0]), "run", *words],
+                cwd=os.getcwd(),
+                env=environment,
+                forward=forward,
+                memory_mib=max(options.memory // (1 << 20) + _LAB_MIB, _LAB_MIB_MIN),
+            )
+    finally:
+        _close(disks)
