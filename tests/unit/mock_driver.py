@@ -6,7 +6,6 @@ keeps the rules: it has a free list, adds chains, and collects what was used.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,9 @@ from pyvirt.native import check, ffi, lib
 
 Span = tuple[int, int]
 """A guest-physical address and a length in bytes."""
+
+Descriptor = tuple[int, int, int, int]
+"""Address, length, flags and next."""
 
 
 class Ram:
@@ -247,8 +249,8 @@ class Driver:
         return done
 
 
-def indirect_table(ram: Ram, address: int, descriptors: Sequence[tuple[int, int, int, int]]) -> int:
-    """Write descriptors (address, length, flags, next) at `address`; return their size in bytes."""
-    data = b"".join(struct.pack("<QIHH", *descriptor) for descriptor in descriptors)
+def indirect_table(ram: Ram, address: int, descriptors: Sequence[Descriptor]) -> int:
+    """Write descriptors at `address`; return their size in bytes."""
+    data = b"".join(DESC.pack(*descriptor) for descriptor in descriptors)
     ram.view(address, len(data))[:] = data
     return len(data)

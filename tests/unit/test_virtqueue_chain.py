@@ -10,7 +10,7 @@ import pytest
 from pyvirt.devices.virtio.queue import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Virtqueue
 
 from .device_side import SIDES, BrokenError, DeviceSide, Popped
-from .mock_driver import Driver, Layout, Ram, Ring, indirect_table
+from .mock_driver import Descriptor, Driver, Layout, Ram, Ring, indirect_table
 
 QUEUE = 0x1000
 TABLE = 0x20000
@@ -20,9 +20,6 @@ RAM = [(0, 0x30000), (HIGH, 0x4000), (HIGH + 0x4000, 0x4000)]
 MAP_NORESERVE = 0x4000
 SIZE = 8
 N, W, T = DESC_NEXT, DESC_WRITE, DESC_INDIRECT
-
-Descriptor = tuple[int, int, int, int]
-"""Address, length, flags, next."""
 
 
 class Bench(NamedTuple):

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 from pyvirt.devices.virtio.queue import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
 
 from .device_side import BrokenError, DeviceSide, ModelSide, NativeSide, Popped
-from .mock_driver import Driver, Layout, Ram, Span, indirect_table
+from .mock_driver import Descriptor, Driver, Layout, Ram, Span, indirect_table
 
 HIGH = 0x100000
 REGIONS = [(0, 0x3000), (HIGH, 0x800), (HIGH + 0x800, 0x800)]
@@ -40,7 +40,7 @@ LENGTHS = st.one_of(
     st.integers(0, 64), st.sampled_from([0x7FF, 0x800, 0x801, 1 << 31, (1 << 32) - 1])
 )
 KNOWN = DESC_NEXT | DESC_WRITE | DESC_INDIRECT
-FLAGS = st.one_of(st.integers(0, KNOWN), st.integers(0, 0xFFFF))
+FLAGS = st.one_of(st.integers(0, 3), st.integers(0, KNOWN), st.integers(0, 0xFFFF))
 INDEXES = st.one_of(st.integers(0, 17), st.integers(0, 0xFFFF))
 GOOD_SPANS = st.one_of(
     st.tuples(st.integers(BUFFERS, 0x2F00), st.integers(0, 0x100)),
@@ -51,7 +51,18 @@ SPANS = st.one_of(GOOD_SPANS, GOOD_SPANS, st.tuples(ADDRESSES, LENGTHS))
 NEARLY_NEXT = st.one_of(
     st.sampled_from([DESC_NEXT, DESC_NEXT | DESC_WRITE]), st.just(DESC_NEXT | DESC_WRITE), FLAGS
 )
-NEARLY_LINKED = st.one_of(st.just(1), st.just(1), st.just(1), INDEXES)
+NEARLY_LINKED = st.one_of(st.just(1), st.just(1), st.integers(-1, 1), INDEXES)
+LINKED = st.lists(st.tuples(SPANS, NEARLY_NEXT, NEARLY_LINKED), min_size=1, max_size=6)
+
+
+def link(spans: list[tuple[Span, int, int]], start: int, ends: bool) -> list[Descriptor]:
+    """Return descriptors from number `start` on, each followed by the next, nearly."""
+    descriptors = []
+    for place, (span, flags, follow) in enumerate(spans):
+        kept = ~DESC_NEXT if ends and place + 1 == len(spans) else ~0
+        following = start + place + follow if abs(follow) <= 1 else follow
+        descriptors.append((*span, flags & kept, following & 0xFFFF))
+    return descriptors
 
 
 class Device(RuleBasedStateMachine):
@@ -188,36 +199,28 @@ class HostileDriver(Device):
         if popped:
             self.pop()
 
-    @rule(
-        start=st.integers(0, 15),
-        spans=st.lists(st.tuples(SPANS, NEARLY_NEXT, NEARLY_LINKED), min_size=1, max_size=5),
-    )
-    def offer_chain(self, start: int, spans: list[tuple[Span, int, int]]) -> None:
+    @rule(start=st.integers(0, 15), spans=LINKED, ends=st.booleans())
+    def offer_chain(self, start: int, spans: list[tuple[Span, int, int]], ends: bool) -> None:
         size = self.layout.size
-        for place, (span, flags, link) in enumerate(spans):
-            index = (start + place) % size
-            following = (index + link) % size if link < 2 else link
-            last = DESC_NEXT if place + 1 == len(spans) else 0
+        start %= size
+        for place, descriptor in enumerate(link(spans[:size], start, ends)):
             for driver in self.drivers:
-                driver.ring.describe(index, *span, flags & ~last, following)
-        self.offer(start % size)
+                driver.ring.describe((start + place) % size, *descriptor)
+        self.offer(start)
 
     @rule(
         head=st.integers(0, 15),
         table=st.integers(0, 15),
-        spans=st.lists(st.tuples(SPANS, NEARLY_NEXT, NEARLY_LINKED), min_size=1, max_size=8),
-        more=st.sampled_from([0, 0, 0, 1, 8, 16, 48]),
+        spans=LINKED,
+        ends=st.booleans(),
+        more=st.sampled_from([0, 0, 0, 1, 8, 16, 32]),
     )
     def offer_table(
-        self, head: int, table: int, spans: list[tuple[Span, int, int]], more: int
+        self, head: int, table: int, spans: list[tuple[Span, int, int]], ends: bool, more: int
     ) -> None:
-        descriptors = [
-            (*span, flags, place + link if link < 2 else link)
-            for place, (span, flags, link) in enumerate(spans)
-        ]
         address = TABLES + table * TABLE_SIZE
         for ram, driver in zip(self.rams, self.drivers, strict=True):
-            size = indirect_table(ram, address, descriptors) + more
+            size = indirect_table(ram, address, link(spans, 0, ends)) + more
             driver.ring.describe(head % self.layout.size, address, size, DESC_INDIRECT)
         self.offer(head % self.layout.size)
 

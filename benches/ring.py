@@ -1,0 +1,67 @@
+"""How many descriptors a second one core takes through the virtqueue code, on this host.
+
+    .venv/bin/python benches/ring.py [RUNS]
+
+native/tests/bench_ring.c, compiled as the extension is: an honest driver and a device that does
+nothing else take turns on one thread, with chains as of a block request (3 descriptors) in a queue
+of 256, event indexes on. The driver's own work is in the figure. Exit status 1: below the budget.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+from pyvirt.native.build import FLAGS, HERE
+
+RUNS = 5
+RUN_SECONDS = 60
+BUDGET = 5e6
+SOURCES = ("tests/bench_ring.c", "memory.c", "virtqueue.c", "virtqueue_chain.c")
+RESULTS = Path(__file__).parent / "results"
+
+
+def build(folder: Path) -> Path:
+    """Compile the program."""
+    program = folder / "bench_ring"
+    sources = [str(HERE / name) for name in SOURCES]
+    command = ["gcc", *FLAGS, f"-I{HERE}", *sources, "-o", str(program)]
+    subprocess.run(command, check=True, timeout=RUN_SECONDS)
+    return program
+
+
+def main() -> int:
+    """Print the table and keep it under results/."""
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else RUNS
+    samples: defaultdict[str, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        program = build(Path(folder))
+        for _ in range(runs):
+            output = subprocess.run(
+                [str(program)], check=True, capture_output=True, text=True, timeout=RUN_SECONDS
+            )
+            for line in output.stdout.splitlines():
+                kind, batch, rate = line.split()
+                samples[f"{kind} | {batch}"].append(float(rate))
+    lines = [
+        f"{runs} runs; million descriptors a second of one core's time.",
+        "",
+        "| chains | batch | least | median | most |",
+        "|---|---|---|---|---|",
+    ]
+    for name, rates in samples.items():
+        numbers = (min(rates), statistics.median(rates), max(rates))
+        lines.append(f"| {name} | " + " | ".join(f"{rate / 1e6:.1f}" for rate in numbers) + " |")
+    text = "\n".join(lines) + "\n"
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "ring.md").write_text(text, encoding="utf-8")
+    return int(min(map(statistics.median, samples.values())) < BUDGET)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
