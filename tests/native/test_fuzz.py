@@ -1,0 +1,50 @@
+"""Runs each fuzz target of native/fuzz for a while under the sanitizers.
+
+The same inputs every time: libFuzzer's own, from one seed. For a longer search build a target as
+its comment says and give it a folder for what it finds.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pyvirt.native.build import FLAGS, HERE, WARNINGS
+
+TARGETS = sorted((HERE / "fuzz").glob("fuzz_*.c"))
+FUZZER = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
+RUNS = 150_000
+RUN_SECONDS = 120
+
+
+def sources(target: Path) -> list[str]:
+    """Return the files of native/ that the target's comment names."""
+    found = re.search(r"^ \* sources: ([^*\n]*)", target.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found, f"{target.name} has no `sources:` in its comment"
+    return [str(HERE / name) for name in found[1].split()]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda path: path.stem)
+def test_target(target: Path, tmp_path: Path) -> None:
+    program = tmp_path / target.stem
+    command = ["clang", *FLAGS, *WARNINGS, *FUZZER, f"-I{HERE}", str(target), *sources(target)]
+    subprocess.run([*command, "-o", str(program)], check=True, timeout=RUN_SECONDS)
+    limits = [f"-runs={RUNS}", "-seed=1", "-max_len=512", "-timeout=10"]
+    ran = subprocess.run(
+        [str(program), *limits],
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+        cwd=tmp_path,
+        check=False,
+    )
+    sys.stderr.write(ran.stderr[-4000:])
+    assert ran.returncode == 0
+    assert f"Done {RUNS} runs" in ran.stderr
+
+
+def test_there_are_targets() -> None:
+    assert TARGETS
