@@ -206,11 +206,11 @@ def test_a_buffer_at_any_address(started: Started) -> None:
 
 
 def test_activated_a_hundred_times(started: Started) -> None:
-    for count in range(100):
+    for _ in range(100):
         assert started.ask(IN, 0, 0x10000, 512) == 0
         started.stop()
         started.start()
-    assert started.block.stats().reads == count + 1
+    assert started.block.stats().reads == 100
 
 
 def test_a_driver_without_queues_cannot_start_it(image: Path) -> None:

@@ -7,12 +7,13 @@ import os
 import struct
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from pyvirt.devices import disk as disk_module
 from pyvirt.devices.disk import Disk
-from pyvirt.native import lib
+from pyvirt.native import ffi, lib
 
 from .refusal import refusal, unprivileged
 
@@ -107,7 +108,8 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     for path in (tmp_path, fifo, Path("/dev/null")):
-        assert "neither a file nor a block device" in refusal(lambda p=path: Disk(str(p)))
+        message = refusal(partial(Disk, str(path)))
+        assert f"{path}: neither a file nor a block device" in message
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_a_refused_image_leaves_nothing_open(image: Path) -> None:
 
 def test_the_c_side_finds_the_alignment_or_says_no(image: Path) -> None:
     read, write = os.pipe()
-    aligns = disk_module.ffi.new("uint32_t[2]")
+    aligns = ffi.new("uint32_t[2]")
     assert lib.pv_block_alignment(read, aligns, aligns + 1) < 0
     os.close(read)
     os.close(write)
