@@ -1,15 +1,16 @@
-"""`pyvirt guest`: kernels and initramfs archives for guests."""
+"""`pyvirt guest`: kernels, initramfs archives and root file systems for guests."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import BackendError, ConfigError
 from ..harness import cache
-from ..harness.guest import initramfs, vmlinux
+from ..harness.guest import initramfs, rootboot, rootfs, vmlinux
 from ..harness.guest.kernel import NAMES, Kernel, find
 
 KERNEL_HELP = f"{', '.join(NAMES)}, or the path of a bzImage or vmlinux"
@@ -21,6 +22,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.command == "kernel":
         print(_kernel(arguments.name, arguments.print, renew=arguments.renew))
+    elif arguments.command == "rootfs":
+        print(_rootfs(arguments))
     else:
         print(_initramfs(arguments))
     return 0
@@ -32,13 +35,35 @@ def _parser() -> argparse.ArgumentParser:
         description="Make guest images and print their paths.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="kernel|initramfs")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="kernel|initramfs|rootfs"
+    )
     kernel = commands.add_parser(
         "kernel",
         help="fetch or build a kernel into the cache",
         description="Fetch or build a kernel into the cache, and print where it is.",
         allow_abbrev=False,
     )
+    archive = commands.add_parser(
+        "initramfs",
+        help="write a cpio with busybox, modules and an init",
+        description="Write a cpio with busybox, modules and an init, and print where it is.",
+        allow_abbrev=False,
+    )
+    image = commands.add_parser(
+        "rootfs",
+        help="make an ext4 image of a small Debian",
+        description="Make an ext4 image of a small Debian, and print where it is. It boots to a "
+        "login prompt on ttyS0, where root needs no password.",
+        allow_abbrev=False,
+    )
+    _kernel_options(kernel)
+    _initramfs_options(archive)
+    _rootfs_options(image)
+    return parser
+
+
+def _kernel_options(kernel: argparse.ArgumentParser) -> None:
     kernel.add_argument("name", metavar="NAME", help=KERNEL_HELP)
     kernel.add_argument(
         "--print",
@@ -49,12 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     kernel.add_argument(
         "--renew", action="store_true", help="look for a newer version than the cache has"
     )
-    archive = commands.add_parser(
-        "initramfs",
-        help="write a cpio with busybox, modules and an init",
-        description="Write a cpio with busybox, modules and an init, and print where it is.",
-        allow_abbrev=False,
-    )
+
+
+def _initramfs_options(archive: argparse.ArgumentParser) -> None:
     archive.add_argument(
         "--kernel", metavar="NAME", default="cloud", help=f"{KERNEL_HELP} (default: cloud)"
     )
@@ -65,11 +87,18 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="load this module and those it depends on; may be repeated",
     )
-    archive.add_argument(
+    then = archive.add_mutually_exclusive_group()
+    then.add_argument(
         "--script",
         metavar="FILE",
         type=Path,
         help="run this and power off (default: a shell on the console)",
+    )
+    then.add_argument(
+        "--root",
+        action="store_true",
+        help="mount what root= of the kernel command line names, and run its init; "
+        f"loads {', '.join(rootboot.MODULES)} too",
     )
     archive.add_argument(
         "--file",
@@ -81,7 +110,38 @@ def _parser() -> argparse.ArgumentParser:
     archive.add_argument(
         "-o", metavar="FILE", type=Path, dest="output", help="write here (default: in the cache)"
     )
-    return parser
+
+
+def _rootfs_options(image: argparse.ArgumentParser) -> None:
+    image.add_argument(
+        "--suite",
+        metavar="S",
+        default=rootfs.SUITE,
+        help=f"of the machine's apt sources (default: {rootfs.SUITE})",
+    )
+    image.add_argument(
+        "--package",
+        metavar="P",
+        action="append",
+        default=[],
+        help="install this package and those it depends on; may be repeated",
+    )
+    image.add_argument(
+        "--size",
+        metavar="N[M|G]",
+        default="2G",
+        help="of the image, MiB without a unit (default: 2G)",
+    )
+    image.add_argument(
+        "--renew", action="store_true", help="look for newer packages than the cache has"
+    )
+    image.add_argument(
+        "-o",
+        metavar="FILE",
+        type=Path,
+        dest="output",
+        help="write here (default: in the cache, for read-only use)",
+    )
 
 
 def _kernel(name: str, what: str, *, renew: bool) -> Path:
@@ -100,17 +160,32 @@ def _elf(kernel: Kernel) -> Path:
 
 
 def _initramfs(arguments: argparse.Namespace) -> Path:
-    made = initramfs.build(
-        find(arguments.kernel),
-        modules=arguments.module,
-        script=arguments.script,
-        files=_files(arguments.file),
+    kernel = find(arguments.kernel)
+    files = _files(arguments.file)
+    if arguments.root:
+        made = rootboot.build(kernel, modules=arguments.module, files=files)
+    else:
+        made = initramfs.build(
+            kernel, modules=arguments.module, script=arguments.script, files=files
+        )
+    return _deliver(made, arguments.output, shutil.copyfile)
+
+
+def _rootfs(arguments: argparse.Namespace) -> Path:
+    made = rootfs.build(
+        arguments.package,
+        suite=arguments.suite,
+        size=_size(arguments.size),
+        renew=arguments.renew,
     )
-    output: Path | None = arguments.output
-    if output is None:
-        return made
-    _copy(made, output)
-    return output
+    return _deliver(made, arguments.output, rootfs.copy)
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"([1-9][0-9]{0,6})([MG]?)", text)
+    if found is None:
+        raise ConfigError(f"--size {text}: not a size; give one such as 512, 512M or 2G")
+    return int(found[1]) * rootfs.MIB * (1024 if found[2] == "G" else 1)
 
 
 def _files(pairs: Sequence[str]) -> dict[str, Path]:
@@ -128,13 +203,16 @@ def _files(pairs: Sequence[str]) -> dict[str, Path]:
     return files
 
 
-def _copy(source: Path, output: Path) -> None:
-    """Copy `source` to `output`, which appears whole or not at all."""
+def _deliver(made: Path, output: Path | None, copy: Callable[[Path, Path], object]) -> Path:
+    """Copy `made` to `output`, which appears whole or not at all; return where to look."""
+    if output is None:
+        return made
     part = output.with_name(f".{output.name}.part")
     try:
-        shutil.copyfile(source, part)
+        copy(made, part)
         part.replace(output)
     except OSError as error:
         raise BackendError(f"-o {output}: {error.strerror}") from error
     finally:
         cache.remove(part)
+    return output

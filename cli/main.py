@@ -19,7 +19,7 @@ usage: pyvirt COMMAND [OPTIONS]
 
   run      boot a guest; without options a small Debian one, to a shell
   doctor   what this host can do, and what to do about the rest
-  guest    make guest images: kernel, initramfs
+  guest    make guest images: kernel, initramfs, root file system
   lab      run a command in the nested lab, where KVM is real
   demo     a stock kernel, from power-on to power-off
 

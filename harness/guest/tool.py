@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from ...errors import BackendError
 
@@ -22,14 +24,20 @@ PACKAGES = {
     "bc": "bc",
     "bison": "bison",
     "busybox": "busybox-static",
+    "debugfs": "e2fsprogs",
     "depmod": "kmod",
     "flex": "flex",
     "gcc": "gcc",
     "lz4": "lz4",
     "make": "make",
+    "mke2fs": "e2fsprogs",
+    "mmdebstrap": "mmdebstrap",
+    "newuidmap": "uidmap",
     "xz": "xz-utils",
     "zstd": "zstd",
 }
+# The word as such, not the name of a library.
+_TELLING = re.compile(r"^E:|(?<![\w-])error(?![\w-])", re.IGNORECASE)
 
 
 class ToolMissingError(BackendError):
@@ -76,18 +84,20 @@ def run_watched(
     *,
     timeout: float,
     cwd: Path,
+    env: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Run a tool that takes long, calling `watch` with the file of its output now and then.
 
-    The tool and all it started are killed when it does not end in `timeout` seconds, or when
-    this call is left by an exception. Raises as `run` does.
+    It finds `env` in its environment, beside what this process has. It and all it started are
+    killed when it does not end in `timeout` seconds, or when this call is left by an exception.
+    Raises as `run` does.
     """
     with tempfile.NamedTemporaryFile() as log:
         try:
             process = subprocess.Popen(
                 command,
                 cwd=cwd,
-                env=_environment(),
+                env={**_environment(), **env},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -153,7 +163,7 @@ def _failed(command: Sequence[str], status: int, output: bytes) -> BackendError:
     """Return an error that quotes the first line telling of an error, else the last one."""
     lines = [line.strip() for line in output.decode(errors="replace").splitlines()]
     lines = [line for line in lines if line]
-    telling = [line for line in lines if "error" in line.lower() or line.startswith("E:")]
+    telling = [line for line in lines if _TELLING.search(line)]
     reason = (telling[:1] or lines[-1:] or [f"status {status}"])[0]
     return BackendError(f"{_short(command)} failed: {reason}")
 

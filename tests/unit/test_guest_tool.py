@@ -28,6 +28,10 @@ def test_messages_are_in_english(monkeypatch: pytest.MonkeyPatch) -> None:
             "x.c:1: error: bad",
         ),
         ("echo one >&2; echo two >&2; exit 1", "two"),
+        (
+            "echo Get: libgpg-error0; echo libgpg-error-l10n; echo dpkg: error: bad; exit 1",
+            "dpkg: error: bad",
+        ),
         ("echo only; exit 1", "only"),
         ("exit 9", "status 9"),
     ],
@@ -40,6 +44,12 @@ def test_failure_is_one_line(script: str, reason: str, tmp_path: Path) -> None:
     tool.chmod(0o755)
     with pytest.raises(BackendError, match=r"^make target failed: "):
         run_watched([str(tool), "-x", "target"], lambda _: None, timeout=30, cwd=tmp_path)
+
+
+def test_environment_is_added_to(tmp_path: Path) -> None:
+    command = ["sh", "-c", 'echo "$EPOCH $LC_ALL" >out']
+    run_watched(command, timeout=30, cwd=tmp_path, env={"EPOCH": "7"})
+    assert (tmp_path / "out").read_text() == "7 C\n"
 
 
 def test_missing_tool(tmp_path: Path) -> None:
