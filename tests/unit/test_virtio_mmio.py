@@ -45,13 +45,13 @@ def spared(memory: GuestMemory) -> Iterator[tuple[Bench, list[bytes]]]:
     pages: list[bytes] = []
 
     def exclusively(change: Callable[[], None]) -> None:
-        before = bytes(bench.map[:])
+        before = bytes(made.map[:])
         change()
-        pages.extend((before, bytes(bench.map[:])))
+        pages.extend((before, bytes(made.map[:])))
 
-    bench = Bench(memory, exclusively=exclusively)
-    yield bench, pages
-    bench.close()
+    made = Bench(memory, exclusively=exclusively)
+    yield made, pages
+    made.close()
 
 
 def test_identity(bench: Bench) -> None:
