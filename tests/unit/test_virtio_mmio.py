@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from struct import pack
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -140,6 +141,30 @@ def test_features_count_only_between_driver_and_features_ok(bench: Bench) -> Non
     bench.set_status(r.DRIVER_OK)
     assert bench.device.activation
     assert bench.device.activation.features == OFFERED
+
+
+def test_a_reset_forgets_the_drivers_features(bench: Bench) -> None:
+    bench.negotiate(OFFERED)
+    bench.set(r.STATUS, 0)
+    bench.set_status(r.ACKNOWLEDGE)
+    bench.set_status(r.DRIVER)
+    assert bench.set_status(r.FEATURES_OK) == r.ACKNOWLEDGE | r.DRIVER
+    bench.set(r.STATUS, 0)
+    bench.set(r.DRIVER_FEATURES_SEL, 4)
+    bench.set_status(r.ACKNOWLEDGE)
+    bench.set_status(r.DRIVER)
+    bench.set(r.DRIVER_FEATURES, 1)
+    bench.set(r.STATUS, 0)
+    assert bench.negotiate() == NEGOTIATED
+
+
+def test_a_reset_forgets_the_selectors(bench: Bench) -> None:
+    bench.set(r.DRIVER_FEATURES_SEL, 1)
+    bench.set(r.STATUS, 0)
+    bench.set_status(r.ACKNOWLEDGE)
+    bench.set_status(r.DRIVER)
+    bench.set(r.DRIVER_FEATURES, r.VERSION_1 >> 32)  # bit 0 now, which was not offered
+    assert bench.set_status(r.FEATURES_OK) == r.ACKNOWLEDGE | r.DRIVER
 
 
 # Status
@@ -291,6 +316,24 @@ def test_ring_features_reach_the_queue(memory: GuestMemory) -> None:
 
 
 @pytest.mark.parametrize(
+    ("features", "answer"),
+    [(r.VERSION_1, -errno.EPROTO), (r.VERSION_1 | r.INDIRECT_DESC, 1)],
+)
+def test_the_indirect_feature_reaches_the_queue(
+    bench: Bench, memory: GuestMemory, features: int, answer: int
+) -> None:
+    table = RINGS + 0xC000
+    memory.write(RINGS, pack("<QIHH", table, 16, 4, 0))
+    memory.write(table, pack("<QIHH", table, 16, 0, 0))
+    memory.write(RINGS + 0x4000, pack("<HHH", 0, 1, 0))
+    bench.run(features)
+    assert bench.device.activation
+    queue = bench.device.activation.queues[0]
+    assert queue
+    assert lib.pv_virtqueue_pop(queue.handle, ffi.new("struct pv_chain *")) == answer
+
+
+@pytest.mark.parametrize(
     ("size", "base"),
     [
         (0, RINGS),
@@ -417,6 +460,23 @@ def test_a_broken_device_says_so_once(bench: Bench) -> None:
         assert bench.get(r.STATUS) == bench.get(r.INTERRUPT_STATUS) == 0
 
 
+def test_a_driver_that_does_not_know_of_the_break_can_still_give_up(bench: Bench) -> None:
+    bench.run()
+    assert bench.device.activation
+    lib.pv_virtio_irq_broken(bench.device.activation.irq, WHY)
+    bench.set(r.STATUS, RUNNING | r.FAILED)
+    assert bench.get(r.STATUS) == BROKEN | r.FAILED
+
+
+def test_close_tells_what_nobody_asked_for(memory: GuestMemory) -> None:
+    bench = Bench(memory)
+    bench.run()
+    assert bench.device.activation
+    lib.pv_virtio_irq_broken(bench.device.activation.irq, WHY)
+    bench.close()
+    assert bench.log == ["dev0: the driver did it; it needs a reset"]
+
+
 # Configuration space
 
 
@@ -440,6 +500,13 @@ def test_configuration_is_written_by_bytes(bench: Bench, at: int, size: int) -> 
         assert bytes(bench.map[r.CONFIG : r.CONFIG + 20]) == bytes(expected)
         bench.negotiate()
     assert bytes(bench.map[r.CONFIG + 20 :]) == bytes(r.CONFIG_SIZE - 20)
+
+
+def test_configuration_is_not_written_after_failed(bench: Bench) -> None:
+    bench.negotiate()
+    bench.set_status(r.FAILED)
+    bench.set(r.CONFIG, 99, 1)
+    assert bench.get(r.CONFIG, 1) == 0
 
 
 def test_a_reset_shows_the_configuration_of_the_device(bench: Bench) -> None:

@@ -12,7 +12,7 @@ from pyvirt.devices.virtio.mmio import Mmio
 from pyvirt.errors import PyvirtError
 from pyvirt.vmm.memory import GuestMemory
 
-OWN_FEATURES = 1 << 3 | 1 << 20 | 1 << 60
+OWN_FEATURES = 1 << 3 | 1 << 20 | 1 << 60 | 1 << 100
 OFFERED = OWN_FEATURES | r.VERSION_1 | r.INDIRECT_DESC | r.EVENT_IDX
 RINGS = 0x10_0000
 RING_STEP = 0x1_0000
