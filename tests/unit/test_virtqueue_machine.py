@@ -243,7 +243,18 @@ class HostileDriver(Device):
         for ram in self.rams:
             ram.view(address, len(data))[:] = data
 
-    @rule(used_event=st.integers(0, 0xFFFF), flags=st.integers(0, 3))
+    @rule(start=st.integers(0, 15), length=st.integers(1, 6), write=st.booleans())
+    def offer_loop(self, start: int, length: int, write: bool) -> None:
+        size = self.layout.size
+        length = min(length, size)
+        flags = DESC_NEXT | DESC_WRITE * write
+        for place in range(length):
+            following = (start + (place + 1) % length) % size
+            for driver in self.drivers:
+                driver.ring.describe((start + place) % size, BUFFERS, 1, flags, following)
+        self.offer(start % size)
+
+    @rule(used_event=st.one_of(st.integers(0, 6), st.integers(0, 0xFFFF)), flags=st.integers(0, 3))
     def scribble_suppression(self, used_event: int, flags: int) -> None:
         for driver in self.drivers:
             driver.ring.used_event = used_event
