@@ -88,7 +88,7 @@ class Device:
         """Begin to serve the queues; what is in them already counts as notified.
 
         PyvirtError: the device cannot run, and nothing of it does; the driver finds
-        DEVICE_NEEDS_RESET, the log the message.
+        DEVICE_NEEDS_RESET, the log the message, which names the device.
         """
         raise NotImplementedError
 

@@ -193,10 +193,10 @@ class Mmio:
 
     def _features_fit(self) -> bool:
         if self._driver_strays or self._driver_features & ~self._offered:
-            self._tell("the driver accepts features that were not offered")
+            self._tell(f"{self.device.name}: the driver accepts features that were not offered")
             return False
         if not self._driver_features & r.VERSION_1:
-            self._tell("the driver does not accept VERSION_1; only virtio 1.0 and later can")
+            self._tell(f"{self.device.name}: the driver does not accept VERSION_1 (virtio 1.0)")
             return False
         return True
 
@@ -295,8 +295,9 @@ class Mmio:
         handle = ffi.new("struct pv_virtqueue **")
         result = lib.pv_virtqueue_new(self._memory, config, handle)
         if result == -errno.EINVAL:
-            raise GuestError(f"the driver's queue {index} has a size or an address that cannot be")
-        check(result, f"queue {index}")
+            wrong = f"the driver's queue {index} has a size or an address that cannot be"
+            raise GuestError(f"{self.device.name}: {wrong}")
+        check(result, f"{self.device.name}: queue {index}")
         return Queue(index, handle[0], self._kicks[index])
 
     def _free_queues(self) -> None:
@@ -357,14 +358,15 @@ class Mmio:
         """Log `text`, once in the device's life: a driver may do the same thing for ever."""
         if text not in self._told:
             self._told.add(text)
-            self._warn(f"{self.device.name}: {text}")
+            self._warn(text)
 
     def report(self) -> None:
         """Log why the device broke, if it did since the last call."""
         with self._lock:
             reason = lib.pv_virtio_irq_take_reason(self._irq)
             if reason:
-                self._tell(f"{ffi.string(reason).decode()}; it needs a reset")
+                why = ffi.string(reason).decode()
+                self._tell(f"{self.device.name}: {why}; it needs a reset")
 
     def interrupts(self) -> int:
         """Return how many interrupts the device raised; any thread."""
