@@ -541,14 +541,22 @@ static void test_zeroed_ranges(void)
 	unmake(&d);
 }
 
+/* A memfd has no way to zero a range and keep it; a device file has none at all. */
 static void test_zeroes_are_written_where_ranges_cannot_be(void)
 {
-	struct pv_block_config config = {.fd = open("/dev/zero", O_RDWR | O_CLOEXEC),
+	struct pv_block_config config = {.fd = memfd_create("disk", MFD_CLOEXEC)};
+	struct pv_block_config device = {.fd = open("/dev/zero", O_RDWR | O_CLOEXEC),
 	                                 .sectors = 1 << 20};
 	struct device d;
 
-	CHECK(config.fd >= 0);
+	CHECK(config.fd >= 0 && device.fd >= 0);
+	ones(config.fd);
 	make(&d, &config);
+	start(&d, FEATURES, 1);
+	CHECK_EQ(zero(&d, VIRTIO_BLK_T_WRITE_ZEROES, 5, 501, 0, 48), VIRTIO_BLK_S_OK);
+	check_zero(d.file, 5 * 512, 1508 * 512);
+	unmake(&d);
+	make(&d, &device);
 	start(&d, FEATURES, 1);
 	CHECK_EQ(zero(&d, VIRTIO_BLK_T_WRITE_ZEROES, 0, 40000, 0, 48), VIRTIO_BLK_S_OK);
 	CHECK_EQ(zero(&d, VIRTIO_BLK_T_DISCARD, 0, 40000, 0, 48), VIRTIO_BLK_S_OK);
@@ -652,6 +660,7 @@ static void test_direct_io_to_any_buffer(void)
 {
 	struct pv_block_config config = {.fd = make_file(SECTORS * 512)};
 	struct device d;
+	uint8_t *status;
 	char path[64];
 	int direct;
 
@@ -673,6 +682,16 @@ static void test_direct_io_to_any_buffer(void)
 		CHECK_EQ(ask(&d, VIRTIO_BLK_T_IN, 8 + shift, in, DATA / 2, NULL), 0);
 		CHECK_EQ(memcmp(in, out, DATA / 2), 0);
 	}
+	/* Segments that begin well and end badly. */
+	status = status_byte(&d, 0);
+	struct part odd[] = {{header(&d, 0, VIRTIO_BLK_T_IN, 8), 16, false},
+	                     {data_at(&d, 0), 100, true},
+	                     {data_at(&d, 4096), 412, true},
+	                     {status, 1, true}};
+	offer(&d, &d.queues[0], odd, 4);
+	kick(&d.queues[0]);
+	WAIT_FOR(used(&d.queues[0]) == d.queues[0].offered);
+	CHECK_EQ(*status, VIRTIO_BLK_S_OK);
 	unmake(&d);
 }
 
