@@ -102,3 +102,13 @@ def test_ports_do_not_overlap() -> None:
         assert not here & taken
         taken |= here
     assert len({layout.COM1_IRQ, layout.GED_IRQ}) == 2
+
+
+def test_virtio_devices_have_lines_of_their_own() -> None:
+    lines = layout.VIRTIO_GSIS
+    taken = {0, 1, 2, layout.COM1_IRQ, 8, layout.GED_IRQ, 13}
+    assert len(set(lines)) == len(lines)
+    assert not taken & set(lines)
+    assert max(lines) < layout.IOAPIC_PINS
+    end = layout.VIRTIO_MMIO + len(lines) * layout.VIRTIO_MMIO_STEP
+    assert layout.GAP_START <= layout.VIRTIO_MMIO < end <= layout.IOAPIC
