@@ -37,7 +37,9 @@ if [ -e /script ]; then
 	# background, for a shell heeds signals while it waits, not while it runs a command.
 	trap 'exec /sbin/poweroff' USR1 USR2
 	trap 'exec /sbin/reboot' TERM
-	/script <&0 &
+	# Its input goes by way of another number: a background command's own is /dev/null.
+	exec 3<&0
+	/script <&3 3<&- &
 	wait $!
 	echo "init: script ended with status $?"
 else
