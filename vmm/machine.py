@@ -132,6 +132,7 @@ class Machine:
         self.bus.add(pio, layout.DEBUG_EXIT, exit_port.SIZE, exit_port)
         timer = BootTimer(self._on_boot_stage)
         self.bus.add(pio, layout.BOOT_TIMER, timer.SIZE, timer)
+        self.bus.add(bus.MMIO, layout.BOOT_TIMER_MMIO, timer.SIZE, timer)
 
     def _on_boot_stage(self, stage: int) -> None:
         if stage == BootTimer.INIT:
