@@ -47,6 +47,7 @@ class Agent:
     def __init__(self, binary: Path, argument: str | None = None) -> None:
         self.link, theirs = socket.socketpair()
         self.link.settimeout(PATIENCE)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # it often has to wait
         with theirs:
             self.process = subprocess.Popen(
                 [str(binary), argument or str(theirs.fileno()), "/"],
@@ -311,6 +312,43 @@ def test_a_blocked_stream_blocks_no_other(agent: Agent) -> None:
     talk.until(lambda f: len(talk.data(protocol.STDOUT)) == full + 1000)
     talk.send(Frame(2, Kind.CLOSE), Frame(1, Kind.EOF))
     assert talk.status() == 1
+
+
+def test_two_busy_streams_share_a_slow_link(agent: Agent) -> None:
+    talk = Talk(agent)
+    talk.start("sh", "-c", "yes & yes >&2 & read x; kill %1 %2; exit 0")
+    got = {protocol.STDOUT: 0, protocol.STDERR: 0}
+    while sum(got.values()) < 4_000_000:
+        frame = talk.until(lambda f: f.kind == Kind.DATA)
+        got[frame.channel] += len(frame.payload)
+        talk.send(Frame(frame.channel, Kind.CREDIT, len(frame.payload).to_bytes(4, "little")))
+    talk.send(Frame(2, Kind.CLOSE), Frame(3, Kind.CLOSE), Frame(1, Kind.EOF))
+    talk.status()
+    assert min(got.values()) > 1_000_000
+
+
+def test_frames_of_any_size_fit_the_window(agent: Agent) -> None:
+    talk = Talk(agent)
+    talk.start("cat")
+    data = random.Random(3).randbytes(1_000_000)
+    left, credit = data, protocol.WINDOW
+    while left:
+        size = min(credit, random.Random(len(left)).randrange(1, 40000))
+        if size:
+            talk.send(Frame(1, Kind.DATA, left[:size]))
+            left, credit = left[size:], credit - size
+        if credit < 20000:
+            frame = talk.until(lambda f: f.kind in {Kind.CREDIT, Kind.DATA})
+            if frame.kind == Kind.CREDIT:
+                credit += protocol.words(frame, 1)[0]
+            else:
+                talk.send(Frame(2, Kind.CREDIT, len(frame.payload).to_bytes(4, "little")))
+    talk.send(Frame(1, Kind.EOF))
+    while len(talk.data(protocol.STDOUT)) < len(data):
+        frame = talk.until(lambda f: f.kind == Kind.DATA)
+        talk.send(Frame(2, Kind.CREDIT, len(frame.payload).to_bytes(4, "little")))
+    assert talk.status() == 0
+    assert talk.data(protocol.STDOUT) == data
 
 
 def test_a_reader_that_went_away_ends_the_writer(agent: Agent) -> None:
