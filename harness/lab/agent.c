@@ -425,12 +425,12 @@ static void agent_free(struct agent *a)
     free(a);
 }
 
-static int serve_port(int port, bool chrooted)
+static int serve_port(int port, int signals, bool chrooted)
 {
     struct agent *a = calloc(1, sizeof(*a));
-    int signals = watch_children(), over;
+    int over;
 
-    if (!a || signals < 0)
+    if (!a)
         return fail("start", errno);
     mux_init(&a->mux, port);
     a->chrooted = chrooted;
@@ -442,8 +442,8 @@ static int serve_port(int port, bool chrooted)
 
 int main(int argc, char **argv)
 {
+    int port, signals;
     bool chrooted;
-    int port;
 
     if (argc != 3)
         return fail("usage: agent PORT ROOT", EINVAL);
@@ -453,5 +453,8 @@ int main(int argc, char **argv)
     chrooted = strcmp(argv[2], "/") != 0;
     if (chrooted && (chroot(argv[2]) < 0 || chdir("/") < 0))
         return fail(argv[2], errno);
-    return serve_port(port, chrooted);
+    signals = watch_children();
+    if (signals < 0)
+        return fail("signals", errno);
+    return serve_port(port, signals, chrooted);
 }
