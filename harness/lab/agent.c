@@ -414,6 +414,9 @@ static int fail(const char *what, int error)
 
 static void agent_free(struct agent *a)
 {
+    /* The other end has gone: nobody is left to end the command. */
+    if (a->child > 0 && !a->ended)
+        (void)kill(-a->child, SIGKILL);
     mux_free(&a->mux);
     for (size_t i = 0; i < a->arguments.count; i++)
         free(a->arguments.list[i]);
