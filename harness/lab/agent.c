@@ -26,6 +26,7 @@
 
 enum {
     PORT_WAIT_MS = 5000,
+    BEAT_MS = 1000,
     TEXT_TOTAL = 8 << 20, /* of all arguments and environment strings; execve takes less */
 };
 
@@ -45,6 +46,7 @@ struct agent {
     char *cwd;
     int terminal; /* the pty's slave side, open until the command has ended; or -1 */
     pid_t child;
+    time_t beat; /* when the last ALIVE was sent, in seconds */
     bool ended, told; /* the command is over; the host knows */
     uint32_t status;
     uint64_t goals[CH_COUNT]; /* bytes of each channel to be sent before the host is told */
@@ -349,13 +351,26 @@ static void tell(struct agent *a)
 
 /* The whole. */
 
+/* Where there is no room, other frames are on their way and tell the same. */
+static void beat(struct agent *a)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (now.tv_sec == a->beat)
+        return;
+    a->beat = now.tv_sec;
+    (void)mux_control(&a->mux, KIND_ALIVE, NULL, 0);
+}
+
 static int serve(struct agent *a, int signals)
 {
     int over = mux_control(&a->mux, KIND_HELLO, &(const uint32_t){ MUX_VERSION }, 1);
 
     while (!over) {
-        over = mux_turn(&a->mux, signals, -1, control, a);
+        over = mux_turn(&a->mux, signals, BEAT_MS, control, a);
         reap(a, signals);
+        beat(a);
         tell(a);
     }
     return over;
