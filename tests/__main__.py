@@ -63,9 +63,8 @@ def main() -> int:
     if not failure:
         return status
     print(f"The rest runs in the nested lab, because: {failure}", flush=True)
-    return status or run_in_lab(
-        pytest("tests/guest", "tests/kvm", "-p", "no:cacheprovider", *extra)
-    )
+    inside = run_in_lab(pytest("tests/guest", "tests/kvm", "-p", "no:cacheprovider", *extra))
+    return status or inside
 
 
 if __name__ == "__main__":

@@ -145,7 +145,9 @@ def test_environment_folder_and_umask(agent: Agent, tmp_path: Path) -> None:
 def test_the_command_has_a_clean_set_of_signals_and_descriptors(agent: Agent) -> None:
     script = "grep -E 'Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd | wc -l"
     words = shell(agent, script).out.split()
-    assert words == [b"SigBlk:", b"0" * 16, b"SigIgn:", b"0" * 16, b"4"]
+    assert words[::2] == [b"SigBlk:", b"SigIgn:", b"4"]
+    # Signals 32 and 33 are the C library's own; who starts the tests may have ignored them.
+    assert [int(word, 16) & ~(3 << 31) for word in words[1::2]] == [0, 0]
 
 
 @pytest.mark.parametrize(
