@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard native/*.c native/*.h native/*.py)
 
-.PHONY: demo test check bench-boot setup packages clean
+.PHONY: demo test check bench-boot bench-startup setup packages clean
 
 demo: setup
 	@$(BIN)/pyvirt demo
@@ -23,6 +23,9 @@ check: setup
 
 bench-boot: setup
 	@$(BIN)/python benches/boot.py
+
+bench-startup: setup
+	@$(BIN)/python benches/startup.py
 
 setup: packages $(VENV)/.ready
 

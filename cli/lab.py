@@ -58,7 +58,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="the lab's memory, in MiB, or with M or G behind it (4G)",
     )
     parser.add_argument(
-        *("-smp", "--smp"), dest="cpus", type=int, default=2, metavar="N", help="CPUs (2)"
+        *("-smp", "--smp"), dest="cpus", type=int, default=1, metavar="N", help="CPUs (1)"
     )
     parser.add_argument(
         *("-forward", "--forward"),

@@ -110,21 +110,23 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
                 serial.attach(machine.bus, layout.COM1)
                 if serial.pty_path:
                     log.notice(f"-serial pty: the guest's console is {serial.pty_path}")
-                with RawTerminal(serial.uses_terminal):
-                    serial.start()
-                    machine.start()
-                    started()
-                    events.wait(machine)
-                    machine.join()
-                    serial.flush(_FLUSH_MS)
+                try:
+                    with RawTerminal(serial.uses_terminal):
+                        serial.start()
+                        machine.start()
+                        started()
+                        events.wait(machine)
+                        machine.stop()
+                        serial.flush(_FLUSH_MS)
+                finally:
+                    # Whatever happened: no vCPU may reach a port that is gone.
+                    machine.stop()
                 timeline.mark("first-run", machine.first_run_ns())
                 timeline.mark("first-byte", serial.first_output_ns())
                 if options.stats:
                     from .stats import table
 
                     sys.stderr.write(table(machine))
-                # Before the port goes, which its vCPUs may still reach when something failed.
-                machine.close()
         finally:
             machine.close()
             events.close()

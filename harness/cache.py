@@ -76,6 +76,7 @@ def entry(name: str, build: Callable[[Path], None]) -> Path:
         remove(part)
         try:
             build(part)
+            _flush(part)
             part.rename(place)
         finally:
             remove(part)
@@ -96,6 +97,18 @@ def named(name: str, make: Callable[[], Path], *, renew: bool = False) -> Path:
         part.symlink_to(os.path.relpath(target, link.parent))
         part.rename(link)
     return target
+
+
+def _flush(path: Path) -> None:
+    """Put an entry on stable storage: its name is never to outlive a crash without its bytes."""
+    if path.is_dir():
+        os.sync()
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def remove(path: Path) -> None:

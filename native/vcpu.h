@@ -14,7 +14,8 @@ struct pv_vcpu;
 struct pv_bus;
 
 /* One access to a range of Python's. For a read, put the answer into `value` and call
- * pv_vcpu_run again. `size` is 1, 2, 4 or 8 bytes. */
+ * pv_vcpu_run again. `size` is 1, 2, 4 or 8 bytes, or any number up to 8 for a piece of a memory
+ * access that crosses a page. */
 struct pv_access {
 	uint64_t address;
 	uint64_t value;

@@ -143,6 +143,7 @@ class Machine:
         self.bus.add(pio, layout.DEBUG_EXIT, exit_port.SIZE, exit_port)
         timer = BootTimer(self._on_boot_stage)
         self.bus.add(pio, layout.BOOT_TIMER, timer.SIZE, timer)
+        self.bus.add(bus.MMIO, layout.BOOT_TIMER_MMIO, timer.SIZE, timer)
 
     def _add_virtio(self) -> None:
         assert self.memory is not None
@@ -241,14 +242,14 @@ class Machine:
             # Under the lock: who sees the end may close the descriptor.
             os.eventfd_write(self.ended_fd, 1)
 
-    def join(self) -> None:
-        """Wait for the vCPU threads of an ended machine."""
+    def stop(self) -> None:
+        """End the machine if nothing has, and wait until its vCPU threads are gone."""
+        self.finish(End(HOST))
         lib.pv_gate_wait_left(self._gate)
 
     def close(self) -> None:
-        """End the machine if need be and give everything back."""
-        self.finish(End(HOST))
-        self.join()
+        """Stop the machine and give everything back."""
+        self.stop()
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus.clear()

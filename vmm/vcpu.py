@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _CPUID_ENTRIES_MAX = 256
+_CPUID_BRAND = range(0x8000_0002, 0x8000_0005)
 _MSR_MISC_ENABLE, _MISC_ENABLE_FAST_STRING = 0x1A0, 1
 _MSR_MTRR_DEF_TYPE, _MTRR_ENABLE, _MTRR_WRITE_BACK = 0x2FF, 1 << 11, 6
 _FPU_FCW_DEFAULT, _FPU_MXCSR_DEFAULT = 0x37F, 0x1F80
@@ -22,15 +23,24 @@ _APIC_MODE_NMI, _APIC_MODE_EXTINT = 0x4 << 8, 0x7 << 8
 
 
 def supported_cpuid(kvm_fd: int) -> list[cpuid.Entry]:
-    """Return the CPUID entries that KVM can offer on this host."""
+    """Return the CPUID entries that KVM can offer on this host.
+
+    The brand string, which KVM leaves to user space, is the host's.
+    """
     table = ffi.new(
         "struct kvm_cpuid2 *", {"nent": _CPUID_ENTRIES_MAX, "entries": _CPUID_ENTRIES_MAX}
     )
     kvm.GET_SUPPORTED_CPUID(kvm_fd, table)
-    return [
+    entries = [
         cpuid.Entry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
         for e in table.entries[0 : table.nent]
     ]
+    registers = ffi.new("uint32_t[4]")
+    for entry in entries:
+        if entry.function in _CPUID_BRAND:
+            lib.pv_host_cpuid(entry.function, 0, registers)
+            entry.eax, entry.ebx, entry.ecx, entry.edx = registers
+    return entries
 
 
 class Vcpu:

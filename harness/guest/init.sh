@@ -2,9 +2,10 @@
 # Process 1 of pyvirt's initramfs: mounts what programs expect, loads the modules of
 # /lib/modules/load, runs /script or a shell on the console, and powers the machine off.
 
-# The monitor's boot-timer port, 0x505: byte 1 says that init runs. Where the kernel has no
-# /dev/port, or locks it down, nothing is told.
-printf '\001' | dd of=/dev/port bs=1 seek=1285 count=1 conv=notrunc 2>/dev/null
+# Tell the monitor's boot timer, port 0x505 and address 0xc0000000, that init runs (1). Where the
+# kernel has neither device, or locks both down, nothing is told.
+printf '\001' | dd of=/dev/port bs=1 seek=1285 count=1 conv=notrunc 2>/dev/null ||
+	devmem 0xc0000000 8 1 2>/dev/null
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM="${TERM:-linux}"
 
@@ -37,7 +38,9 @@ if [ -e /script ]; then
 	# background, for a shell heeds signals while it waits, not while it runs a command.
 	trap 'exec /sbin/poweroff' USR1 USR2
 	trap 'exec /sbin/reboot' TERM
-	/script <&0 &
+	# Its input goes by way of another number: a background command's own is /dev/null.
+	exec 3<&0
+	/script <&3 3<&- &
 	wait $!
 	echo "init: script ended with status $?"
 else

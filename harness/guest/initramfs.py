@@ -66,6 +66,7 @@ def build(
     # The kernel opens /dev/console before init can mount anything there.
     archive.node("/dev/console", "c", 5, 1)
     archive.node("/dev/null", "c", 1, 3, mode=0o666)
+    archive.node("/dev/mem", "c", 1, 1)
     archive.node("/dev/port", "c", 1, 4)
     if init is None:
         for path, source in INIT_FILES.items():

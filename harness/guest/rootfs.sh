@@ -33,6 +33,9 @@ END
 # init complains of its absence.
 mkdir -p etc/inittab.d
 rm -f etc/rc2.d/S*bootlogs etc/rc2.d/S*rmnologin
+# Plans for a concurrent boot, in the order in which a directory was read: no two are alike. The
+# numbers of the links do for the few that are left.
+rm -f etc/init.d/.depend.*
 
 cat >etc/init.d/guest <<'END'
 #!/bin/sh

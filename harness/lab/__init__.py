@@ -3,6 +3,7 @@
 `run` boots it and runs one command in it; the other modules are its parts.
 """
 
+from .client import LabHangsError
 from .session import run
 
-__all__ = ["run"]
+__all__ = ["LabHangsError", "run"]

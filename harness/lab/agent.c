@@ -26,6 +26,7 @@
 
 enum {
     PORT_WAIT_MS = 5000,
+    BEAT_MS = 1000,
     TEXT_TOTAL = 8 << 20, /* of all arguments and environment strings; execve takes less */
 };
 
@@ -45,6 +46,7 @@ struct agent {
     char *cwd;
     int terminal; /* the pty's slave side, open until the command has ended; or -1 */
     pid_t child;
+    time_t beat; /* when the last ALIVE was sent, in seconds */
     bool ended, told; /* the command is over; the host knows */
     uint32_t status;
     uint64_t goals[CH_COUNT]; /* bytes of each channel to be sent before the host is told */
@@ -349,13 +351,26 @@ static void tell(struct agent *a)
 
 /* The whole. */
 
+/* Where there is no room, other frames are on their way and tell the same. */
+static void beat(struct agent *a)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (now.tv_sec == a->beat)
+        return;
+    a->beat = now.tv_sec;
+    (void)mux_control(&a->mux, KIND_ALIVE, NULL, 0);
+}
+
 static int serve(struct agent *a, int signals)
 {
     int over = mux_control(&a->mux, KIND_HELLO, &(const uint32_t){ MUX_VERSION }, 1);
 
     while (!over) {
-        over = mux_turn(&a->mux, signals, -1, control, a);
+        over = mux_turn(&a->mux, signals, BEAT_MS, control, a);
         reap(a, signals);
+        beat(a);
         tell(a);
     }
     return over;
@@ -414,6 +429,9 @@ static int fail(const char *what, int error)
 
 static void agent_free(struct agent *a)
 {
+    /* The other end has gone: nobody is left to end the command. */
+    if (a->child > 0 && !a->ended)
+        (void)kill(-a->child, SIGKILL);
     mux_free(&a->mux);
     for (size_t i = 0; i < a->arguments.count; i++)
         free(a->arguments.list[i]);
@@ -425,12 +443,12 @@ static void agent_free(struct agent *a)
     free(a);
 }
 
-static int serve_port(int port, bool chrooted)
+static int serve_port(int port, int signals, bool chrooted)
 {
     struct agent *a = calloc(1, sizeof(*a));
-    int signals = watch_children(), over;
+    int over;
 
-    if (!a || signals < 0)
+    if (!a)
         return fail("start", errno);
     mux_init(&a->mux, port);
     a->chrooted = chrooted;
@@ -442,8 +460,8 @@ static int serve_port(int port, bool chrooted)
 
 int main(int argc, char **argv)
 {
+    int port, signals;
     bool chrooted;
-    int port;
 
     if (argc != 3)
         return fail("usage: agent PORT ROOT", EINVAL);
@@ -453,5 +471,8 @@ int main(int argc, char **argv)
     chrooted = strcmp(argv[2], "/") != 0;
     if (chrooted && (chroot(argv[2]) < 0 || chdir("/") < 0))
         return fail(argv[2], errno);
-    return serve_port(port, chrooted);
+    signals = watch_children();
+    if (signals < 0)
+        return fail("signals", errno);
+    return serve_port(port, signals, chrooted);
 }

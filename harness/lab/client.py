@@ -19,6 +19,7 @@ from .signals import Signals
 
 _TX_HIGH = 262144  # with more than that still to be sent, nothing more is read
 _BOOT = 120.0  # seconds until the agent must have said HELLO
+_SILENCE = 60.0  # seconds without a sign of life, of which there is one a second
 _GRACE = 10.0  # seconds that a command has for ending after SIGTERM and the like
 _LINGER = 1.0  # seconds for writing out what has arrived on sockets when it has ended
 _STDIO = (protocol.STDIN, protocol.STDOUT, protocol.STDERR)
@@ -27,6 +28,10 @@ _COMMAND_NOT_FOUND, _COMMAND_NOT_RUN = 127, 126  # as a shell has it
 
 class LinkClosedError(BackendError):
     """The other side went away, or did not come up, before the command had ended."""
+
+
+class LabHangsError(BackendError):
+    """The lab has stopped: the emulator's virtualization can lose an interrupt for good."""
 
 
 class Command(NamedTuple):
@@ -63,6 +68,7 @@ class Client:
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._boot_end: float | None = time.monotonic() + _BOOT
+        self._silence_end: float | None = None
         self._grace_end: float | None = None
         self._linger_end = 0.0
         self._decoder = Decoder()
@@ -163,7 +169,10 @@ class Client:
             )
         if self._boot_end is not None and now >= self._boot_end:
             raise LinkClosedError(f"lab: the agent did not answer within {_BOOT:.0f} s")
-        ends = [e for e in (self._deadline, self._grace_end, self._boot_end) if e is not None]
+        if self._silence_end is not None and now >= self._silence_end:
+            raise LabHangsError(f"lab: no sign of life for {_SILENCE:.0f} s; run it again")
+        limits = (self._deadline, self._grace_end, self._boot_end, self._silence_end)
+        ends = [end for end in limits if end is not None]
         return (min(ends) - now) * 1000 if ends else None
 
     # The link.
@@ -179,6 +188,7 @@ class Client:
                 data = self._link.recv(_TX_HIGH)
                 if not data:
                     raise LinkClosedError("lab: the connection to the agent was closed")
+                self._silence_end = time.monotonic() + _SILENCE
                 for frame in self._decoder.feed(data):
                     self._receive(frame)
         except BlockingIOError:
@@ -195,6 +205,8 @@ class Client:
             raise ProtocolError(f"lab: {frame.kind.name} on channel {frame.channel}, not open")
 
     def _control(self, frame: Frame) -> None:
+        if frame.kind == Kind.ALIVE:
+            return
         if frame.kind == Kind.HELLO and not self._started:
             self._start(*protocol.words(frame, 1))
         elif frame.kind == Kind.EXIT:

@@ -12,7 +12,7 @@
 enum {
     CHUNK = 16384,             /* most bytes of one DATA frame that is sent */
     CREDIT_STEP = MUX_WINDOW / 4, /* fewer bytes are not worth a CREDIT */
-    CONNECT_MS = 5000,         /* how long OPEN waits for the socket's owner */
+    CONNECT_MS = 30000, /* how long OPEN waits for the socket's owner, slow as the lab is */
     RETRY_MS = 20,
 };
 

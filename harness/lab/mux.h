@@ -14,6 +14,7 @@
  *   FAILED    agent    0         stage u32, errno u32: the command could not be started
  *   EXIT      agent    0         exit status u32 (128+N after signal N); all its output
  *                                has been sent before
+ *   ALIVE     agent    0         nothing; about once a second, so that a lab that hangs is noticed
  *   WINSIZE   host     0         rows u16, columns u16
  *   SIGNAL    host     0         signal number u32, for the command's process group
  *   OPEN      host     16..79    path of a Unix socket in the lab, to be connected
@@ -37,7 +38,7 @@
 #include <stdint.h>
 #include <sys/un.h>
 
-enum { MUX_VERSION = 1 };
+enum { MUX_VERSION = 2 };
 
 enum mux_kind {
     KIND_HELLO = 1,
@@ -54,6 +55,7 @@ enum mux_kind {
     KIND_CREDIT,
     KIND_EOF,
     KIND_CLOSE,
+    KIND_ALIVE,
 };
 
 enum mux_channel {

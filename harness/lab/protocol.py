@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ...errors import PyvirtError
 
-VERSION = 1
+VERSION = 2
 WINDOW = 65536
 TEXT_MAX = 131072
 CONTROL, STDIN, STDOUT, STDERR, TERMINAL = range(5)
@@ -41,6 +41,7 @@ class Kind(IntEnum):
     CREDIT = 12
     EOF = 13
     CLOSE = 14
+    ALIVE = 15
 
 
 class ProtocolError(PyvirtError):
@@ -76,7 +77,7 @@ class Decoder:
         at = 0
         while len(buffer) - at >= _HEADER.size:
             channel, kind, length = _HEADER.unpack_from(buffer, at)
-            if channel >= SOCKETS.stop or not Kind.HELLO <= kind <= Kind.CLOSE or length > TEXT_MAX:
+            if channel >= SOCKETS.stop or not Kind.HELLO <= kind <= Kind.ALIVE or length > TEXT_MAX:
                 raise ProtocolError(
                     f"lab: the agent sent no frame (channel {channel}, kind {kind}, "
                     f"{length} bytes); a process in the lab writes to its port"

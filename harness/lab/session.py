@@ -27,7 +27,7 @@ def run(
     env: Mapping[str, str] | None = None,
     forward: Sequence[tuple[str, str]] = (),
     memory_mib: int = 4096,
-    cpus: int = 2,
+    cpus: int = 1,
     timeout: float | None = None,
 ) -> int:
     """Boot the lab, run `command` in it, and return its exit status.
@@ -40,6 +40,8 @@ def run(
     file system of its own such as /dev/shm: connections to the first, which this makes (mode
     0600) and removes, are carried to the second. `timeout` is in seconds, from the lab's
     start.
+
+    One CPU by default: with more the emulator can hang (LabHangsError; docs/lab.md).
 
     In the main thread, SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to the command; a
     second one, or 10 s without an end, ends the lab. Raises ConfigError for bad values,

@@ -274,25 +274,46 @@ static void test_flush_has_a_limit(void)
 	close(fds[1]);
 }
 
+/* Write eight bytes to an eventfd; false: they went in pieces, which an eventfd refuses. */
+static bool put_eight(struct pv_console *console)
+{
+	uint64_t before = stats_of(console).bytes_out;
+
+	put(console, "xxxxxxxx");
+	WAIT_FOR(stats_of(console).bytes_out == before + 8 || stats_of(console).out_errno != 0);
+	return stats_of(console).out_errno == 0;
+}
+
 /* An eventfd polls as writable while a large value still has to wait: the third eight bytes. */
-static void test_stop_is_bounded_when_a_write_blocks(void)
+static bool stop_is_bounded_when_a_write_blocks(void)
 {
 	int fd = eventfd(0, 0);
 	struct pv_console *console;
 	uint64_t before;
+	bool whole;
 
 	CHECK(fd >= 0);
 	console = console_to(fd);
+	whole = put_eight(console) && put_eight(console);
 	put(console, "xxxxxxxx");
-	WAIT_FOR(stats_of(console).bytes_out == 8);
-	put(console, "xxxxxxxx");
-	WAIT_FOR(stats_of(console).bytes_out == 16);
-	put(console, "xxxxxxxx");
-	CHECK_EQ(pv_console_flush(console, 50), -ETIMEDOUT);
+	whole = whole && pv_console_flush(console, 50) == -ETIMEDOUT;
+	CHECK(whole || stats_of(console).out_errno == EINVAL);
 	before = now_ns();
 	pv_console_free(console);
 	CHECK(now_ns() - before < 5000000000);
 	close(fd);
+	return whole;
+}
+
+static void test_stop_is_bounded_when_a_write_blocks(void)
+{
+	/* The console may come in between any two bytes, on a busy machine. */
+	for (int i = 0; i < 50; i++) {
+		if (stop_is_bounded_when_a_write_blocks())
+			return;
+	}
+	fprintf(stderr, "eight bytes were never written at once\n");
+	exit(1);
 }
 
 static void test_input_is_complete_and_waits_for_the_guest(void)

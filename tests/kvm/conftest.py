@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +12,25 @@ import pytest
 from pyvirt.vmm.config import MachineConfig
 
 from .support import GUESTS, MEMORY, PATIENCE, Guest, build
+
+
+@pytest.fixture(scope="session")
+def uncaptured_stderr(pytestconfig: pytest.Config) -> Iterator[int]:
+    """Return a descriptor of the real stderr."""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        fd = os.dup(2)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture(autouse=True)
+def in_time(uncaptured_stderr: int) -> Iterator[None]:
+    """End the whole run when a test hangs, in C as well, with the stack of every thread."""
+    faulthandler.dump_traceback_later(4 * PATIENCE, exit=True, file=uncaptured_stderr)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 def _open_files() -> set[str]:
@@ -29,7 +48,7 @@ def _threads() -> set[str]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_leaks() -> Iterator[None]:
+def nothing_leaks(in_time: None) -> Iterator[None]:
     """Fail a test after which descriptors or threads are there that were not before."""
     files, threads = _open_files(), _threads()
     yield
@@ -38,20 +57,6 @@ def nothing_leaks() -> Iterator[None]:
         time.sleep(0.001)  # a thread is there a little longer than its work
     assert _threads() - threads == set()
     assert _open_files() - files == set()
-
-
-@pytest.fixture(autouse=True)
-def in_time() -> Iterator[None]:
-    """Fail a test that hangs, and its clean-up if that hangs too."""
-
-    def give_up(*_: object) -> None:
-        raise TimeoutError("the test hangs")
-
-    previous = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, 4 * PATIENCE, PATIENCE)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, previous)
 
 
 @pytest.fixture(scope="session")

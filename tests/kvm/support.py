@@ -26,7 +26,7 @@ PORT = 0x1000
 MMIO = 0xD000_0000
 MEMORY = 128 << 20
 # How long anything may take before a test gives up; KVM may be emulated, on a busy machine.
-PATIENCE = 60.0
+PATIENCE = 30.0
 _LINK = "-Wl,-Ttext=0x100000,-N,--build-id=none,-z,noexecstack,--no-warn-rwx-segments"
 
 
@@ -105,7 +105,7 @@ class Guest(Machine):
     def wait(self) -> End:
         """Wait for the guest's end and its threads."""
         wait_readable(self.ended_fd, "the guest's end")
-        self.join()
+        self.stop()
         assert self.end is not None
         return self.end
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyvirt.errors import ConfigError, KvmError, PyvirtError
+from pyvirt.errors import BackendError, ConfigError, KvmError, PyvirtError
 from pyvirt.vmm import kvm
 from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.log import Log
@@ -86,6 +86,14 @@ def test_a_failure_while_loading_is_an_error(
     fail_at(monkeypatch, name, 1)
     with pytest.raises(KvmError, match=f"^KVM_{name}: "):
         machine("spin")
+
+
+def test_a_vcpu_whose_run_area_cannot_be_mapped_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kvm, "GET_VCPU_MMAP_SIZE", lambda _: 0)
+    with pytest.raises(BackendError, match=r"^vCPU 0: Invalid argument$"):
+        create()
 
 
 def test_an_interrupt_line_that_fails_leaves_nothing(

@@ -341,6 +341,7 @@ def fresh(tmp_path: Path) -> Path:
         "etc/dpkg/dpkg.cfg.d/99mmdebstrap": "path-exclude=/usr/share/man/*\nforce-unsafe-io\n",
         "etc/shadow": "root:*:19518:0:99999:7:::\ndaemon:*:19518:0:99999:7:::\n",
         "etc/hostname": "of-the-host\n",
+        "etc/init.d/.depend.boot": "",
         "etc/init.d/rc": "",
         "etc/rc2.d/S01bootlogs": "",
         "etc/rc2.d/S01ssh": "",
@@ -372,6 +373,7 @@ def test_hook_makes_the_tree_a_guest(fresh: Path) -> None:
     inittab = (fresh / "etc/inittab").read_text()
     assert re.search(r"^T0:2:respawn:/sbin/agetty .*\bttyS0\b", inittab, re.MULTILINE)
     assert sorted(path.name for path in (fresh / "etc/rc2.d").iterdir()) == ["S01ssh"]
+    assert sorted(path.name for path in (fresh / "etc/init.d").iterdir()) == ["guest", "rc"]
     guest_script = fresh / "etc/init.d/guest"
     assert os.access(guest_script, os.X_OK)
     subprocess.run(["sh", "-n", str(guest_script)], timeout=30, check=True)

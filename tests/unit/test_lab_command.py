@@ -8,7 +8,7 @@ import pytest
 from pyvirt.cli import lab
 from pyvirt.errors import ConfigError
 
-DEFAULTS = {"forward": [], "memory_mib": 4096, "cpus": 2, "timeout": None}
+DEFAULTS = {"forward": [], "memory_mib": 4096, "cpus": 1, "timeout": None}
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def test_frames_survive_any_split(frames: list[Frame], data: st.DataObject) -> N
 
 
 @pytest.mark.parametrize(
-    ("channel", "kind", "length"), [(80, 11, 1), (0, 0, 0), (0, 15, 0), (1, 11, 131073)]
+    ("channel", "kind", "length"), [(80, 11, 1), (0, 0, 0), (0, 16, 0), (1, 11, 131073)]
 )
 def test_a_header_out_of_range_is_refused(channel: int, kind: int, length: int) -> None:
     header = (channel | kind << 16 | length << 32).to_bytes(8, "little")
