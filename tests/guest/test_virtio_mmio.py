@@ -68,7 +68,7 @@ def run(micro: kernel.Kernel, disk: Path, script: str, *, queues: int = 1, **wor
             serial.start()
             machine.start()
             wait_readable(machine.ended_fd, "the guest's end")
-            machine.join()
+            machine.stop()
             serial.flush(1000)
             assert machine.slots
             transport = machine.slots.transports[0]
