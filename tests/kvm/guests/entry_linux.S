@@ -1,4 +1,4 @@
-/* Stores the registers of a 64-bit entry into the mailbox (order: support.py), copies the page
+/* Stores the registers of a 64-bit entry into the mailbox (order: test_entry.py), copies the page
  * that RSI names to the buffer, and ends with status 0. */
 #include "guest.h"
 

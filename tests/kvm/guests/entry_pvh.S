@@ -1,5 +1,5 @@
 /* Has a PVH note, so it starts in 32-bit protected mode without paging. Stores the registers into
- * the mailbox (order: support.py), copies the page that EBX names to the buffer, and ends with
+ * the mailbox (order: test_entry.py), copies the page that EBX names to the buffer, and ends with
  * status 0. The ELF entry point is a trap: it ends with status 99. */
 #include "guest.h"
 

@@ -12,7 +12,6 @@
 #define LAPIC_EOI 0xb0
 #define LAPIC_SPURIOUS 0xf0
 #define LAPIC_ICR_LOW 0x300
-#define LAPIC_ICR_HIGH 0x310
 #define LAPIC_ENABLED_VECTOR_255 0x1ff
 #define IOAPIC 0xfec00000
 #define IOAPIC_WINDOW 0x10
