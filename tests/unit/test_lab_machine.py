@@ -235,12 +235,16 @@ def test_size(slave: int) -> None:
     assert terminal.size(slave) == (33, 99)
 
 
+def write_on(fd: int) -> None:
+    for _ in range(1000):
+        os.write(fd, bytes(4096))
+
+
 def test_a_terminals_writer_does_not_block_and_changes_nothing_for_others(slave: int) -> None:
     copy = terminal.writer(slave)
     try:
         with pytest.raises(BlockingIOError):
-            for _ in range(1000):
-                os.write(copy, bytes(4096))
+            write_on(copy)
         assert os.get_blocking(slave)
     finally:
         os.close(copy)
