@@ -29,8 +29,8 @@ def pytest(*arguments: str) -> list[str]:
 
 
 def run_in_lab(command: list[str]) -> int:
-    """Return the command's status; a lab that hangs gets a second chance, which is said."""
-    for last in (False, True):
+    """Return the command's status; a lab that hangs gets two more chances, which is said."""
+    for last in (False, False, True):
         try:
             return lab.run(
                 command,
