@@ -9,18 +9,16 @@ import os
 
 from ..errors import PyvirtError
 from ..vmm import kvm
+from ..vmm.paths import cache_folder
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _WORKS = "works"
 
 
 def _verdict_file() -> str:
-    """Return where this boot's verdict is kept (the cache folder of harness/cache.py)."""
-    cache = os.environ.get("PYVIRT_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyvirt"
-    )
+    """Return where this boot's verdict is kept."""
     with open(_BOOT_ID, encoding="ascii") as file:
-        return os.path.join(cache, f"probe-{file.read().strip()}")
+        return os.path.join(cache_folder(), f"probe-{file.read().strip()}")
 
 
 def _probe() -> str:

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import BackendError, ConfigError
+from ..vmm.paths import cache_folder
 from .progress import Progress
 
 # The longest build (a kernel, on one slow core) has ended well before a waiter gives up.
@@ -31,16 +32,8 @@ POLL_S = 0.1
 
 
 def root() -> Path:
-    """Return the cache folder, which is made if need be.
-
-    It is $PYVIRT_CACHE, else $XDG_CACHE_HOME/pyvirt, else ~/.cache/pyvirt. A relative
-    XDG_CACHE_HOME is ignored, as the XDG base directory specification asks.
-    """
-    if own := os.environ.get("PYVIRT_CACHE"):
-        folder = Path(own).absolute()
-    else:
-        base = os.environ.get("XDG_CACHE_HOME", "")
-        folder = (Path(base) if base.startswith("/") else Path.home() / ".cache") / "pyvirt"
+    """Return the cache folder (vmm/paths.py says which), which is made if need be."""
+    folder = Path(cache_folder())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
