@@ -80,14 +80,17 @@ def boot(micro: kernel.Kernel) -> Boot:
         append: str = APPEND,
     ) -> Ended:
         initrd = initramfs.build(micro, script=script)
-        done = subprocess.run(
-            command(image or micro.image, "-initrd", str(initrd), *options, append=append),
-            input=stdin,
-            capture_output=True,
-            check=False,
-            timeout=SECONDS,
-            env={**os.environ, "PYVIRT_LOG_LEVEL": "warning"},
-        )
+        try:
+            done = subprocess.run(
+                command(image or micro.image, "-initrd", str(initrd), *options, append=append),
+                input=stdin,
+                capture_output=True,
+                check=False,
+                timeout=SECONDS,
+                env={**os.environ, "PYVIRT_LOG_LEVEL": "warning"},
+            )
+        except subprocess.TimeoutExpired as error:
+            pytest.fail(f"the guest runs for {SECONDS} s: {error.stdout!r} {error.stderr!r}")
         return Ended(
             done.returncode,
             done.stdout.decode(errors="replace").replace("\r\n", "\n"),
