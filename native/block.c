@@ -250,6 +250,7 @@ int pv_block_new(const struct pv_block_config *config, struct pv_block **out)
 	b->file.flags = config->flags;
 	b->file.offset_align = config->offset_align;
 	b->file.memory_align = config->memory_align;
+	b->file.cached = pv_io_is_cached(config->fd);
 	memcpy(b->file.id, config->id, sizeof(b->file.id));
 	pthread_mutex_init(&b->file.lock, NULL);
 	b->limits.sectors = config->sectors;

@@ -139,6 +139,7 @@ static bool next_transfer(struct pv_block_file *file, struct pv_block_request *r
 		return next_unaligned(file, r);
 	r->io.kind = r->type == VIRTIO_BLK_T_IN ? PV_IO_READ : PV_IO_WRITE;
 	r->io.offset = r->offset + r->done;
+	r->io.cached = file->cached;
 	if (r->misaligned)
 		return next_bounced(r);
 	r->io.iov = r->at;

@@ -32,3 +32,24 @@ int64_t pv_io_run(int fd, const struct pv_io *io)
 	}
 	return result < 0 ? -errno : result;
 }
+
+int64_t pv_io_read_now(int fd, const struct pv_io *io)
+{
+	int64_t result = preadv2(fd, io->iov, (int)io->count, (off_t)io->offset, RWF_NOWAIT);
+
+	return result < 0 ? -errno : result;
+}
+
+bool pv_io_is_cached(int fd)
+{
+	char byte;
+	struct iovec iov = {&byte, 1};
+	const struct pv_io io = {.iov = &iov, .count = 1};
+	int flags = fcntl(fd, F_GETFL);
+	int64_t result;
+
+	if (flags < 0 || (flags & O_DIRECT) != 0)
+		return false;
+	result = pv_io_read_now(fd, &io);
+	return result >= 0 || result == -EAGAIN;
+}

@@ -2,6 +2,7 @@
 #ifndef PV_IO_INTERNAL_H
 #define PV_IO_INTERNAL_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/uio.h>
 
@@ -22,11 +23,18 @@ struct pv_io {
 	uint64_t offset;
 	uint64_t length;
 	int64_t result; /* bytes moved, 0, or -errno */
+	bool cached;    /* a read may find its data in memory, and pv_io_read_now can tell */
 	struct pv_io *next;
 };
 
 /* Carry `io` out here and now; what `result` is to be. */
 int64_t pv_io_run(int fd, const struct pv_io *io);
+
+/* The same for a PV_IO_READ of what is in memory; -EAGAIN: it is not. */
+int64_t pv_io_read_now(int fd, const struct pv_io *io);
+
+/* Whether pv_io_read_now can tell for this file, and a read can find anything in memory. */
+bool pv_io_is_cached(int fd);
 
 /* fallocate(2)'s mode for PV_IO_PUNCH or PV_IO_ZERO. */
 int pv_io_mode(enum pv_io_kind kind);

@@ -1,6 +1,10 @@
 /* The engine of plain system calls: threads that take operations one by one.
  *
- * Threads are added while all of them are busy, up to a limit, and live as long as the pool. */
+ * Operations are handed over in one go when the engine waits. At most one thread is being woken at
+ * a time: it wakes the next one if there is work for it still, so that quick operations, as of
+ * what the host has in memory, are done by few threads and slow ones by many. Reads that need not
+ * wait are done by the engine's user itself. Threads are added while all of them are busy, up to a
+ * limit, and live as long as the pool. */
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
@@ -16,58 +20,46 @@
 #define STACK (64 * 1024)
 #define NS_PER_S 1000000000
 
+struct list {
+	struct pv_io *first; /* `last` is the end of the list, if there is one */
+	struct pv_io *last;
+};
+
 struct pool {
 	struct pv_engine engine;
 	int fd;
 	int kick_fd;
-	int done_fd; /* written when `done` is no longer empty */
+	int done_fd; /* written when something is done and the user sleeps */
+	/* The user's own. */
+	struct list started; /* to be handed over */
+	struct pv_io *ready; /* done at once */
+	/* Everybody's. */
 	pthread_mutex_t lock;
 	pthread_cond_t more;
-	struct pv_io *first; /* to do; `last` is the end of the list, if there is one */
-	struct pv_io *last;
+	struct list to_do;
 	struct pv_io *done;
+	bool sleeping; /* the user, until something is done */
+	bool waking;   /* a thread has been called and has not come yet */
 	bool ending;
-	unsigned waiting; /* operations to do */
-	unsigned idle;    /* threads that wait for one */
+	unsigned idle; /* threads that wait for an operation */
 	unsigned count;
 	pthread_t threads[THREADS];
 };
 
-/* The next operation; NULL at the end. With the lock held. */
-static struct pv_io *take(struct pool *p)
+/* Put `more` at the end of `list`, and leave it empty. */
+static void append(struct list *list, struct list *more)
 {
-	struct pv_io *io;
-
-	p->idle++;
-	while (!p->first && !p->ending)
-		pthread_cond_wait(&p->more, &p->lock);
-	p->idle--;
-	io = p->first;
-	if (io) {
-		p->first = io->next;
-		p->waiting--;
-	}
-	return io;
+	if (!more->first)
+		return;
+	if (list->first)
+		list->last->next = more->first;
+	else
+		list->first = more->first;
+	list->last = more->last;
+	more->first = NULL;
 }
 
-static void *run(void *argument)
-{
-	struct pool *p = argument;
-	struct pv_io *io;
-
-	pthread_mutex_lock(&p->lock);
-	while ((io = take(p))) {
-		pthread_mutex_unlock(&p->lock);
-		io->result = pv_io_run(p->fd, io);
-		pthread_mutex_lock(&p->lock);
-		io->next = p->done;
-		p->done = io;
-		if (!io->next)
-			(void)eventfd_write(p->done_fd, 1);
-	}
-	pthread_mutex_unlock(&p->lock);
-	return NULL;
-}
+static void *run(void *argument);
 
 /* With the lock held. Signals are for the main thread. */
 static int add_thread(struct pool *p)
@@ -88,40 +80,100 @@ static int add_thread(struct pool *p)
 	return -result;
 }
 
+/* With the lock held: get a thread for what is to be done, unless one is on its way. */
+static void call_thread(struct pool *p)
+{
+	if (!p->to_do.first || p->waking)
+		return;
+	if (p->idle > 0) {
+		pthread_cond_signal(&p->more);
+		p->waking = true;
+	} else if (p->count < THREADS) {
+		/* There is one thread at least, so one that cannot be had costs time only. */
+		p->waking = add_thread(p) == 0;
+	}
+}
+
+/* The next operation; NULL at the end. With the lock held. */
+static struct pv_io *take(struct pool *p)
+{
+	struct pv_io *io;
+
+	while (!p->to_do.first && !p->ending) {
+		p->idle++;
+		pthread_cond_wait(&p->more, &p->lock);
+		p->idle--;
+		p->waking = false;
+	}
+	io = p->to_do.first;
+	if (io)
+		p->to_do.first = io->next;
+	call_thread(p);
+	return io;
+}
+
+/* With the lock held. */
+static void finish(struct pool *p, struct pv_io *io)
+{
+	io->next = p->done;
+	p->done = io;
+	if (p->sleeping)
+		(void)eventfd_write(p->done_fd, 1);
+	p->sleeping = false;
+}
+
+static void *run(void *argument)
+{
+	struct pool *p = argument;
+	struct pv_io *io;
+
+	pthread_mutex_lock(&p->lock);
+	p->waking = false;
+	while ((io = take(p))) {
+		pthread_mutex_unlock(&p->lock);
+		io->result = pv_io_run(p->fd, io);
+		pthread_mutex_lock(&p->lock);
+		finish(p, io);
+	}
+	pthread_mutex_unlock(&p->lock);
+	return NULL;
+}
+
 static int start(struct pv_engine *engine, struct pv_io *io)
 {
 	struct pool *p = (struct pool *)engine;
+	struct list one = {io, io};
 
+	if (io->kind == PV_IO_READ && io->cached) {
+		io->result = pv_io_read_now(p->fd, io);
+		if (io->result != -EAGAIN) {
+			io->next = p->ready;
+			p->ready = io;
+			return 0;
+		}
+	}
 	io->next = NULL;
-	pthread_mutex_lock(&p->lock);
-	if (p->first)
-		p->last->next = io;
-	else
-		p->first = io;
-	p->last = io;
-	p->waiting++;
-	/* There is one thread at least, so one that cannot be had costs time only. */
-	if (p->waiting > p->idle && p->count < THREADS)
-		(void)add_thread(p);
-	pthread_cond_signal(&p->more);
-	pthread_mutex_unlock(&p->lock);
+	append(&p->started, &one);
 	return 0;
 }
 
-static struct pv_io *take_done(struct pool *p)
+/* Hand over what was started and return what is done, before the user sleeps or after. */
+static struct pv_io *exchange(struct pool *p, bool sleep)
 {
 	struct pv_io *done;
 
 	pthread_mutex_lock(&p->lock);
+	append(&p->to_do, &p->started);
+	call_thread(p);
 	done = p->done;
 	p->done = NULL;
+	p->sleeping = sleep && !done;
 	pthread_mutex_unlock(&p->lock);
 	return done;
 }
 
-static struct pv_io *wait(struct pv_engine *engine, uint64_t timeout_ns)
+static void sleep_until(struct pool *p, uint64_t timeout_ns)
 {
-	struct pool *p = (struct pool *)engine;
 	struct pollfd fds[] = {
 		{.fd = p->done_fd, .events = POLLIN},
 		{.fd = p->kick_fd, .events = POLLIN},
@@ -136,7 +188,25 @@ static struct pv_io *wait(struct pv_engine *engine, uint64_t timeout_ns)
 		for (unsigned i = 0; i < 2; i++)
 			if (fds[i].revents & POLLIN)
 				(void)eventfd_read(fds[i].fd, &value);
-	return take_done(p);
+}
+
+static struct pv_io *wait(struct pv_engine *engine, uint64_t timeout_ns)
+{
+	struct pool *p = (struct pool *)engine;
+	struct pv_io *done = exchange(p, !p->ready);
+
+	if (!done && !p->ready) {
+		sleep_until(p, timeout_ns);
+		done = exchange(p, false);
+	}
+	while (p->ready) {
+		struct pv_io *io = p->ready;
+
+		p->ready = io->next;
+		io->next = done;
+		done = io;
+	}
+	return done;
 }
 
 static void pool_free(struct pv_engine *engine)
