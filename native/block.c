@@ -90,23 +90,11 @@ static void count_request(struct counters *counters, const struct pv_block_reque
 		count(&counters->bytes_written, r->length);
 }
 
-/* The bytes at the start of the driver's buffer that were written, and the status. */
-static uint32_t written(const struct pv_block_request *r)
-{
-	uint64_t bytes = 1;
-
-	if (r->status == VIRTIO_BLK_S_OK && r->type == VIRTIO_BLK_T_IN)
-		bytes += r->length;
-	else if (r->status == VIRTIO_BLK_S_OK && r->type == VIRTIO_BLK_T_GET_ID)
-		bytes += PV_BLOCK_ID_BYTES;
-	return bytes < UINT32_MAX ? (uint32_t)bytes : UINT32_MAX;
-}
-
 static void answer(struct worker *w, struct pv_block_request *r)
 {
 	*r->answer = r->status;
 	count_request(w->counters, r);
-	pv_virtqueue_push(w->ring, r->head, written(r));
+	pv_virtqueue_push(w->ring, r->head, r->writable);
 	w->pushed = true;
 	w->in_flight--;
 }
