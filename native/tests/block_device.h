@@ -153,7 +153,8 @@ static inline void make_started(struct device *d, uint32_t flags)
 }
 
 /* Put a chain into the ring; a kick shows it to the device. */
-static inline void offer(struct device *d, struct queue *q, const struct part *parts, unsigned count)
+static inline void offer(struct device *d, struct queue *q, const struct part *parts,
+                         unsigned count)
 {
 	uint16_t head = q->free;
 
@@ -183,7 +184,7 @@ static inline uint16_t used(const struct queue *q)
 }
 
 static inline struct virtio_blk_outhdr *header(struct device *d, unsigned slot, uint32_t type,
-                                        uint64_t sector)
+                                               uint64_t sector)
 {
 	struct virtio_blk_outhdr *h = (struct virtio_blk_outhdr *)data_at(d, DATA) + slot;
 
@@ -201,7 +202,7 @@ static inline uint8_t *status_byte(struct device *d, unsigned slot)
 
 /* Offer a request of the usual form; return where its status will be. */
 static inline uint8_t *request(struct device *d, struct queue *q, unsigned slot, uint32_t type,
-                        uint64_t sector, void *data, uint32_t length)
+                               uint64_t sector, void *data, uint32_t length)
 {
 	uint8_t *status = status_byte(d, slot);
 	bool in = type == VIRTIO_BLK_T_IN || type == VIRTIO_BLK_T_GET_ID;
@@ -216,8 +217,8 @@ static inline uint8_t *request(struct device *d, struct queue *q, unsigned slot,
 }
 
 /* The answer to one request, and what the used ring says was written. */
-static inline uint8_t ask(struct device *d, uint32_t type, uint64_t sector, void *data, uint32_t length,
-                   uint32_t *written)
+static inline uint8_t ask(struct device *d, uint32_t type, uint64_t sector, void *data,
+                          uint32_t length, uint32_t *written)
 {
 	struct queue *q = &d->queues[0];
 	uint8_t *status = request(d, q, 0, type, sector, data, length);
@@ -257,7 +258,7 @@ static inline void check_bytes(const char *data, uint32_t length, char byte)
 
 /* Ask for ranges of zeroes, as many as go into `length` bytes, one after the other. */
 static inline uint8_t zero(struct device *d, uint32_t type, uint64_t sector, uint32_t sectors,
-                    uint32_t flags, uint32_t length)
+                           uint32_t flags, uint32_t length)
 {
 	struct virtio_blk_discard_write_zeroes *range = (void *)data_at(d, 0);
 
