@@ -6,11 +6,12 @@
  * wait are done by the engine's user itself. Threads are added while all of them are busy, up to a
  * limit, and live as long as the pool. */
 #include <errno.h>
-#include <poll.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -18,7 +19,7 @@
 
 #define THREADS 16
 #define STACK (64 * 1024)
-#define NS_PER_S 1000000000
+#define NS_PER_MS 1000000
 
 struct list {
 	struct pv_io *first; /* `last` is the end of the list, if there is one */
@@ -27,10 +28,9 @@ struct list {
 
 struct pool {
 	struct pv_engine engine;
-	int fd;
-	int kick_fd;
-	int done_fd; /* written when something is done and the user sleeps */
+	struct pv_watch done_watch; /* written when something is done and the user sleeps */
 	/* The user's own. */
+	int epoll_fd; /* of what is watched */
 	struct list started; /* to be handed over */
 	struct pv_io *ready; /* done at once */
 	/* Everybody's. */
@@ -118,7 +118,7 @@ static void finish(struct pool *p, struct pv_io *io)
 	io->next = p->done;
 	p->done = io;
 	if (p->sleeping)
-		(void)eventfd_write(p->done_fd, 1);
+		(void)eventfd_write(p->done_watch.fd, 1);
 	p->sleeping = false;
 }
 
@@ -131,7 +131,7 @@ static void *run(void *argument)
 	p->waking = false;
 	while ((io = take(p))) {
 		pthread_mutex_unlock(&p->lock);
-		io->result = pv_io_run(p->fd, io);
+		io->result = pv_io_run(io);
 		pthread_mutex_lock(&p->lock);
 		finish(p, io);
 	}
@@ -145,7 +145,7 @@ static int start(struct pv_engine *engine, struct pv_io *io)
 	struct list one = {io, io};
 
 	if (io->kind == PV_IO_READ && io->cached) {
-		io->result = pv_io_read_now(p->fd, io);
+		io->result = pv_io_read_now(io);
 		if (io->result != -EAGAIN) {
 			io->next = p->ready;
 			p->ready = io;
@@ -172,31 +172,46 @@ static struct pv_io *exchange(struct pool *p, bool sleep)
 	return done;
 }
 
-static void sleep_until(struct pool *p, uint64_t timeout_ns)
+/* Edge by edge, so that nothing need be read. */
+static void arm(struct pool *p)
 {
-	struct pollfd fds[] = {
-		{.fd = p->done_fd, .events = POLLIN},
-		{.fd = p->kick_fd, .events = POLLIN},
-	};
-	struct timespec limit = {
-		.tv_sec = (time_t)(timeout_ns / NS_PER_S),
-		.tv_nsec = (long)(timeout_ns % NS_PER_S),
-	};
-	eventfd_t value;
+	for (struct pv_watch *watch = p->engine.watches; watch; watch = watch->next) {
+		struct epoll_event event = {.events = EPOLLIN | EPOLLET};
 
-	if (ppoll(fds, 2, timeout_ns == PV_IO_FOREVER ? NULL : &limit, NULL) > 0)
-		for (unsigned i = 0; i < 2; i++)
-			if (fds[i].revents & POLLIN)
-				(void)eventfd_read(fds[i].fd, &value);
+		if (!watch->armed)
+			watch->armed =
+				epoll_ctl(p->epoll_fd, EPOLL_CTL_ADD, watch->fd, &event) == 0;
+	}
+}
+
+static bool unwatch(struct pv_engine *engine, struct pv_watch *watch)
+{
+	struct pool *p = (struct pool *)engine;
+
+	if (watch->armed)
+		(void)epoll_ctl(p->epoll_fd, EPOLL_CTL_DEL, watch->fd, NULL);
+	pv_engine_forget(engine, watch);
+	return true;
+}
+
+static void sleep_for(struct pool *p, uint64_t timeout_ns)
+{
+	struct epoll_event events[16];
+	uint64_t ms = timeout_ns / NS_PER_MS + 1;
+
+	(void)epoll_wait(p->epoll_fd, events, sizeof(events) / sizeof(events[0]),
+	                 timeout_ns == PV_IO_FOREVER ? -1 : (int)(ms < INT_MAX ? ms : INT_MAX));
 }
 
 static struct pv_io *wait(struct pv_engine *engine, uint64_t timeout_ns)
 {
 	struct pool *p = (struct pool *)engine;
-	struct pv_io *done = exchange(p, !p->ready);
+	struct pv_io *done;
 
+	arm(p);
+	done = exchange(p, !p->ready);
 	if (!done && !p->ready) {
-		sleep_until(p, timeout_ns);
+		sleep_for(p, timeout_ns);
 		done = exchange(p, false);
 	}
 	while (p->ready) {
@@ -219,15 +234,35 @@ static void pool_free(struct pv_engine *engine)
 	pthread_mutex_unlock(&p->lock);
 	for (unsigned i = 0; i < p->count; i++)
 		pthread_join(p->threads[i], NULL);
-	close(p->done_fd);
+	close(p->done_watch.fd);
+	close(p->epoll_fd);
 	pthread_cond_destroy(&p->more);
 	pthread_mutex_destroy(&p->lock);
 	free(p);
 }
 
-static const struct pv_engine_ops OPS = {.start = start, .wait = wait, .free = pool_free};
+static const struct pv_engine_ops OPS = {
+	.start = start, .wait = wait, .unwatch = unwatch, .free = pool_free};
 
-int pv_pool_new(int fd, int kick_fd, struct pv_engine **out)
+/* What it sleeps on and its first thread. */
+static int set_up(struct pool *p)
+{
+	int result;
+
+	p->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (p->epoll_fd < 0)
+		return -errno;
+	p->done_watch.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (p->done_watch.fd < 0)
+		return -errno;
+	pv_engine_watch(&p->engine, &p->done_watch);
+	pthread_mutex_lock(&p->lock);
+	result = add_thread(p);
+	pthread_mutex_unlock(&p->lock);
+	return result;
+}
+
+int pv_pool_new(struct pv_engine **out)
 {
 	struct pool *p = calloc(1, sizeof(*p));
 	int result;
@@ -235,20 +270,11 @@ int pv_pool_new(int fd, int kick_fd, struct pv_engine **out)
 	*out = NULL;
 	if (!p)
 		return -ENOMEM;
-	p->done_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (p->done_fd < 0) {
-		result = -errno;
-		free(p);
-		return result;
-	}
 	p->engine.ops = &OPS;
-	p->fd = fd;
-	p->kick_fd = kick_fd;
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_cond_init(&p->more, NULL);
-	pthread_mutex_lock(&p->lock);
-	result = add_thread(p);
-	pthread_mutex_unlock(&p->lock);
+	p->epoll_fd = p->done_watch.fd = -1;
+	result = set_up(p);
 	if (result < 0) {
 		pool_free(&p->engine);
 		return result;
