@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard native/*.c native/*.h native/*.py)
 
-.PHONY: demo test check bench-boot bench-startup bench-block setup packages clean
+.PHONY: demo test check setup packages clean \
+  bench-boot bench-startup bench-block bench-ring
 
 demo: setup
 	@$(BIN)/pyvirt demo
@@ -21,7 +22,7 @@ check: setup
 	@$(BIN)/python -m pyvirt.native.check
 	@echo "check: clean"
 
-bench-boot bench-startup bench-block: bench-%: setup $(VENV)/.bench
+bench-boot bench-startup bench-block bench-ring: bench-%: setup $(VENV)/.bench
 	@$(BIN)/python benches/$*.py
 
 setup: packages $(VENV)/.ready

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..iothread import IoThread
     from .device import Activation
 
 DEVICE_TYPE = 2
@@ -48,6 +49,7 @@ class BlockConfig:
         "engine",
         "id",
         "iops",
+        "iothread",
         "path",
         "queue_size",
         "queues",
@@ -70,6 +72,7 @@ class BlockConfig:
         serial: str = "",
         queues: int = 1,
         queue_size: int = 256,
+        iothread: IoThread | None = None,
     ) -> None:
         """`path` is a raw image or a block device; `readonly` keeps the guest from writing.
 
@@ -78,7 +81,8 @@ class BlockConfig:
         requests per second (to 1,000,000; 0: no limit). `unmap` gives the room of discarded
         sectors back; `detect_zeroes` makes ranges of written zeroes, with the value `unmap`, for
         which `unmap` must be set, ones that take no room. `serial` has 20 bytes at most. `queues`
-        is 1 to 64, each with a thread, `queue_size` a power of two from 2 to 1024.
+        is 1 to 64, each with a thread or all on `iothread`, `queue_size` a power of two from 2
+        to 1024.
         """
         self.id = id
         self.path = path
@@ -91,12 +95,13 @@ class BlockConfig:
         self.serial = serial
         self.queues = queues
         self.queue_size = queue_size
+        self.iothread = iothread
 
 
 class Block(Device):
     """A disk of the guest; owns the image and the C side."""
 
-    __slots__ = ("_config", "_disk", "_handle", "engine")
+    __slots__ = ("_config", "_disk", "_handle", "_iothread", "engine")
 
     def __init__(self, config: BlockConfig) -> None:
         """Open the image; ConfigError, and nothing stays behind."""
@@ -107,6 +112,7 @@ class Block(Device):
             queue_sizes=(config.queue_size,) * config.queues,
         )
         self.engine = _engine(config.engine)
+        self._iothread = config.iothread
         disk = Disk(config.path, readonly=config.readonly, direct=config.direct)
         try:
             self._handle = self._new(config, disk)
@@ -129,6 +135,7 @@ class Block(Device):
             "memory_align": disk.memory_align,
             "iops": config.iops,
             "id": os.fsencode(config.serial).ljust(SERIAL_BYTES, b"\0"),
+            "iothread": config.iothread.handle if config.iothread else ffi.NULL,
         }
         handle = ffi.new("struct pv_block **")
         check(lib.pv_block_new(ffi.new("struct pv_block_config *", words), handle), self.name)
@@ -139,7 +146,7 @@ class Block(Device):
         return self._config
 
     def activate(self, activation: Activation) -> None:
-        """Start a thread for each queue that is ready."""
+        """Serve each queue that is ready."""
         ready = [(queue.handle, queue.kick_fd) for queue in activation.queues if queue]
         if not ready:
             raise BackendError(f"{self.name}: the driver made no queue ready")
@@ -155,7 +162,7 @@ class Block(Device):
         )
 
     def reset(self) -> None:
-        """Complete what is in flight and end the threads."""
+        """Complete what is in flight and leave the threads."""
         lib.pv_block_stop(self._handle)
 
     def stats(self) -> Any:
