@@ -80,25 +80,26 @@ static int add_thread(struct pool *p)
 	return -result;
 }
 
-/* With the lock held: get a thread for what is to be done, unless one is on its way. */
-static void call_thread(struct pool *p)
+/* With the lock held: whether a thread is to be called, by `more`, once the lock is free. */
+static bool needs_thread(struct pool *p)
 {
 	if (!p->to_do.first || p->waking)
-		return;
-	if (p->idle > 0) {
-		pthread_cond_signal(&p->more);
-		p->waking = true;
-	} else if (p->count < THREADS) {
-		/* There is one thread at least, so one that cannot be had costs time only. */
+		return false;
+	if (p->idle > 0)
+		return p->waking = true;
+	/* There is one thread at least, so one that cannot be had costs time only. */
+	if (p->count < THREADS)
 		p->waking = add_thread(p) == 0;
-	}
+	return false;
 }
 
-/* The next operation; NULL at the end. With the lock held. */
+/* The next operation; NULL at the end. */
 static struct pv_io *take(struct pool *p)
 {
 	struct pv_io *io;
+	bool call;
 
+	pthread_mutex_lock(&p->lock);
 	while (!p->to_do.first && !p->ending) {
 		p->idle++;
 		pthread_cond_wait(&p->more, &p->lock);
@@ -108,18 +109,25 @@ static struct pv_io *take(struct pool *p)
 	io = p->to_do.first;
 	if (io)
 		p->to_do.first = io->next;
-	call_thread(p);
+	call = needs_thread(p);
+	pthread_mutex_unlock(&p->lock);
+	if (call)
+		pthread_cond_signal(&p->more);
 	return io;
 }
 
-/* With the lock held. */
 static void finish(struct pool *p, struct pv_io *io)
 {
+	bool wake;
+
+	pthread_mutex_lock(&p->lock);
 	io->next = p->done;
 	p->done = io;
-	if (p->sleeping)
-		(void)eventfd_write(p->done_watch.fd, 1);
+	wake = p->sleeping;
 	p->sleeping = false;
+	pthread_mutex_unlock(&p->lock);
+	if (wake)
+		(void)eventfd_write(p->done_watch.fd, 1);
 }
 
 static void *run(void *argument)
@@ -129,13 +137,11 @@ static void *run(void *argument)
 
 	pthread_mutex_lock(&p->lock);
 	p->waking = false;
+	pthread_mutex_unlock(&p->lock);
 	while ((io = take(p))) {
-		pthread_mutex_unlock(&p->lock);
 		io->result = pv_io_run(io);
-		pthread_mutex_lock(&p->lock);
 		finish(p, io);
 	}
-	pthread_mutex_unlock(&p->lock);
 	return NULL;
 }
 
@@ -161,14 +167,17 @@ static int start(struct pv_engine *engine, struct pv_io *io)
 static struct pv_io *exchange(struct pool *p, bool sleep)
 {
 	struct pv_io *done;
+	bool call;
 
 	pthread_mutex_lock(&p->lock);
 	append(&p->to_do, &p->started);
-	call_thread(p);
+	call = needs_thread(p);
 	done = p->done;
 	p->done = NULL;
 	p->sleeping = sleep && !done;
 	pthread_mutex_unlock(&p->lock);
+	if (call)
+		pthread_cond_signal(&p->more);
 	return done;
 }
 
