@@ -57,6 +57,8 @@ class Guest(DeviceBench):
     def bind(self, features: int = ACCEPTED) -> None:
         """Drive the device, as from a reset."""
         self.set(r.STATUS, 0)
+        # From DRIVER on, what is offered stays.
+        self.set_status(r.ACKNOWLEDGE | r.DRIVER)
         offered = 0
         for word in range(4):
             self.set(r.DEVICE_FEATURES_SEL, word)
