@@ -11,7 +11,7 @@ import _thread
 import os
 
 from ..devices.debug import BootTimer, DebugExit
-from ..devices.power import I8042, AcpiPower
+from ..devices.power import I8042, AcpiPower, EventDevice
 from ..errors import ConfigError, GuestError, PyvirtError
 from ..native import check, ffi, lib
 from . import bus, kvm, layout, report, slots
@@ -125,6 +125,8 @@ class Machine:
         power = AcpiPower(end(GUEST_SHUTDOWN), end(GUEST_RESET))
         self.bus.add(pio, layout.SLEEP_CONTROL, power.SIZE, power)
         self.bus.add(pio, I8042.PORT, 1, I8042(end(GUEST_RESET)))
+        self._events = EventDevice(self.interrupt_line(layout.GED_IRQ).fd)
+        self.bus.add(pio, layout.GED_SELECTOR, EventDevice.SIZE, self._events)
         exit_port = DebugExit(lambda value: self.finish(End(DEBUG_EXIT, value)))
         self.bus.add(pio, layout.DEBUG_EXIT, exit_port.SIZE, exit_port)
         timer = BootTimer(self._on_boot_stage)
@@ -266,10 +268,17 @@ class Machine:
             line.clear()
             line.connect(vm.fd)
         self.slots.connect(vm.fd)
+        self._events.reset()
         for reset in self.on_reset:
             reset()
         self.memory.clear()
         self.load()
+
+    def power_button(self) -> None:
+        """Press the guest's power button; a guest that heeds it switches itself off later."""
+        self._check_alive()
+        self._events.press_power_button()
+        self._emit("POWERDOWN")
 
     def _check_alive(self) -> None:
         if self._state == ENDED:
@@ -288,11 +297,11 @@ class Machine:
             self._check_alive()
             self.slot(kind, addr).attach(backend, **options)
 
-    def detach(self, kind: str, addr: int) -> None:
-        """Empty a slot; when this returns nothing uses what was in it, and the guest is told."""
+    def detach(self, kind: str, addr: int) -> Any:
+        """Empty a slot; return what was in it, which nothing uses any more. The guest is told."""
         with self._change:
             self._check_alive()
-            self.slot(kind, addr).detach()
+            return self.slot(kind, addr).detach()
 
     def finish(self, end: End) -> None:
         """End the machine for the reason given; the first reason holds. Any thread."""

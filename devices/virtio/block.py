@@ -295,12 +295,13 @@ class Block(Pluggable):
             served.free()
             raise
 
-    def detach(self) -> None:
+    def detach(self) -> Image | None:
         """Take the image away; in-flight requests are complete, later ones end in errors."""
         before = self._served
         if before.image is not None:
             self.exchange(lambda _: self._replace(self._vacant))
             before.free()
+        return before.image
 
     def _replace(self, served: _Served | _Vacant) -> None:
         """Let another serve the queues from the request on that comes next."""

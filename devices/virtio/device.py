@@ -144,10 +144,10 @@ class Pluggable(Device):
         """
         raise NotImplementedError
 
-    def detach(self) -> None:
-        """Take away what is behind the device: when this returns nothing uses it any more.
+    def detach(self) -> Any:
+        """Take away and return what is behind the device; nothing uses it any more then.
 
         Requests in flight are complete then, and the queues are served on as those of a device
-        with nothing behind it. Nothing happens to such a one.
+        with nothing behind it. Nothing happens to such a one; None.
         """
         raise NotImplementedError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,8 +79,8 @@ class Live:
 
 @contextmanager
 def live(image: kernel.Kernel, folder: Path, *, script: str = "", **config: Any) -> Iterator[Live]:
-    """Run a guest of `image` with `script` before it listens; end it, and check its leavings."""
-    log, path, where = Log(), folder / "log", folder / "console"
+    """Run a guest of `image` with `script` before it listens; its log is in `folder`."""
+    log, path = Log(), folder / "log"
     log.open(str(path))
     machine = Machine(
         MachineConfig(
@@ -95,12 +96,14 @@ def live(image: kernel.Kernel, folder: Path, *, script: str = "", **config: Any)
         machine.load()
         irq_fd = machine.interrupt_line(layout.COM1_IRQ).fd
         with (
-            Serial(Backend("socket", str(where)), irq_fd=irq_fd) as serial,
+            # Not every file system of the lab takes sockets.
+            tempfile.TemporaryDirectory(dir="/dev/shm") as sockets,
+            Serial(Backend("socket", where := f"{sockets}/console"), irq_fd=irq_fd) as serial,
             socket.socket(socket.AF_UNIX) as console,
         ):
             machine.on_reset.append(serial.reset)
             serial.attach(machine.bus, layout.COM1)
-            console.connect(str(where))
+            console.connect(where)
             serial.start()
             guest = Live(machine, console, path)
             machine.start()
