@@ -4,6 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..devices.nic import NicConfig
     from ..devices.virtio.block import BlockConfig
 
 VCPUS_MAX = 254
@@ -22,6 +23,7 @@ class MachineConfig:
         "kernel",
         "memory",
         "name",
+        "nics",
         "read_exits",
         "share",
         "vcpus",
@@ -40,14 +42,15 @@ class MachineConfig:
         share: bool = False,
         frozen: bool = False,
         disks: tuple[BlockConfig, ...] = (),
+        nics: tuple[NicConfig, ...] = (),
         read_exits: bool = False,
     ) -> None:
         """`memory` is in bytes, 128 MiB to 512 GiB; `vcpus` 1 to 254; `frozen` starts paused.
 
         `discovery` says how the guest finds its devices: `acpi`, `cmdline` (with an MP table
         and no ACPI), or `auto`, which is ACPI. `share` makes guest memory a memfd. `disks` are in
-        the order of their slots. `read_exits` keeps KVM's read-only memory from the virtio
-        devices' registers, as on a KVM that has none.
+        the order of their slots, and so are `nics`, after them. `read_exits` keeps KVM's
+        read-only memory from the virtio devices' registers, as on a KVM that has none.
         """
         self.kernel = kernel
         self.initrd = initrd
@@ -59,4 +62,5 @@ class MachineConfig:
         self.share = share
         self.frozen = frozen
         self.disks = disks
+        self.nics = nics
         self.read_exits = read_exits

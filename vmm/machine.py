@@ -148,11 +148,16 @@ class Machine:
     def _add_virtio(self) -> None:
         assert self.memory is not None
         if self.config.disks:
-            # Here, as this module is on the start-up path and not every guest has a disk.
+            # Here, as this module is on the start-up path and not every guest has a disk or a NIC.
             from ..devices.virtio.block import Block  # noqa: PLC0415
 
             for place, disk in enumerate(self.config.disks):
                 self._virtio.insert(place, Block(disk))
+        if self.config.nics:
+            from ..devices import nic  # noqa: PLC0415
+
+            for place, config in enumerate(self.config.nics, len(self.config.disks)):
+                self._virtio.insert(place, nic.make(config, self.config.name))
         self.slots = slots.Slots(
             self._vm_fd,
             self._virtio,
