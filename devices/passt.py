@@ -137,7 +137,8 @@ def _start(arguments: Sequence[str], socket_fd: int, complaints: _Complaints) ->
             return pid
         _end(pid, at_once=True)
         reason = complaints.text() or f"not ready after {_START_S} s"
-        raise BackendError(f"-netdev user: passt: {reason}; it needs a route to somewhere")
+        mend = "; give this host a default route" if "routable" in reason else ""
+        raise BackendError(f"-netdev user: passt: {reason}{mend}")
     finally:
         os.close(ready)
         if write_fd >= 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,9 +35,9 @@ def nics(*argv: str) -> list[dict[str, object]]:
     return [shown(config) for config in parse(list(argv)).nics]
 
 
-def wanted(name: str, netdev: type = TapConfig, **changed: object) -> dict[str, object]:
+def wanted(name: str, netdev: type = TapConfig, **changed: Any) -> dict[str, Any]:
     """Return the fields of a NIC that differs from the default in `changed`."""
-    default: dict[str, object] = {
+    default: dict[str, Any] = {
         "id": name,
         "netdev": netdev,
         "mac": b"",
@@ -125,7 +127,7 @@ def test_disks_and_nics_have_their_own_devices() -> None:
         ("vhost=off,script=no,downscript=no", {}),
     ],
 )
-def test_members_of_a_tap(text: str, changed: dict[str, object]) -> None:
+def test_members_of_a_tap(text: str, changed: dict[str, Any]) -> None:
     assert nics("-netdev", f"{TAP},{text}") == [wanted("n0", ifname="tap0", **changed)]
     assert nics("-net", f"tap0,id=n0,{text}") == [wanted("n0", ifname="tap0", **changed)]
 
@@ -139,7 +141,7 @@ def test_members_of_a_tap(text: str, changed: dict[str, object]) -> None:
         ("mq=off", {}),
     ],
 )
-def test_members_of_a_device(text: str, changed: dict[str, object]) -> None:
+def test_members_of_a_device(text: str, changed: dict[str, Any]) -> None:
     assert nics("-netdev", TAP, "-device", f"{DEVICE},{text}") == [
         wanted("n0", ifname="tap0", **changed)
     ]

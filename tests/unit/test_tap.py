@@ -89,7 +89,7 @@ class OldKernel:
 @pytest.mark.parametrize("known", [0, tap.TUN_F_CSUM, ALL, ALL | USO])
 def test_an_older_kernel_has_fewer_offloads(monkeypatch: pytest.MonkeyPatch, known: int) -> None:
     kernel = OldKernel(known)
-    monkeypatch.setattr(tap.fcntl, "ioctl", kernel)
+    monkeypatch.setattr(fcntl, "ioctl", kernel)
     assert tap._probe_offloads(3) == known
     assert kernel.set == 0
 
