@@ -7,7 +7,7 @@
 #include "virtio_irq.h"
 
 #define COMMANDS 16 /* in a row, at most */
-#define NS_PER_S 1000000000
+#define NS_PER_S UINT64_C(1000000000)
 
 void pv_net_count(struct pv_net_worker *w, enum pv_net_counter counter, uint64_t more)
 {
@@ -144,13 +144,17 @@ static void look_at_port(struct pv_net_worker *w, short events)
 		w->tx.wait = PV_WAIT_NONE;
 }
 
-/* Until one of the limits allows for more; NULL: none is waited for. */
-static const struct timespec *limit(const struct pv_net_worker *w, struct timespec *time)
+/* Until one of the limits allows for more; NULL: for ever. A tap that is removed wakes only those
+ * who wait for packets, so others look once a second. */
+static const struct timespec *limit(const struct pv_net_worker *w, const struct pollfd *port,
+                                    struct timespec *time)
 {
 	uint64_t rx = w->rx.wait == PV_WAIT_TIME ? w->rx.delay_ns : UINT64_MAX;
 	uint64_t tx = w->tx.wait == PV_WAIT_TIME ? w->tx.delay_ns : UINT64_MAX;
 	uint64_t delay = rx < tx ? rx : tx;
 
+	if (port->fd >= 0 && !(port->events & POLLIN) && delay > NS_PER_S)
+		delay = NS_PER_S;
 	if (delay == UINT64_MAX)
 		return NULL;
 	time->tv_sec = (time_t)(delay / NS_PER_S);
@@ -181,7 +185,7 @@ static void wait(struct pv_net_worker *w)
 		fds[PORT].events |= POLLIN;
 	if (w->tx.wait == PV_WAIT_PORT || w->flushing)
 		fds[PORT].events |= POLLOUT;
-	if (ppoll(fds, FDS, lives ? limit(w, &time) : NULL, NULL) <= 0)
+	if (ppoll(fds, FDS, lives ? limit(w, &fds[PORT], &time) : NULL, NULL) <= 0)
 		return;
 	if (fds[WAKE].revents & POLLIN)
 		(void)eventfd_read(w->wake_fd, &value);
