@@ -40,7 +40,10 @@ def test_refused(text: str, words: str) -> None:
     assert words in message
 
 
-@given(st.text(st.characters(exclude_characters="\n")) | st.from_regex(r"[0-9a-fA-F:]{17}", fullmatch=True))
+@given(
+    st.text(st.characters(exclude_characters="\n"))
+    | st.from_regex(r"[0-9a-fA-F:]{17}", fullmatch=True)
+)
 def test_any_text_is_an_address_or_refused(text: str) -> None:
     address = attempt(lambda: mac.parse("mac", text))
     if address is not None:
