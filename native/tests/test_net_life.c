@@ -224,6 +224,33 @@ static void test_only_pairs_in_use_are_served(void)
 	bench_unmake(&b);
 }
 
+/* So many bytes a second over ten seconds, in packets of one size. */
+static void test_the_rate_of_what_is_charged(void)
+{
+	static const uint64_t RATES[] = {1000, 125000, 12500000, UINT64_C(1250000000)};
+	struct pv_throttle throttle;
+
+	for (unsigned i = 0; i < sizeof(RATES) / sizeof(RATES[0]); i++) {
+		uint64_t now = 5000, end = now + UINT64_C(10000000000), taken = 0;
+
+		pv_throttle_init(&throttle, RATES[i]);
+		while (now < end) {
+			uint64_t wait = pv_throttle_delay(&throttle, now);
+
+			now += wait;
+			if (wait == 0) {
+				pv_throttle_charge(&throttle, now, 1500);
+				taken += 1500;
+			}
+		}
+		CHECK(taken >= 10 * RATES[i]);
+		CHECK(taken <= 10 * RATES[i] + RATES[i] / 10 + 2 * 1500 + RATES[i] / 500);
+	}
+	pv_throttle_init(&throttle, 0);
+	pv_throttle_charge(&throttle, 1, UINT32_MAX);
+	CHECK_EQ(pv_throttle_delay(&throttle, 1), 0);
+}
+
 /* `count` packets of `length` bytes in each direction; how long that took, in milliseconds. */
 static uint64_t take_time(struct pv_net_config config, unsigned count, uint32_t length)
 {
@@ -427,6 +454,7 @@ int main(void)
 	RUN(test_a_vhost_that_is_none_is_refused);
 	RUN(test_without_a_link_packets_are_dropped);
 	RUN(test_only_pairs_in_use_are_served);
+	RUN(test_the_rate_of_what_is_charged);
 	RUN(test_limits_hold);
 	RUN(test_a_limit_does_not_keep_it_from_stopping);
 	RUN(test_a_stream_carries_packets_both_ways);

@@ -172,6 +172,37 @@ static void test_a_packet_larger_than_a_chain_is_dropped_when_not_merged(void)
 	bench_unmake(&b);
 }
 
+/* Buffers taken ahead move through the stock, time and again, and each has its packet. */
+static void test_thousands_of_packets_in_order(void)
+{
+	enum { COUNT = 5000, STEP = 128 };
+	struct bench b;
+	struct bench_queue *q = &b.queues[RX];
+	unsigned sent = 0, seen = 0;
+
+	bench_run(&b, MRG);
+	offer_buffers(&b, RX, BENCH_SIZE, 0, STEP);
+	while (seen < COUNT) {
+		for (; sent < COUNT && sent < seen + BENCH_SIZE; sent++) {
+			make_frame(frame, 60 + sent % 50, sent);
+			host_sends(&b, frame, 60 + sent % 50, PLAIN);
+		}
+		WAIT_FOR(used(q) != (uint16_t)seen);
+		for (; used(q) != (uint16_t)seen; seen++) {
+			uint32_t slot = seen % BENCH_SIZE, length = 60 + seen % 50;
+
+			make_frame(frame, length, seen);
+			CHECK_EQ(q->used->ring[slot].id, slot);
+			CHECK_EQ(written(q, seen), PV_NET_HEADER + length);
+			CHECK_EQ(memcmp(data_at(&b, slot * STEP + PV_NET_HEADER), frame, length),
+			         0);
+			offer_buffers(&b, RX, 1, slot * STEP, STEP);
+		}
+	}
+	CHECK_EQ(STAT(&b, rx_packets), COUNT);
+	bench_unmake(&b);
+}
+
 /* Without buffers the tap is not read, and no thread turns in circles. */
 static void test_starvation_leaves_packets_with_the_host(void)
 {
@@ -353,6 +384,7 @@ int main(void)
 	RUN(test_a_packet_waits_for_more_buffers);
 	RUN(test_a_packet_larger_than_all_buffers_is_dropped);
 	RUN(test_a_packet_larger_than_a_chain_is_dropped_when_not_merged);
+	RUN(test_thousands_of_packets_in_order);
 	RUN(test_starvation_leaves_packets_with_the_host);
 	RUN(test_a_buffer_smaller_than_a_header_breaks_the_device);
 	RUN(test_a_readable_buffer_breaks_the_device);
