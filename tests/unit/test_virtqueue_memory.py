@@ -75,7 +75,7 @@ def test_regions_can_be_listed(memory: Any) -> None:
     for address, size, mapped in given:
         assert lib.pv_memory_add(memory, address, size, host(mapped)) == 0
     words, where = ffi.new("uint64_t[2]"), ffi.new("void **")
-    listed = []
+    listed: list[tuple[int, int, int]] = []
     while lib.pv_memory_region(memory, len(listed), words, words + 1, where) == 0:
         listed.append((words[0], words[1], int(ffi.cast("uintptr_t", where[0]))))
     assert listed == given
