@@ -117,18 +117,32 @@ static bool stock_up(struct pv_net_worker *w)
 	return false;
 }
 
+/* The rest of the header is the host's. A driver that checks checksums itself is told of none. */
+static void finish_header(const struct pv_net_worker *w, uint16_t buffers)
+{
+	static const uint8_t NO_FLAGS = 0;
+	const struct pv_net_stock *stock = &w->rx.stock;
+	const struct iovec *iov = &stock->iov[stock->first_segment];
+
+	pv_iov_scatter(iov, stock->segment_count,
+	               offsetof(struct virtio_net_hdr_v1, num_buffers), &buffers,
+	               sizeof(buffers));
+	if (!(w->mode.offloads & TUN_F_CSUM))
+		pv_iov_scatter(iov, stock->segment_count,
+		               offsetof(struct virtio_net_hdr_v1, flags), &NO_FLAGS,
+		               sizeof(NO_FLAGS));
+}
+
 /* Give the driver the packet of so many bytes that the first buffers of the stock hold. */
 static void deliver(struct pv_net_worker *w, size_t bytes)
 {
 	struct pv_net_stock *stock = &w->rx.stock;
-	const struct iovec *iov = &stock->iov[stock->first_segment];
 	size_t left = bytes;
 	uint16_t used = 0;
 
 	for (size_t covered = 0; covered < bytes; used++)
 		covered += stock->buffers[stock->first_buffer + used].bytes;
-	pv_iov_scatter(iov, stock->segment_count,
-	               offsetof(struct virtio_net_hdr_v1, num_buffers), &used, sizeof(used));
+	finish_header(w, used);
 	for (; used > 0; used--) {
 		const struct pv_net_buffer *buffer = &stock->buffers[stock->first_buffer];
 		uint32_t part = left < buffer->bytes ? (uint32_t)left : buffer->bytes;

@@ -6,10 +6,12 @@
 
 #include "net_internal.h"
 
-/* EBADFD: the interface was removed; EIO: while it is; the others: this is no tap any more. */
-static bool is_gone(int error)
+/* What a packet may be lost by; any other error tells that the interface was removed: EBADFD, EIO
+ * while it happens. */
+static bool is_passing(int error)
 {
-	return error == EBADFD || error == EBADF || error == ENODEV || error == ENXIO;
+	return error == EAGAIN || error == ENOMEM || error == ENOBUFS || error == EFAULT ||
+	       error == EINVAL;
 }
 
 static ssize_t receive(struct pv_net_port *port, const struct iovec *iov, int count)
@@ -21,9 +23,10 @@ static ssize_t receive(struct pv_net_port *port, const struct iovec *iov, int co
 	while (bytes < 0 && errno == EINTR);
 	if (bytes > 0)
 		return bytes;
-	return bytes == 0 || is_gone(errno) ? -EPIPE : -errno;
+	return bytes == 0 || !is_passing(errno) ? -EPIPE : -errno;
 }
 
+/* EIO: the interface is down. */
 static int send(struct pv_net_port *port, const struct iovec *iov, int count)
 {
 	ssize_t bytes;
@@ -33,7 +36,7 @@ static int send(struct pv_net_port *port, const struct iovec *iov, int count)
 	while (bytes < 0 && errno == EINTR);
 	if (bytes >= 0)
 		return 0;
-	return is_gone(errno) ? -EPIPE : -errno;
+	return errno == EBADFD || errno == EBADF ? -EPIPE : -errno;
 }
 
 static void tap_close(struct pv_net_port *port)

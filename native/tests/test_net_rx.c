@@ -336,6 +336,24 @@ static void test_offloads_that_were_not_negotiated_are_dropped(void)
 	bench_unmake(&b);
 }
 
+static void test_only_a_driver_that_asked_is_told_of_good_checksums(void)
+{
+	struct virtio_net_hdr_v1 valid = {.flags = VIRTIO_NET_HDR_F_DATA_VALID};
+	struct bench b;
+
+	bench_make(&b, PV_NET_TAP, (struct pv_net_config){0});
+	make_frame(frame, 60, 5);
+	for (unsigned asked = 0; asked < 2; asked++) {
+		bench_start(&b, MRG | (asked ? F(GUEST_CSUM) : 0), 1);
+		offer_buffers(&b, RX, 1, 0, 1526);
+		host_sends(&b, frame, 60, valid);
+		WAIT_FOR(used(&b.queues[RX]) == 1);
+		CHECK_EQ(*data_at(&b, 0), asked ? VIRTIO_NET_HDR_F_DATA_VALID : 0);
+		bench_stop(&b);
+	}
+	bench_unmake(&b);
+}
+
 /* However many packets: one publish and one interrupt, where the driver wants one. */
 static void test_a_burst_has_one_interrupt(void)
 {
@@ -392,6 +410,7 @@ int main(void)
 	RUN(test_a_chain_of_a_thousand_segments);
 	RUN(test_what_is_no_frame_is_dropped);
 	RUN(test_offloads_that_were_not_negotiated_are_dropped);
+	RUN(test_only_a_driver_that_asked_is_told_of_good_checksums);
 	RUN(test_a_burst_has_one_interrupt);
 	RUN(test_event_indexes_hold_interrupts_back);
 	return 0;
