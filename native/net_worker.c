@@ -68,10 +68,15 @@ static void flush(struct pv_net_worker *w)
 	w->flushing = result == -EAGAIN;
 }
 
-/* A direction that waits for the host needs no look before the host has moved. */
-static void serve_pair(struct pv_net_worker *w)
+/* A direction that waits for the host is not looked at before the host has moved. Who does not ask
+ * poll(2), because the other one has more to do, looks every time. */
+static void serve_pair(struct pv_net_worker *w, bool has_polled)
 {
 	copy_mode(w);
+	if (!has_polled && w->rx.wait == PV_WAIT_PORT)
+		w->rx.wait = PV_WAIT_NONE;
+	if (!has_polled && w->tx.wait == PV_WAIT_PORT)
+		w->tx.wait = PV_WAIT_NONE;
 	if (w->rx.wait != PV_WAIT_PORT)
 		pv_net_receive(w);
 	if (w->tx.wait != PV_WAIT_PORT)
@@ -108,13 +113,13 @@ static bool serve_ctrl(struct pv_net_worker *w)
 }
 
 /* Do what there is to do, up to the budgets; false: there is no more. */
-static bool pass(struct pv_net_worker *w)
+static bool pass(struct pv_net_worker *w, bool has_polled)
 {
 	struct pv_net *net = w->net;
 	bool more = false;
 
 	if (!net->vhost && w->index < atomic_load(&net->active)) {
-		serve_pair(w);
+		serve_pair(w, has_polled);
 		more = w->rx.wait == PV_WAIT_NONE || w->tx.wait == PV_WAIT_NONE;
 	} else {
 		w->rx.wait = w->tx.wait = PV_WAIT_GONE;
@@ -200,9 +205,12 @@ static void wait(struct pv_net_worker *w)
 void *pv_net_run(void *worker)
 {
 	struct pv_net_worker *w = worker;
+	bool has_polled = false;
 
-	while (!atomic_load(&w->net->stopping))
-		if (atomic_load(&w->net->broken) || !pass(w))
+	while (!atomic_load(&w->net->stopping)) {
+		has_polled = atomic_load(&w->net->broken) || !pass(w, has_polled);
+		if (has_polled)
 			wait(w);
+	}
 	return NULL;
 }

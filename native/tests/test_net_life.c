@@ -401,6 +401,41 @@ static void test_a_stream_with_a_length_that_cannot_be_is_given_up(void)
 	bench_unmake(&b);
 }
 
+static struct bench_queue *endless;
+
+/* A host that is so fast that the driver has always more to send. */
+static int send_endlessly(struct pv_net_port *port, const struct iovec *iov, int count)
+{
+	(void)port;
+	(void)iov;
+	(void)count;
+	add(endless, &(struct part){0, PV_NET_HEADER + 60, false}, 1);
+	show(endless);
+	return 0;
+}
+
+static void test_endless_sending_does_not_keep_packets_from_the_driver(void)
+{
+	struct pv_net_port_ops ops;
+	struct bench b;
+
+	bench_make(&b, PV_NET_TAP, (struct pv_net_config){0});
+	ops = *b.net->ports[0].ops;
+	ops.send = send_endlessly;
+	b.net->ports[0].ops = &ops;
+	bench_start(&b, MRG | F(CTRL_VQ), 1);
+	endless = &b.queues[TX];
+	make_frame(frame, 60, 1);
+	offer_buffers(&b, RX, 8, 0x200000, 500);
+	offer_packets(&b, 8, frame, 60);
+	WAIT_FOR(STAT(&b, tx_packets) > 1000);
+	for (uint16_t i = 1; i < 8; i++) {
+		host_sends(&b, frame, 60, PLAIN);
+		WAIT_FOR(used(&b.queues[RX]) == i);
+	}
+	bench_unmake(&b);
+}
+
 static void *change_link(void *opaque)
 {
 	struct bench *b = opaque;
@@ -461,6 +496,7 @@ int main(void)
 	RUN(test_a_stream_may_come_in_pieces);
 	RUN(test_a_full_stream_loses_nothing);
 	RUN(test_a_stream_with_a_length_that_cannot_be_is_given_up);
+	RUN(test_endless_sending_does_not_keep_packets_from_the_driver);
 	RUN(test_changes_under_traffic);
 	return 0;
 }
