@@ -51,15 +51,13 @@ static bool set_rx_mode(struct pv_net_mode *mode, uint8_t command, struct reader
 	return true;
 }
 
+/* Of a table too long nothing but its length is looked at, and who reads on finds whether it is
+ * there. */
 static bool read_addresses(struct reader *reader, struct pv_net_addresses *addresses)
 {
-	uint64_t left;
 	uint32_t count;
 
 	if (!read_bytes(reader, &count, sizeof(count)))
-		return false;
-	left = reader->chain->readable_bytes - reader->at;
-	if (count > left / 6)
 		return false;
 	addresses->all = count > PV_NET_ADDRESSES;
 	addresses->count = addresses->all ? 0 : (uint16_t)count;
