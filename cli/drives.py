@@ -10,17 +10,15 @@ import os
 from ..devices.iothread import IoThread
 from ..devices.virtio import block
 from ..errors import ConfigError
-from .options import FALSE, TRUE, one_of, pairs
+from . import members
+from .options import one_of, pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
-_ID_MAX = 255
 _DRIVER = "virtio-blk-device"
 _OBJECTS = ("iothread",)
-_SWITCH = (*TRUE, *FALSE)
 # io_uring is the native one here; "off" is how others call plain system calls.
 _ENGINES = {"io_uring": "io_uring", "native": "io_uring", "threads": "threads", "off": "threads"}
 
@@ -29,16 +27,6 @@ def _path(option: str, text: str) -> str:
     if not text:
         raise ConfigError(f"{option}: an empty file name; name a disk image")
     return text
-
-
-def _id(option: str, text: str) -> str:
-    if not 1 <= len(text) <= _ID_MAX:
-        raise ConfigError(f"{option}: {len(text)} characters, an id has 1 to {_ID_MAX}")
-    return text
-
-
-def _switch(option: str, text: str) -> bool:
-    return one_of(option, text, _SWITCH) in TRUE
 
 
 def _engine(option: str, text: str) -> str:
@@ -60,23 +48,6 @@ def _serial(option: str, text: str) -> str:
     return text
 
 
-def _number(least: int, most: int) -> Callable[[str, str], int]:
-    def read(option: str, text: str) -> int:
-        is_number = text.isascii() and text.isdigit() and len(text) < 10
-        if not (is_number and least <= int(text) <= most):
-            raise ConfigError(f"{option} {text}: not a number from {least} to {most}")
-        return int(text)
-
-    return read
-
-
-def _queue_size(option: str, text: str) -> int:
-    size = _number(block.QUEUE_SIZE_MIN, block.QUEUE_SIZE_MAX)(option, text)
-    if size & (size - 1):
-        raise ConfigError(f"{option} {text}: not a power of two; give one such as 256")
-    return size
-
-
 def _raw(option: str, text: str) -> None:
     if text != "raw":
         raise ConfigError(
@@ -84,53 +55,28 @@ def _raw(option: str, text: str) -> None:
         )
 
 
-def _none(option: str, text: str) -> None:
-    one_of(option, text, ("none",))
-
-
-# Member, what it is called in a BlockConfig ("" for what is checked and then left), and its reader.
-_Member = tuple[str, str, "Callable[[str, str], Any]"]
-_OF_IMAGE: tuple[_Member, ...] = (
-    ("id", "id", _id),
+_OF_IMAGE: tuple[members.Member, ...] = (
+    ("id", "id", members.name),
     ("file", "path", _path),
-    ("readonly", "readonly", _switch),
-    ("direct", "direct", _switch),
+    ("readonly", "readonly", members.switch),
+    ("direct", "direct", members.switch),
     ("aio", "engine", _engine),
-    ("throttling.iops-total", "iops", _number(0, block.IOPS_MAX)),
+    ("throttling.iops-total", "iops", members.number(0, block.IOPS_MAX)),
     ("discard", "unmap", _unmap),
     ("detect-zeroes", "detect_zeroes", _detection),
     ("format", "", _raw),
     ("serial", "serial", _serial),
 )
-_OF_DEVICE: tuple[_Member, ...] = (
+_OF_DEVICE: tuple[members.Member, ...] = (
     ("serial", "serial", _serial),
-    ("num-queues", "queues", _number(1, block.QUEUES_MAX)),
-    ("queue-size", "queue_size", _queue_size),
-    ("iothread", "iothread", _id),
+    ("num-queues", "queues", members.number(1, block.QUEUES_MAX)),
+    ("queue-size", "queue_size", members.queue_size(block.QUEUE_SIZE_MIN, block.QUEUE_SIZE_MAX)),
+    ("iothread", "iothread", members.name),
 )
-_DRIVE = (*_OF_IMAGE, ("if", "if", _none))
-_DEVICE = (("drive", "drive", _id), ("id", "device", _id), *_OF_DEVICE)
+_DRIVE = (*_OF_IMAGE, ("if", "if", members.only("none")))
+_DEVICE = (("drive", "drive", members.name), ("id", "device", members.name), *_OF_DEVICE)
 _DISK = (*_OF_IMAGE, *_OF_DEVICE[1:])
-_OBJECT = (("id", "id", _id),)
-
-
-def _read(
-    option: str, given: list[tuple[str, str]], members: tuple[_Member, ...]
-) -> dict[str, Any]:
-    """Return the values by their names in a BlockConfig."""
-    known = {name: (field, read) for name, field, read in members}
-    fields: dict[str, Any] = {}
-    for key, text in given:
-        if key not in known:
-            raise ConfigError(
-                f"{option} {key or 'an empty member'}: not understood here; "
-                f"accepted are {', '.join(known)}"
-            )
-        field, read = known[key]
-        value = read(f"{option} {key}", text)
-        if field:
-            fields[field] = value
-    return fields
+_OBJECT = (("id", "id", members.name),)
 
 
 class Drives:
@@ -156,7 +102,7 @@ class Drives:
             self._add_disk(text)
 
     def _add_drive(self, text: str) -> None:
-        fields = _read("-drive", pairs("-drive", text, ""), _DRIVE)
+        fields = members.read("-drive", pairs("-drive", text, ""), _DRIVE)
         for name, field in (("id", "id"), ("file", "path")):
             if field not in fields:
                 raise ConfigError(f"-drive {text}: has no {name}; give id=NAME,file=FILE")
@@ -164,7 +110,7 @@ class Drives:
         self._given.append(("drive", fields))
 
     def _add_disk(self, text: str) -> None:
-        fields = _read("-disk", pairs("-disk", text, "file"), _DISK)
+        fields = members.read("-disk", pairs("-disk", text, "file"), _DISK)
         if "path" not in fields:
             raise ConfigError(f"-disk {text}: names no file; give -disk FILE[,option=value]")
         number = len(self._given)
@@ -188,8 +134,10 @@ class Drives:
     def _add_device(self, text: str) -> None:
         driver, _, rest = text.partition(",")
         if driver != _DRIVER:
-            raise ConfigError(f"-device {driver}: no such device; there is {_DRIVER}")
-        fields = _read("-device", pairs("-device", rest, "") if rest else [], _DEVICE)
+            raise ConfigError(
+                f"-device {driver}: no such device; there are {_DRIVER} and virtio-net-device"
+            )
+        fields = members.read("-device", pairs("-device", rest, "") if rest else [], _DEVICE)
         if "drive" not in fields:
             raise ConfigError(f"-device {text}: names no drive; give drive=ID")
         name = fields.get("device")
@@ -203,7 +151,7 @@ class Drives:
         kind, _, rest = text.partition(",")
         if kind not in _OBJECTS:
             raise ConfigError(f"-object {kind}: no such object; there is {', '.join(_OBJECTS)}")
-        fields = _read("-object", pairs("-object", rest, "") if rest else [], _OBJECT)
+        fields = members.read("-object", pairs("-object", rest, "") if rest else [], _OBJECT)
         if "id" not in fields:
             raise ConfigError(f"-object {text}: has no id; give {kind},id=NAME")
         name = fields["id"]

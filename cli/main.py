@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _STDERR = 2
-COMMANDS = ("run", "doctor", "guest", "lab", "demo")
+COMMANDS = ("run", "doctor", "net", "guest", "lab", "demo")
 USAGE = """\
 usage: pyvirt COMMAND [OPTIONS]
 
   run      boot a guest; without options a small Debian one, to a shell
   doctor   what this host can do, and what to do about the rest
+  net      make and remove taps and bridges for guests' networks
   guest    make guest images: kernel, initramfs, root file system
   lab      run a command in the nested lab, where KVM is real
   demo     a stock kernel, from power-on to power-off

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..devices.nic import NicConfig
     from ..devices.virtio.block import BlockConfig
 
 ACCELERATORS = ("auto", "kvm", "lab")
@@ -41,6 +42,7 @@ class Options:
         "log",
         "memory",
         "name",
+        "nics",
         "pidfile",
         "serial",
         "share",
@@ -63,6 +65,7 @@ class Options:
         self.log: str | None = None
         self.memory = 256 * MIB
         self.name = ""
+        self.nics: tuple[NicConfig, ...] = ()
         self.pidfile = ""
         self.serial = ""
         self.share = False
@@ -250,10 +253,28 @@ TABLE = (
         repeats=True,
     ),
     Option(
+        "net",
+        "TAP|user[,id=ID][,mac=ADDRESS][,mtu=N][,...]",
+        "a NIC of the guest on a tap of this host, or for users without privileges through passt; "
+        "also takes what -netdev and -device take; may be repeated, the first is eth0",
+        _later,
+        repeats=True,
+    ),
+    Option(
+        "netdev",
+        "tap,id=ID,ifname=NAME|fd=N|fds=N:N[,queues=N][,vhost=on|off][,vhostfd=N] | user,id=ID | "
+        "stream,id=ID,path=SOCKET; each [,throttling.rx-bytes=N][,throttling.rx-packets=N]"
+        "[,throttling.tx-bytes=N][,throttling.tx-packets=N]",
+        "the host's side of a NIC for -device; a NIC by itself when no -device names it",
+        _later,
+        repeats=True,
+    ),
+    Option(
         "device",
         "virtio-blk-device,drive=ID[,id=ID][,serial=TEXT][,num-queues=N][,queue-size=N]"
-        "[,iothread=ID]",
-        "a disk from the drive of that id",
+        "[,iothread=ID] | "
+        "virtio-net-device,netdev=ID[,id=ID][,mac=ADDRESS][,mtu=N][,mq=on|off][,queue-size=N]",
+        "a disk from the drive, or a NIC from the netdev of that id",
         _later,
         repeats=True,
     ),
@@ -270,7 +291,9 @@ TABLE = (
     Option("daemonize", "", "go to the background when the guest has started", _flag("daemonize")),
     Option("pidfile", "FILE", "write the monitor's process id there", _file("pidfile")),
     Option("D", "[FILE]", "append messages to FILE; without it to stderr", _text("log")),
-    Option("stats", "", "at the end, show counters of exits and disks on stderr", _flag("stats")),
+    Option(
+        "stats", "", "at the end, show counters of exits, disks and NICs on stderr", _flag("stats")
+    ),
     Option(
         "timeline",
         "[=FILE.svg]",
@@ -279,7 +302,8 @@ TABLE = (
     ),
 )
 _ALIASES = {"freeze": "S"}
-_OF_DISKS = ("disk", "drive", "device", "object")
+_OF_DISKS, _OF_NICS = ("disk", "drive", "object"), ("net", "netdev")
+_NIC_DRIVER = "virtio-net-device"
 _BY_NAME = {option.name: option for option in TABLE}
 
 
@@ -332,20 +356,33 @@ def parse(argv: list[str]) -> Options:
         option.store(options, value)
         options.given.append((name, value))
     _check_together(options)
-    _gather_disks(options)
+    _gather_devices(options)
     return options
 
 
-def _gather_disks(options: Options) -> None:
-    words = [(name, text) for name, text in options.given if name in _OF_DISKS]
-    if not words:
-        return
-    from .drives import Drives
+def _gather_devices(options: Options) -> None:
+    """Make disks and NICs of their options; each kind's reader is imported when there is one."""
+    disks, nics = [], []
+    for name, text in options.given:
+        is_nic = name == "device" and text.partition(",")[0] == _NIC_DRIVER
+        if is_nic or name in _OF_NICS:
+            nics.append((name, text))
+        elif name == "device" or name in _OF_DISKS:
+            disks.append((name, text))
+    if disks:
+        from .drives import Drives
 
-    drives = Drives()
-    for name, text in words:
-        drives.add(name, text)
-    options.disks = drives.disks()
+        drives = Drives()
+        for name, text in disks:
+            drives.add(name, text)
+        options.disks = drives.disks()
+    if nics:
+        from .nics import Nics
+
+        cards = Nics()
+        for name, text in nics:
+            cards.add(name, text)
+        options.nics = cards.nics()
 
 
 def _check_together(options: Options) -> None:

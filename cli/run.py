@@ -66,6 +66,7 @@ def config(options: Options) -> MachineConfig:
         share=options.share,
         frozen=options.freeze,
         disks=options.disks,
+        nics=options.nics,
     )
 
 

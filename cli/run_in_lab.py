@@ -57,6 +57,14 @@ def _check(config: MachineConfig) -> None:
         memory.close()
 
 
+def _check_nics(config: MachineConfig) -> None:
+    for nic in config.nics:
+        raise ConfigError(
+            f"-netdev id={nic.id}: this host's networks are not in the lab; "
+            "run pyvirt net and pyvirt run in one: pyvirt lab shell"
+        )
+
+
 def _open_disks(config: MachineConfig) -> list[Disk]:
     """Check the images, and lock them on this host too: the lab's own locks end with it."""
     disks: list[Disk] = []
@@ -82,6 +90,7 @@ def _close(disks: list[Disk]) -> None:
 
 def run(options: Options, config: MachineConfig, reason: str) -> int:
     """Run the guest in the lab; return pyvirt's exit status there."""
+    _check_nics(config)
     _check(config)
     if options.accel == "auto":
         sys.stderr.write(f"pyvirt: running in the nested lab, because: {reason}\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..devices.virtio.block import Block
 from ..native import ffi, lib
 
 TYPE_CHECKING = False
@@ -52,11 +51,30 @@ def _disk(stats: Any) -> str:
     )
 
 
+def _nic(stats: Any) -> str:
+    lost = stats.rx_no_link + stats.rx_no_room + stats.rx_unfit + stats.rx_errors
+    unsent = stats.tx_malformed + stats.tx_no_link + stats.tx_errors
+    return (
+        f"  received {stats.rx_packets} ({stats.rx_bytes / _MIB:.1f} MiB), "
+        f"filtered {stats.rx_filtered}, lost {lost}, starved {stats.rx_starved}, "
+        f"throttled {stats.rx_throttled}, "
+        f"sent {stats.tx_packets} ({stats.tx_bytes / _MIB:.1f} MiB), "
+        f"refused {unsent}, blocked {stats.tx_blocked}, held back {stats.tx_throttled}, "
+        f"commands {stats.commands}, kicks {stats.kicks}, "
+        f"batches with an interrupt {stats.interrupts}, without {stats.suppressed}"
+    )
+
+
+# By the virtio device ID, for a device's own module need not be there.
+_OF_DEVICE = {1: _nic, 2: _disk}
+
+
 def table(machine: Machine) -> str:
     """Return the counters of this moment in lines; the machine is not closed."""
     lines = _exits(machine)
     for transport in machine.slots.transports if machine.slots else ():
         lines.append(_slot(transport))
-        if isinstance(transport.device, Block):
-            lines.append(_disk(transport.device.stats()))
+        device: Any = transport.device
+        if device.device_type in _OF_DEVICE:
+            lines.append(_OF_DEVICE[device.device_type](device.stats()))
     return "\n".join(lines) + "\n"

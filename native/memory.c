@@ -60,3 +60,14 @@ void *pv_memory_at(const struct pv_memory *memory, uint64_t address, uint64_t le
 	}
 	return NULL;
 }
+
+int pv_memory_region(const struct pv_memory *memory, unsigned index, uint64_t *address,
+                     uint64_t *size, void **host)
+{
+	if (index >= memory->count)
+		return -ENOENT;
+	*address = memory->regions[index].address;
+	*size = memory->regions[index].size;
+	*host = memory->regions[index].host;
+	return 0;
+}

@@ -23,4 +23,8 @@ int pv_memory_add(struct pv_memory *memory, uint64_t address, uint64_t size, voi
  * or when `length` is 0. Any thread. */
 void *pv_memory_at(const struct pv_memory *memory, uint64_t address, uint64_t length);
 
+/* The region number `index`, from 0. -ENOENT: there are not so many. */
+int pv_memory_region(const struct pv_memory *memory, unsigned index, uint64_t *address,
+                     uint64_t *size, void **host);
+
 #endif

@@ -9,14 +9,18 @@
 
 #define INTERRUPT_STATUS 0x60
 #define STATUS 0x70
+#define CONFIG_SPACE 0x100
+#define PAGE_BYTES 4096
 #define USED 1u
 #define CONFIG 2u
 #define NEEDS_RESET 64u
 #define WHY_BYTES 160
 
 struct pv_virtio_irq {
+	char *page;
 	_Atomic uint32_t *interrupt_status;
 	_Atomic uint32_t *status;
+	_Atomic uint32_t standing; /* bits of InterruptStatus that no acknowledgement clears */
 	int irq_fd;
 	int broken_fd;
 	atomic_bool broken;
@@ -29,11 +33,12 @@ int pv_virtio_irq_new(void *page, int irq_fd, int broken_fd, struct pv_virtio_ir
 {
 	struct pv_virtio_irq *irq;
 
-	if (!page || (uintptr_t)page % 4096)
+	if (!page || (uintptr_t)page % PAGE_BYTES)
 		return -EINVAL;
 	irq = calloc(1, sizeof(*irq));
 	if (!irq)
 		return -ENOMEM;
+	irq->page = page;
 	irq->interrupt_status = (_Atomic uint32_t *)((char *)page + INTERRUPT_STATUS);
 	irq->status = (_Atomic uint32_t *)((char *)page + STATUS);
 	irq->irq_fd = irq_fd;
@@ -82,6 +87,27 @@ int pv_virtio_irq_is_broken(const struct pv_virtio_irq *irq)
 	return atomic_load(&irq->broken);
 }
 
+void pv_virtio_irq_news(struct pv_virtio_irq *irq)
+{
+	(void)eventfd_write(irq->broken_fd, 1);
+}
+
+void pv_virtio_irq_set_config(struct pv_virtio_irq *irq, uint32_t offset, const void *data,
+                              uint32_t length)
+{
+	_Atomic uint8_t *at = (_Atomic uint8_t *)(irq->page + CONFIG_SPACE + offset);
+
+	for (uint32_t i = 0; i < length; i++)
+		atomic_store_explicit(&at[i], ((const uint8_t *)data)[i], memory_order_relaxed);
+}
+
+int pv_virtio_irq_lend(struct pv_virtio_irq *irq)
+{
+	atomic_store(&irq->standing, USED);
+	atomic_fetch_or(irq->interrupt_status, USED);
+	return irq->irq_fd;
+}
+
 uint64_t pv_virtio_irq_count(const struct pv_virtio_irq *irq)
 {
 	return atomic_load_explicit(&irq->count, memory_order_relaxed);
@@ -89,7 +115,7 @@ uint64_t pv_virtio_irq_count(const struct pv_virtio_irq *irq)
 
 void pv_virtio_irq_ack(struct pv_virtio_irq *irq, uint32_t bits)
 {
-	atomic_fetch_and(irq->interrupt_status, ~bits);
+	atomic_fetch_and(irq->interrupt_status, ~(bits & ~atomic_load(&irq->standing)));
 }
 
 void pv_virtio_irq_add_status(struct pv_virtio_irq *irq, uint32_t bits)
@@ -99,6 +125,7 @@ void pv_virtio_irq_add_status(struct pv_virtio_irq *irq, uint32_t bits)
 
 void pv_virtio_irq_reset(struct pv_virtio_irq *irq)
 {
+	atomic_store(&irq->standing, 0);
 	atomic_store(irq->interrupt_status, 0);
 	atomic_store(irq->status, 0);
 	atomic_store(&irq->broken, false);

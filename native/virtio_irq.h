@@ -27,7 +27,18 @@ void pv_virtio_irq_broken(struct pv_virtio_irq *irq, const char *why);
 /* 1 from pv_virtio_irq_broken to pv_virtio_irq_reset, otherwise 0. */
 int pv_virtio_irq_is_broken(const struct pv_virtio_irq *irq);
 
-/* Interrupts raised since the beginning; each was a write to the line. */
+/* The device has something to tell the monitor, whose thread will ask: writes `broken_fd`. */
+void pv_virtio_irq_news(struct pv_virtio_irq *irq);
+/* Change bytes of the configuration space as the driver itself asked for: no interrupt, no new
+ * generation. They are within the page. */
+void pv_virtio_irq_set_config(struct pv_virtio_irq *irq, uint32_t offset, const void *data,
+                              uint32_t length);
+/* The eventfd of the line, for the kernel to raise it by. It cannot set bit 0 of InterruptStatus,
+ * so the bit stands from now on until the reset, whatever is acknowledged. Drivers look at their
+ * rings when they find it set, and nobody else shares the line. */
+int pv_virtio_irq_lend(struct pv_virtio_irq *irq);
+
+/* Interrupts raised here since the beginning; each was a write to the line. */
 uint64_t pv_virtio_irq_count(const struct pv_virtio_irq *irq);
 
 /* The transport's side. */

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "virtqueue_internal.h"
 
@@ -93,6 +94,25 @@ int pv_virtqueue_fail(struct pv_virtqueue *queue, const char *format, ...)
 const char *pv_virtqueue_error(const struct pv_virtqueue *queue)
 {
 	return atomic_load(&queue->error);
+}
+
+uint16_t pv_virtqueue_rewind(struct pv_virtqueue *queue)
+{
+	queue->next_avail = (uint16_t)(queue->next_avail - queue->in_flight_count);
+	queue->in_flight_count = 0;
+	memset(queue->in_flight, 0, sizeof(queue->in_flight));
+	return queue->next_avail;
+}
+
+void pv_virtqueue_seek(struct pv_virtqueue *queue, uint16_t next)
+{
+	queue->next_avail = queue->known_avail = next;
+	queue->next_used = queue->published_used = queue->notified_used = next;
+}
+
+uint16_t pv_virtqueue_size(const struct pv_virtqueue *queue)
+{
+	return queue->size;
 }
 
 uint16_t pv_virtqueue_in_flight(const struct pv_virtqueue *queue)

@@ -80,6 +80,17 @@ int pv_virtqueue_enable_kicks(struct pv_virtqueue *queue);
 /* Tell the driver that it need not notify, while chains are served. */
 void pv_virtqueue_disable_kicks(struct pv_virtqueue *queue);
 
+/* Put every chain in flight back, as if it had never been popped: for a queue whose chains are
+ * completed in the order they are popped in. The next entry to pop, modulo 2^16. */
+uint16_t pv_virtqueue_rewind(struct pv_virtqueue *queue);
+
+/* Go on at the entry `next`, after somebody else has served the queue up to there, and completed
+ * all of it. Nothing is in flight. */
+void pv_virtqueue_seek(struct pv_virtqueue *queue, uint16_t next);
+
+/* Entries of the queue: chains that can be in flight at most. */
+uint16_t pv_virtqueue_size(const struct pv_virtqueue *queue);
+
 /* Chains popped and not yet pushed. */
 uint16_t pv_virtqueue_in_flight(const struct pv_virtqueue *queue);
 

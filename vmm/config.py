@@ -4,6 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..devices.nic import NicConfig
     from ..devices.virtio.block import BlockConfig
 
 VCPUS_MAX = 254
@@ -23,6 +24,7 @@ class MachineConfig:
         "kernel",
         "memory",
         "name",
+        "nics",
         "read_exits",
         "share",
         "vcpus",
@@ -41,6 +43,7 @@ class MachineConfig:
         share: bool = False,
         frozen: bool = False,
         disks: tuple[BlockConfig, ...] = (),
+        nics: tuple[NicConfig, ...] = (),
         hotplug: bool = False,
         read_exits: bool = False,
     ) -> None:
@@ -48,9 +51,9 @@ class MachineConfig:
 
         `discovery` says how the guest finds its devices: `acpi`, `cmdline` (with an MP table
         and no ACPI), or `auto`, which is ACPI. `share` makes guest memory a memfd. `disks` are in
-        the order of their slots. `hotplug` adds the slots that are empty, for what comes while the
-        guest runs. `read_exits` keeps KVM's read-only memory from the virtio devices' registers,
-        as on a KVM that has none.
+        the order of their slots, and so are `nics`, after them. `hotplug` adds the slots that are
+        empty, for what comes while the guest runs. `read_exits` keeps KVM's read-only memory from
+        the virtio devices' registers, as on a KVM that has none.
         """
         self.kernel = kernel
         self.initrd = initrd
@@ -62,5 +65,6 @@ class MachineConfig:
         self.share = share
         self.frozen = frozen
         self.disks = disks
+        self.nics = nics
         self.hotplug = hotplug
         self.read_exits = read_exits

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ..devices.nic import NicConfig
     from ..devices.virtio.block import BlockConfig
     from ..devices.virtio.device import Device
     from .bus import Bus
@@ -34,14 +35,21 @@ if TYPE_CHECKING:
     from .log import Log
 
 SLOTS_MAX = len(layout.VIRTIO_GSIS)
-BLOCK_SLOTS = 6  # at least, where disks can be plugged
+# At least, where disks and NICs can be plugged.
+BLOCK_SLOTS, NET_SLOTS = 6, 2
 
 
-def _block(config: BlockConfig | None, addr: int) -> Pluggable:
-    # Here, as this module is on the start-up path and not every guest has a disk.
+def _block(config: BlockConfig | None, addr: int, _machine: str) -> Pluggable:
+    # Here, as this module is on the start-up path and not every guest has a disk or a NIC.
     from ..devices.virtio.block import Block  # noqa: PLC0415
 
     return Block(config, addr)
+
+
+def _nic(config: NicConfig | None, addr: int, machine: str) -> Pluggable:
+    from ..devices import nic  # noqa: PLC0415
+
+    return nic.make(config, machine) if config else nic.empty(addr, machine)
 
 
 def fill(config: MachineConfig, devices: list[Device]) -> None:
@@ -49,13 +57,15 @@ def fill(config: MachineConfig, devices: list[Device]) -> None:
 
     Those that something is behind come first within their kind.
     """
-    kinds: tuple[tuple[tuple[Any, ...], int, Callable[[Any, int], Pluggable]], ...] = (
+    kinds: tuple[tuple[tuple[Any, ...], int, Callable[[Any, int, str], Pluggable]], ...] = (
         (config.disks, BLOCK_SLOTS, _block),
+        (config.nics, NET_SLOTS, _nic),
     )
     place = 0
     for given, least, make in kinds:
         for addr in range(max(len(given), least) if config.hotplug else len(given)):
-            devices.insert(place, make(given[addr] if addr < len(given) else None, addr))
+            what = given[addr] if addr < len(given) else None
+            devices.insert(place, make(what, addr, config.name))
             place += 1
 
 

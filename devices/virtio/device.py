@@ -115,6 +115,14 @@ class Device:
         """
         raise NotImplementedError
 
+    def news(self) -> str:
+        """Return a line for the log on what the data path met with, empty for nothing.
+
+        Asked by a thread of the monitor when the data path called pv_virtio_irq_news; the device
+        may call `config_changed`.
+        """
+        return ""
+
     def close(self) -> None:
         """Give back what the device owns; it is reset, and no vCPU runs any more."""
 

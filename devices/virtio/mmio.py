@@ -392,12 +392,15 @@ class Mmio:
             self._warn(text)
 
     def report(self) -> None:
-        """Log why the device broke, if it did since the last call."""
+        """Log why the device broke, if it did since the last call, and what else it has to say."""
         with self._lock:
             reason = lib.pv_virtio_irq_take_reason(self._irq)
             if reason:
                 why = ffi.string(reason).decode()
                 self._tell(f"{self.device.name}: {why}; it needs a reset")
+        news = self.device.news()
+        if news:
+            self._warn(f"{self.device.name}: {news}")
 
     def interrupts(self) -> int:
         """Return how many interrupts the device raised; any thread."""

@@ -33,6 +33,7 @@ PACKAGES = {
     "mke2fs": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
     "newuidmap": "uidmap",
+    "nft": "nftables",
     "xz": "xz-utils",
     "zstd": "zstd",
 }

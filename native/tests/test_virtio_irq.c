@@ -130,10 +130,45 @@ static void test_a_device_breaks_once_in_a_life(void)
 	close_bench(&bench);
 }
 
+/* The kernel raises the line by itself then, so a driver that asks finds the bit. */
+static void test_a_line_that_is_lent_leaves_its_bit_standing(void)
+{
+	struct bench bench = open_bench();
+
+	CHECK_EQ(pv_virtio_irq_lend(bench.irq), bench.irq_fd);
+	CHECK_EQ(word(INTERRUPT_STATUS), 1);
+	CHECK_EQ(take(bench.irq_fd), 0);
+	pv_virtio_irq_config(bench.irq);
+	pv_virtio_irq_ack(bench.irq, 3);
+	CHECK_EQ(word(INTERRUPT_STATUS), 1);
+	pv_virtio_irq_reset(bench.irq);
+	CHECK_EQ(word(INTERRUPT_STATUS), 0);
+	pv_virtio_irq_used(bench.irq);
+	pv_virtio_irq_ack(bench.irq, 1);
+	CHECK_EQ(word(INTERRUPT_STATUS), 0);
+	close_bench(&bench);
+}
+
+static void test_news_and_configuration_raise_no_interrupt(void)
+{
+	struct bench bench = open_bench();
+
+	pv_virtio_irq_set_config(bench.irq, 3, "abc", 3);
+	CHECK_EQ(memcmp(page + 0x100, "\0\0\0abc\0", 7), 0);
+	pv_virtio_irq_news(bench.irq);
+	CHECK_EQ(take(bench.broken_fd), 1);
+	CHECK(pv_virtio_irq_take_reason(bench.irq) == NULL);
+	CHECK_EQ(word(INTERRUPT_STATUS) | word(STATUS), 0);
+	CHECK_EQ(take(bench.irq_fd), 0);
+	close_bench(&bench);
+}
+
 int main(void)
 {
 	RUN(test_a_page_that_cannot_be_is_refused);
 	RUN(test_no_bit_and_no_edge_is_lost);
 	RUN(test_a_device_breaks_once_in_a_life);
+	RUN(test_a_line_that_is_lent_leaves_its_bit_standing);
+	RUN(test_news_and_configuration_raise_no_interrupt);
 	return 0;
 }

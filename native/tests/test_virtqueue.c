@@ -375,10 +375,54 @@ static void test_a_driver_that_rewrites_everything_meanwhile(void)
 
 #endif
 
+static uint16_t pop_head(struct pv_virtqueue *queue, struct pv_chain *chain)
+{
+	CHECK_EQ(pv_virtqueue_pop(queue, chain), 1);
+	return chain->head;
+}
+
+/* What is put back comes again, and what another has served does not. */
+static void test_a_queue_changes_hands(void)
+{
+	struct driver driver;
+	struct pv_virtqueue *queue;
+	struct pv_chain *chain = malloc(sizeof(*chain));
+	uint64_t buffer = driver_init(&driver, 8, 0, 0, 64);
+	struct pv_desc segment = {.address = buffer, .length = 64};
+	uint16_t heads[6];
+
+	CHECK_EQ(pv_virtqueue_new(driver.memory, &driver.config, &queue), 0);
+	CHECK_EQ(pv_virtqueue_size(queue), 8);
+	for (unsigned i = 0; i < 6; i++)
+		heads[i] = driver_add(&driver, &segment, 1);
+	driver_publish(&driver);
+	for (unsigned i = 0; i < 4; i++)
+		CHECK_EQ(pop_head(queue, chain), heads[i]);
+	CHECK_EQ(pv_virtqueue_push(queue, heads[0], 0), 0);
+	CHECK_EQ(pv_virtqueue_rewind(queue), 1);
+	CHECK_EQ(pv_virtqueue_in_flight(queue), 0);
+	CHECK_EQ(pv_virtqueue_push(queue, heads[1], 0), -EPROTO);
+	for (unsigned i = 1; i < 4; i++)
+		CHECK_EQ(pop_head(queue, chain), heads[i]);
+	CHECK_EQ(pv_virtqueue_rewind(queue), 1);
+	/* The other has served three more. */
+	pv_virtqueue_seek(queue, 4);
+	CHECK_EQ(pop_head(queue, chain), heads[4]);
+	CHECK_EQ(pv_virtqueue_push(queue, heads[4], 0), 0);
+	pv_virtqueue_publish(queue);
+	CHECK_EQ(driver.used->idx, 5);
+	CHECK_EQ(driver.used->ring[4].id, heads[4]);
+	CHECK(pv_virtqueue_needs_notify(queue));
+	free(chain);
+	pv_virtqueue_free(queue);
+	driver_destroy(&driver);
+}
+
 int main(void)
 {
 	RUN(test_no_byte_and_no_notification_is_lost);
 	RUN(test_indexes_wrap_between_threads);
+	RUN(test_a_queue_changes_hands);
 #ifndef THREAD_SANITIZER
 	/* All of it is a race, which is the point. */
 	RUN(test_a_driver_that_rewrites_everything_meanwhile);

@@ -1,4 +1,4 @@
-"""Disks of a guest that runs in the lab: checked and locked on this host all the while."""
+"""Disks and NICs of a guest that runs in the lab: checked before it boots; disks stay locked."""
 
 from __future__ import annotations
 
@@ -65,3 +65,12 @@ def test_the_same_image_twice_is_refused(monkeypatch: pytest.MonkeyPatch, image:
     assert "in use by another process or drive" in message
     readers = [f"-disk={image},readonly=on"] * 2
     assert run(monkeypatch, readers, lambda *_, **__: 0) == 0
+
+
+@pytest.mark.parametrize("words", ["tap0", "user"])
+def test_a_nic_is_refused_before_the_lab_boots(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    def lab(_command: list[str], **_: object) -> int:
+        raise AssertionError("the lab was started")
+
+    message = refusal(lambda: run(monkeypatch, ["-net", words], lab))
+    assert message.startswith("-netdev id=net0: this host's networks are not in the lab; run ")

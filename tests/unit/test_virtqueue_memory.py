@@ -70,6 +70,18 @@ def test_nothing_is_nowhere(memory: Any) -> None:
     assert at(memory, 0, 0) == 0
 
 
+def test_regions_can_be_listed(memory: Any) -> None:
+    given = [(0x1000, 0x1000, 1 << 32), (TOP - 0x1000, 0x1000, 1 << 33)]
+    for address, size, mapped in given:
+        assert lib.pv_memory_add(memory, address, size, host(mapped)) == 0
+    words, where = ffi.new("uint64_t[2]"), ffi.new("void **")
+    listed: list[tuple[int, int, int]] = []
+    while lib.pv_memory_region(memory, len(listed), words, words + 1, where) == 0:
+        listed.append((words[0], words[1], int(ffi.cast("uintptr_t", where[0]))))
+    assert listed == given
+    assert lib.pv_memory_region(memory, 2, words, words + 1, where) == -errno.ENOENT
+
+
 NUMBERS = st.one_of(
     st.integers(0, TOP - 1),
     st.builds(

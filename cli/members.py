@@ -1,0 +1,79 @@
+"""Members of an option such as `-drive id=root,file=root.img`: a table of names and readers."""
+
+from __future__ import annotations
+
+from ..errors import ConfigError
+from .options import FALSE, TRUE, one_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_ID_MAX = 255
+_SWITCH = (*TRUE, *FALSE)
+
+# Member, what its value is stored as ("" for what is checked and then left), and its reader.
+Member = tuple[str, str, "Callable[[str, str], Any]"]
+
+
+def read(option: str, given: list[tuple[str, str]], members: tuple[Member, ...]) -> dict[str, Any]:
+    """Return the values by the names that they are stored as; ConfigError."""
+    known = {name: (field, reader) for name, field, reader in members}
+    fields: dict[str, Any] = {}
+    for key, text in given:
+        if key not in known:
+            raise ConfigError(
+                f"{option} {key or 'an empty member'}: not understood here; "
+                f"accepted are {', '.join(known)}"
+            )
+        field, reader = known[key]
+        value = reader(f"{option} {key}", text)
+        if field:
+            fields[field] = value
+    return fields
+
+
+def name(option: str, text: str) -> str:
+    """Read an id."""
+    if not 1 <= len(text) <= _ID_MAX:
+        raise ConfigError(f"{option}: {len(text)} characters, an id has 1 to {_ID_MAX}")
+    return text
+
+
+def switch(option: str, text: str) -> bool:
+    """Read `on` or `off`, or another word for it."""
+    return one_of(option, text, _SWITCH) in TRUE
+
+
+def number(least: int, most: int) -> Callable[[str, str], int]:
+    """Return a reader of numbers of that range, to 999999999 at most."""
+
+    def reader(option: str, text: str) -> int:
+        is_number = text.isascii() and text.isdigit() and len(text) < 10
+        if not (is_number and least <= int(text) <= most):
+            raise ConfigError(f"{option} {text}: not a number from {least} to {most}")
+        return int(text)
+
+    return reader
+
+
+def queue_size(least: int, most: int) -> Callable[[str, str], int]:
+    """Return a reader of powers of two of that range."""
+
+    def reader(option: str, text: str) -> int:
+        size = number(least, most)(option, text)
+        if size & (size - 1):
+            raise ConfigError(f"{option} {text}: not a power of two; give one such as 256")
+        return size
+
+    return reader
+
+
+def only(*words: str) -> Callable[[str, str], None]:
+    """Return a reader of members that may say nothing else."""
+
+    def reader(option: str, text: str) -> None:
+        one_of(option, text, words)
+
+    return reader

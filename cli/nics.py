@@ -1,0 +1,280 @@
+"""The options that describe NICs: `-netdev` with `-device`, or either in one: `-net`.
+
+Imported only when one of them is given.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..devices import mac
+from ..devices.nic import NicConfig
+from ..devices.passt import PasstConfig
+from ..devices.stream import PATH_BYTES, StreamConfig
+from ..devices.tap import NAME_BYTES, TapConfig
+from ..devices.virtio import net
+from ..errors import ConfigError
+from . import members
+from .options import pairs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..devices.nic import Netdev
+
+_MTU_MIN, _MTU_MAX = 68, 65535
+_RATE_MAX = 1 << 40
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_FD_DIGITS = 9
+
+
+def _ifname(option: str, text: str) -> str:
+    size = len(os.fsencode(text))
+    if not 1 <= size <= NAME_BYTES:
+        raise ConfigError(f"{option} {text}: {size} bytes, a tap's name has 1 to {NAME_BYTES}")
+    return text
+
+
+def _fds(option: str, text: str) -> tuple[int, ...]:
+    words = text.split(":")
+    if not all(w.isascii() and w.isdigit() and len(w) <= _FD_DIGITS for w in words):
+        raise ConfigError(f"{option} {text}: not numbers of open files, as in 3 or 3:4")
+    numbers = tuple(map(int, words))
+    if len(set(numbers)) < len(numbers):
+        raise ConfigError(f"{option} {text}: one of them is given twice; give each once")
+    return numbers
+
+
+def _fd(option: str, text: str) -> tuple[int, ...]:
+    numbers = _fds(option, text)
+    if len(numbers) > 1:
+        raise ConfigError(f"{option} {text}: one number, or give {option}s")
+    return numbers
+
+
+def _socket_path(option: str, text: str) -> str:
+    size = len(os.fsencode(text))
+    if not 1 <= size <= PATH_BYTES:
+        raise ConfigError(f"{option} {text}: {size} bytes, a socket's path has 1 to {PATH_BYTES}")
+    return text
+
+
+def _rate(option: str, text: str) -> int:
+    unit = _UNITS.get(text[-1:].upper(), 1)
+    number = text[:-1] if unit > 1 else text
+    is_number = number.isascii() and number.isdigit() and len(number) < 14
+    if not is_number or int(number) * unit > _RATE_MAX:
+        raise ConfigError(
+            f"{option} {text}: not a rate; give a number a second, up to 1024G, as 1000 or 100M"
+        )
+    return int(number) * unit
+
+
+_NAME = ("id", "id", members.name)
+_MAC = ("mac", "mac", mac.parse)
+_MTU = ("mtu", "mtu", members.number(_MTU_MIN, _MTU_MAX))
+_QUEUE_SIZE = (
+    "queue-size",
+    "queue_size",
+    members.queue_size(net.QUEUE_SIZE_MIN, net.QUEUE_SIZE_MAX),
+)
+# Each pair of queues has a thread of its own, whoever is to be the one of a device.
+_IOTHREAD = ("iothread", "", members.name)
+_LIMITS: tuple[members.Member, ...] = (
+    ("throttling.rx-bytes", "rx_bytes", _rate),
+    ("throttling.rx-packets", "rx_packets", _rate),
+    ("throttling.tx-bytes", "tx_bytes", _rate),
+    ("throttling.tx-packets", "tx_packets", _rate),
+)
+_VHOST: tuple[members.Member, ...] = (
+    ("vhost", "vhost", members.switch),
+    ("vhostfd", "vhost_fds", _fd),
+    ("vhostfds", "vhost_fds", _fds),
+)
+_TAP: tuple[members.Member, ...] = (
+    ("ifname", "ifname", _ifname),
+    ("fd", "fds", _fd),
+    ("fds", "fds", _fds),
+    ("queues", "queues", members.number(1, net.QUEUE_PAIRS_MAX)),
+    *_VHOST,
+    # There are no scripts; others are told so by these.
+    ("script", "", members.only("no", "")),
+    ("downscript", "", members.only("no", "")),
+)
+_STREAM: tuple[members.Member, ...] = (
+    ("path", "path", _socket_path),
+    ("addr.path", "path", _socket_path),
+    ("addr.type", "", members.only("unix")),
+    ("server", "", members.only("off")),
+)
+# By the first word of -netdev; "" is how StratoVirt 20.09 gave a tap, its address included.
+_NETDEVS: dict[str, tuple[members.Member, ...]] = {
+    "tap": (_NAME, *_TAP, *_LIMITS),
+    "user": (_NAME, *_LIMITS),
+    "stream": (_NAME, *_STREAM, *_LIMITS),
+    "": (_NAME, ("netdev", "ifname", _ifname), *_TAP[1:3], *_VHOST, _MAC, _IOTHREAD, *_LIMITS),
+}
+_DEVICE: tuple[members.Member, ...] = (
+    ("netdev", "netdev", members.name),
+    ("id", "device", members.name),
+    _MAC,
+    _MTU,
+    ("host_mtu", *_MTU[1:]),
+    ("mq", "mq", members.switch),
+    _QUEUE_SIZE,
+    _IOTHREAD,
+)
+_NET = (_NAME, *_TAP, _MAC, _MTU, _QUEUE_SIZE, _IOTHREAD, *_LIMITS)
+_NET_USER = (_NAME, _MAC, _MTU, _QUEUE_SIZE, *_LIMITS)
+_OF_NIC = {field for _, field, _ in (_NAME, _MAC, _MTU, _QUEUE_SIZE, *_LIMITS)}
+
+
+class Nics:
+    """What the options say so far, in their order."""
+
+    __slots__ = ("_devices", "_given", "_netdevs")
+
+    def __init__(self) -> None:
+        self._netdevs: dict[str, dict[str, Any]] = {}
+        self._devices: set[str] = set()
+        self._given: list[tuple[str, dict[str, Any]]] = []
+
+    def add(self, option: str, text: str) -> None:
+        """Take the value of one option: `netdev`, `device` or `net`."""
+        if option == "netdev":
+            self._add_netdev(text)
+        elif option == "device":
+            self._add_device(text)
+        else:
+            self._add_net(text)
+
+    def _add_netdev(self, text: str) -> None:
+        kind, _, rest = text.partition(",")
+        if "=" in kind:
+            kind, rest = "", text
+        elif kind not in _NETDEVS or not kind:
+            raise ConfigError(f"-netdev {kind}: no such kind; there are tap, user and stream")
+        fields = members.read("-netdev", pairs("-netdev", rest, "") if rest else [], _NETDEVS[kind])
+        if "id" not in fields:
+            raise ConfigError(f"-netdev {text}: has no id; give id=NAME")
+        fields["backend"] = _backend("-netdev", kind or "tap", fields)
+        self._enter("-netdev", fields)
+        self._given.append(("netdev", fields))
+
+    def _add_net(self, text: str) -> None:
+        given = pairs("-net", text, "ifname")
+        kind = "user" if given[0] == ("ifname", "user") else "tap"
+        if kind == "user":
+            fields = members.read("-net", given[1:], _NET_USER)
+        else:
+            fields = members.read("-net", given, _NET)
+        number = len(self._given)
+        while "id" not in fields:
+            if f"net{number}" not in self._netdevs:
+                fields["id"] = f"net{number}"
+            number += 1
+        fields["backend"] = _backend("-net", kind, fields)
+        self._enter("-net", fields)
+        self._given.append(("net", fields))
+
+    def _enter(self, option: str, fields: dict[str, Any]) -> None:
+        name = fields["id"]
+        if name in self._netdevs:
+            raise ConfigError(f"{option} id={name}: there is one of that name; give another")
+        self._netdevs[name] = fields
+
+    def _add_device(self, text: str) -> None:
+        _, _, rest = text.partition(",")
+        fields = members.read("-device", pairs("-device", rest, "") if rest else [], _DEVICE)
+        if "netdev" not in fields:
+            raise ConfigError(f"-device {text}: names no netdev; give netdev=ID")
+        name = fields.get("device")
+        if name in self._devices:
+            raise ConfigError(f"-device id={name}: there is one of that name; give another")
+        if name is not None:
+            self._devices.add(name)
+        self._given.append(("device", fields))
+
+    def nics(self) -> tuple[NicConfig, ...]:
+        """Return the NICs in the order of their options; ConfigError when they do not match.
+
+        A netdev that no device names is a NIC by itself, in its own place.
+        """
+        by_netdev: dict[str, dict[str, Any]] = {}
+        for kind, fields in self._given:
+            if kind != "device":
+                continue
+            name = fields["netdev"]
+            if name not in self._netdevs:
+                raise ConfigError(f"-device netdev={name}: there is no such -netdev; add id={name}")
+            if name in by_netdev:
+                raise ConfigError(f"-device netdev={name}: has a device already; drop one")
+            by_netdev[name] = fields
+        nics = tuple(
+            self._nic(fields)
+            for kind, fields in self._given
+            if kind != "netdev" or fields["id"] not in by_netdev
+        )
+        _check_unique(nics)
+        return nics
+
+    def _nic(self, given: dict[str, Any]) -> NicConfig:
+        fields = given
+        if "netdev" in given:
+            netdev = self._netdevs[given["netdev"]]
+            if "mac" in given and "mac" in netdev:
+                raise ConfigError(
+                    f"-device netdev={given['netdev']}: the MAC address is given with the "
+                    "-netdev too; give it once"
+                )
+            if given.get("mq") is False and netdev["backend"].queues > 1:
+                raise ConfigError(
+                    f"-device netdev={given['netdev']},mq=off: the netdev has "
+                    f"{netdev['backend'].queues} queues; leave mq or queues out"
+                )
+            fields = netdev | given
+        words = {key: value for key, value in fields.items() if key in _OF_NIC and key != "id"}
+        return NicConfig(fields["id"], fields["backend"], **words)
+
+
+def _backend(option: str, kind: str, fields: dict[str, Any]) -> Netdev:
+    """Return what the members of one option say of the host's side."""
+    if kind == "user":
+        return PasstConfig()
+    if kind == "stream":
+        if "path" not in fields:
+            raise ConfigError(f"{option} stream: names no socket; give path=SOCKET")
+        return StreamConfig(fields["path"])
+    fds = fields.get("fds", ())
+    if ("ifname" in fields) == bool(fds):
+        raise ConfigError(
+            f"{option} tap: name one tap, by ifname=NAME or, when it is open already, by fd=NUMBER"
+        )
+    queues = fields.get("queues", len(fds) or 1)
+    if fds and queues != len(fds):
+        raise ConfigError(f"{option} queues={queues}: there are {len(fds)} fds; give one for each")
+    vhost_fds = fields.get("vhost_fds", ())
+    vhost = fields.get("vhost", bool(vhost_fds))
+    if vhost_fds and (not vhost or len(vhost_fds) != queues):
+        raise ConfigError(
+            f"{option} vhostfds={':'.join(map(str, vhost_fds))}: goes with vhost=on, "
+            f"one for each of {queues} queues"
+        )
+    return TapConfig(
+        fields.get("ifname", ""), fds=fds, queues=queues, vhost=vhost, vhost_fds=vhost_fds
+    )
+
+
+def _check_unique(nics: tuple[NicConfig, ...]) -> None:
+    """Raise ConfigError for an address, a tap or a file that two NICs have."""
+    seen: set[str] = set()
+    for nic in nics:
+        things = [f"mac={mac.show(nic.mac)}"] if nic.mac else []
+        if isinstance(nic.netdev, TapConfig):
+            things += [f"ifname={nic.netdev.ifname}"] if nic.netdev.ifname else []
+            things += [f"fd={fd}" for fd in (*nic.netdev.fds, *nic.netdev.vhost_fds)]
+        for thing in things:
+            if thing in seen:
+                raise ConfigError(f"-netdev {thing}: two NICs have it; give each its own")
+            seen.add(thing)

@@ -1,0 +1,91 @@
+"""A NIC of the guest, as it was asked for: the device, and the netdev of the host behind it."""
+
+from __future__ import annotations
+
+from . import mac
+from .virtio.net import Net, NetConfig
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .passt import PasstConfig
+    from .stream import StreamConfig
+    from .tap import TapConfig
+
+    Netdev = TapConfig | StreamConfig | PasstConfig
+
+_USUAL_MTU = 1500
+
+
+class NicConfig:
+    """One NIC."""
+
+    __slots__ = (
+        "id",
+        "mac",
+        "mtu",
+        "netdev",
+        "queue_size",
+        "rx_bytes",
+        "rx_packets",
+        "tx_bytes",
+        "tx_packets",
+    )
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002  (the field's word)
+        netdev: Netdev,
+        *,
+        mac: bytes = b"",
+        mtu: int = 0,
+        queue_size: int = 256,
+        rx_bytes: int = 0,
+        rx_packets: int = 0,
+        tx_bytes: int = 0,
+        tx_packets: int = 0,
+    ) -> None:
+        """`netdev` is opened by `make`; the device has as many pairs of queues.
+
+        Without `mac` the address is made from the names of host, machine, NIC and netdev. `mtu`
+        is in bytes; 0: what the netdev's link has, where that is not the usual 1500. The limits
+        are of a second, 0: none; rx is what the guest receives.
+        """
+        self.id = id
+        self.netdev = netdev
+        self.mac = mac
+        self.mtu = mtu
+        self.queue_size = queue_size
+        self.rx_bytes = rx_bytes
+        self.rx_packets = rx_packets
+        self.tx_bytes = tx_bytes
+        self.tx_packets = tx_packets
+
+
+def make(config: NicConfig, machine: str) -> Net:
+    """Open the netdev and return the device that owns it; ConfigError, BackendError.
+
+    `machine` is the machine's name.
+    """
+    backend = config.netdev.open()
+    try:
+        device = NetConfig(
+            config.id,
+            config.mac or mac.made(machine, config.id, backend.name),
+            mtu=config.mtu or (backend.mtu if backend.mtu != _USUAL_MTU else 0),
+            queue_pairs=config.netdev.queues,
+            queue_size=config.queue_size,
+            rx_bytes=config.rx_bytes,
+            rx_packets=config.rx_packets,
+            tx_bytes=config.tx_bytes,
+            tx_packets=config.tx_packets,
+        )
+        return Net(device, backend)
+    except BaseException:
+        backend.close()
+        raise
+
+
+def empty(addr: int, machine: str) -> Net:
+    """Return a NIC without a netdev, for slot `addr`: its link is down until one is attached."""
+    name = f"slot {addr}"
+    return Net(NetConfig(name, mac.made(machine, name, "")))

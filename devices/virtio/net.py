@@ -1,0 +1,321 @@
+"""The virtio network device (virtio 1.2, 5.1): what the driver sees; native/net.h does the work."""
+
+from __future__ import annotations
+
+import _thread
+import struct
+
+from ...errors import BackendError, ConfigError
+from ...native import check, ffi, lib
+from .device import Pluggable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    from .device import Activation
+
+    class Backend(Protocol):
+        """The host's side of a NIC, opened; whoever holds it closes it."""
+
+        @property
+        def kind(self) -> str:
+            """`tap`: queues of a tap with headers of 12 bytes; `stream`: a connected socket."""
+
+        @property
+        def fds(self) -> tuple[int, ...]:
+            """A descriptor for each pair of queues; a stream has one."""
+
+        @property
+        def vhost_fds(self) -> tuple[int, ...]:
+            """The same, of /dev/vhost-net; none: the monitor moves the packets itself."""
+
+        @property
+        def offloads(self) -> int:
+            """The TUN_F_... bits that TUNSETOFFLOAD accepts; 0 for a stream."""
+
+        def close(self) -> None:
+            """Give the descriptors back, and what else there is."""
+
+
+DEVICE_TYPE = 1
+QUEUE_PAIRS_MAX = 64
+QUEUE_SIZE_MIN, QUEUE_SIZE_MAX = 2, 1024
+MTU_MIN, MTU_MAX = 68, 65535
+CTRL_QUEUE_SIZE = 64
+
+# TUN_F_... of linux/if_tun.h, as `Backend.offloads` has them.
+TUN_CSUM, TUN_TSO4, TUN_TSO6, TUN_TSO_ECN, TUN_USO4, TUN_USO6 = 1, 2, 4, 8, 0x20, 0x40
+# What every kernel's tap has; promised by a NIC that is made without a backend.
+TAP_OFFLOADS = TUN_CSUM | TUN_TSO4 | TUN_TSO6 | TUN_TSO_ECN
+
+# Feature bits, 5.1.3.
+CSUM = 1 << 0
+GUEST_CSUM = 1 << 1
+CTRL_GUEST_OFFLOADS = 1 << 2
+MTU = 1 << 3
+MAC = 1 << 5
+GUEST_TSO4, GUEST_TSO6, GUEST_ECN = 1 << 7, 1 << 8, 1 << 9
+HOST_TSO4, HOST_TSO6, HOST_ECN = 1 << 11, 1 << 12, 1 << 13
+MRG_RXBUF = 1 << 15
+STATUS = 1 << 16
+CTRL_VQ, CTRL_RX, CTRL_VLAN = 1 << 17, 1 << 18, 1 << 19
+MQ = 1 << 22
+CTRL_MAC_ADDR = 1 << 23
+GUEST_USO4, GUEST_USO6, HOST_USO = 1 << 54, 1 << 55, 1 << 56
+
+_ALWAYS = MAC | MRG_RXBUF | STATUS | CTRL_VQ | CTRL_RX | CTRL_VLAN | CTRL_MAC_ADDR
+# Offloads of the host, and the features that they make possible.
+_OFFLOADS = (
+    (TUN_CSUM, CSUM | GUEST_CSUM | CTRL_GUEST_OFFLOADS),
+    (TUN_TSO4, GUEST_TSO4 | HOST_TSO4),
+    (TUN_TSO6, GUEST_TSO6 | HOST_TSO6),
+    (TUN_TSO_ECN, GUEST_ECN | HOST_ECN),
+    (TUN_USO4 | TUN_USO6, GUEST_USO4 | GUEST_USO6 | HOST_USO),
+)
+
+_LINK_UP = 1
+# struct virtio_net_config to mtu, 5.1.4: mac, status, max_virtqueue_pairs, mtu.
+_CONFIG = struct.Struct("<6sHHH")
+
+
+class NetConfig:
+    """One NIC, as it was asked for."""
+
+    __slots__ = (
+        "id",
+        "mac",
+        "mtu",
+        "queue_pairs",
+        "queue_size",
+        "rx_bytes",
+        "rx_packets",
+        "tx_bytes",
+        "tx_packets",
+    )
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002  (the field's word)
+        mac: bytes,
+        *,
+        mtu: int = 0,
+        queue_pairs: int = 1,
+        queue_size: int = 256,
+        rx_bytes: int = 0,
+        rx_packets: int = 0,
+        tx_bytes: int = 0,
+        tx_packets: int = 0,
+    ) -> None:
+        """`mac` is six bytes, a unicast address.
+
+        `mtu` is what the guest is advised of, 68 to 65535, or 0: nothing. `queue_pairs` is 1 to
+        64, each with a thread; `queue_size` is a power of two from 2 to 1024, of both queues of a
+        pair. The others limit bytes and packets a second, for all pairs together, 0: no limit; rx
+        is what the guest receives.
+        """
+        self.id = id
+        self.mac = mac
+        self.mtu = mtu
+        self.queue_pairs = queue_pairs
+        self.queue_size = queue_size
+        self.rx_bytes = rx_bytes
+        self.rx_packets = rx_packets
+        self.tx_bytes = tx_bytes
+        self.tx_packets = tx_packets
+
+    @property
+    def is_limited(self) -> bool:
+        """Tell whether there is any limit."""
+        return any((self.rx_bytes, self.rx_packets, self.tx_bytes, self.tx_packets))
+
+
+class Net(Pluggable):
+    """A NIC of the guest; owns its backend and the C side.
+
+    The link is up while there is a backend whose other side lives, unless `set_link` says down.
+    Backends come and go at any time: `attach`, `detach`, `set_link`, `news` and `stats` are for
+    any thread that holds no lock of the transport.
+    """
+
+    __slots__ = ("_backend", "_config", "_handle", "_id", "_lock", "_lost", "_wanted", "offloads")
+    KIND = "net"
+
+    def __init__(self, config: NetConfig, backend: Backend | None = None) -> None:
+        """Take over `backend`, opened; ConfigError or BackendError, and it is the caller's still.
+
+        What it can offload is what the guest is offered, for good; without one, what any tap can.
+        """
+        self.offloads = backend.offloads if backend else TAP_OFFLOADS
+        sizes = (config.queue_size,) * (2 * config.queue_pairs) + (CTRL_QUEUE_SIZE,)
+        super().__init__(
+            f"NIC {config.id}",
+            device_type=DEVICE_TYPE,
+            features=_features(config, self.offloads),
+            queue_sizes=sizes,
+        )
+        self._config = config
+        self._backend: Backend | None = None
+        self._id = config.id
+        self._wanted = True  # the link, by set_link
+        self._lost = False
+        # Guards the C side's calls that must come one at a time, and the three above.
+        self._lock = _thread.allocate_lock()
+        handle = ffi.new("struct pv_net **")
+        words = {
+            "mac": config.mac,
+            "rx_bytes": config.rx_bytes,
+            "rx_packets": config.rx_packets,
+            "tx_bytes": config.tx_bytes,
+            "tx_packets": config.tx_packets,
+        }
+        check(lib.pv_net_new(ffi.new("struct pv_net_config *", words), handle), self.name)
+        self._handle: Any = ffi.gc(handle[0], lib.pv_net_free)
+        if backend:
+            self._attach(backend)
+
+    @property
+    def link(self) -> bool:
+        """Tell whether the guest sees a link."""
+        return self._backend is not None and self._wanted and not self._lost
+
+    @property
+    def backend(self) -> str:
+        """Return the id of what is plugged in; "" when nothing is."""
+        return self._id if self._backend else ""
+
+    def config(self) -> bytes:
+        """Return struct virtio_net_config; the address is the one that the driver set."""
+        mac = ffi.new("uint8_t[6]")
+        lib.pv_net_mac(self._handle, mac)
+        status = _LINK_UP if self.link else 0
+        return _CONFIG.pack(bytes(mac), status, self._config.queue_pairs, self._config.mtu)
+
+    def activate(self, activation: Activation) -> None:
+        """Start a thread for each pair of queues that is ready, up to the first that is not."""
+        pairs = []
+        queues = activation.queues
+        for index in range(self._config.queue_pairs if activation.features & MQ else 1):
+            rx, tx = queues[2 * index : 2 * index + 2]
+            if not rx or not tx:
+                break
+            pairs.append(((rx.handle, rx.kick_fd), (tx.handle, tx.kick_fd)))
+        if not pairs:
+            raise BackendError(f"{self.name}: the driver made its first two queues not ready")
+        # Behind the pairs there could be, which without MQ is one.
+        ctrl = queues[2 * self._config.queue_pairs if activation.features & MQ else 2]
+        uses_ctrl = ctrl is not None and activation.features & CTRL_VQ
+        words = {
+            "features": activation.features,
+            "pairs": ffi.new("struct pv_net_pair[]", pairs),
+            "count": len(pairs),
+            "ctrl": (ctrl.handle, ctrl.kick_fd) if ctrl and uses_ctrl else (ffi.NULL, -1),
+            "irq": activation.irq,
+            "memory": activation.memory,
+        }
+        with self._lock:
+            result = lib.pv_net_start(self._handle, ffi.new("struct pv_net_activation *", words))
+            check(result, f"{self.name}: cannot start")
+
+    def reset(self) -> None:
+        """End the threads; the driver's address is the configured one again."""
+        with self._lock:
+            lib.pv_net_stop(self._handle)
+
+    def attach(self, backend: Backend, *, id: str = "", mac: bytes = b"") -> None:  # noqa: A002
+        """Take over `backend` and bring the link up; as the constructor does.
+
+        `id` is how it is called from now on. A driver reads the address once, when it finds the
+        device: another `mac` is refused.
+        """
+        has = self._config.mac
+        if mac not in {b"", has}:
+            raise ConfigError(
+                f"{self.name}: the guest knows this slot by the address {has.hex(':')}; "
+                "give that mac, or none"
+            )
+        with self._lock:
+            self._attach(backend)
+            self._id = id or self._id
+        self.config_changed()
+
+    def _attach(self, backend: Backend) -> None:
+        config = self._config
+        kind = lib.PV_NET_TAP if backend.kind == "tap" else lib.PV_NET_STREAM
+        if self._backend:
+            raise ConfigError(f"{self.name}: it has a backend; detach that first")
+        if len(backend.fds) != config.queue_pairs:
+            raise ConfigError(
+                f"{self.name}: {config.queue_pairs} queue pairs need as many queues of the "
+                f"backend, which has {len(backend.fds)}; give queues={config.queue_pairs}"
+            )
+        if self.offloads & ~backend.offloads:
+            raise ConfigError(
+                f"{self.name}: the guest was offered offloads that this backend lacks "
+                f"({self.offloads & ~backend.offloads:#x}); attach a tap"
+            )
+        if backend.vhost_fds and config.is_limited:
+            raise ConfigError(f"{self.name}: vhost knows no limits; give vhost=off or drop them")
+        # These arrays live until the call returns, which copies them.
+        fds = ffi.new("int[]", backend.fds)
+        vhost_fds = ffi.new("int[]", backend.vhost_fds) if backend.vhost_fds else ffi.NULL
+        words = {"kind": kind, "count": len(backend.fds), "fds": fds, "vhost_fds": vhost_fds}
+        result = lib.pv_net_attach(self._handle, ffi.new("struct pv_net_backend *", words))
+        check(result, f"{self.name}: cannot use its backend")
+        self._backend = backend
+        self._lost = False
+
+    def detach(self) -> Backend | None:
+        """Take the link down and hand the backend over, which nothing uses any more."""
+        with self._lock:
+            backend, self._backend = self._backend, None
+            result = lib.pv_net_detach(self._handle)
+        self.config_changed()
+        check(result, f"{self.name}: cannot go on without its backend")
+        return backend
+
+    def set_link(self, up: bool) -> None:
+        """Show the guest a link, or none; what is sent and received without one is dropped."""
+        with self._lock:
+            before = self.link
+            self._wanted = up
+            changed = self.link != before
+            result = lib.pv_net_set_link(self._handle, up)
+        if changed:
+            self.config_changed()
+        check(result, f"{self.name}: cannot set the link")
+
+    def news(self) -> str:
+        """Take the link down when the host's side is gone, and say so."""
+        with self._lock:
+            if self._backend is None or not lib.pv_net_take_lost(self._handle):
+                return ""
+            self._lost = True
+            gone = "tap was removed" if self._backend.kind == "tap" else "peer has gone"
+        self.config_changed()
+        return f"its {gone}; the link is down"
+
+    def stats(self) -> Any:
+        """Return a struct pv_net_stats (native/net.h) of this moment."""
+        stats = ffi.new("struct pv_net_stats *")
+        lib.pv_net_stats(self._handle, stats)
+        return stats
+
+    def close(self) -> None:
+        """Close the backend."""
+        lib.pv_net_detach(self._handle)
+        backend, self._backend = self._backend, None
+        if backend:
+            backend.close()
+
+
+def _features(config: NetConfig, offloads: int) -> int:
+    features = _ALWAYS
+    for needed, made_possible in _OFFLOADS:
+        if offloads & needed == needed:
+            features |= made_possible
+    if config.mtu:
+        features |= MTU
+    if config.queue_pairs > 1:
+        features |= MQ
+    return features

@@ -1,0 +1,316 @@
+#include "net.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "net_internal.h"
+#include "virtio_irq.h"
+
+_Static_assert(sizeof(struct pv_net_stats) == PV_NET_COUNTERS * sizeof(uint64_t), "same order");
+
+int pv_net_new(const struct pv_net_config *config, struct pv_net **out)
+{
+	struct pv_net *net = calloc(1, sizeof(*net));
+
+	*out = net;
+	if (!net)
+		return -ENOMEM;
+	net->config = *config;
+	pv_net_limit_init(&net->rx_limit, config->rx_packets, config->rx_bytes);
+	pv_net_limit_init(&net->tx_limit, config->tx_packets, config->tx_bytes);
+	pthread_mutex_init(&net->lock, NULL);
+	pv_net_mode_init(&net->mode, config->mac, 0);
+	atomic_store(&net->link, true);
+	return 0;
+}
+
+void pv_net_free(struct pv_net *net)
+{
+	if (!net)
+		return;
+	pthread_mutex_destroy(&net->lock);
+	free(net);
+}
+
+void pv_net_break(struct pv_net *net, const char *why)
+{
+	if (atomic_exchange(&net->broken, true))
+		return;
+	snprintf(net->why, sizeof(net->why), "%s", why);
+	pv_virtio_irq_broken(net->irq, net->why);
+}
+
+void pv_net_wake(struct pv_net *net)
+{
+	for (uint32_t i = 0; i < net->count; i++)
+		(void)eventfd_write(net->workers[i]->wake_fd, 1);
+}
+
+/* The tap spreads packets over the queues that are attached. */
+static int attach_ports(struct pv_net *net, uint32_t pairs)
+{
+	int result = 0;
+
+	for (uint32_t i = 0; i < net->port_count && result == 0; i++)
+		result = pv_net_tap_attach(&net->ports[i], i < pairs);
+	return result;
+}
+
+int pv_net_use_pairs(struct pv_net *net, uint32_t count)
+{
+	int result;
+
+	if (count == 0 || count > net->count)
+		return -EINVAL;
+	result = attach_ports(net, count);
+	if (result < 0)
+		return result;
+	atomic_store(&net->active, count);
+	pv_net_wake(net);
+	return 0;
+}
+
+/* Signals are for the main thread. */
+static int start_thread(struct pv_net_worker *w)
+{
+	sigset_t all, before;
+	int result;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	result = pthread_create(&w->thread, NULL, pv_net_run, w);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	w->running = result == 0;
+	return -result;
+}
+
+/* What was in flight is as if it had never been popped; a packet that was held is lost. */
+static void pause_threads(struct pv_net *net)
+{
+	atomic_store(&net->stopping, true);
+	pv_net_wake(net);
+	for (uint32_t i = 0; i < net->count; i++) {
+		struct pv_net_worker *w = net->workers[i];
+
+		if (w->running)
+			pthread_join(w->thread, NULL);
+		w->running = false;
+		pv_virtqueue_rewind(w->rx.queue.ring);
+		pv_virtqueue_rewind(w->tx.queue.ring);
+		w->rx.stock.first_buffer = w->rx.stock.buffer_count = 0;
+		w->rx.stock.first_segment = w->rx.stock.segment_count = 0;
+		w->rx.stock.bytes = w->rx.held = 0;
+		w->rx.wait = w->tx.wait = PV_WAIT_NONE;
+		w->tx.held = w->flushing = w->lost = false;
+	}
+	pv_net_vhost_stop(net);
+}
+
+/* A tap that cannot be told something is gone, as the threads will find. */
+static int resume_threads(struct pv_net *net)
+{
+	int result = 0;
+
+	atomic_store(&net->stopping, false);
+	if (net->port_count > 0) {
+		pv_net_tap_set_offloads(&net->ports[0], net->mode.offloads);
+		(void)attach_ports(net, atomic_load(&net->active));
+	}
+	/* The kernel knows of no link that is down. */
+	if (net->has_vhost && atomic_load(&net->link))
+		result = pv_net_vhost_start(net);
+	for (uint32_t i = 0; i < (net->vhost ? 1 : net->count) && result == 0; i++)
+		result = start_thread(net->workers[i]);
+	if (result < 0)
+		pause_threads(net);
+	return result;
+}
+
+static void reset_mode(struct pv_net *net, uint64_t features)
+{
+	pthread_mutex_lock(&net->lock);
+	pv_net_mode_init(&net->mode, net->config.mac, features);
+	atomic_fetch_add(&net->mode_version, 1);
+	pthread_mutex_unlock(&net->lock);
+}
+
+static int make_worker(struct pv_net *net, const struct pv_net_pair *pair)
+{
+	struct pv_net_worker *w = calloc(1, sizeof(*w));
+
+	if (!w)
+		return -ENOMEM;
+	w->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (w->wake_fd < 0) {
+		int result = -errno;
+
+		free(w);
+		return result;
+	}
+	w->net = net;
+	w->index = net->count;
+	w->port = &net->ports[w->index];
+	w->counters = net->counters[w->index];
+	w->rx.queue = pair->rx;
+	w->tx.queue = pair->tx;
+	net->workers[net->count++] = w;
+	return 0;
+}
+
+int pv_net_start(struct pv_net *net, const struct pv_net_activation *activation)
+{
+	int result = 0;
+
+	if (net->count > 0)
+		return -EBUSY;
+	if (activation->count == 0 || activation->count > PV_NET_PAIRS ||
+	    (net->has_vhost && activation->count > net->port_count))
+		return -EINVAL;
+	net->features = activation->features;
+	net->ctrl = activation->ctrl;
+	net->irq = activation->irq;
+	net->memory = activation->memory;
+	atomic_store(&net->active, 1);
+	atomic_store(&net->broken, false);
+	reset_mode(net, net->features);
+	for (uint32_t i = 0; i < activation->count && result == 0; i++)
+		result = make_worker(net, &activation->pairs[i]);
+	if (result == 0)
+		result = resume_threads(net);
+	if (result < 0)
+		pv_net_stop(net);
+	return result;
+}
+
+void pv_net_stop(struct pv_net *net)
+{
+	if (net->count == 0)
+		return;
+	pause_threads(net);
+	while (net->count > 0) {
+		struct pv_net_worker *w = net->workers[--net->count];
+
+		close(w->wake_fd);
+		free(w);
+	}
+	reset_mode(net, 0);
+}
+
+static void close_ports(struct pv_net *net)
+{
+	while (net->port_count > 0) {
+		struct pv_net_port *port = &net->ports[--net->port_count];
+
+		if (net->has_vhost)
+			pv_net_vhost_close(net->vhost_fds[net->port_count]);
+		port->ops->close(port);
+		*port = (struct pv_net_port){0};
+	}
+	net->has_vhost = false;
+	atomic_store(&net->lost, false);
+	atomic_store(&net->news, false);
+}
+
+static int open_port(struct pv_net *net, const struct pv_net_backend *backend, uint32_t index)
+{
+	struct pv_net_port *port = &net->ports[index];
+	int result = backend->kind == PV_NET_TAP ? pv_net_tap_open(port, backend->fds[index])
+	                                         : pv_net_stream_open(port, backend->fds[index]);
+
+	if (result < 0)
+		return result;
+	net->port_count++;
+	if (!backend->vhost_fds)
+		return 0;
+	net->has_vhost = true;
+	net->vhost_fds[index] = backend->vhost_fds[index];
+	return pv_net_vhost_open(net->vhost_fds[index]);
+}
+
+static bool is_valid(const struct pv_net_backend *backend)
+{
+	if (backend->kind == PV_NET_STREAM)
+		return backend->count == 1 && !backend->vhost_fds;
+	return backend->kind == PV_NET_TAP && backend->count > 0 && backend->count <= PV_NET_PAIRS;
+}
+
+/* Start the threads again after pause_threads; -errno, and the device is broken. */
+static int go_on(struct pv_net *net)
+{
+	int result = net->count > 0 ? resume_threads(net) : 0;
+
+	if (result < 0)
+		pv_net_break(net, "its threads cannot be started again");
+	return result;
+}
+
+int pv_net_attach(struct pv_net *net, const struct pv_net_backend *backend)
+{
+	int result = 0;
+
+	if (net->port_count > 0)
+		return -EBUSY;
+	if (!is_valid(backend) || (backend->vhost_fds && backend->count < net->count))
+		return -EINVAL;
+	if (net->count > 0)
+		pause_threads(net);
+	for (uint32_t i = 0; i < backend->count && result == 0; i++)
+		result = open_port(net, backend, i);
+	if (result == 0 && net->count > 0)
+		result = resume_threads(net);
+	if (result < 0) {
+		close_ports(net);
+		(void)go_on(net);
+	}
+	return result;
+}
+
+int pv_net_detach(struct pv_net *net)
+{
+	if (net->port_count == 0)
+		return 0;
+	if (net->count > 0)
+		pause_threads(net);
+	close_ports(net);
+	return go_on(net);
+}
+
+int pv_net_set_link(struct pv_net *net, int up)
+{
+	bool pauses = net->has_vhost && net->count > 0;
+
+	if (atomic_load(&net->link) == (up != 0))
+		return 0;
+	if (pauses)
+		pause_threads(net);
+	atomic_store(&net->link, up != 0);
+	return pauses ? go_on(net) : 0;
+}
+
+void pv_net_mac(struct pv_net *net, uint8_t mac[6])
+{
+	pthread_mutex_lock(&net->lock);
+	memcpy(mac, net->mode.mac, 6);
+	pthread_mutex_unlock(&net->lock);
+}
+
+int pv_net_take_lost(struct pv_net *net)
+{
+	return atomic_exchange(&net->news, false);
+}
+
+void pv_net_stats(const struct pv_net *net, struct pv_net_stats *stats)
+{
+	uint64_t sums[PV_NET_COUNTERS] = {0};
+
+	for (uint32_t i = 0; i < PV_NET_PAIRS; i++)
+		for (uint32_t counter = 0; counter < PV_NET_COUNTERS; counter++)
+			sums[counter] += atomic_load_explicit(&net->counters[i][counter],
+			                                      memory_order_relaxed);
+	memcpy(stats, sums, sizeof(*stats));
+}

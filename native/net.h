@@ -1,0 +1,121 @@
+/* A virtio network device's data path: between the rings and a tap or a socket of the host
+ * (virtio 1.2, 5.1).
+ *
+ * Each pair of queues has a thread in C. It reads packets from the host straight into the driver's
+ * receive buffers and writes the driver's packets straight to the host, in bursts, each with one
+ * publish and at most one interrupt. The first thread serves the control queue, too. None of them
+ * touches Python. A packet that asks for what it may not have is dropped and counted; a ring or a
+ * buffer that breaks the rules breaks the device.
+ *
+ * The device outlives its activations and its backends: both come and go, in any order. Without a
+ * backend, and while the link is down, packets are dropped. */
+#ifndef PV_NET_H
+#define PV_NET_H
+
+#include <stdint.h>
+
+#define PV_NET_PAIRS 64        /* of queues, at most */
+#define PV_NET_HEADER 12       /* bytes of struct virtio_net_hdr_v1 before each packet */
+#define PV_NET_FRAME_MIN 14    /* bytes of a packet: an Ethernet header */
+#define PV_NET_FRAME_MAX 65557 /* and 64 KiB of IP behind one with two VLAN tags */
+#define PV_NET_ADDRESSES 64    /* in each filter of addresses; more of them switch it off */
+
+#define PV_NET_TAP 1    /* tap queues with IFF_VNET_HDR and headers of 12 bytes */
+#define PV_NET_STREAM 2 /* a stream socket; each packet behind its length, 4 bytes, big-endian */
+
+struct pv_memory;
+struct pv_net;
+struct pv_virtio_irq;
+struct pv_virtqueue;
+
+/* Limits are for all pairs together; 0: none. rx is what the driver receives. */
+struct pv_net_config {
+	uint8_t mac[6];
+	uint64_t rx_bytes; /* a second, without headers */
+	uint64_t rx_packets;
+	uint64_t tx_bytes;
+	uint64_t tx_packets;
+};
+
+/* Descriptors are borrowed until pv_net_detach; those of taps are made nonblocking. */
+struct pv_net_backend {
+	uint32_t kind;
+	uint32_t count;       /* of pairs; a stream has one */
+	const int *fds;       /* one for each pair */
+	const int *vhost_fds; /* the same, of /dev/vhost-net, for taps only; NULL: the threads do it */
+};
+
+/* A queue to serve; both are borrowed until pv_net_stop. The kick descriptor is an eventfd. */
+struct pv_net_queue {
+	struct pv_virtqueue *ring;
+	int kick_fd;
+};
+
+struct pv_net_pair {
+	struct pv_net_queue rx;
+	struct pv_net_queue tx;
+};
+
+/* What the driver has set up; all of it is borrowed until pv_net_stop, but for the arrays. */
+struct pv_net_activation {
+	uint64_t features; /* that were negotiated */
+	const struct pv_net_pair *pairs;
+	uint32_t count;           /* of pairs; the first alone is in use until the driver asks for more */
+	struct pv_net_queue ctrl; /* without a ring: none */
+	struct pv_virtio_irq *irq;
+	const struct pv_memory *memory;
+};
+
+/* Since the device was made, over all pairs. Of what vhost does the kernel keeps no count. */
+struct pv_net_stats {
+	uint64_t rx_packets;
+	uint64_t rx_bytes;
+	uint64_t rx_filtered;  /* dropped: not for the driver */
+	uint64_t rx_no_link;   /* dropped: the link is down */
+	uint64_t rx_no_room;   /* dropped: larger than the driver's buffers can ever hold */
+	uint64_t rx_unfit;     /* dropped: with offloads that the driver did not ask for */
+	uint64_t rx_errors;    /* dropped: could not be read */
+	uint64_t rx_starved;   /* times that the driver had no buffers left */
+	uint64_t rx_throttled; /* times that the limit was reached */
+	uint64_t tx_packets;
+	uint64_t tx_bytes;
+	uint64_t tx_malformed; /* dropped: a header or a length that cannot be */
+	uint64_t tx_no_link;   /* dropped: no backend, or the link is down */
+	uint64_t tx_errors;    /* dropped: refused by the host */
+	uint64_t tx_blocked;   /* times that the host's queue was full */
+	uint64_t tx_throttled; /* times that the limit was reached */
+	uint64_t commands;     /* on the control queue, those refused among them */
+	uint64_t kicks;
+	uint64_t interrupts; /* bursts that ended with an interrupt */
+	uint64_t suppressed; /* bursts that the driver did not want one for */
+};
+
+/* -ENOMEM. */
+int pv_net_new(const struct pv_net_config *config, struct pv_net **out);
+/* The device is stopped and detached. */
+void pv_net_free(struct pv_net *net);
+
+/* Serve the pairs (1 to PV_NET_PAIRS). -EBUSY: started already; -EINVAL; -ENOMEM; what
+ * pthread_create(3) or vhost say; nothing runs then. */
+int pv_net_start(struct pv_net *net, const struct pv_net_activation *activation);
+/* End the threads; packets in flight are lost. Without them: nothing. */
+void pv_net_stop(struct pv_net *net);
+
+/* Use a backend from now on; the driver's packets in the rings wait meanwhile. -EBUSY: there is
+ * one; -EINVAL; -ENOMEM; what fcntl(2), vhost or pthread_create(3) say; then there is none. */
+int pv_net_attach(struct pv_net *net, const struct pv_net_backend *backend);
+/* Let go of the backend, if there is one. -errno of pthread_create(3): the threads could not be
+ * started again, and the device is broken. */
+int pv_net_detach(struct pv_net *net);
+/* 0: drop every packet. The link is up at first. -errno as above, or of vhost. */
+int pv_net_set_link(struct pv_net *net, int up);
+
+/* All of the above: one caller at a time. What follows: any thread, at any time. */
+
+/* The address that the driver set, or the configured one. */
+void pv_net_mac(struct pv_net *net, uint8_t mac[6]);
+/* 1: the host's side of the backend has gone; once, after pv_virtio_irq_news told so. */
+int pv_net_take_lost(struct pv_net *net);
+void pv_net_stats(const struct pv_net *net, struct pv_net_stats *stats);
+
+#endif

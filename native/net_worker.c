@@ -1,0 +1,216 @@
+/* The thread of a pair of queues. */
+#include <errno.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+
+#include "net_internal.h"
+#include "virtio_irq.h"
+
+#define COMMANDS 16 /* in a row, at most */
+#define NS_PER_S UINT64_C(1000000000)
+
+void pv_net_count(struct pv_net_worker *w, enum pv_net_counter counter, uint64_t more)
+{
+	uint64_t before = atomic_load_explicit(&w->counters[counter], memory_order_relaxed);
+
+	atomic_store_explicit(&w->counters[counter], before + more, memory_order_relaxed);
+}
+
+void pv_net_lose(struct pv_net_worker *w)
+{
+	w->lost = true;
+	w->rx.wait = PV_WAIT_GONE;
+	if (w->tx.wait == PV_WAIT_PORT)
+		w->tx.wait = PV_WAIT_NONE;
+	if (atomic_exchange(&w->net->lost, true))
+		return;
+	atomic_store(&w->net->news, true);
+	pv_virtio_irq_news(w->net->irq);
+}
+
+static void copy_mode(struct pv_net_worker *w)
+{
+	struct pv_net *net = w->net;
+
+	if (atomic_load(&net->mode_version) == w->mode_version)
+		return;
+	pthread_mutex_lock(&net->lock);
+	w->mode = net->mode;
+	w->mode_version = atomic_load(&net->mode_version);
+	pthread_mutex_unlock(&net->lock);
+}
+
+/* Show the driver what was done on both queues, with one interrupt at most. */
+static void publish(struct pv_net_worker *w)
+{
+	bool wanted;
+
+	if (!w->pushed)
+		return;
+	w->pushed = false;
+	pv_virtqueue_publish(w->rx.queue.ring);
+	pv_virtqueue_publish(w->tx.queue.ring);
+	wanted = pv_virtqueue_needs_notify(w->rx.queue.ring) != 0;
+	wanted |= pv_virtqueue_needs_notify(w->tx.queue.ring) != 0;
+	pv_net_count(w, wanted ? PV_INTERRUPTS : PV_SUPPRESSED, 1);
+	if (wanted)
+		pv_virtio_irq_used(w->net->irq);
+}
+
+static void flush(struct pv_net_worker *w)
+{
+	int result = 0;
+
+	if (w->port->ops && !w->lost && w->port->ops->flush)
+		result = w->port->ops->flush(w->port);
+	if (result == -EPIPE)
+		pv_net_lose(w);
+	w->flushing = result == -EAGAIN;
+}
+
+/* A direction that waits for the host is not looked at before the host has moved. Who does not ask
+ * poll(2), because the other one has more to do, looks every time. */
+static void serve_pair(struct pv_net_worker *w, bool has_polled)
+{
+	copy_mode(w);
+	if (!has_polled && w->rx.wait == PV_WAIT_PORT)
+		w->rx.wait = PV_WAIT_NONE;
+	if (!has_polled && w->tx.wait == PV_WAIT_PORT)
+		w->tx.wait = PV_WAIT_NONE;
+	if (w->rx.wait != PV_WAIT_PORT)
+		pv_net_receive(w);
+	if (w->tx.wait != PV_WAIT_PORT)
+		pv_net_send(w);
+	flush(w);
+	publish(w);
+}
+
+/* True: there may be more. */
+static bool serve_ctrl(struct pv_net_worker *w)
+{
+	struct pv_virtqueue *ring = w->net->ctrl.ring;
+	bool more = true;
+
+	pv_virtqueue_disable_kicks(ring);
+	for (uint32_t i = 0; i < COMMANDS && more; i++) {
+		int result = pv_virtqueue_pop(ring, &w->chain);
+
+		if (result == 0) {
+			more = pv_virtqueue_enable_kicks(ring) != 0;
+		} else if (result < 0 || !pv_net_command(w->net, &w->chain)) {
+			pv_net_break(w->net, result < 0 ? pv_virtqueue_error(ring)
+			                                : "a command that cannot be answered");
+			more = false;
+		} else {
+			pv_virtqueue_push(ring, w->chain.head, 1);
+			pv_net_count(w, PV_COMMANDS, 1);
+		}
+	}
+	pv_virtqueue_publish(ring);
+	if (pv_virtqueue_needs_notify(ring))
+		pv_virtio_irq_used(w->net->irq);
+	return more;
+}
+
+/* Do what there is to do, up to the budgets; false: there is no more. */
+static bool pass(struct pv_net_worker *w, bool has_polled)
+{
+	struct pv_net *net = w->net;
+	bool more = false;
+
+	if (!net->vhost && w->index < atomic_load(&net->active)) {
+		serve_pair(w, has_polled);
+		more = w->rx.wait == PV_WAIT_NONE || w->tx.wait == PV_WAIT_NONE;
+	} else {
+		w->rx.wait = w->tx.wait = PV_WAIT_GONE;
+	}
+	if (w->index == 0 && net->ctrl.ring)
+		more |= serve_ctrl(w);
+	return more;
+}
+
+static void take_kick(struct pv_net_worker *w, const struct pollfd *fd)
+{
+	eventfd_t value;
+
+	if (!(fd->revents & POLLIN))
+		return;
+	(void)eventfd_read(fd->fd, &value);
+	pv_net_count(w, PV_KICKS, 1);
+}
+
+static void look_at_port(struct pv_net_worker *w, short events)
+{
+	if (events & POLLIN && w->rx.wait == PV_WAIT_PORT)
+		w->rx.wait = PV_WAIT_NONE;
+	else if (events & (POLLERR | POLLHUP | POLLNVAL))
+		pv_net_lose(w);
+	if (events & POLLOUT && w->tx.wait == PV_WAIT_PORT)
+		w->tx.wait = PV_WAIT_NONE;
+}
+
+/* Until one of the limits allows for more; NULL: for ever. A tap that is removed wakes only those
+ * who wait for packets, so others look once a second. */
+static const struct timespec *limit(const struct pv_net_worker *w, const struct pollfd *port,
+                                    struct timespec *time)
+{
+	uint64_t rx = w->rx.wait == PV_WAIT_TIME ? w->rx.delay_ns : UINT64_MAX;
+	uint64_t tx = w->tx.wait == PV_WAIT_TIME ? w->tx.delay_ns : UINT64_MAX;
+	uint64_t delay = rx < tx ? rx : tx;
+
+	if (port->fd >= 0 && !(port->events & POLLIN) && delay > NS_PER_S)
+		delay = NS_PER_S;
+	if (delay == UINT64_MAX)
+		return NULL;
+	time->tv_sec = (time_t)(delay / NS_PER_S);
+	time->tv_nsec = (long)(delay % NS_PER_S);
+	return time;
+}
+
+/* A broken device waits for its end alone. */
+static void wait(struct pv_net_worker *w)
+{
+	struct pv_net *net = w->net;
+	bool lives = !atomic_load(&net->broken);
+	bool kicks = lives && !net->vhost;
+	bool ctrl = lives && w->index == 0 && net->ctrl.ring;
+	enum { WAKE, PORT, RX, TX, CTRL, ERROR, FDS };
+	struct pollfd fds[FDS] = {
+		[WAKE] = {.fd = w->wake_fd, .events = POLLIN},
+		[PORT] = {.fd = lives && w->port->ops && !w->lost ? w->port->fd : -1},
+		[RX] = {.fd = kicks ? w->rx.queue.kick_fd : -1, .events = POLLIN},
+		[TX] = {.fd = kicks ? w->tx.queue.kick_fd : -1, .events = POLLIN},
+		[CTRL] = {.fd = ctrl ? net->ctrl.kick_fd : -1, .events = POLLIN},
+		[ERROR] = {.fd = lives && net->vhost ? net->vhost_error_fd : -1, .events = POLLIN},
+	};
+	struct timespec time;
+	eventfd_t value;
+
+	if (w->rx.wait == PV_WAIT_PORT)
+		fds[PORT].events |= POLLIN;
+	if (w->tx.wait == PV_WAIT_PORT || w->flushing)
+		fds[PORT].events |= POLLOUT;
+	if (ppoll(fds, FDS, lives ? limit(w, &fds[PORT], &time) : NULL, NULL) <= 0)
+		return;
+	if (fds[WAKE].revents & POLLIN)
+		(void)eventfd_read(w->wake_fd, &value);
+	look_at_port(w, fds[PORT].revents);
+	take_kick(w, &fds[RX]);
+	take_kick(w, &fds[TX]);
+	take_kick(w, &fds[CTRL]);
+	if (fds[ERROR].revents & POLLIN)
+		pv_net_break(net, "vhost-net found a ring whose rules are broken");
+}
+
+void *pv_net_run(void *worker)
+{
+	struct pv_net_worker *w = worker;
+	bool has_polled = false;
+
+	while (!atomic_load(&w->net->stopping)) {
+		has_polled = atomic_load(&w->net->broken) || !pass(w, has_polled);
+		if (has_polled)
+			wait(w);
+	}
+	return NULL;
+}
