@@ -12,9 +12,7 @@ Exits to user space are what KVM counts: MMIO, ports and signals.
 from __future__ import annotations
 
 import statistics
-import subprocess
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +27,6 @@ LAB_SECONDS = 2400
 DISK = Path("/dev/nullb0")
 GOAL = 1.2
 CMDLINE = "console=ttyS0 quiet panic=-1"
-# Of all VMs that run. io_exits has the in-kernel ports as well, which an idle disk does not use.
-EXITS = [Path("/sys/kernel/debug/kvm", f"{kind}_exits") for kind in ("mmio", "io", "signal")]
 
 
 @dataclass(frozen=True)
@@ -119,11 +115,6 @@ def qemu_command(image: str, initrd: str, root: str, disk: str) -> list[str]:
     return [*command, "-device", "virtio-blk-device,drive=disk,iothread=t"]
 
 
-def user_exits() -> int:
-    """Return how often KVM has returned to user space so far."""
-    return sum(int(path.read_text()) for path in EXITS)
-
-
 def parse(words: str, job: Job) -> tuple[int, float]:
     """Return requests and seconds of a line of fio's terse output, version 3."""
     fields = words.split(";")
@@ -139,33 +130,19 @@ def run(command: list[str]) -> list[Result]:
     results: list[Result] = []
     lines: list[str] = []
     begin = end = 0
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
-        assert process.stdout is not None
-        stop = threading.Timer(GUEST_SECONDS, process.kill)
-        stop.start()
-        try:
-            for line in process.stdout:
-                lines.append(line)
-                word, _, rest = line.strip().partition(" ")
-                if word == "begin":
-                    begin = user_exits()
-                elif word == "end":
-                    end = user_exits()
-                elif word == "result":
-                    requests, seconds = parse(rest, JOBS[len(results)])
-                    results.append(Result(requests, seconds, end - begin))
-        finally:
-            stop.cancel()
-            process.kill()
+    for line in side_by_side.console(command, GUEST_SECONDS):
+        lines.append(line)
+        word, _, rest = line.partition(" ")
+        if word == "begin":
+            begin = side_by_side.user_exits()
+        elif word == "end":
+            end = side_by_side.user_exits()
+        elif word == "result":
+            requests, seconds = parse(rest, JOBS[len(results)])
+            results.append(Result(requests, seconds, end - begin))
     if len(results) < len(JOBS):
-        raise RuntimeError(f"{command[0]}: {len(results)} jobs of {len(JOBS)}: {''.join(lines)}")
+        shown = "\n".join(lines)
+        raise RuntimeError(f"{command[0]}: {len(results)} jobs of {len(JOBS)}: {shown}")
     return results
 
 

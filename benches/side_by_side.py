@@ -11,7 +11,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -29,6 +30,9 @@ QEMU_MICROVM = (
 )
 # Without ACPI QEMU's guest can end only by a triple fault.
 QEMU_APPEND = "reboot=t"
+# What KVM counts of all VMs: MMIO, ports and signals that went to user space; and io_exits has
+# the ports that are in the kernel as well, which devices at work do not use.
+_EXITS = [Path("/sys/kernel/debug/kvm", f"{kind}_exits") for kind in ("mmio", "io", "signal")]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -47,6 +51,32 @@ def run_in_lab(timeout: float, *, memory_mib: int = 4096) -> int | None:
         timeout=timeout,
         tries=3,
     )
+
+
+def console(command: Sequence[str], seconds: float) -> Iterator[str]:
+    """Run a guest, yield the lines of its console and messages, and end it after `seconds`."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        stop = threading.Timer(seconds, process.kill)
+        stop.start()
+        try:
+            for line in process.stdout:
+                yield line.strip()
+        finally:
+            stop.cancel()
+            process.kill()
+
+
+def user_exits() -> int:
+    """Return how often KVM has returned to user space so far."""
+    return sum(int(path.read_text()) for path in _EXITS)
 
 
 def qemu_version() -> str:

@@ -1,0 +1,295 @@
+"""A guest's NIC on a tap under pyvirt and under QEMU microvm, in turn: iperf3, and round trips.
+
+    make bench-net                    or: .venv/bin/python benches/net.py [RUNS]
+
+Both get the same micro kernel, initramfs, one vCPU, 512 MiB and the same tap, with an address of
+the host's and no bridge, in a network namespace of the benchmark's own; iperf3 comes from a Debian
+root file system on /dev/vda. Where the host has vhost-net, both run with it too. Exits to user
+space per packet are what KVM counts, over the packets (after segmentation offload) on the tap.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import side_by_side
+from pyvirt.errors import PyvirtError
+from pyvirt.harness.guest import initramfs, kernel, rootfs
+
+RUNS_MIN, RUNS = 5, 5
+JOB_SECONDS = 2
+GUEST_SECONDS = 180
+LAB_SECONDS = 2400
+GOAL = 1.2
+CMDLINE = "console=ttyS0 quiet panic=-1"
+TAP, HOST, GUEST, PREFIX = "tap0", "10.0.0.1", "10.0.0.2", 24
+PORT = 5002
+ROUND_TRIP = Path(__file__).with_name("round_trip.c")
+COUNTERS = [Path("/sys/class/net", TAP, "statistics", f"{way}_packets") for way in ("rx", "tx")]
+# Set in the copy of this program that has a network namespace of its own.
+INSIDE = "PYVIRT_BENCH_NET"
+READY_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is measured, in what unit, and what iperf3 is asked for; "" is round trips."""
+
+    name: str
+    unit: str
+    iperf: str = ""
+
+    def command(self, seconds: int) -> str:
+        """Return the guest's command, whose output is one line."""
+        if not self.iperf:
+            return f"round_trip client {HOST} {PORT} {seconds}"
+        # The sums at the end of iperf3's JSON, as one line.
+        return (
+            f"chroot /mnt iperf3 -c {HOST} -J -t {seconds} {self.iperf} | tr -d ' \\n\\t' | "
+            """grep -o '"sum[a-z_]*":{[^}]*}' | tail -n 2 | tr '\\n' ' '; echo"""
+        )
+
+
+JOBS = [
+    Job("TCP out, 1 stream", "Mbit/s", "-P 1"),
+    Job("TCP out, 4 streams", "Mbit/s", "-P 4"),
+    Job("TCP in, 1 stream", "Mbit/s", "-P 1 -R"),
+    Job("TCP in, 4 streams", "Mbit/s", "-P 4 -R"),
+    Job("UDP out, 64 bytes", "packets/s", "-u -b 0 -l 64"),
+    Job("UDP out, 1400 bytes", "packets/s", "-u -b 0 -l 1400"),
+    Job("UDP in, 64 bytes", "packets/s", "-u -b 0 -l 64 -R"),
+    Job("UDP in, 1400 bytes", "packets/s", "-u -b 0 -l 1400 -R"),
+    Job("TCP round trips", "trips/s"),
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One job's end."""
+
+    rate: float
+    packets: int
+    exits: int
+
+
+def script(seconds: int) -> str:
+    """Return what the guest runs."""
+    lines = [
+        "mount -t ext4 -o ro /dev/vda /mnt",
+        "for d in proc sys dev; do mount -o bind /$d /mnt/$d; done",
+        "mount -t tmpfs tmpfs /mnt/tmp",
+        f"ip addr add {GUEST}/{PREFIX} dev eth0; ip link set eth0 up",
+        # iperf3 into memory, and the host's address into the neighbour table.
+        f"{JOBS[0].command(1)} >/dev/null",
+    ]
+    for number, job in enumerate(JOBS):
+        lines += [
+            f"echo begin {number}",
+            f"{job.command(seconds)} >/tmp/result",
+            f"echo end {number}",
+            'echo "result $(cat /tmp/result)"',
+        ]
+    return "\n".join([*lines, "reboot -f", ""])
+
+
+def pyvirt_command(image: str, initrd: str, root: str, *, vhost: bool) -> list[str]:
+    """Return pyvirt's command line."""
+    command = [str(side_by_side.PYVIRT), "run", "-accel", "kvm", "-m", "512"]
+    command += ["-kernel", image, "-initrd", initrd, "-append", CMDLINE]
+    command += ["-disk", f"{root},readonly=on,direct=off"]
+    return [*command, "-net", f"{TAP},vhost={'on' if vhost else 'off'}"]
+
+
+def qemu_command(image: str, initrd: str, root: str, *, vhost: bool) -> list[str]:
+    """Return QEMU's: modern virtio."""
+    command = [*side_by_side.QEMU_MICROVM, "-m", "512", "-smp", "1"]
+    command += ["-kernel", image, "-initrd", initrd]
+    command += ["-append", f"{CMDLINE} {side_by_side.QEMU_APPEND}"]
+    command += ["-global", "virtio-mmio.force-legacy=false"]
+    command += ["-drive", f"if=none,id=root,file={root},format=raw,readonly=on"]
+    command += ["-device", "virtio-blk-device,drive=root"]
+    tap = f"tap,id=n,ifname={TAP},script=no,downscript=no,vhost={'on' if vhost else 'off'}"
+    return [*command, "-netdev", tap, "-device", "virtio-net-device,netdev=n"]
+
+
+@contextmanager
+def serving(*command: str) -> Iterator[None]:
+    """Run the host's end of a job until the block ends."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+@contextmanager
+def network(round_trip: str) -> Iterator[None]:
+    """Make the tap and the servers behind it."""
+    pyvirt = str(side_by_side.PYVIRT)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    subprocess.run([pyvirt, "net", "up", TAP, "-address", f"{HOST}/{PREFIX}"], check=True)
+    with ExitStack() as servers:
+        servers.enter_context(serving("iperf3", "-s", "-B", HOST))
+        servers.enter_context(serving(round_trip, "server", str(PORT)))
+        wait_for_port(5201)
+        wait_for_port(PORT)
+        yield
+
+
+def wait_for_port(port: int) -> None:
+    """Wait until a server listens on a port, by the kernel's table."""
+    for _ in range(READY_SECONDS * 20):
+        if f":{port:04X} 00000000:0000 0A" in Path("/proc/net/tcp").read_text():
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"nothing listens on port {port}")
+
+
+def parse(words: str, job: Job) -> float:
+    """Return the rate in the job's unit, by what arrived."""
+    if not job.iperf:
+        trips, seconds = words.split()
+        return int(trips) / float(seconds)
+    sums = [json.loads("{" + part + "}") for part in words.split()]
+    if not sums:
+        raise RuntimeError(f"{job.name}: iperf3 failed: {words}")
+    named = {name: values for one in sums for name, values in one.items()}
+    received = named.get("sum_received") or named["sum"]
+    if job.unit == "Mbit/s":
+        return float(received["bytes"]) * 8 / received["seconds"] / 1e6
+    return (int(received["packets"]) - int(received["lost_packets"])) / float(received["seconds"])
+
+
+def packets() -> int:
+    """Return how many packets the tap has carried, both ways."""
+    return sum(int(path.read_text()) for path in COUNTERS)
+
+
+def run(command: list[str]) -> list[Result]:
+    """Run one guest through all jobs."""
+    results: list[Result] = []
+    lines: list[str] = []
+    before = after = (0, 0)
+    for line in side_by_side.console(command, GUEST_SECONDS):
+        lines.append(line)
+        word, _, rest = line.partition(" ")
+        if word == "begin":
+            before = packets(), side_by_side.user_exits()
+        elif word == "end":
+            after = packets(), side_by_side.user_exits()
+        elif word == "result":
+            rate = parse(rest, JOBS[len(results)])
+            results.append(Result(rate, after[0] - before[0], after[1] - before[1]))
+    if len(results) < len(JOBS):
+        shown = "\n".join(lines)
+        raise RuntimeError(f"{command[0]}: {len(results)} jobs of {len(JOBS)}: {shown}")
+    return results
+
+
+def measure(commands: dict[str, list[str]], runs: int) -> dict[str, list[list[Result]]]:
+    """Run the monitors in turn."""
+    results: dict[str, list[list[Result]]] = {name: [] for name in commands}
+    for turn in range(runs):
+        for name, command in commands.items():
+            done = run(command)
+            results[name].append(done)
+            figures = " ".join(f"{result.rate:.0f}" for result in done)
+            print(f"{turn + 1:>3} {name:<13} {figures}", file=sys.stderr, flush=True)
+    return results
+
+
+def exits(turns: list[list[Result]], number: int) -> str:
+    """Return one job's exits per packet, of all turns, in words."""
+    done = [turn[number] for turn in turns]
+    return f"{sum(r.exits for r in done) / max(1, sum(r.packets for r in done)):.3f}"
+
+
+def table(
+    results: dict[str, list[list[Result]]], suffix: str, ratios: dict[str, list[float]]
+) -> list[str]:
+    """Return the lines of one comparison; its ratios are added to `ratios`."""
+    ours, theirs = results[f"pyvirt{suffix}"], results[f"QEMU{suffix}"]
+    lines = [
+        "| | pyvirt | QEMU microvm | ratio | exits, pyvirt | exits, QEMU |",
+        "|---|---|---|---|---|---|",
+    ]
+    middles = []
+    for number, job in enumerate(JOBS):
+        a, b = ([turn[number].rate for turn in turns] for turns in (ours, theirs))
+        ratio = side_by_side.ratios(a, b)
+        ratios[job.name + suffix] = ratio
+        middles.append(statistics.median(ratio))
+        lines.append(
+            f"| {job.name}, {job.unit} | {side_by_side.spread(a, 0)} | "
+            f"{side_by_side.spread(b, 0)} | {side_by_side.spread(ratio)} | "
+            f"{exits(ours, number)} | {exits(theirs, number)} |"
+        )
+    return [*lines, "", f"Geometric mean of the ratios: {statistics.geometric_mean(middles):.2f}."]
+
+
+def report(results: dict[str, list[list[Result]]]) -> str:
+    """Return the tables as Markdown; draw the plot."""
+    runs = len(results["pyvirt"])
+    lines = [
+        f"{runs} runs of each, in turn; {JOB_SECONDS} s a job; micro kernel, 1 vCPU, 512 MiB.",
+        f"{side_by_side.qemu_version()}, -M {side_by_side.MACHINE}, virtio-net-device.",
+        "Median (least to most); in and out as the guest sees them; UDP as fast as the sender can,",
+        "counted where it arrives; exits to user space per packet on the tap.",
+        "",
+    ]
+    ratios: dict[str, list[float]] = {}
+    lines += table(results, "", ratios)
+    if "QEMU, vhost" in results:
+        lines += ["", "With vhost=on:", "", *table(results, ", vhost", ratios)]
+    side_by_side.plot("net", "A guest's NIC: throughput and round trips", ratios, GOAL)
+    return "\n".join([*lines, ""])
+
+
+def main() -> int:
+    """Measure here or in the lab; print the tables and keep them, with a plot, under results/."""
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else RUNS
+    if runs < RUNS_MIN:
+        sys.exit(f"RUNS {runs}: fewer than {RUNS_MIN} say nothing; give more")
+    with TemporaryDirectory() as folder:
+        program = Path(folder, "round_trip")
+        compiler = ["gcc", "-O2", "-static", "-Wall", "-Wextra", "-Werror"]
+        subprocess.run([*compiler, "-o", str(program), str(ROUND_TRIP)], check=True)
+        guest = kernel.find("micro")
+        text = script(JOB_SECONDS)
+        initrd = initramfs.build(guest, script=text, files={"/bin/round_trip": program})
+        root = rootfs.build(rootfs.MEASURE)
+        status = side_by_side.run_in_lab(LAB_SECONDS)
+        if status is not None:
+            return status
+        if INSIDE not in os.environ:
+            again = ["unshare", "--net", sys.executable, *sys.argv]
+            return subprocess.run(again, env={**os.environ, INSIDE: "1"}, check=False).returncode
+        words = (str(guest.image), str(initrd), str(root))
+        commands = {
+            "pyvirt": pyvirt_command(*words, vhost=False),
+            "QEMU": qemu_command(*words, vhost=False),
+        }
+        if os.path.exists("/dev/vhost-net"):
+            commands["pyvirt, vhost"] = pyvirt_command(*words, vhost=True)
+            commands["QEMU, vhost"] = qemu_command(*words, vhost=True)
+        with network(str(program)):
+            results = measure(commands, runs)
+    side_by_side.keep("net", report(results))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except PyvirtError as error:
+        sys.exit(f"bench-net: {error}")
