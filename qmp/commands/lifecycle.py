@@ -1,0 +1,112 @@
+"""The machine's life: stop, cont, quit, power button, reset."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...errors import QmpError
+from .. import events
+from ..host import ENDED, PAUSED, RUNNING
+from ..schema import Arguments, Command
+
+if TYPE_CHECKING:
+    from ..host import Host
+    from ..monitor import Session
+
+
+def _living(session: Session) -> Host:
+    host = session.monitor.host
+    if host.state() == ENDED:
+        raise QmpError("The machine has ended")
+    return host
+
+
+def _status(session: Session, _: Arguments) -> object:
+    state = session.monitor.host.state()
+    return {
+        "running": state == RUNNING,
+        "singlestep": False,
+        "status": "shutdown" if state == ENDED else state,
+    }
+
+
+def _stop(session: Session, _: Arguments) -> object:
+    host = _living(session)
+    if host.state() == RUNNING:
+        host.stop()
+        session.monitor.emit(events.STOP, {})
+    return {}
+
+
+def _cont(session: Session, _: Arguments) -> object:
+    host = _living(session)
+    if host.state() == PAUSED:
+        host.cont()
+        session.monitor.emit(events.RESUME, {})
+    return {}
+
+
+def _quit(session: Session, _: Arguments) -> object:
+    session.monitor.host.quit()
+    return {}
+
+
+def _powerdown(session: Session, _: Arguments) -> object:
+    _living(session).powerdown()
+    session.monitor.emit(events.POWERDOWN, {})
+    return {}
+
+
+def _reset(session: Session, _: Arguments) -> object:
+    _living(session).reset()
+    session.monitor.emit(events.RESET, {"guest": False, "reason": events.HOST_RESET})
+    return {}
+
+
+COMMANDS = (
+    Command(
+        "query-status",
+        "Returns whether the vCPUs run: `running`, `paused`, or `shutdown` when the machine has "
+        "ended and the monitor is about to.",
+        _status,
+        example=("", '{"running": true, "singlestep": false, "status": "running"}'),
+    ),
+    Command(
+        "stop",
+        "Pauses all vCPUs. When the answer comes they stand; STOP comes before it. Nothing happens "
+        "when they are paused already.",
+        _stop,
+        example=("", "{}"),
+    ),
+    Command(
+        "cont",
+        "Lets the vCPUs run again; RESUME comes before the answer. Nothing happens when they run.",
+        _cont,
+        example=("", "{}"),
+    ),
+    Command(
+        "quit",
+        "Ends the machine and the monitor; disks are written back first. The answer, then "
+        "SHUTDOWN, then the end of the connection.",
+        _quit,
+        answer_first=True,
+        example=("", "{}"),
+    ),
+    Command(
+        "system_powerdown",
+        "Presses the power button (ACPI). POWERDOWN follows the answer; SHUTDOWN follows when the "
+        "guest has powered off.",
+        _powerdown,
+        since="v2.0.0",
+        answer_first=True,
+        example=("", "{}"),
+    ),
+    Command(
+        "system_reset",
+        "Starts the machine anew, as its reset button would. RESET follows the answer.",
+        _reset,
+        since="v2.0.0",
+        answer_first=True,
+        example=("", "{}"),
+    ),
+)
