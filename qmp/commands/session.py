@@ -58,6 +58,7 @@ COMMANDS = (
         Struct(
             Field("enable", ListOf(Text()), "capabilities, of which there are none", optional=True)
         ),
+        answer_first=True,
         example=("", "{}"),
     ),
     Command(
