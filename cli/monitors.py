@@ -77,7 +77,8 @@ class _Members:
         """Refuse what nobody took, except for `but`."""
         for name in self._values.keys() - set(but):
             raise ConfigError(
-                f"{self._option}: {name or 'an empty member'} is not understood here; see pyvirt run -help"
+                f"{self._option}: {name or 'an empty member'} is not understood here; "
+                "pyvirt run -help lists what is"
             )
 
 

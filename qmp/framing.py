@@ -74,7 +74,7 @@ def _parse(data: bytes) -> dict[str, Any] | Fault:
     except UnicodeDecodeError as error:
         return Fault(f"invalid UTF-8 at byte {error.start + 1} of the request")
     except json.JSONDecodeError as error:
-        return Fault(f"{error.msg} at line {error.lineno} column {error.colno}")
+        return Fault(f"{error.msg.removesuffix(' at')} at line {error.lineno} column {error.colno}")
     except ValueError as error:
         # Ours from above, or Python's of an integer with thousands of digits.
         return Fault(str(error).partition(";")[0])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _IFNAME_MAX = 15
 _SERIAL_MAX = 20
+_MEMBERS = {"readonly=on": "`read-only` true", "direct=off": "`cache.direct` false"}
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 _ENGINES = {"io_uring": "io_uring", "native": "io_uring", "threads": "threads", "off": "threads"}
 
@@ -58,8 +59,10 @@ def _blockdev_add(session: Session, given: Arguments) -> object:
         except QmpError:
             raise
         except PyvirtError as error:
-            # The command line's words for the file are of no use here.
-            reason = str(error).partition(f"{path}: ")[2] or str(error)
+            # The command line's words for the file and its members are of no use here.
+            reason = str(error).partition(f"{path}")[2].partition(": ")[2] or str(error)
+            for word, ours in _MEMBERS.items():
+                reason = reason.replace(word, ours)
             raise QmpError(f"Failed to add drive {path}: {reason}") from None
 
     host.inventory.add(BLOCK, given.node_name, open_it)
