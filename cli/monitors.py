@@ -93,8 +93,9 @@ def _address(option: str, text: str) -> tuple[str, int]:
 
 def _qmp(text: str, option: str = "-qmp") -> ListenerConfig:
     name = f"{option} {text}"
+    (key, value), *rest = pairs(option, text, " ")
     # A path may have an equals sign.
-    (_, where), *rest = pairs(option, f"where={text}", "")
+    where = value if key == " " else f"{key}={value}"
     kind, _, place = where.partition(":")
     if kind not in {UNIX, TCP, FD}:
         raise ConfigError(f"{name}: not a monitor; give {_FORMS}")

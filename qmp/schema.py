@@ -233,9 +233,9 @@ class Command:
     """One command: everything that the server, its clients and the manual know of it.
 
     `handler` runs on the server's thread and returns what goes into `return`; QmpError when the
-    command is refused. `since` is the StratoVirt release that has it first, or "pyvirt". With
-    `answer_first` the events that it causes follow the answer. `example` is a request's arguments
-    and the answer to them, in JSON, for the manual.
+    command is refused. `since` is the StratoVirt release that has it ("v2": one of that series),
+    or "pyvirt". With `answer_first` the events that it causes follow the answer. `example` is a
+    request's arguments and the answer to them, in JSON, for the manual.
     """
 
     name: str

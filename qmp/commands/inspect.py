@@ -95,7 +95,7 @@ COMMANDS = (
         "Returns the 32-bit word at a guest-physical address, in hexadecimal.",
         _memory,
         Struct(Field("gpa", Text(18), "the address, hexadecimal")),
-        since="v2.4.0",
+        since="v2",
         example=('{"gpa": "13c4d1d00"}', '"B9000001"'),
     ),
     Command(
@@ -108,7 +108,7 @@ COMMANDS = (
             ),
             Field("vcpu", Integer(0, 253), "the vCPU, counted from 0"),
         ),
-        since="v2.4.0",
+        since="v2",
         example=('{"addr": "rip", "vcpu": 0}', '"FFFFFFFF81C013F0"'),
     ),
     Command(
@@ -116,7 +116,7 @@ COMMANDS = (
         f"Runs one of: {', '.join(_HUMAN)}.",
         _human,
         Struct(Field("command-line", Text(4096), "the command")),
-        since="v2.0.0",
+        since="v2",
         example=('{"command-line": "info snapshots"}', '"There is no snapshot available.\\r\\n"'),
     ),
 )

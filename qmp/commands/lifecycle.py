@@ -97,7 +97,7 @@ COMMANDS = (
         "Presses the power button (ACPI). POWERDOWN follows the answer; SHUTDOWN follows when the "
         "guest has powered off.",
         _powerdown,
-        since="v2.0.0",
+        since="v2",
         answer_first=True,
         example=("", "{}"),
     ),
@@ -105,7 +105,7 @@ COMMANDS = (
         "system_reset",
         "Starts the machine anew, as its reset button would. RESET follows the answer.",
         _reset,
-        since="v2.0.0",
+        since="v2",
         answer_first=True,
         example=("", "{}"),
     ),

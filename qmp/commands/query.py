@@ -177,21 +177,19 @@ COMMANDS = (
         _hotpluggable_cpus,
     ),
     Command("query-name", "Returns the name that -name gave.", _name, since="pyvirt"),
-    Command("query-kvm", "Returns whether KVM is used. It is.", _kvm, since="v2.0.0"),
-    Command("query-machines", "Returns the machine types.", _machines, since="v2.0.0"),
-    Command("query-target", "Returns the guest's architecture.", _target, since="v2.0.0"),
-    Command(
-        "query-iothreads", "Returns the I/O threads that have a name.", _iothreads, since="v2.0.0"
-    ),
-    Command("query-chardev", "Returns the character devices.", _chardevs, since="v2.0.0"),
+    Command("query-kvm", "Returns whether KVM is used. It is.", _kvm, since="v2"),
+    Command("query-machines", "Returns the machine types.", _machines, since="v2"),
+    Command("query-target", "Returns the guest's architecture.", _target, since="v2"),
+    Command("query-iothreads", "Returns the I/O threads that have a name.", _iothreads, since="v2"),
+    Command("query-chardev", "Returns the character devices.", _chardevs, since="v2"),
     Command(
         "query-block",
         "Returns the disks that are plugged and their images.",
         _block,
-        since="v2.0.0",
+        since="v2",
     ),
-    Command("query-named-block-nodes", "Returns the images that are open.", _nodes, since="v2.0.0"),
-    Command("query-blockstats", "Returns what the disks have done.", _blockstats, since="v2.0.0"),
+    Command("query-named-block-nodes", "Returns the images that are open.", _nodes, since="v2"),
+    Command("query-blockstats", "Returns what the disks have done.", _blockstats, since="v2"),
     Command(
         "query-stats",
         "Returns pyvirt's counters: exits, interrupts, requests. They only grow, until a device is "
