@@ -53,7 +53,7 @@ def main() -> int:
     for name in ("cloud", "micro"):
         kernel.find(name)
     failure = kvm_failure()
-    here = ["tests/unit", "tests/native"]
+    here = ["tests/unit", "tests/native", "tests/compat"]
     if os.path.exists("/dev/kvm"):
         here.append("tests/kvm")
     if not failure:
