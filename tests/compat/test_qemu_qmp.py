@@ -199,7 +199,7 @@ def test_shell(server: Running, tmp_path: Path, image: str) -> None:
         server,
         tmp_path,
         "query-status",
-        f"blockdev-add node-name=drive-0 file.driver=file file.filename={image} read-only=false",
+        f'blockdev-add node-name=drive-0 file={{"driver":"file","filename":"{image}"}}',
         "device_add id=drive-0 driver=virtio-blk-mmio addr=0x1",
         "device_add id=drive-0 driver=virtio-blk-mmio addr=0x2",
         "device_del id=drive-0",
