@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from ..errors import BackendError, ConfigError, PyvirtError
@@ -33,6 +34,7 @@ Without, a shell: Tab completes, events are shown as they come, Ctrl-D leaves.
 """
 _PROMPT = "(qmp) "
 _HISTORY_MAX = 1000
+_AGAIN_S = 0.1
 _ERASE = "\r\x1b[K"
 _OWN = ("help", "exit")  # words of the shell itself
 
@@ -97,21 +99,29 @@ class _Shell:
         with self._history():
             while True:
                 try:
-                    self._typing = True
-                    line = input(_PROMPT)
-                except EOFError:
-                    print()
-                    return 0
+                    line = self._read_line()
+                    if line is None or line.strip() == "exit":
+                        return 0
+                    self._run_line(line)
                 except KeyboardInterrupt:
+                    typing, self._typing = self._typing, False
                     if self._closed:
                         return 0
                     print()
-                    continue
-                finally:
-                    self._typing = False
-                if line.strip() == "exit":
-                    return 0
-                self._run_line(line)
+                    if not typing:
+                        # The answer that it did not wait for would be taken for the next one.
+                        return 130
+
+    def _read_line(self) -> str | None:
+        """Return what the user types, None at the end; KeyboardInterrupt leaves `_typing` set."""
+        self._typing = True
+        try:
+            line = input(_PROMPT)
+        except EOFError:
+            print()
+            return None
+        self._typing = False
+        return line
 
     def _watch(self) -> None:
         """Show events while no command is waiting for its answer."""
@@ -124,9 +134,19 @@ class _Shell:
                     except PyvirtError as error:
                         sys.stdout.write(f"{_ERASE}{error}\n")
                         self._closed = True
-                        # Ends the wait for a line, and leaves the terminal as it was.
-                        os.kill(os.getpid(), signal.SIGINT)
+                        self._interrupt()
                         return
+
+    def _interrupt(self) -> None:
+        """End the wait for a line, which leaves the terminal as it was.
+
+        A signal that comes just before the wait begins does not end it, so one is not enough.
+        """
+        main = threading.main_thread().ident
+        assert main is not None
+        while self._typing:
+            signal.pthread_kill(main, signal.SIGINT)
+            time.sleep(_AGAIN_S)
 
     def _show_event(self, event: dict[str, Any]) -> None:
         told = f"{printable(str(event['event']))} {json.dumps(event.get('data', {}))}\n"
