@@ -1,7 +1,8 @@
 """The machine as the QMP server sees it.
 
 The server calls these on its own thread, one at a time. PyvirtError from any of them becomes the
-error of the command that called, and must leave the machine as it was.
+error of the command that called, and must leave the machine as it was. Events of the machine's
+life (all but DEVICE_DELETED) are the machine's to emit, before the call that caused one returns.
 """
 
 from __future__ import annotations
@@ -93,19 +94,19 @@ if TYPE_CHECKING:
             """Return RUNNING, PAUSED or ENDED."""
 
         def stop(self) -> None:
-            """Pause the vCPUs; return when they stand."""
+            """Pause the vCPUs; return when they stand. STOP, unless they stood already."""
 
         def cont(self) -> None:
-            """Let the vCPUs run on."""
+            """Let the vCPUs run on. RESUME, unless they ran already."""
 
         def quit(self) -> None:
-            """Ask for the machine's end. It emits SHUTDOWN when it has ended, and closes us."""
+            """Ask for the machine's end and return. SHUTDOWN when it has ended."""
 
         def powerdown(self) -> None:
-            """Press the guest's power button."""
+            """Press the guest's power button. POWERDOWN."""
 
         def reset(self) -> None:
-            """Start the machine anew; return when that is done."""
+            """Start the machine anew; return when that is done. RESET."""
 
         def vcpu_threads(self) -> Sequence[int]:
             """Return the thread id of each vCPU, by index."""

@@ -1,12 +1,11 @@
-"""The machine's life: stop, cont, quit, power button, reset."""
+"""The machine's life: stop, cont, quit, power button, reset. The machine emits their events."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ...errors import QmpError
-from .. import events
-from ..host import ENDED, PAUSED, RUNNING
+from ..host import ENDED, RUNNING
 from ..schema import Arguments, Command
 
 if TYPE_CHECKING:
@@ -31,18 +30,12 @@ def _status(session: Session, _: Arguments) -> object:
 
 
 def _stop(session: Session, _: Arguments) -> object:
-    host = _living(session)
-    if host.state() == RUNNING:
-        host.stop()
-        session.monitor.emit(events.STOP, {})
+    _living(session).stop()
     return {}
 
 
 def _cont(session: Session, _: Arguments) -> object:
-    host = _living(session)
-    if host.state() == PAUSED:
-        host.cont()
-        session.monitor.emit(events.RESUME, {})
+    _living(session).cont()
     return {}
 
 
@@ -53,13 +46,11 @@ def _quit(session: Session, _: Arguments) -> object:
 
 def _powerdown(session: Session, _: Arguments) -> object:
     _living(session).powerdown()
-    session.monitor.emit(events.POWERDOWN, {})
     return {}
 
 
 def _reset(session: Session, _: Arguments) -> object:
     _living(session).reset()
-    session.monitor.emit(events.RESET, {"guest": False, "reason": events.HOST_RESET})
     return {}
 
 

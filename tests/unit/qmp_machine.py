@@ -23,7 +23,7 @@ from pyvirt.vmm.hotplug import BLOCK, NET, SLOTS, Inventory
 from pyvirt.vmm.log import Log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pyvirt.qmp.host import DiskRequest, NicRequest
@@ -74,7 +74,7 @@ class FakeHost:
         self.calls: list[str] = []
         self.quitting = threading.Event()
         self.refusal: Exception | None = None  # what attach and detach raise
-        self.server: Server | None = None
+        self.emit: Callable[[str, dict[str, object]], None] = lambda _name, _data: None
         self._state = RUNNING
         self._vcpus = vcpus
 
@@ -82,25 +82,30 @@ class FakeHost:
         return self._state
 
     def stop(self) -> None:
-        self.calls.append("stop")
-        self._state = PAUSED
+        if self._state == RUNNING:
+            self.calls.append("stop")
+            self._state = PAUSED
+            self.emit(events.STOP, {})
 
     def cont(self) -> None:
-        self.calls.append("cont")
-        self._state = RUNNING
+        if self._state == PAUSED:
+            self.calls.append("cont")
+            self._state = RUNNING
+            self.emit(events.RESUME, {})
 
     def quit(self) -> None:
         self.calls.append("quit")
         self._state = ENDED
-        if self.server is not None:
-            self.server.emit(events.SHUTDOWN, {"guest": False, "reason": events.HOST_QUIT})
+        self.emit(events.SHUTDOWN, {"guest": False, "reason": events.HOST_QUIT})
         self.quitting.set()
 
     def powerdown(self) -> None:
         self.calls.append("powerdown")
+        self.emit(events.POWERDOWN, {})
 
     def reset(self) -> None:
         self.calls.append("reset")
+        self.emit(events.RESET, {"guest": False, "reason": events.HOST_RESET})
 
     def vcpu_threads(self) -> list[int]:
         return [1000 + vcpu for vcpu in range(self._vcpus)]
@@ -182,9 +187,8 @@ class Bench:
     def __init__(self) -> None:
         self.host = FakeHost()
         self.events: list[tuple[str, dict[str, object]]] = []
-        self.monitor = Monitor(
-            self.host, lambda name, data: self.events.append((name, data)), Log()
-        )
+        self.host.emit = lambda name, data: self.events.append((name, data))
+        self.monitor = Monitor(self.host, self.host.emit, Log())
         self.session = Session(self.monitor, throttled=False)
 
     def ask(self, execute: str, **arguments: Any) -> Any:
@@ -268,7 +272,7 @@ class Running:
         self.host = FakeHost()
         config = ListenerConfig("-qmp", UNIX, path=self.path, **settings)
         self.server = Server(self.host, [config], Log())
-        self.host.server = self.server
+        self.host.emit = self.server.emit
         self.server.start()
         self._clients: list[Client] = []
 
