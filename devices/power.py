@@ -1,11 +1,14 @@
-"""How a guest ends itself: ACPI's sleep and reset registers, and the keyboard controller's reset.
+"""How a guest ends itself, and how it is asked to: sleep and reset registers, the power button.
 
-Python devices of a few registers, written once in a guest's life; each calls back on the
-writing vCPU's thread. Sources: ACPI 6.4, 4.8.3.7 (sleep control) and 4.8.3.6 (reset register);
-StratoVirt's `reboot=k` for the i8042.
+Python devices of a few registers, used once in a guest's life; those that are written call back
+on the writing vCPU's thread. Sources: ACPI 6.4, 4.8.3.7 (sleep control), 4.8.3.6 (reset register)
+and 5.6.9 (generic event device); StratoVirt's `reboot=k` for the i8042.
 """
 
 from __future__ import annotations
+
+import _thread
+import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,3 +67,43 @@ class I8042:
         """Act on the reset command alone."""
         if value & 0xFF == self._PULSE_RESET:
             self._on_reset()
+
+
+class EventDevice:
+    """The selector behind ACPI's generic event device: a read tells what happened, and clears it.
+
+    The tables say which bit is what; they read it when the interrupt comes.
+    """
+
+    SIZE = 4
+    POWER_BUTTON = 1 << 0
+
+    __slots__ = ("_irq_fd", "_lock", "_pending")
+
+    def __init__(self, irq_fd: int) -> None:
+        """`irq_fd` is an eventfd of edges, borrowed."""
+        self._irq_fd = irq_fd
+        self._pending = 0
+        self._lock = _thread.allocate_lock()
+
+    def press_power_button(self) -> None:
+        """Ask the guest to switch itself off; any thread. Whether it does is its own business."""
+        with self._lock:
+            self._pending |= self.POWER_BUTTON
+        os.eventfd_write(self._irq_fd, 1)
+
+    def reset(self) -> None:
+        """Forget what the guest has not looked at."""
+        with self._lock:
+            self._pending = 0
+
+    def read(self, offset: int, size: int) -> int:
+        """Return and clear the events; a read of a part leaves them."""
+        with self._lock:
+            pending = self._pending
+            if (offset, size) == (0, self.SIZE):
+                self._pending = 0
+        return pending >> 8 * offset
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Nothing can be written."""

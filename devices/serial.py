@@ -29,6 +29,9 @@ STDIO, NONE, PTY, FILE, SOCKET = "stdio", "none", "pty", "file", "socket"
 _ACCEPTED = "stdio, none, pty, file,path=FILE or socket,path=PATH,server,nowait"
 _SOCKET_PATH_MAX = 107  # bytes: sockaddr_un without its terminator
 _PORTS = 8
+# What brings a 16550A to its reset state, by register: 9600 baud (the divisor is 12, behind DLAB),
+# 8 bits, no interrupts, FIFOs that are empty and off, OUT2 alone.
+_RESET = ((3, 0x83), (0, 12), (1, 0), (3, 3), (1, 0), (2, 7), (2, 0), (4, 8))
 
 
 class Backend:
@@ -209,6 +212,11 @@ class Serial:
             },
         )
         check(lib.pv_console_start(self._console, config), "-serial")
+
+    def reset(self) -> None:
+        """Let the registers be as at power-on; what the guest has written still goes out."""
+        for offset, value in _RESET:
+            lib.pv_uart_write(self._uart, offset, value)
 
     def flush(self, timeout_ms: int) -> bool:
         """Wait until the guest's output is written; False: not all of it in that time."""

@@ -45,6 +45,9 @@ void pv_block_prepare(const struct pv_block_file *file, struct pv_block_request 
 {
 	if (r->type == VIRTIO_BLK_T_GET_ID)
 		pv_block_scatter(r->at, r->left, file->id, sizeof(file->id));
+	/* A driver may know of discards from an image that was there before, and kept no room. */
+	if (r->type == VIRTIO_BLK_T_DISCARD && !(file->flags & PV_BLOCK_UNMAP))
+		r->ranges = 0;
 	if (r->type != VIRTIO_BLK_T_IN && r->type != VIRTIO_BLK_T_OUT)
 		return;
 	if (r->type == VIRTIO_BLK_T_OUT && file->flags & PV_BLOCK_DETECT_ZEROES && is_zero(r)) {

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 
@@ -11,6 +12,7 @@
 #define USED 1u
 #define CONFIG 2u
 #define NEEDS_RESET 64u
+#define WHY_BYTES 160
 
 struct pv_virtio_irq {
 	_Atomic uint32_t *interrupt_status;
@@ -18,7 +20,8 @@ struct pv_virtio_irq {
 	int irq_fd;
 	int broken_fd;
 	atomic_bool broken;
-	_Atomic(const char *) reason;
+	_Atomic(const char *) reason; /* NULL or `why` */
+	char why[WHY_BYTES];          /* written by who set `broken`, before `reason` */
 	_Atomic uint64_t count;
 };
 
@@ -65,10 +68,18 @@ void pv_virtio_irq_broken(struct pv_virtio_irq *irq, const char *why)
 {
 	if (atomic_exchange(&irq->broken, true))
 		return;
-	atomic_store(&irq->reason, why);
+	if (why) {
+		snprintf(irq->why, sizeof(irq->why), "%s", why);
+		atomic_store(&irq->reason, irq->why);
+	}
 	atomic_fetch_or(irq->status, NEEDS_RESET);
 	raise_line(irq, CONFIG);
 	(void)eventfd_write(irq->broken_fd, 1);
+}
+
+int pv_virtio_irq_is_broken(const struct pv_virtio_irq *irq)
+{
+	return atomic_load(&irq->broken);
 }
 
 uint64_t pv_virtio_irq_count(const struct pv_virtio_irq *irq)

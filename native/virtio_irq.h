@@ -21,9 +21,11 @@ void pv_virtio_irq_used(struct pv_virtio_irq *irq);
 /* A changed configuration: set bit 1, raise the line. */
 void pv_virtio_irq_config(struct pv_virtio_irq *irq);
 /* The device cannot go on: set DEVICE_NEEDS_RESET, raise a configuration interrupt, and tell the
- * transport. Only the first call after pv_virtio_irq_reset has an effect. `why` is a string
- * constant for the log. */
+ * transport. Only the first call after pv_virtio_irq_reset has an effect. `why` is a line for
+ * the log, copied, or NULL. */
 void pv_virtio_irq_broken(struct pv_virtio_irq *irq, const char *why);
+/* 1 from pv_virtio_irq_broken to pv_virtio_irq_reset, otherwise 0. */
+int pv_virtio_irq_is_broken(const struct pv_virtio_irq *irq);
 
 /* Interrupts raised since the beginning; each was a write to the line. */
 uint64_t pv_virtio_irq_count(const struct pv_virtio_irq *irq);
@@ -35,7 +37,8 @@ void pv_virtio_irq_ack(struct pv_virtio_irq *irq, uint32_t bits);
 void pv_virtio_irq_add_status(struct pv_virtio_irq *irq, uint32_t bits);
 /* Status and InterruptStatus become 0 and the device whole again; none of its threads runs. */
 void pv_virtio_irq_reset(struct pv_virtio_irq *irq);
-/* Why the device broke: once after each break, then and otherwise NULL. */
+/* Why the device broke: once after each break, then and otherwise NULL. It stands until the next
+ * break after a reset. */
 const char *pv_virtio_irq_take_reason(struct pv_virtio_irq *irq);
 
 #endif

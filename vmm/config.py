@@ -18,6 +18,7 @@ class MachineConfig:
         "discovery",
         "disks",
         "frozen",
+        "hotplug",
         "initrd",
         "kernel",
         "memory",
@@ -40,14 +41,16 @@ class MachineConfig:
         share: bool = False,
         frozen: bool = False,
         disks: tuple[BlockConfig, ...] = (),
+        hotplug: bool = False,
         read_exits: bool = False,
     ) -> None:
         """`memory` is in bytes, 128 MiB to 512 GiB; `vcpus` 1 to 254; `frozen` starts paused.
 
         `discovery` says how the guest finds its devices: `acpi`, `cmdline` (with an MP table
         and no ACPI), or `auto`, which is ACPI. `share` makes guest memory a memfd. `disks` are in
-        the order of their slots. `read_exits` keeps KVM's read-only memory from the virtio
-        devices' registers, as on a KVM that has none.
+        the order of their slots. `hotplug` adds the slots that are empty, for what comes while the
+        guest runs. `read_exits` keeps KVM's read-only memory from the virtio devices' registers,
+        as on a KVM that has none.
         """
         self.kernel = kernel
         self.initrd = initrd
@@ -59,4 +62,5 @@ class MachineConfig:
         self.share = share
         self.frozen = frozen
         self.disks = disks
+        self.hotplug = hotplug
         self.read_exits = read_exits

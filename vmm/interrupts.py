@@ -20,10 +20,21 @@ class InterruptLine:
         self.gsi = gsi
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            kvm.IRQFD(vm_fd, ffi.new("struct kvm_irqfd *", {"fd": self.fd, "gsi": gsi}))
+            self.connect(vm_fd)
         except BaseException:
             os.close(self.fd)
             raise
+
+    def connect(self, vm_fd: int) -> None:
+        """Wire the line to a VM; one that it was wired to before is closed."""
+        kvm.IRQFD(vm_fd, ffi.new("struct kvm_irqfd *", {"fd": self.fd, "gsi": self.gsi}))
+
+    def clear(self) -> None:
+        """Forget the edges that no VM has taken."""
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            return
 
     def close(self) -> None:
         """Close the eventfd; KVM lets go of it by itself."""

@@ -2,7 +2,7 @@
 
 Threads: each vCPU has one; it runs the guest in C without the GIL and comes here only for exits
 that end the guest. Every other method may be called from any thread but a vCPU's, one caller at
-a time, unless it says otherwise.
+a time, unless it says otherwise; `finish`, `stop` and `close` at any time, though.
 """
 
 from __future__ import annotations
@@ -11,22 +11,24 @@ import _thread
 import os
 
 from ..devices.debug import BootTimer, DebugExit
-from ..devices.power import I8042, AcpiPower
+from ..devices.power import I8042, AcpiPower, EventDevice
 from ..errors import ConfigError, GuestError, PyvirtError
 from ..native import check, ffi, lib
-from . import bus, cpuid, kvm, layout, report, slots
+from . import bus, kvm, layout, report, slots
 from .boot import loader
 from .interrupts import InterruptLine
 from .memory import GuestMemory
-from .vcpu import Vcpu, supported_cpuid
+from .vm import Vm, check_kvm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Any
 
-    from ..devices.virtio.device import Device
+    from ..devices.virtio.device import Device, Pluggable
     from .config import MachineConfig
     from .log import Log
+    from .vcpu import Vcpu
 
 RUNNING, PAUSED, ENDED = "running", "paused", "ended"
 
@@ -71,20 +73,29 @@ class Machine:
         self.end: End | None = None
         self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.bus = bus.Bus()
-        self.vcpus: list[Vcpu] = []
         self.memory: GuestMemory | None = None
         self.slots: slots.Slots | None = None
+        # Called with the name and data of each of QMP's events that happens here, on the thread
+        # where it happens, without a lock held.
+        self.listeners: list[Callable[[str, dict[str, Any]], None]] = []
+        # Called during `reset`, to reset what the machine does not own.
+        self.on_reset: list[Callable[[], None]] = []
         self._virtio = list(virtio)
         self._log = log
         self._mark = mark
         self._lines: list[InterruptLine] = []
         self._state = PAUSED
-        # Guards the state and the reason; the vCPU threads themselves stand at the gate.
+        self._first_run_ns = 0  # before the first reset
+        self._is_stopped = False
+        # Guards the state, the reason and which VM it is; the vCPU threads stand at the gate.
         self._lock = _thread.allocate_lock()
+        # Held while a slot or the whole machine changes, which may wait for requests in flight.
+        self._change = _thread.allocate_lock()
         gate = ffi.new("struct pv_gate **")
         check(lib.pv_gate_new(gate), "machine")
         self._gate = ffi.gc(gate[0], lib.pv_gate_free)
-        self._vm_fd = self._kvm_fd = -1
+        self._vm: Vm | None = None
+        self._kvm_fd = -1
         try:
             self._kvm_fd = kvm.open_device(device)
             self._create()
@@ -93,43 +104,18 @@ class Machine:
             raise
 
     def _create(self) -> None:
-        lacking = kvm.missing(self._kvm_fd)
-        if lacking:
-            raise PyvirtError(f"this KVM lacks {', '.join(lacking)}; run pyvirt doctor")
-        self._check_vcpus()
-        self._vm_fd = kvm.CREATE_VM(self._kvm_fd)
-        kvm.SET_IDENTITY_MAP_ADDR(self._vm_fd, ffi.new("uint64_t *", layout.KVM_IDENTITY_MAP))
-        kvm.SET_TSS_ADDR(self._vm_fd, layout.KVM_TSS)
-        kvm.CREATE_IRQCHIP(self._vm_fd)
-        pit = ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY})
-        kvm.CREATE_PIT2(self._vm_fd, pit)
+        check_kvm(self._kvm_fd, self.config.vcpus)
         self.memory = GuestMemory(self.config.memory, shared=self.config.share)
-        self.memory.register(self._vm_fd)
-        self._create_vcpus()
+        self._vm = Vm(self._kvm_fd, self.memory, self.config.vcpus, self.bus)
         self._add_devices()
-        self._add_virtio()
+        slots.fill(self.config, self._virtio)
+        self._add_slots(self._vm, self.memory)
         self._mark("vm-ready")
 
-    def _check_vcpus(self) -> None:
-        limit = kvm.extension(self._kvm_fd, "KVM_CAP_MAX_VCPUS") or 4
-        if self.config.vcpus > limit:
-            raise ConfigError(f"-smp {self.config.vcpus}: this KVM runs at most {limit}; lower it")
-
-    def _create_vcpus(self) -> None:
-        supported = supported_cpuid(self._kvm_fd)
-        deadline = kvm.extension(self._kvm_fd, "KVM_CAP_TSC_DEADLINE_TIMER") != 0
-        run_size = kvm.GET_VCPU_MMAP_SIZE(self._kvm_fd)
-        count = self.config.vcpus
-        for index in range(count):
-            vcpu = Vcpu(self._vm_fd, index, run_size, self.bus)
-            self.vcpus.append(vcpu)
-            tsc_khz = kvm.GET_TSC_KHZ(vcpu.fd)
-            vcpu.set_cpuid(
-                cpuid.for_vcpu(
-                    supported, vcpu=index, vcpus=count, tsc_khz=tsc_khz, deadline=deadline
-                )
-            )
-            vcpu.reset()
+    @property
+    def vcpus(self) -> list[Vcpu]:
+        """Return the vCPUs, by index; others after a reset."""
+        return self._vm.vcpus if self._vm is not None else []
 
     def _add_devices(self) -> None:
         def end(reason: str) -> Callable[[], None]:
@@ -139,25 +125,20 @@ class Machine:
         power = AcpiPower(end(GUEST_SHUTDOWN), end(GUEST_RESET))
         self.bus.add(pio, layout.SLEEP_CONTROL, power.SIZE, power)
         self.bus.add(pio, I8042.PORT, 1, I8042(end(GUEST_RESET)))
+        self._events = EventDevice(self.interrupt_line(layout.GED_IRQ).fd)
+        self.bus.add(pio, layout.GED_SELECTOR, EventDevice.SIZE, self._events)
         exit_port = DebugExit(lambda value: self.finish(End(DEBUG_EXIT, value)))
         self.bus.add(pio, layout.DEBUG_EXIT, exit_port.SIZE, exit_port)
         timer = BootTimer(self._on_boot_stage)
         self.bus.add(pio, layout.BOOT_TIMER, timer.SIZE, timer)
         self.bus.add(bus.MMIO, layout.BOOT_TIMER_MMIO, timer.SIZE, timer)
 
-    def _add_virtio(self) -> None:
-        assert self.memory is not None
-        if self.config.disks:
-            # Here, as this module is on the start-up path and not every guest has a disk.
-            from ..devices.virtio.block import Block  # noqa: PLC0415
-
-            for place, disk in enumerate(self.config.disks):
-                self._virtio.insert(place, Block(disk))
+    def _add_slots(self, vm: Vm, memory: GuestMemory) -> None:
         self.slots = slots.Slots(
-            self._vm_fd,
+            vm.fd,
             self._virtio,
             bus=self.bus,
-            memory=self.memory.native(),
+            memory=memory.native(),
             line=self.interrupt_line,
             log=self._log,
             read_exits=self.config.read_exits
@@ -170,7 +151,8 @@ class Machine:
 
     def interrupt_line(self, gsi: int) -> InterruptLine:
         """Return a new edge-triggered line; the machine closes it."""
-        line = InterruptLine(self._vm_fd, gsi)
+        assert self._vm is not None
+        line = InterruptLine(self._vm.fd, gsi)
         self._lines.append(line)
         return line
 
@@ -192,6 +174,10 @@ class Machine:
         loader.load(self.config, self.memory, self.vcpus[0].fd, places)
         self._mark("kernel-loaded")
 
+    def _emit(self, event: str, **data: Any) -> None:
+        for listener in self.listeners:
+            listener(event, data)
+
     def start(self) -> None:
         """Start the vCPU threads; the guest runs unless the configuration says `frozen`."""
         for vcpu in self.vcpus:
@@ -202,7 +188,7 @@ class Machine:
                 lib.pv_gate_leave(self._gate)
                 raise PyvirtError(f"vCPU {vcpu.index}: {error}; raise ulimit -u") from None
         if not self.config.frozen:
-            self.resume()
+            self._set_running()
 
     @property
     def state(self) -> str:
@@ -214,20 +200,108 @@ class Machine:
 
         No exit is lost: what a vCPU was doing is complete. Nothing happens when paused or ended.
         """
+        if self._set_paused():
+            self._emit("STOP")
+
+    def _set_paused(self) -> bool:
+        """Pause; return whether the guest was running."""
         with self._lock:
             if self._state != RUNNING:
-                return
+                return False
             self._state = PAUSED
             lib.pv_gate_close(self._gate)
             self._kick()
         lib.pv_gate_wait_parked(self._gate)
+        return True
 
     def resume(self) -> None:
         """Let a paused guest run on."""
+        if self._set_running():
+            self._emit("RESUME")
+
+    def _set_running(self) -> bool:
+        """Resume; return whether the guest was paused."""
         with self._lock:
-            if self._state == PAUSED:
-                self._state = RUNNING
-                lib.pv_gate_open(self._gate)
+            if self._state != PAUSED:
+                return False
+            self._state = RUNNING
+            lib.pv_gate_open(self._gate)
+            return True
+
+    def reset(self) -> None:
+        """Start the machine anew, as from its power-on; what is behind its slots stays there.
+
+        A paused one stays paused. PyvirtError: it cannot be; the machine has ended if there is
+        nothing to go back to.
+        """
+        with self._change:
+            self._check_alive()
+            assert self.memory is not None
+            was_running = self._set_paused()
+            # At its end the vCPU threads do not stand, they leave.
+            self._check_alive()
+            try:
+                vm = Vm(self._kvm_fd, self.memory, self.config.vcpus, self.bus)
+            except BaseException:
+                if was_running:
+                    self._set_running()
+                raise
+            try:
+                self._begin_anew(vm)
+            except BaseException:
+                self.finish(End(CRASH, 1))
+                raise
+            if was_running:
+                self._set_running()
+        self._emit("RESET")
+
+    def _begin_anew(self, vm: Vm) -> None:
+        assert self.slots is not None
+        assert self.memory is not None
+        self.slots.reset()
+        self._first_run_ns = self.first_run_ns()
+        with self._lock:
+            before, self._vm = self._vm, vm
+        assert before is not None
+        before.close()
+        for line in self._lines:
+            line.clear()
+            line.connect(vm.fd)
+        self.slots.connect(vm.fd)
+        self._events.reset()
+        for reset in self.on_reset:
+            reset()
+        self.memory.clear()
+        self.load()
+
+    def power_button(self) -> None:
+        """Press the guest's power button; a guest that heeds it switches itself off later."""
+        self._check_alive()
+        self._events.press_power_button()
+        self._emit("POWERDOWN")
+
+    def _check_alive(self) -> None:
+        if self._state == ENDED:
+            raise PyvirtError("the machine has ended; start another")
+
+    def slot(self, kind: str, addr: int) -> Pluggable:
+        """Return the device in slot `addr` of a kind ("block", "net"); ConfigError."""
+        devices = self.slots.pluggable(kind) if self.slots is not None else []
+        if not 0 <= addr < len(devices):
+            raise ConfigError(f"slot {addr}: there are {len(devices)} of kind {kind}")
+        return devices[addr]
+
+    def attach(self, kind: str, addr: int, backend: Any, **options: Any) -> None:
+        """Put `backend` behind a slot, as its device's `attach` says; the guest is told."""
+        with self._change:
+            self._check_alive()
+            self.slot(kind, addr).attach(backend, **options)
+
+    def detach(self, kind: str, addr: int) -> Any:
+        """Empty a slot; return what was in it, which nothing uses any more. The guest is told."""
+        with self._change:
+            self._check_alive()
+            return self.slot(kind, addr).detach()
 
     def finish(self, end: End) -> None:
         """End the machine for the reason given; the first reason holds. Any thread."""
@@ -246,13 +320,19 @@ class Machine:
         """End the machine if nothing has, and wait until its vCPU threads are gone."""
         self.finish(End(HOST))
         lib.pv_gate_wait_left(self._gate)
+        with self._lock:
+            is_first, self._is_stopped = not self._is_stopped, True
+        if is_first and self.end is not None:
+            by_guest = self.end.reason != HOST
+            self._emit("SHUTDOWN", guest=by_guest, reason=self.end.reason)
 
     def close(self) -> None:
         """Stop the machine and give everything back."""
         self.stop()
-        for vcpu in self.vcpus:
-            vcpu.close()
-        self.vcpus.clear()
+        with self._change:
+            self._close()
+
+    def _close(self) -> None:
         if self.slots is not None:
             self.slots.close()
             self.slots = None
@@ -262,16 +342,21 @@ class Machine:
         for line in self._lines:
             line.close()
         self._lines.clear()
-        for fd in (self._vm_fd, self._kvm_fd, self.ended_fd):
+        if self._vm is not None:
+            self._vm.close()
+            self._vm = None
+        for fd in (self._kvm_fd, self.ended_fd):
             if fd >= 0:
                 os.close(fd)
-        self._vm_fd = self._kvm_fd = self.ended_fd = -1
+        self._kvm_fd = self.ended_fd = -1
         if self.memory is not None:
             self.memory.close()
             self.memory = None
 
     def first_run_ns(self) -> int:
         """Return CLOCK_MONOTONIC at the boot vCPU's first KVM_RUN, 0 before it."""
+        if self._first_run_ns:
+            return self._first_run_ns
         stats = ffi.new("struct pv_vcpu_stats *")
         lib.pv_vcpu_read_stats(self.vcpus[0].handle, stats)
         return int(stats.first_run_ns)
@@ -283,6 +368,8 @@ class Machine:
     def _run_vcpu(self, vcpu: Vcpu) -> None:
         try:
             while lib.pv_gate_pass(self._gate):
+                # After a reset it is another.
+                vcpu = self.vcpus[vcpu.index]
                 reason = vcpu.run()
                 if reason != lib.KVM_EXIT_INTR:
                     self._judge(vcpu, reason)

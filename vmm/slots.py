@@ -9,10 +9,12 @@ KVM_IOEVENTFD.
 
 from __future__ import annotations
 
+import _thread
 import mmap
 import os
 
 from ..devices.virtio import registers
+from ..devices.virtio.device import Pluggable
 from ..devices.virtio.mmio import Mmio
 from ..errors import ConfigError
 from ..native import ffi, lib
@@ -24,12 +26,37 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ..devices.virtio.block import BlockConfig
     from ..devices.virtio.device import Device
     from .bus import Bus
+    from .config import MachineConfig
     from .interrupts import InterruptLine
     from .log import Log
 
 SLOTS_MAX = len(layout.VIRTIO_GSIS)
+BLOCK_SLOTS = 6  # at least, where disks can be plugged
+
+
+def _block(config: BlockConfig | None, addr: int) -> Pluggable:
+    # Here, as this module is on the start-up path and not every guest has a disk.
+    from ..devices.virtio.block import Block  # noqa: PLC0415
+
+    return Block(config, addr)
+
+
+def fill(config: MachineConfig, devices: list[Device]) -> None:
+    """Put the devices of the configuration before those in the list; ConfigError.
+
+    Those that something is behind come first within their kind.
+    """
+    kinds: tuple[tuple[tuple[Any, ...], int, Callable[[Any, int], Pluggable]], ...] = (
+        (config.disks, BLOCK_SLOTS, _block),
+    )
+    place = 0
+    for given, least, make in kinds:
+        for addr in range(max(len(given), least) if config.hotplug else len(given)):
+            devices.insert(place, make(given[addr] if addr < len(given) else None, addr))
+            place += 1
 
 
 def windows(count: int) -> list[VirtioMmio]:
@@ -64,13 +91,17 @@ class Slots:
         self.notices_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._owned = [self.notices_fd]
         self._devices = devices
-        self._vm_fd = vm_fd
+        self._vm_fd = -1
+        self._watches: list[tuple[int, int, int]] = []  # a written address and value, an eventfd
         self._pages: mmap.mmap | None = None
+        self._read_exits = read_exits
+        self._memslot_lock = _thread.allocate_lock()  # two devices may change at a time
         try:
             if len(devices) > SLOTS_MAX:
                 raise ConfigError(f"{len(devices)} virtio devices: at most {SLOTS_MAX}; drop some")
             if devices:
-                self._fill(bus, memory, line, log, read_exits)
+                self._fill(bus, memory, line, log)
+            self.connect(vm_fd)
         except BaseException:
             self.close()
             raise
@@ -81,11 +112,10 @@ class Slots:
         memory: Any,
         line: Callable[[int], InterruptLine],
         log: Log,
-        read_exits: bool,
     ) -> None:
         size = len(self._devices) * registers.PAGE_SIZE
         self._pages = mmap.mmap(-1, size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
-        acknowledged = self._eventfd() if not read_exits else -1
+        acknowledged = self._eventfd() if not self._read_exits else -1
         places = windows(len(self._devices))
         for index, (device, place) in enumerate(zip(self._devices, places, strict=True)):
             kicks = [self._eventfd() for _ in device.queue_sizes]
@@ -98,17 +128,36 @@ class Slots:
                 broken_fd=self.notices_fd,
                 kicks=kicks,
                 warn=log.warning,
-                exclusively=None if read_exits else self._without_memslot,
+                exclusively=None if self._read_exits else self._without_memslot,
             )
             self.transports.append(transport)
             machine_bus.add(bus.MMIO, place.base, place.size, transport)
-            for queue, kick in enumerate(kicks):
-                self._watch(place.base + registers.QUEUE_NOTIFY, queue, kick)
-            if not read_exits:
-                used = registers.INTERRUPT_USED
-                self._watch(place.base + registers.INTERRUPT_ACK, used, acknowledged)
-        if not read_exits:
-            self._set_memslot(size)
+            notify = place.base + registers.QUEUE_NOTIFY
+            self._watches += [(notify, queue, kick) for queue, kick in enumerate(kicks)]
+            if not self._read_exits:
+                ack = place.base + registers.INTERRUPT_ACK
+                self._watches.append((ack, registers.INTERRUPT_USED, acknowledged))
+
+    def connect(self, vm_fd: int) -> None:
+        """Let a VM's accesses find the slots; one that they belonged to before is closed."""
+        self._vm_fd = vm_fd
+        for address, value, fd in self._watches:
+            self._watch(address, value, fd)
+        if self._pages is not None and not self._read_exits:
+            self._set_memslot(len(self._pages))
+
+    def reset(self) -> None:
+        """Reset every device; what is behind it stays. No vCPU runs."""
+        for transport in self.transports:
+            transport.reset()
+
+    def pluggable(self, kind: str) -> list[Pluggable]:
+        """Return the devices of a kind ("block", "net") that something can be put behind.
+
+        The place in the list is what QMP calls `addr`.
+        """
+        devices = [device for device in self._devices if isinstance(device, Pluggable)]
+        return [device for device in devices if kind == device.KIND]
 
     def _eventfd(self) -> int:
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -139,11 +188,12 @@ class Slots:
     def _without_memslot(self, change: Callable[[], None]) -> None:
         # Meanwhile the reads exit, and those of the device that changes wait for its lock.
         assert self._pages is not None
-        self._set_memslot(0)
-        try:
-            change()
-        finally:
-            self._set_memslot(len(self._pages))
+        with self._memslot_lock:
+            self._set_memslot(0)
+            try:
+                change()
+            finally:
+                self._set_memslot(len(self._pages))
 
     def report(self) -> None:
         """Log what devices have to say; when `notices_fd` is readable, by any thread."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import struct
 
-from ...errors import BackendError, ConfigError
+from ...errors import BackendError, ConfigError, PyvirtError
 from ...native import check, ffi, lib
 from ..disk import SECTOR, Disk
-from .device import Device
+from .device import Pluggable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 DEVICE_TYPE = 2
 QUEUES_MAX = 64
-QUEUE_SIZE_MIN, QUEUE_SIZE_MAX = 2, 1024
+QUEUE_SIZE, QUEUE_SIZE_MIN, QUEUE_SIZE_MAX = 256, 2, 1024
+PHYSICAL = 4096  # block size, in bytes, of a disk that is yet to come
 SERIAL_BYTES = 20
 IOPS_MAX = 1_000_000
 ENGINES = ("auto", "io_uring", "threads")
@@ -36,7 +38,8 @@ WRITE_ZEROES = 1 << 14
 
 # struct virtio_blk_config to the write-zeroes fields, 5.2.4: capacity, size_max, seg_max, geometry,
 # blk_size, topology (4), writeback, num_queues, discard (3), write zeroes (3).
-_CONFIG = struct.Struct("<QIIIIBBHIBxHIIIIIB3x")
+_CAPACITY = struct.Struct("<Q")
+_GEOMETRY = struct.Struct("<IIIIBBHIBxHIIIIIB3x")
 
 
 class BlockConfig:
@@ -69,7 +72,7 @@ class BlockConfig:
         detect_zeroes: str = "off",
         serial: str = "",
         queues: int = 1,
-        queue_size: int = 256,
+        queue_size: int = QUEUE_SIZE,
     ) -> None:
         """`path` is a raw image or a block device; `readonly` keeps the guest from writing.
 
@@ -93,34 +96,37 @@ class BlockConfig:
         self.queue_size = queue_size
 
 
-class Block(Device):
-    """A disk of the guest; owns the image and the C side."""
+class Image:
+    """An image as a Block can have it behind it: open, locked, measured; its maker closes it."""
 
-    __slots__ = ("_config", "_disk", "_handle", "engine")
+    __slots__ = ("config", "disk", "engine")
 
     def __init__(self, config: BlockConfig) -> None:
         """Open the image; ConfigError, and nothing stays behind."""
-        super().__init__(
-            f"disk {config.id}",
-            device_type=DEVICE_TYPE,
-            features=_features(config),
-            queue_sizes=(config.queue_size,) * config.queues,
-        )
+        self.config = config
         self.engine = _engine(config.engine)
-        disk = Disk(config.path, readonly=config.readonly, direct=config.direct)
-        try:
-            self._handle = self._new(config, disk)
-        except BaseException:
-            disk.close()
-            raise
-        self._disk: Disk | None = disk
-        self._config = _config_space(config, disk)
+        self.disk = Disk(config.path, readonly=config.readonly, direct=config.direct)
 
-    def _new(self, config: BlockConfig, disk: Disk) -> Any:
+    def close(self) -> None:
+        """Close and unlock the image; no device has it any more. Once is enough."""
+        if self.disk.fd >= 0:
+            self.disk.close()
+
+
+class _Served:
+    """The queues' service from an image; owns the C side."""
+
+    __slots__ = ("_engine", "_handle", "image", "name")
+
+    def __init__(self, image: Image, serial: str) -> None:
+        config, disk = image.config, image.disk
+        self.image = image
+        self.name = f"disk {config.id}"
+        self._engine = image.engine
         words = {
             "fd": disk.fd,
             "flags": (config.readonly and lib.PV_BLOCK_READONLY)
-            | (self.engine == "threads" and lib.PV_BLOCK_THREADS)
+            | (image.engine == "threads" and lib.PV_BLOCK_THREADS)
             | (config.unmap and lib.PV_BLOCK_UNMAP)
             | (config.detect_zeroes != "off" and lib.PV_BLOCK_DETECT_ZEROES)
             | (config.detect_zeroes == "unmap" and lib.PV_BLOCK_DETECT_UNMAP),
@@ -128,48 +134,212 @@ class Block(Device):
             "offset_align": disk.offset_align,
             "memory_align": disk.memory_align,
             "iops": config.iops,
-            "id": os.fsencode(config.serial).ljust(SERIAL_BYTES, b"\0"),
+            "id": os.fsencode(serial or config.serial).ljust(SERIAL_BYTES, b"\0"),
         }
         handle = ffi.new("struct pv_block **")
         check(lib.pv_block_new(ffi.new("struct pv_block_config *", words), handle), self.name)
-        return handle[0]
+        self._handle = handle[0]
 
-    def config(self) -> bytes:
-        """Return struct virtio_blk_config; nothing in it can be written."""
-        return self._config
+    def start(self, features: int, queues: Any, irq: Any) -> None:
+        """Start a thread for each queue; `queues` is a struct pv_block_queue[]."""
+        result = lib.pv_block_start(self._handle, features, queues, len(queues), irq)
+        check(result, f"{self.name}: cannot start {self._engine}")
 
-    def activate(self, activation: Activation) -> None:
-        """Start a thread for each queue that is ready."""
-        ready = [(queue.handle, queue.kick_fd) for queue in activation.queues if queue]
-        if not ready:
-            raise BackendError(f"{self.name}: the driver made no queue ready")
-        check(
-            lib.pv_block_start(
-                self._handle,
-                activation.features,
-                ffi.new("struct pv_block_queue[]", ready),
-                len(ready),
-                activation.irq,
-            ),
-            f"{self.name}: cannot start {self.engine}",
-        )
-
-    def reset(self) -> None:
+    def stop(self) -> None:
         """Complete what is in flight and end the threads."""
         lib.pv_block_stop(self._handle)
 
-    def stats(self) -> Any:
-        """Return a struct pv_block_stats (native/block.h) of this moment; any thread."""
-        stats = ffi.new("struct pv_block_stats *")
+    def read_stats(self, stats: Any) -> None:
         lib.pv_block_stats(self._handle, stats)
+
+    def free(self) -> None:
+        lib.pv_block_free(self._handle)
+
+
+class _Vacant:
+    """The queues' service without an image."""
+
+    __slots__ = ("_handle", "name")
+    image = None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._handle: Any = ffi.NULL
+
+    def start(self, features: int, queues: Any, irq: Any) -> None:
+        """Start a thread for all queues."""
+        handle = ffi.new("struct pv_vacant **")
+        check(lib.pv_vacant_start(queues, len(queues), irq, handle), f"{self.name}: cannot start")
+        self._handle = handle[0]
+
+    def stop(self) -> None:
+        """End the thread."""
+        lib.pv_vacant_stop(self._handle)
+        self._handle = ffi.NULL
+
+    def read_stats(self, stats: Any) -> None:
+        """Count nothing."""
+
+    def free(self) -> None:
+        """Nothing is left."""
+
+
+class Block(Pluggable):
+    """A disk of the guest, whether an image is behind it or not.
+
+    Without one its capacity is 0 and every request ends in an I/O error. Linux, and others, read
+    all but the capacity only when their driver starts. So an image that comes later has the queues
+    that are there, the block sizes that the driver knows (requests of other sizes are carried out,
+    more slowly), and, as the one thing that may be refused, the driver's idea of read-only.
+    """
+
+    __slots__ = (
+        "_activation",
+        "_geometry",
+        "_lock",
+        "_offered",
+        "_queues",
+        "_served",
+        "_vacant",
+    )
+    KIND = "block"
+
+    def __init__(self, config: BlockConfig | None = None, slot: int = 0) -> None:
+        """Open the image, if there is to be one; ConfigError, and nothing stays behind.
+
+        `slot` is how messages call a device without an image.
+        """
+        self._queues = config.queues if config else 1
+        self._vacant = _Vacant(f"disk slot {slot}")
+        self._activation: Activation | None = None
+        self._lock = _thread.allocate_lock()  # of `_served`, which `stats` looks at
+        self._served: _Served | _Vacant = self._vacant
+        if config is not None:
+            image = Image(config)
+            try:
+                self._served = _Served(image, "")
+            except BaseException:
+                image.close()
+                raise
+        super().__init__(
+            self._served.name,
+            device_type=DEVICE_TYPE,
+            features=0,
+            queue_sizes=(config.queue_size if config else QUEUE_SIZE,) * self._queues,
+        )
+        self.offer()
+
+    def offer(self) -> int:
+        """Return the features of the image, or all that one may have."""
+        image = self._served.image
+        self._offered = self.features = _features(image.config if image else None, self._queues)
+        self._geometry = _geometry(image, self._queues, self.queue_sizes[0])
+        return self._offered
+
+    def config(self) -> bytes:
+        """Return struct virtio_blk_config; nothing in it can be written."""
+        image = self._served.image
+        return _CAPACITY.pack(image.disk.sectors if image else 0) + self._geometry
+
+    def activate(self, activation: Activation) -> None:
+        """Serve each queue that is ready."""
+        if not any(activation.queues):
+            raise BackendError(f"{self.name}: the driver made no queue ready")
+        self._start(self._served, activation)
+        self._activation = activation
+
+    @staticmethod
+    def _start(served: _Served | _Vacant, activation: Activation) -> None:
+        ready = [(queue.handle, queue.kick_fd) for queue in activation.queues if queue]
+        queues = ffi.new("struct pv_block_queue[]", ready)
+        served.start(activation.features, queues, activation.irq)
+
+    def reset(self) -> None:
+        """Complete what is in flight and end the threads."""
+        self._served.stop()
+        self._activation = None
+
+    @property
+    def image(self) -> Image | None:
+        """Return what is behind the device."""
+        return self._served.image
+
+    @property
+    def backend(self) -> str:
+        """Return the image's id, "" without one."""
+        return self._served.image.config.id if self._served.image else ""
+
+    def attach(self, backend: Image, *, serial: str = "") -> None:
+        """Put an image behind the device; it is the caller's to close, after `detach`.
+
+        `serial`, where it is given, is the guest's instead of the image's.
+        """
+        config = backend.config
+        if self._served.image is not None:
+            raise ConfigError(f"{self.name}: is in this slot already; take it out first")
+        if config.queues > self._queues or config.queue_size > self.queue_sizes[0]:
+            raise ConfigError(
+                f"disk {config.id}: {config.queues} queues of {config.queue_size}: its slot has "
+                f"{self._queues} of {self.queue_sizes[0]}; give no more"
+            )
+        served = _Served(backend, serial)
+
+        def change(is_bound: bool) -> None:
+            if is_bound and config.readonly != bool(self._offered & RO):
+                raise ConfigError(_misfit(config))
+            self._replace(served)
+
+        try:
+            self.exchange(change)
+        except BaseException:
+            served.free()
+            raise
+
+    def detach(self) -> Image | None:
+        """Take the image away; in-flight requests are complete, later ones end in errors."""
+        before = self._served
+        if before.image is not None:
+            self.exchange(lambda _: self._replace(self._vacant))
+            before.free()
+        return before.image
+
+    def _replace(self, served: _Served | _Vacant) -> None:
+        """Let another serve the queues from the request on that comes next."""
+        before, activation = self._served, self._activation
+        if activation is not None:
+            before.stop()
+            # A broken device is served by nobody before its reset.
+            if not lib.pv_virtio_irq_is_broken(activation.irq):
+                try:
+                    self._start(served, activation)
+                except PyvirtError:
+                    self._restart(before, activation)
+                    raise
+        with self._lock:
+            self._served = served
+        self.name = served.name
+
+    def _restart(self, served: _Served | _Vacant, activation: Activation) -> None:
+        try:
+            self._start(served, activation)
+        except PyvirtError as error:
+            lib.pv_virtio_irq_broken(activation.irq, str(error).encode())
+
+    def stats(self) -> Any:
+        """Return a struct pv_block_stats (native/block.h) of the image; any thread."""
+        stats = ffi.new("struct pv_block_stats *")
+        with self._lock:
+            self._served.read_stats(stats)
         return stats
 
     def close(self) -> None:
         """Close and unlock the image."""
-        if self._disk is not None:
-            lib.pv_block_free(self._handle)
-            self._disk.close()
-            self._disk = None
+        image = self._served.image
+        if image is not None:
+            with self._lock:
+                self._served.free()
+                self._served = self._vacant
+            image.close()
 
 
 def _engine(wanted: str) -> str:
@@ -179,22 +349,34 @@ def _engine(wanted: str) -> str:
     return "threads" if failure < 0 or wanted == "threads" else "io_uring"
 
 
-def _features(config: BlockConfig) -> int:
+def _misfit(config: BlockConfig) -> str:
+    how, known = ("read-only", "writable") if config.readonly else ("writable", "read-only")
+    return (
+        f"disk {config.id}: {how}, and the guest's driver took its slot for a {known} disk, which "
+        f"it asks only when it starts; plug it {known}, or unbind the driver in the guest first"
+    )
+
+
+def _features(config: BlockConfig | None, queues: int) -> int:
     features = SEG_MAX | BLK_SIZE | FLUSH | TOPOLOGY
-    if config.queues > 1:
+    if queues > 1:
         features |= MQ
+    if config is None:
+        return features | WRITE_ZEROES | DISCARD
     if config.readonly:
         return features | RO
     return features | WRITE_ZEROES | (DISCARD if config.unmap else 0)
 
 
-def _config_space(config: BlockConfig, disk: Disk) -> bytes:
-    logical = max(SECTOR, disk.offset_align)
-    physical = max(logical, disk.block_size)
-    return _CONFIG.pack(
-        disk.sectors,
+def _geometry(image: Image | None, queues: int, queue_size: int) -> bytes:
+    """Return struct virtio_blk_config behind the capacity."""
+    logical, physical = SECTOR, PHYSICAL
+    if image is not None:
+        logical = max(SECTOR, image.disk.offset_align)
+        physical = max(logical, image.disk.block_size)
+    return _GEOMETRY.pack(
         0,  # size_max
-        max(1, config.queue_size - 2),  # beside the header and the status
+        max(1, queue_size - 2),  # beside the header and the status
         0,  # geometry
         logical,
         (physical // logical).bit_length() - 1,
@@ -202,11 +384,11 @@ def _config_space(config: BlockConfig, disk: Disk) -> bytes:
         1,  # least and
         0,  # best I/O size: nothing to say
         0,  # writeback
-        config.queues,
+        queues,
         lib.PV_BLOCK_RANGE_SECTORS,
         lib.PV_BLOCK_RANGES,
         physical // SECTOR,
         lib.PV_BLOCK_RANGE_SECTORS,
         lib.PV_BLOCK_RANGES,
-        config.unmap,
+        image is None or image.config.unmap,
     )

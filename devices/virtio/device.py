@@ -2,8 +2,8 @@
 
 A device is made once and then lives through any number of activations: the driver negotiates
 features, sets up queues and says DRIVER_OK (`activate`); later it resets the device (`reset`),
-and may begin anew. In between the data path belongs to C threads that the device started.
-Source: virtio 1.2, chapters 2 and 3.
+and may begin anew. In between the data path belongs to C threads that the device started. What is
+behind a `Pluggable` device comes and goes meanwhile. Source: virtio 1.2, chapters 2 and 3.
 """
 
 from __future__ import annotations
@@ -55,7 +55,14 @@ class Device:
     thread or the one that closes the machine; they may wait, for the guest waits with them.
     """
 
-    __slots__ = ("config_changed", "device_type", "features", "name", "queue_sizes")
+    __slots__ = (
+        "config_changed",
+        "device_type",
+        "exchange",
+        "features",
+        "name",
+        "queue_sizes",
+    )
 
     def __init__(
         self, name: str, *, device_type: int, features: int, queue_sizes: tuple[int, ...]
@@ -73,6 +80,15 @@ class Device:
         # Set by the transport: the device calls it from any thread, outside the methods below,
         # when `config` answers differently; the driver is told.
         self.config_changed: Callable[[], None] = lambda: None
+        # Set by the transport, for a Pluggable device.
+        self.exchange: Callable[[Callable[[bool], None]], None] = lambda change: change(False)
+
+    def offer(self) -> int:
+        """Return the device's own feature bits, for a driver that begins now.
+
+        Until the next call the device keeps to them, and so does `config` to what goes with them.
+        """
+        return self.features
 
     def config(self) -> bytes:
         """Return the device configuration space of this moment; its length never changes."""
@@ -101,3 +117,37 @@ class Device:
 
     def close(self) -> None:
         """Give back what the device owns; it is reset, and no vCPU runs any more."""
+
+
+class Pluggable(Device):
+    """A device that is there whether something is behind it or not, as the guest sees.
+
+    What comes with it is exchanged by `exchange(change)`, which calls `change` between two
+    accesses of the driver and then shows it the configuration as it is. `change` is told whether
+    a driver is at work; then all that it was offered stays until its reset. If `change` raises,
+    so does `exchange`, and the driver sees nothing.
+    """
+
+    __slots__ = ()
+    KIND = ""  # "block" or "net"
+
+    @property
+    def backend(self) -> str:
+        """Return the id of what is behind the device; "" when nothing is."""
+        raise NotImplementedError
+
+    def attach(self, backend: Any) -> None:
+        """Put `backend` behind the device, where nothing is; any thread but a vCPU's.
+
+        It is in use until `detach` has returned, or `close`, which closes it too; its maker closes
+        it in the first case. PyvirtError: it cannot be, and all is as it was.
+        """
+        raise NotImplementedError
+
+    def detach(self) -> Any:
+        """Take away and return what is behind the device; nothing uses it any more then.
+
+        Requests in flight are complete then, and the queues are served on as those of a device
+        with nothing behind it. Nothing happens to such a one; None.
+        """
+        raise NotImplementedError

@@ -54,14 +54,16 @@ class _QueueRegisters:
 class Mmio:
     """One device behind its registers.
 
-    `read` and `write` are for vCPU threads, `report` and `config_changed` for any; a lock makes
-    them one at a time. `close` comes when no vCPU runs any more.
+    `read` and `write` are for vCPU threads, `report`, `reset`, `config_changed` and `exchange` for
+    any; a lock makes them one at a time. `close` comes when no vCPU runs any more.
     """
 
     __slots__ = (
         "_active",
         "_clearable",
+        "_config_due",
         "_config_length",
+        "_device_features_sel",
         "_driver_features",
         "_driver_features_sel",
         "_driver_strays",
@@ -122,7 +124,8 @@ class Mmio:
         self._queues: list[_QueueRegisters] = []
         self._queue_sel = self._driver_features = self._driver_features_sel = 0
         self._driver_strays = False  # bits beyond the 128 that can be offered
-        self._offered = device.features | r.VERSION_1 | r.INDIRECT_DESC | r.EVENT_IDX
+        self._offered = self._device_features_sel = 0
+        self._config_due = False  # a change that the driver is to be told of at DRIVER_OK
         self._config_length = len(device.config())
         if self._config_length > r.CONFIG_SIZE or len(kicks) != len(device.queue_sizes):
             raise ValueError(f"{device.name}: does not fit its transport")
@@ -144,6 +147,7 @@ class Mmio:
             self._set(offset, value)
         self._forget()
         device.config_changed = self.config_changed
+        device.exchange = self.exchange
 
     def _set(self, offset: int, value: int) -> None:
         """Let a register read as `value`; one store of four bytes."""
@@ -175,7 +179,12 @@ class Mmio:
 
     # Features
 
+    def _offer(self) -> None:
+        self._offered = self.device.offer() | r.VERSION_1 | r.INDIRECT_DESC | r.EVENT_IDX
+        self._select_device_features(self._device_features_sel)
+
     def _select_device_features(self, value: int) -> None:
+        self._device_features_sel = value
         shown = self._offered >> 32 * value & r.WORD if value < r.FEATURE_WORDS else 0
         self._set(r.DEVICE_FEATURES, shown)
 
@@ -265,6 +274,8 @@ class Mmio:
         lib.pv_virtio_irq_add_status(self._irq, bit)
         if bit == r.DRIVER_OK:
             self._activate()
+            if self._config_due:
+                self._tell_config()
 
     def _activate(self) -> None:
         active: list[Queue | None] = []
@@ -319,8 +330,10 @@ class Mmio:
         """Let everything that the driver wrote be unwritten."""
         self._driver_features = self._driver_features_sel = 0
         self._driver_strays = False
+        self._config_due = False
         self._queues = [_QueueRegisters() for _ in self.device.queue_sizes]
-        self._select_device_features(0)
+        self._device_features_sel = 0
+        self._offer()
         self._select_queue(0)
         self._publish_config()
         lib.pv_virtio_irq_reset(self._irq)
@@ -337,20 +350,38 @@ class Mmio:
             self.device.write_config(offset, data)
             self._publish_config()
 
+    def _publish_change(self) -> None:
+        self._publish_config()
+        self._set(r.CONFIG_GENERATION, self._words[r.CONFIG_GENERATION // 4] + 1 & r.WORD)
+
+    def _show_change(self) -> None:
+        """Let the guest find a new configuration and generation, both or none, and tell it."""
+        if self._exclusively:
+            self._exclusively(self._publish_change)
+        else:
+            self._publish_change()
+        self._tell_config()
+
+    def _tell_config(self) -> None:
+        # A driver takes no interrupt before DRIVER_OK, but may have read what has changed.
+        stage = self.status & (r.DRIVER | r.DRIVER_OK)
+        self._config_due = stage == r.DRIVER
+        if stage & r.DRIVER_OK:
+            lib.pv_virtio_irq_config(self._irq)
+
     def config_changed(self) -> None:
         """Show the driver the device's configuration as it is now, with a new generation."""
-
-        def publish() -> None:
-            self._publish_config()
-            self._set(r.CONFIG_GENERATION, self._words[r.CONFIG_GENERATION // 4] + 1 & r.WORD)
-
         with self._lock:
-            if self._exclusively:
-                self._exclusively(publish)
-            else:
-                publish()
-            if self.status & r.DRIVER_OK:
-                lib.pv_virtio_irq_config(self._irq)
+            self._show_change()
+
+    def exchange(self, change: Callable[[bool], None]) -> None:
+        """Let the device change as Pluggable says, and show the driver what there is then."""
+        with self._lock:
+            is_bound = bool(self.status & r.DRIVER)
+            change(is_bound)
+            if not is_bound:
+                self._offer()
+            self._show_change()
 
     # The monitor's side
 
@@ -371,6 +402,11 @@ class Mmio:
     def interrupts(self) -> int:
         """Return how many interrupts the device raised; any thread."""
         return int(lib.pv_virtio_irq_count(self._irq))
+
+    def reset(self) -> None:
+        """Reset the device as a driver would; it begins anew."""
+        with self._lock:
+            self._reset()
 
     def close(self) -> None:
         """Bring requests in flight to their end and let go of the device."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
 from pyvirt.devices.debug import BootTimer, DebugExit
-from pyvirt.devices.power import I8042, AcpiPower
+from pyvirt.devices.power import I8042, AcpiPower, EventDevice
 from pyvirt.vmm import layout
 
 
@@ -83,3 +85,39 @@ def test_boot_timer_tells_its_stage() -> None:
     device.write(0, 1, BootTimer.INIT)
     device.write(0, 1, 0x102)
     assert seen == [BootTimer.INIT, 2]
+
+
+@pytest.fixture
+def line() -> Iterator[int]:
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    yield fd
+    os.close(fd)
+
+
+def test_the_power_button_is_an_edge_and_a_bit_that_a_read_clears(line: int) -> None:
+    events = EventDevice(line)
+    assert events.read(0, 4) == 0
+    events.press_power_button()
+    assert os.eventfd_read(line) == 1
+    assert events.read(0, 4) == layout.GED_POWER_BUTTON
+    assert events.read(0, 4) == 0
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(line)
+
+
+def test_events_stay_until_they_are_read_whole(line: int) -> None:
+    events = EventDevice(line)
+    events.press_power_button()
+    events.write(0, 4, 0xFFFF_FFFF)
+    assert [events.read(0, 1), events.read(1, 1), events.read(0, 2)] == [1, 0, 1]
+    assert events.read(0, 4) == 1
+    events.press_power_button()
+    events.reset()
+    assert events.read(0, 4) == 0
+
+
+def test_the_selector_is_where_the_tables_say() -> None:
+    assert (EventDevice.SIZE, EventDevice.POWER_BUTTON) == (
+        layout.GED_SELECTOR_SIZE,
+        layout.GED_POWER_BUTTON,
+    )

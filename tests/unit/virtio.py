@@ -57,17 +57,17 @@ class Notes(Device):
         self.closed += 1
 
 
-class Bench:
+class DeviceBench:
     """A transport on a page of its own, with every descriptor at hand."""
 
     def __init__(
         self,
         memory: GuestMemory,
-        device: Notes | None = None,
+        device: Device,
         *,
         exclusively: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
-        self.device = device or Notes()
+        self.device = device
         self.log: list[str] = []
         self.map = mmap.mmap(-1, r.PAGE_SIZE)
         flags = os.EFD_NONBLOCK | os.EFD_CLOEXEC
@@ -142,6 +142,21 @@ class Bench:
         self.map.close()
         for fd in (self.irq_fd, self.broken_fd, *self.kicks):
             os.close(fd)
+
+
+class Bench(DeviceBench):
+    """The same around a device that keeps notes."""
+
+    device: Notes
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        device: Notes | None = None,
+        *,
+        exclusively: Callable[[Callable[[], None]], None] | None = None,
+    ) -> None:
+        super().__init__(memory, device or Notes(), exclusively=exclusively)
 
 
 def take(fd: int) -> int:

@@ -1,0 +1,237 @@
+/* A block device without a backend answers whatever it is asked with an I/O error, and takes over
+ * from another worker in the middle of a ring.
+ *
+ * sources: vacant.c virtio_irq.c memory.c virtqueue.c virtqueue_chain.c */
+#include "vacant.h"
+
+#include <errno.h>
+#include <linux/virtio_blk.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "check.h"
+#include "driver.h"
+#include "virtio_irq.h"
+
+enum { SIZE = 16, QUEUES = 3, EXTRA = 64 * 1024, PATIENCE_MS = 20000, UNANSWERED = 0xaa };
+
+static _Alignas(4096) unsigned char page[4096];
+
+struct bench {
+	struct driver drivers[QUEUES];
+	size_t data[QUEUES]; /* the offset of each one's spare bytes */
+	struct pv_block_queue queues[QUEUES];
+	struct pv_virtio_irq *irq;
+	int irq_fd, broken_fd;
+	struct pv_vacant *vacant;
+};
+
+static void make(struct bench *b, int event_idx)
+{
+	memset(b, 0, sizeof(*b));
+	memset(page, 0, sizeof(page));
+	b->irq_fd = eventfd(0, EFD_NONBLOCK);
+	b->broken_fd = eventfd(0, EFD_NONBLOCK);
+	CHECK_EQ(pv_virtio_irq_new(page, b->irq_fd, b->broken_fd, &b->irq), 0);
+	for (unsigned i = 0; i < QUEUES; i++) {
+		struct driver *d = &b->drivers[i];
+
+		b->data[i] = driver_init(d, SIZE, event_idx, 1, EXTRA);
+		CHECK_EQ(pv_virtqueue_new(d->memory, &d->config, &b->queues[i].ring), 0);
+		b->queues[i].kick_fd = eventfd(0, EFD_NONBLOCK);
+		(void)driver_enable_interrupts(d);
+	}
+}
+
+static void destroy(struct bench *b)
+{
+	for (unsigned i = 0; i < QUEUES; i++) {
+		pv_virtqueue_free(b->queues[i].ring);
+		close(b->queues[i].kick_fd);
+		driver_destroy(&b->drivers[i]);
+	}
+	pv_virtio_irq_free(b->irq);
+	close(b->irq_fd);
+	close(b->broken_fd);
+}
+
+static void start(struct bench *b)
+{
+	CHECK_EQ(pv_vacant_start(b->queues, QUEUES, b->irq, &b->vacant), 0);
+}
+
+/* A read of `length` bytes, which are followed by the status byte in the same segment. */
+static uint8_t *offer(struct bench *b, unsigned queue, uint32_t length)
+{
+	struct driver *d = &b->drivers[queue];
+	struct pv_desc segments[] = {
+		{.address = b->data[queue], .length = sizeof(struct virtio_blk_outhdr)},
+		{.address = b->data[queue] + 512, .length = length + 1, .flags = PV_DESC_WRITE},
+	};
+	uint8_t *status = d->ram + b->data[queue] + 512 + length;
+
+	*status = UNANSWERED;
+	(void)driver_add_indirect(d, segments, 2);
+	return status;
+}
+
+static void kick(struct bench *b, unsigned queue)
+{
+	if (driver_publish(&b->drivers[queue]))
+		CHECK_EQ(eventfd_write(b->queues[queue].kick_fd, 1), 0);
+}
+
+static void wait_readable(int fd)
+{
+	struct pollfd wanted = {.fd = fd, .events = POLLIN};
+
+	CHECK_EQ(poll(&wanted, 1, PATIENCE_MS), 1);
+}
+
+/* Wait for the next answer of a queue; its length in the used ring. */
+static uint32_t collect(struct bench *b, unsigned queue)
+{
+	struct driver *d = &b->drivers[queue];
+	uint32_t length;
+	uint16_t head;
+	eventfd_t count;
+
+	while (!driver_collect(d, &head, &length)) {
+		if (driver_enable_interrupts(d))
+			continue;
+		wait_readable(b->irq_fd);
+		CHECK_EQ(eventfd_read(b->irq_fd, &count), 0);
+	}
+	return length;
+}
+
+static void test_every_request_is_answered(int event_idx)
+{
+	struct bench b;
+
+	make(&b, event_idx);
+	start(&b);
+	for (unsigned round = 0; round < 200; round++) {
+		unsigned queue = round % QUEUES;
+		uint32_t length = round % 2 ? 4096 : 0;
+		uint8_t *status = offer(&b, queue, length);
+
+		kick(&b, queue);
+		CHECK_EQ(collect(&b, queue), length ? 0 : 1);
+		CHECK_EQ(*status, VIRTIO_BLK_S_IOERR);
+	}
+	pv_vacant_stop(b.vacant);
+	CHECK_EQ(pv_virtio_irq_is_broken(b.irq), 0);
+	destroy(&b);
+}
+
+static void test_what_was_there_before_is_answered(void)
+{
+	struct bench b;
+	uint8_t *status[QUEUES];
+
+	make(&b, 1);
+	for (unsigned i = 0; i < QUEUES; i++) {
+		status[i] = offer(&b, i, 512);
+		(void)driver_publish(&b.drivers[i]);
+	}
+	start(&b);
+	for (unsigned i = 0; i < QUEUES; i++) {
+		(void)collect(&b, i);
+		CHECK_EQ(*status[i], VIRTIO_BLK_S_IOERR);
+	}
+	pv_vacant_stop(b.vacant);
+	destroy(&b);
+}
+
+/* A ring goes on under one worker after the other: nothing is lost, nothing answered twice. */
+static void test_it_comes_and_goes_under_load(void)
+{
+	struct bench b;
+	unsigned offered = 0, answered = 0;
+
+	make(&b, 1);
+	for (unsigned life = 0; life < 100; life++) {
+		start(&b);
+		for (unsigned i = 0; i < SIZE / 2; i++, offered++) {
+			(void)offer(&b, 0, 0);
+			kick(&b, 0);
+		}
+		if (life % 2)
+			pv_vacant_stop(b.vacant);
+		for (unsigned i = 0; life % 2 == 0 && i < SIZE / 2; i++, answered++)
+			(void)collect(&b, 0);
+		if (life % 2 == 0)
+			pv_vacant_stop(b.vacant);
+		else
+			start(&b);
+		for (; answered < offered; answered++)
+			(void)collect(&b, 0);
+		if (life % 2)
+			pv_vacant_stop(b.vacant);
+		CHECK_EQ(pv_virtqueue_in_flight(b.queues[0].ring), 0);
+	}
+	destroy(&b);
+}
+
+static void expect_broken(struct bench *b, const char *why)
+{
+	wait_readable(b->broken_fd);
+	CHECK_EQ(pv_virtio_irq_is_broken(b->irq), 1);
+	pv_vacant_stop(b->vacant);
+	/* The reason outlives who gave it. */
+	CHECK_EQ(strcmp(pv_virtio_irq_take_reason(b->irq), why), 0);
+	pv_virtio_irq_reset(b->irq);
+	CHECK_EQ(pv_virtio_irq_is_broken(b->irq), 0);
+}
+
+static void test_a_request_without_a_status_byte_breaks_the_device(void)
+{
+	struct bench b;
+	struct pv_desc header;
+
+	make(&b, 0);
+	start(&b);
+	header = (struct pv_desc){.address = b.data[1], .length = 16};
+	(void)driver_add(&b.drivers[1], &header, 1);
+	kick(&b, 1);
+	expect_broken(&b, "a block request without a status byte");
+	destroy(&b);
+}
+
+static void test_a_broken_ring_breaks_the_device(void)
+{
+	struct bench b;
+
+	make(&b, 0);
+	start(&b);
+	b.drivers[2].avail->ring[0] = SIZE;
+	b.drivers[2].position++;
+	kick(&b, 2);
+	expect_broken(&b, "head 16 in a queue of 16");
+	destroy(&b);
+}
+
+static void test_numbers_of_queues_that_cannot_be(void)
+{
+	struct pv_block_queue queue = {.ring = NULL, .kick_fd = -1};
+	struct pv_vacant *vacant = NULL;
+
+	CHECK_EQ(pv_vacant_start(&queue, 0, NULL, &vacant), -EINVAL);
+	CHECK_EQ(pv_vacant_start(&queue, PV_BLOCK_QUEUES + 1, NULL, &vacant), -EINVAL);
+	CHECK(!vacant);
+	pv_vacant_stop(NULL);
+}
+
+int main(void)
+{
+	test_every_request_is_answered(0);
+	test_every_request_is_answered(1);
+	test_what_was_there_before_is_answered();
+	test_it_comes_and_goes_under_load();
+	test_a_request_without_a_status_byte_breaks_the_device();
+	test_a_broken_ring_breaks_the_device();
+	test_numbers_of_queues_that_cannot_be();
+	return 0;
+}

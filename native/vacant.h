@@ -1,0 +1,24 @@
+/* What serves the queues of a block device without a backend: every request ends in an I/O error.
+ *
+ * One thread for all queues. A driver that waits for an answer gets one; nothing else of a request
+ * is looked at. A ring whose rules are broken, and a request without a status byte, break the
+ * device, as with a backend (native/block.h). */
+#ifndef PV_VACANT_H
+#define PV_VACANT_H
+
+#include <stdint.h>
+
+#include "block.h"
+
+struct pv_vacant;
+
+/* Serve `count` queues (1 to PV_BLOCK_QUEUES); what is in the rings already is answered at once.
+ * `irq` and what `queues` names are borrowed until pv_vacant_stop. -EINVAL, -ENOMEM, or what
+ * eventfd(2) or pthread_create(3) say; nothing runs then. */
+int pv_vacant_start(const struct pv_block_queue *queues, uint32_t count, struct pv_virtio_irq *irq,
+                    struct pv_vacant **out);
+
+/* End the thread; no request is in flight then. NULL: nothing. */
+void pv_vacant_stop(struct pv_vacant *vacant);
+
+#endif

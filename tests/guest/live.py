@@ -1,0 +1,115 @@
+"""A guest in this process that carries out what a test tells it on its console, line by line."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyvirt.devices.serial import Backend, Serial
+from pyvirt.harness.guest import initramfs, kernel
+from pyvirt.vmm import layout
+from pyvirt.vmm.config import MachineConfig
+from pyvirt.vmm.log import Log
+from pyvirt.vmm.machine import Machine
+
+SECONDS = 60.0
+# No command is to be mistaken for its output, and no message of the kernel either.
+SCRIPT = """
+stty -echo
+dmesg -n 1
+echo live-guest-ready
+while read -r line; do
+    eval "$line"
+    echo "live-guest-status $?"
+done
+"""
+
+
+class Live:
+    """A running machine, its console, its log and the events that it told of."""
+
+    def __init__(self, machine: Machine, console: socket.socket, log: Path) -> None:
+        self.machine = machine
+        self.log = log
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        machine.listeners.append(lambda name, data: self.events.append((name, data)))
+        self._console = console
+        self._text = ""
+
+    def expect(self, text: str, seconds: float = SECONDS) -> str:
+        """Wait until the console shows `text`; return what came before it since the last call."""
+        until = time.monotonic() + seconds
+        while text not in self._text:
+            left = until - time.monotonic()
+            assert left > 0, f"no {text!r} within {seconds:.0f} s, but: {self._text[-2000:]}"
+            if select.select([self._console], [], [], left)[0]:
+                data = self._console.recv(65536)
+                assert data, f"the console ended: {self._text[-2000:]}"
+                self._text += data.decode(errors="replace").replace("\r\n", "\n")
+        before, _, self._text = self._text.partition(text)
+        return before
+
+    def begin(self, command: str) -> None:
+        """Let the guest run a line of shell."""
+        self._console.sendall(command.encode() + b"\n")
+
+    def finish(self, seconds: float = SECONDS) -> tuple[str, int]:
+        """Wait for the end of the line; return its output and status."""
+        output = self.expect("live-guest-status ", seconds)
+        return output, int(self.expect("\n", seconds))
+
+    def run(self, command: str, seconds: float = SECONDS) -> str:
+        """Let the guest run a line of shell that ends with 0; return its output."""
+        self.begin(command)
+        output, status = self.finish(seconds)
+        assert status == 0, f"{command}: status {status}: {output}"
+        return output.strip()
+
+    def ready(self) -> None:
+        """Wait until the guest takes commands."""
+        self.expect("live-guest-ready\n")
+
+
+@contextmanager
+def live(image: kernel.Kernel, folder: Path, *, script: str = "", **config: Any) -> Iterator[Live]:
+    """Run a guest of `image` with `script` before it listens; its log is in `folder`."""
+    log, path = Log(), folder / "log"
+    log.open(str(path))
+    machine = Machine(
+        MachineConfig(
+            str(image.image),
+            initrd=str(initramfs.build(image, script=script + SCRIPT)),
+            cmdline="console=ttyS0 quiet panic=-1",
+            **config,
+        ),
+        log,
+        lambda _: None,
+    )
+    try:
+        machine.load()
+        irq_fd = machine.interrupt_line(layout.COM1_IRQ).fd
+        with (
+            # Not every file system of the lab takes sockets.
+            tempfile.TemporaryDirectory(dir="/dev/shm") as sockets,
+            Serial(Backend("socket", where := f"{sockets}/console"), irq_fd=irq_fd) as serial,
+            socket.socket(socket.AF_UNIX) as console,
+        ):
+            machine.on_reset.append(serial.reset)
+            serial.attach(machine.bus, layout.COM1)
+            console.connect(where)
+            serial.start()
+            guest = Live(machine, console, path)
+            machine.start()
+            guest.ready()
+            yield guest
+            machine.close()
+    finally:
+        machine.close()
+        os.close(log._fd)

@@ -1,0 +1,132 @@
+"""What an operator does to a running guest: its power button, and its reset."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from pyvirt.devices.virtio.block import BlockConfig, Image
+from pyvirt.errors import PyvirtError
+from pyvirt.harness.guest import kernel
+from pyvirt.vmm.machine import ENDED, PAUSED, RUNNING
+
+from ..kvm.support import wait_readable
+from .live import Live, live
+
+MIB = 1 << 20
+# A pressed key 116, KEY_POWER, in struct input_event; then what an init would do.
+BUTTON = "dd if=/dev/input/event0 bs=24 count=1 2>/dev/null | od -An -tu2 -j16 -N6"
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> BlockConfig:
+    path = tmp_path / "disk"
+    path.write_bytes(b"on the disk")
+    os.truncate(path, MIB)
+    return BlockConfig("disk", str(path))
+
+
+@pytest.fixture
+def guest(micro: kernel.Kernel, tmp_path: Path) -> Iterator[Live]:
+    with live(micro, tmp_path, hotplug=True, vcpus=2) as guest:
+        yield guest
+
+
+def test_the_power_button_is_a_key_that_the_guest_sees(guest: Live) -> None:
+    guest.run("grep -q LNXPWRBN /proc/bus/input/devices || grep -q PNP0C0C /proc/bus/input/devices")
+    for _ in range(2):
+        guest.begin(BUTTON)
+        guest.machine.power_button()
+        output, status = guest.finish()
+        assert (output.split(), status) == (["1", "116", "1"], 0)
+        # The release, and the two ends of reports.
+        guest.run(
+            "dd if=/dev/input/event0 bs=24 count=3 2>/dev/null >/dev/null & sleep 0.1; kill $!"
+        )
+    assert guest.events == [("POWERDOWN", {})] * 2
+
+
+def test_a_guest_that_heeds_the_button_switches_itself_off(guest: Live) -> None:
+    guest.begin(f"{BUTTON}; poweroff -f")
+    guest.machine.power_button()
+    wait_readable(guest.machine.ended_fd, "the guest's end")
+    guest.machine.stop()
+    assert guest.events == [
+        ("POWERDOWN", {}),
+        ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"}),
+    ]
+
+
+def uptime(guest: Live) -> float:
+    return float(guest.run("cat /proc/uptime").split()[0])
+
+
+def test_a_reset_boots_the_guest_anew(guest: Live, image: BlockConfig) -> None:
+    guest.run("echo kept >/tmp/file")
+    guest.machine.attach("block", 2, Image(image))
+    for life in range(3):
+        before = uptime(guest)
+        guest.machine.reset()
+        guest.ready()
+        assert uptime(guest) < before + 5 * life + 10
+        guest.run("! [ -e /tmp/file ]")
+        assert guest.run("nproc") == "2"
+        assert guest.run("cat /sys/block/vd?/size").split() == ["0", "0", "2048", "0", "0", "0"]
+        assert guest.run("dd if=/dev/vdc bs=11 count=1 2>/dev/null") == "on the disk"
+        # Time goes by: interrupts of the timer and the console come.
+        guest.run("sleep 0.2")
+        guest.run("echo here >/tmp/file")
+    assert guest.events == [("RESET", {})] * 3
+    assert guest.log.read_text() == ""
+
+
+def test_a_reset_in_the_middle_of_the_boot(guest: Live) -> None:
+    for _ in range(3):
+        guest.machine.reset()
+    guest.ready()
+    assert guest.run("echo alive") == "alive"
+
+
+def test_a_paused_guest_stays_paused(guest: Live) -> None:
+    guest.machine.pause()
+    guest.machine.reset()
+    assert guest.machine.state == PAUSED
+    guest.machine.resume()
+    guest.ready()
+    assert [name for name, _ in guest.events] == ["STOP", "RESET", "RESUME"]
+
+
+def test_a_reset_under_load(guest: Live, image: BlockConfig) -> None:
+    guest.machine.attach("block", 0, Image(image))
+    for _ in range(5):
+        guest.run("(while :; do dd if=/dev/vda of=/dev/null bs=4k iflag=direct 2>&-; done) & :")
+        guest.run("(while :; do :; done) & :")
+        guest.machine.reset()
+        guest.ready()
+    assert guest.machine.state == RUNNING
+    assert guest.log.read_text() == ""
+
+
+def test_a_reset_without_a_kernel_ends_the_machine(guest: Live) -> None:
+    guest.machine.config.kernel = "/nonexistent/kernel"
+    with pytest.raises(PyvirtError, match="/nonexistent/kernel"):
+        guest.machine.reset()
+    assert guest.machine.state == ENDED
+
+
+def test_the_end_comes_during_a_reset(micro: kernel.Kernel, tmp_path: Path) -> None:
+    for delay in (0.0, 0.002, 0.01, 0.05):
+        folder = tmp_path / str(delay)
+        folder.mkdir()
+        with live(micro, folder) as guest:
+            ender = threading.Timer(delay, guest.machine.stop)
+            ender.start()
+            # It may be over before, or after.
+            with suppress(PyvirtError):
+                guest.machine.reset()
+            ender.join()
+            assert guest.machine.state == ENDED

@@ -1,0 +1,72 @@
+"""KVM's part of a machine: the VM, its interrupt controllers and its vCPUs.
+
+A reset makes another around the same memory, devices and lines, so that nothing of the guest
+before it stays: no register, no pending interrupt, no page that KVM keeps a clock in.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import ConfigError, PyvirtError
+from ..native import ffi, lib
+from . import cpuid, kvm, layout
+from .vcpu import Vcpu, supported_cpuid
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .bus import Bus
+    from .memory import GuestMemory
+
+
+def check_kvm(kvm_fd: int, vcpus: int) -> None:
+    """Refuse a KVM that cannot run a machine of `vcpus`: PyvirtError, ConfigError."""
+    lacking = kvm.missing(kvm_fd)
+    if lacking:
+        raise PyvirtError(f"this KVM lacks {', '.join(lacking)}; run pyvirt doctor")
+    limit = kvm.extension(kvm_fd, "KVM_CAP_MAX_VCPUS") or 4
+    if vcpus > limit:
+        raise ConfigError(f"-smp {vcpus}: this KVM runs at most {limit}; lower it")
+
+
+class Vm:
+    """One VM; owns its descriptor and vCPUs."""
+
+    __slots__ = ("fd", "vcpus")
+
+    def __init__(self, kvm_fd: int, memory: GuestMemory, vcpus: int, bus: Bus) -> None:
+        """Create the VM with `memory` and vCPUs at reset; KvmError, and nothing stays behind."""
+        self.vcpus: list[Vcpu] = []
+        self.fd = kvm.CREATE_VM(kvm_fd)
+        try:
+            kvm.SET_IDENTITY_MAP_ADDR(self.fd, ffi.new("uint64_t *", layout.KVM_IDENTITY_MAP))
+            kvm.SET_TSS_ADDR(self.fd, layout.KVM_TSS)
+            kvm.CREATE_IRQCHIP(self.fd)
+            pit = ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY})
+            kvm.CREATE_PIT2(self.fd, pit)
+            memory.register(self.fd)
+            self._create_vcpus(kvm_fd, vcpus, bus)
+        except BaseException:
+            self.close()
+            raise
+
+    def _create_vcpus(self, kvm_fd: int, count: int, bus: Bus) -> None:
+        supported = supported_cpuid(kvm_fd)
+        deadline = kvm.extension(kvm_fd, "KVM_CAP_TSC_DEADLINE_TIMER") != 0
+        run_size = kvm.GET_VCPU_MMAP_SIZE(kvm_fd)
+        for index in range(count):
+            vcpu = Vcpu(self.fd, index, run_size, bus)
+            self.vcpus.append(vcpu)
+            tsc_khz = kvm.GET_TSC_KHZ(vcpu.fd)
+            vcpu.set_cpuid(
+                cpuid.for_vcpu(
+                    supported, vcpu=index, vcpus=count, tsc_khz=tsc_khz, deadline=deadline
+                )
+            )
+            vcpu.reset()
+
+    def close(self) -> None:
+        """Give everything back; no vCPU runs any more."""
+        while self.vcpus:
+            self.vcpus.pop().close()
+        os.close(self.fd)
