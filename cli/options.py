@@ -298,7 +298,7 @@ TABLE = (
 )
 _ALIASES = {"freeze": "S"}
 _OF_DISKS = ("disk", "drive", "device")
-_OF_MONITORS = ("qmp", "api-channel", "chardev", "mon")
+MONITOR_OPTIONS = ("qmp", "api-channel", "chardev", "mon")
 _BY_NAME = {option.name: option for option in TABLE}
 
 
@@ -369,7 +369,7 @@ def _gather_disks(options: Options) -> None:
 
 
 def _gather_monitors(options: Options) -> None:
-    words = [(name, text) for name, text in options.given if name in _OF_MONITORS]
+    words = [(name, text) for name, text in options.given if name in MONITOR_OPTIONS]
     if not words:
         return
     from .monitors import Monitors

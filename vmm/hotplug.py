@@ -117,6 +117,11 @@ class Inventory:
         self._backends[id] = backend
         return backend
 
+    def adopt(self, kind: str, id: str, slot: int, resource: Resource) -> None:  # noqa: A002
+        """Enter a device that the machine has from its start."""
+        backend = self._backends[id] = Backend(kind, id, resource)
+        backend.device = self._devices[id] = Device(id, backend, slot)
+
     def remove(self, kind: str, id: str) -> None:  # noqa: A002
         """Remove a backend that no device uses, and close it."""
         backend = self._backends.get(id)
