@@ -5,6 +5,7 @@
     +-- KvmError          an ioctl of KVM failed
     +-- BackendError      a file, tap, terminal or tool of the host failed
     +-- GuestError        the guest did something that ends it
+    +-- QmpError          what a QMP client asked for is refused
 
 The text of each is one line, complete without its class name: what (the option or
 field and its value), what is accepted, what to do. No traceback reaches a user.
@@ -43,3 +44,14 @@ class BackendError(PyvirtError):
 
 class GuestError(PyvirtError):
     """The guest ended in a way that is its own doing, such as a triple fault."""
+
+
+class QmpError(PyvirtError):
+    """A QMP request is refused; nothing has changed.
+
+    `kind` is the error's class on the wire, its text the description there.
+    """
+
+    def __init__(self, description: str, kind: str = "GenericError") -> None:
+        self.kind = kind
+        super().__init__(description)

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _STDERR = 2
-COMMANDS = ("run", "doctor", "net", "guest", "lab", "demo")
+COMMANDS = ("run", "ps", "qmp", "doctor", "net", "guest", "lab", "demo")
 USAGE = """\
 usage: pyvirt COMMAND [OPTIONS]
 
   run      boot a guest; without options a small Debian one, to a shell
+  ps       the machines that run, and where their monitors are
+  qmp      talk to a machine's monitor: one command, or a shell
   doctor   what this host can do, and what to do about the rest
   net      make and remove taps and bridges for guests' networks
   guest    make guest images: kernel, initramfs, root file system

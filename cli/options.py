@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..devices.nic import NicConfig
     from ..devices.virtio.block import BlockConfig
+    from ..qmp.listener import ListenerConfig
 
 ACCELERATORS = ("auto", "kvm", "lab")
 _NAME_MAX = 255
@@ -41,6 +42,7 @@ class Options:
         "kernel",
         "log",
         "memory",
+        "monitors",
         "name",
         "nics",
         "pidfile",
@@ -64,6 +66,7 @@ class Options:
         self.kernel = ""
         self.log: str | None = None
         self.memory = 256 * MIB
+        self.monitors: tuple[ListenerConfig, ...] = ()
         self.name = ""
         self.nics: tuple[NicConfig, ...] = ()
         self.pidfile = ""
@@ -285,6 +288,29 @@ TABLE = (
         _later,
         repeats=True,
     ),
+    Option(
+        "qmp",
+        "unix:PATH,server,nowait|tcp:HOST:PORT,server,nowait|fd:N[,throttle=off][,events=last]",
+        "a QMP monitor: on a socket (tcp without HOST: loopback), or on an inherited one; "
+        "may be repeated",
+        _later,
+        repeats=True,
+    ),
+    Option("api-channel", "unix:PATH", "the same, as it was called first", _later, repeats=True),
+    Option(
+        "chardev",
+        "socket,id=ID,path=PATH|host=HOST,port=PORT|fd=N,server,nowait",
+        "a socket for -mon",
+        _later,
+        repeats=True,
+    ),
+    Option(
+        "mon",
+        "chardev=ID,mode=control[,throttle=off][,events=last]",
+        "a QMP monitor on the -chardev of that id",
+        _later,
+        repeats=True,
+    ),
     Option("accel", "auto|kvm|lab", "this host's KVM, the nested lab, or whichever works", _accel),
     Option("name", "TEXT", "name of the machine, at most 255 characters", _name),
     Option("S", "", "start paused (also -freeze)", _flag("freeze")),
@@ -304,6 +330,7 @@ TABLE = (
 _ALIASES = {"freeze": "S"}
 _OF_DISKS, _OF_NICS = ("disk", "drive", "object"), ("net", "netdev")
 _NIC_DRIVER = "virtio-net-device"
+MONITOR_OPTIONS = ("qmp", "api-channel", "chardev", "mon")
 _BY_NAME = {option.name: option for option in TABLE}
 
 
@@ -357,6 +384,7 @@ def parse(argv: list[str]) -> Options:
         options.given.append((name, value))
     _check_together(options)
     _gather_devices(options)
+    _gather_monitors(options)
     return options
 
 
@@ -383,6 +411,18 @@ def _gather_devices(options: Options) -> None:
         for name, text in nics:
             cards.add(name, text)
         options.nics = cards.nics()
+
+
+def _gather_monitors(options: Options) -> None:
+    words = [(name, text) for name, text in options.given if name in MONITOR_OPTIONS]
+    if not words:
+        return
+    from .monitors import Monitors
+
+    monitors = Monitors()
+    for name, text in words:
+        monitors.add(name, text)
+    options.monitors = monitors.listeners()
 
 
 def _check_together(options: Options) -> None:

@@ -19,6 +19,7 @@ from ..vmm.config import MachineConfig
 from ..vmm.log import Log
 from ..vmm.machine import HOST, End, Machine
 from . import options as run_options
+from .control import Control
 from .daemon import PidFile, daemonize
 from .timeline import Timeline
 
@@ -67,6 +68,7 @@ def config(options: Options) -> MachineConfig:
         frozen=options.freeze,
         disks=options.disks,
         nics=options.nics,
+        hotplug=bool(options.monitors),
     )
 
 
@@ -102,6 +104,7 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
     backend = parse_backend(options.serial or ("none" if options.daemonize else "stdio"))
     started = daemonize() if options.daemonize else lambda: None
     events = _Events()
+    control = Control(options, log)
     with PidFile(options.pidfile):
         machine = Machine(config(options), log, timeline.mark)
         try:
@@ -109,12 +112,15 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
             irq_fd = machine.interrupt_line(layout.COM1_IRQ).fd
             with Serial(backend, irq_fd=irq_fd, quit_fd=events.quit_fd) as serial:
                 serial.attach(machine.bus, layout.COM1)
+                machine.on_reset.append(serial.reset)
                 if serial.pty_path:
                     log.notice(f"-serial pty: the guest's console is {serial.pty_path}")
                 try:
+                    control.listen(options, machine, backend, serial.pty_path)
                     with RawTerminal(serial.uses_terminal):
                         serial.start()
                         machine.start()
+                        control.start()
                         started()
                         events.wait(machine)
                         machine.stop()
@@ -122,6 +128,7 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
                 finally:
                     # Whatever happened: no vCPU may reach a port that is gone.
                     machine.stop()
+                    control.close()
                 timeline.mark("first-run", machine.first_run_ns())
                 timeline.mark("first-byte", serial.first_output_ns())
                 if options.stats:
@@ -130,6 +137,7 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
                     sys.stderr.write(table(machine))
         finally:
             machine.close()
+            control.close_backends()
             events.close()
     assert machine.end is not None
     log.info(f"ended: {machine.end.reason}")

@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from contextlib import ExitStack, nullcontext
 
 from ..devices.disk import Disk
 from ..devices.serial import parse_backend
 from ..errors import ConfigError
 from ..harness import lab
 from ..vmm.boot import loader
+from ..vmm.log import Log
 from ..vmm.memory import GuestMemory
 from .daemon import PidFile, daemonize
+from .options import MONITOR_OPTIONS
+from .registry import register
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ def _words(options: Options, forward: list[tuple[str, str]]) -> list[str]:
     """Return the command line for the lab; sockets on it are added to `forward`."""
     words = ["-accel", "kvm"]
     for name, value in options.given:
-        if name in _HANDLED_HERE:
+        if name in _HANDLED_HERE or name in MONITOR_OPTIONS:
             continue
         if name == "serial" and (path := parse_backend(value).socket_path):
             inside = f"{_SOCKETS}/pyvirt-{len(forward)}.sock"
@@ -43,6 +47,16 @@ def _words(options: Options, forward: list[tuple[str, str]]) -> list[str]:
             words.append(f"-serial=socket,path={inside},server,nowait")
         else:
             words.append(f"-{name}={value}" if value else f"-{name}")
+    for monitor in options.monitors:
+        if monitor.kind != "unix":
+            raise ConfigError(f"{monitor.option}: no way into the lab; give -qmp unix:PATH instead")
+        inside = f"{_SOCKETS}/pyvirt-{len(forward)}.sock"
+        forward.append((monitor.path, inside))
+        words.append(
+            f"-qmp=unix:{inside},server,nowait"
+            f",throttle={'on' if monitor.throttled else 'off'}"
+            f",events={'last' if monitor.events_last else 'first'}"
+        )
     if options.append is not None:
         words.append(f"-append={options.append}")
     return words
@@ -98,11 +112,13 @@ def run(options: Options, config: MachineConfig, reason: str) -> int:
     forward: list[tuple[str, str]] = []
     words = _words(options, forward)
     environment = {k: v for k, v in os.environ.items() if k != "PYVIRT_EXEC_NS"}
+    places = [os.path.abspath(monitor.path) for monitor in options.monitors]
     disks = _open_disks(config)
     started = daemonize() if options.daemonize else lambda: None
     try:
-        with PidFile(options.pidfile):
+        with PidFile(options.pidfile), ExitStack() as resources:
             started()
+            resources.enter_context(register(options.name, places, Log()) or nullcontext())
             return lab.run(
                 [os.path.abspath(sys.argv[0]), "run", *words],
                 cwd=os.getcwd(),

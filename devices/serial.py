@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 
 from ..errors import ConfigError
 from ..native import check, ffi, lib
@@ -16,6 +15,8 @@ from ..native import check, ffi, lib
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
+
+    from .unix_socket import UnixListener
 
     class PortBus(Protocol):
         """Where the registers are entered."""
@@ -88,13 +89,13 @@ def parse_backend(text: str) -> Backend:
 class _Ends:
     """The descriptors of a backend, -1 for none; owns them all but the standard ones."""
 
-    __slots__ = ("_owned", "_socket", "in_fd", "listen_fd", "out_fd", "pty_path")
+    __slots__ = ("_listener", "_owned", "in_fd", "listen_fd", "out_fd", "pty_path")
 
     def __init__(self, backend: Backend) -> None:
         self.in_fd = self.out_fd = self.listen_fd = -1
         self.pty_path = ""
         self._owned: list[int] = []
-        self._socket: tuple[str, int, int] | None = None  # path, device and inode
+        self._listener: UnixListener | None = None
         try:
             if backend.kind == STDIO:
                 self.in_fd, self.out_fd = 0, 1
@@ -130,48 +131,19 @@ class _Ends:
         self.in_fd = self.out_fd = master
 
     def _listen(self, path: str) -> None:
-        import socket  # noqa: PLC0415  (as above)
+        # Imported here, as few guests have one: this module is on the start-up path.
+        from .unix_socket import UnixListener  # noqa: PLC0415
 
-        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listen_fd = server.detach()
-        self._owned.append(self.listen_fd)
-        with socket.socket(fileno=os.dup(self.listen_fd)) as server:
-            server.setblocking(False)
-            try:
-                server.bind(path)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE or _is_served(path):
-                    raise
-                os.unlink(path)  # left behind by a process that is gone
-                server.bind(path)
-            status = os.stat(path)
-            self._socket = (path, status.st_dev, status.st_ino)
-            server.listen(1)
+        self._listener = UnixListener(path)
+        self.listen_fd = self._listener.fd
 
     def close(self) -> None:
         """Close everything and remove the socket from the file system."""
         while self._owned:
             os.close(self._owned.pop())
-        if self._socket:
-            path, *identity = self._socket
-            self._socket = None
-            try:
-                status = os.stat(path)
-                if [status.st_dev, status.st_ino] == identity:
-                    os.unlink(path)
-            except OSError:
-                pass  # somebody has removed it, or its folder, for us
-
-
-def _is_served(path: str) -> bool:
-    """Return whether `path` is anything but a socket that no process listens on."""
-    import socket  # noqa: PLC0415  (as above)
-
-    if not stat.S_ISSOCK(os.stat(path).st_mode):
-        return True
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.setblocking(False)
-        return client.connect_ex(path) != errno.ECONNREFUSED
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
 
 
 def _mend(error: OSError) -> str:

@@ -38,7 +38,7 @@ def main() -> int:
         kernel.find(name)
     root.image()
     failure = kvm_failure()
-    here = ["tests/unit", "tests/native"]
+    here = ["tests/unit", "tests/native", "tests/compat"]
     if os.path.exists("/dev/kvm"):
         here.append("tests/kvm")
     if not failure:

@@ -75,6 +75,7 @@ class Machine:
         self.bus = bus.Bus()
         self.memory: GuestMemory | None = None
         self.slots: slots.Slots | None = None
+        self.thread_ids = [0] * config.vcpus  # of the vCPUs' threads, as the kernel counts them
         # Called with the name and data of each of QMP's events that happens here, on the thread
         # where it happens, without a lock held.
         self.listeners: list[Callable[[str, dict[str, Any]], None]] = []
@@ -228,6 +229,18 @@ class Machine:
             lib.pv_gate_open(self._gate)
             return True
 
+    def while_standing(self, look: Callable[[list[Vcpu]], object]) -> None:
+        """Call `look` with the vCPUs while they stand; no event tells of it."""
+        with self._change:
+            self._check_alive()
+            was_running = self._set_paused()
+            try:
+                self._check_alive()
+                look(self.vcpus)
+            finally:
+                if was_running:
+                    self._set_running()
+
     def reset(self) -> None:
         """Start the machine anew, as from its power-on; what is behind its slots stays there.
 
@@ -366,6 +379,7 @@ class Machine:
             vcpu.kick()
 
     def _run_vcpu(self, vcpu: Vcpu) -> None:
+        self.thread_ids[vcpu.index] = _thread.get_native_id()
         try:
             while lib.pv_gate_pass(self._gate):
                 # After a reset it is another.

@@ -30,7 +30,7 @@ STANDARD = {
     "stat",
     "struct",
 }
-COMMANDS = {"main", "run", "options", "daemon", "timeline"}
+COMMANDS = {"main", "run", "options", "control", "daemon", "timeline"}
 
 
 def imported(tmp_path: Path, statement: str) -> set[str]:

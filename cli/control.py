@@ -1,0 +1,68 @@
+"""What controls a machine that `pyvirt run` runs: its monitors, and its line in `pyvirt ps`."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..devices.serial import Backend
+    from ..qmp.machine import MachineHost
+    from ..qmp.server import Server
+    from ..vmm.log import Log
+    from ..vmm.machine import Machine
+    from .options import Options
+    from .registry import Registration
+
+
+class Control:
+    """One machine's; owns sockets, thread and entry until `close`."""
+
+    __slots__ = ("_host", "_log", "_name", "_registration", "_server")
+
+    def __init__(self, options: Options, log: Log) -> None:
+        self._log = log
+        self._name = options.name
+        self._host: MachineHost | None = None
+        self._server: Server | None = None
+        self._registration: Registration | None = None
+
+    def listen(self, options: Options, machine: Machine, serial: Backend, pty: str) -> None:
+        """Open the monitors' sockets; ConfigError. No thread yet.
+
+        `serial` is what the guest's console is connected to, a terminal at `pty` if it has one.
+        """
+        if not options.monitors:
+            return
+        from ..qmp.host import Chardev
+        from ..qmp.machine import MachineHost
+        from ..qmp.server import Server
+
+        place = {"pty": f"pty:{pty}", "file": serial.path, "socket": f"unix:{serial.path},server"}
+        console = Chardev("serial0", place.get(serial.kind, serial.kind), serial.kind != "none")
+        self._host = MachineHost(machine, (console,))
+        self._server = Server(self._host, options.monitors, self._log)
+        self._host.tell(self._server.emit)
+
+    def start(self) -> None:
+        """Serve the monitors, and be seen by `pyvirt ps`; PyvirtError."""
+        places: list[str] = []
+        if self._server is not None:
+            self._server.start()
+            places = self._server.addresses()
+        from .registry import register
+
+        self._registration = register(self._name, places, self._log)
+
+    def close(self) -> None:
+        """Tell the clients of the machine's end and let them go; the machine is stopped."""
+        if self._registration is not None:
+            self._registration.close()
+            self._registration = None
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def close_backends(self) -> None:
+        """Close what clients have left registered; the machine is closed."""
+        if self._host is not None:
+            self._host.close()
+            self._host = None

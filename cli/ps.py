@@ -1,0 +1,34 @@
+"""`pyvirt ps`: this user's running machines, and where their monitors are."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from ..errors import ConfigError
+from ..qmp.client import printable
+from .registry import running
+
+USAGE = """\
+usage: pyvirt ps
+
+Lists this user's running machines: process id, seconds since the start, name, and the places that
+pyvirt qmp can connect to.
+"""
+_ROW = "{:>8}  {:>9}  {:<16}  {}"
+
+
+def main(argv: list[str]) -> int:
+    """Run `pyvirt ps`; return the exit status."""
+    if argv[:1] and argv[0].lstrip("-") in {"h", "help"}:
+        sys.stdout.write(USAGE)
+        return 0
+    if argv:
+        raise ConfigError(f"pyvirt ps {argv[0]}: takes no arguments; leave them out")
+    print(_ROW.format("PID", "SECONDS", "NAME", "MONITORS"))
+    now = int(time.time())
+    for entry in running():
+        places = " ".join(map(printable, entry.sockets)) or "-"
+        name = printable(entry.name) or "-"
+        print(_ROW.format(entry.pid, max(0, now - entry.started), name, places))
+    return 0

@@ -1,0 +1,88 @@
+"""Commands of StratoVirt that its micro VM answers without doing anything.
+
+Tools send them, to see what there is; each has StratoVirt's answer. Arguments are not looked at.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...errors import QmpError
+from ..schema import Arguments, Command, Struct
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..monitor import Session
+
+
+class _Anything(Struct):
+    """Any members."""
+
+    def read(self, value: Any, field: str) -> Arguments:
+        if not isinstance(value, dict):
+            raise self.refuse(value, field or "arguments")
+        return Arguments()
+
+
+def _refuses(text: str, kind: str = "GenericError") -> Callable[[Session, Arguments], object]:
+    def refuse(_: Session, __: Arguments) -> object:
+        raise QmpError(text, kind)
+
+    return refuse
+
+
+def _returns(value: object) -> Callable[[Session, Arguments], object]:
+    return lambda _session, _given: value
+
+
+_NO_BALLOON = "No balloon device has been activated"
+
+_REFUSED = (
+    ("balloon", _NO_BALLOON, "DeviceNotActive", "v0.3.0"),
+    ("query-balloon", _NO_BALLOON, "DeviceNotActive", "v0.3.0"),
+    ("chardev-add", "chardev_add not supported yet for microVM", "", "v2"),
+    ("chardev-remove", "chardev_remove not supported yet for microVM", "", "v2"),
+    ("cameradev_add", "cameradev_add not supported for MicroVM", "", "v2"),
+    ("cameradev_del", "cameradev_del not supported for MicroVM", "", "v2"),
+    ("migrate", "MicroVM does not support migration", "", "v0.3.0"),
+    ("query-display-image", "query-display-image is not supported", "", "v2"),
+    ("query-vnc", "The service of VNC is not supported", "", "v2"),
+    ("update_region", "The micro vm is not supported", "", "v2"),
+)
+_EMPTY: tuple[tuple[str, object, str], ...] = (
+    ("migrate_cancel", {}, "v2"),
+    ("query-migrate", {"status": "none"}, "v0.3.0"),
+    ("query-mem", {}, "v2"),
+    ("query-sev-capabilities", {}, "v2"),
+    ("device-list-properties", [], "v2"),
+    ("qom-get", [], "v2"),
+    ("qom-list", [], "v2"),
+    ("qom-list-types", [], "v2"),
+    ("query-block-jobs", [], "v2"),
+    ("query-command-line-options", [], "v2"),
+    ("query-gic-capabilities", [], "v2"),
+    ("query-migrate-capabilities", [], "v2"),
+    ("query-tpm-models", [], "v2"),
+    ("query-tpm-types", [], "v2"),
+)
+
+COMMANDS = tuple(
+    Command(
+        name,
+        f"Refused: {kind or 'GenericError'}, `{text}`.",
+        _refuses(text, kind or "GenericError"),
+        _Anything(),
+        since=since,
+    )
+    for name, text, kind, since in _REFUSED
+) + tuple(
+    Command(
+        name,
+        "Returns nothing of interest, as there is none.",
+        _returns(value),
+        _Anything(),
+        since=since,
+    )
+    for name, value, since in _EMPTY
+)

@@ -1,0 +1,122 @@
+"""Looking into the guest, and the few words of the human monitor that tools use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...errors import QmpError
+from ...vmm.hotplug import BLOCK
+from ..host import RUNNING
+from ..schema import Arguments, Command, Field, Integer, Struct, Text, shown
+from ..version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..monitor import Session
+
+_WORD = 4  # bytes that query-mem-gpa returns
+_ADDRESS_DIGITS = 16
+
+
+def _memory(session: Session, given: Arguments) -> object:
+    digits = given.gpa.removeprefix("0x")
+    if not (digits.isascii() and digits.isalnum() and len(digits) <= _ADDRESS_DIGITS):
+        raise QmpError(f"`gpa` {given.gpa} is no hexadecimal address")
+    try:
+        address = int(digits, 16)
+    except ValueError:
+        raise QmpError(f"`gpa` {given.gpa} is no hexadecimal address") from None
+    try:
+        data = session.monitor.host.read_memory(address, _WORD)
+    except IndexError:
+        raise QmpError(f"`gpa` {given.gpa} is not in the guest's memory") from None
+    return f"{int.from_bytes(data, 'little'):X}"
+
+
+def _register(session: Session, given: Arguments) -> object:
+    host = session.monitor.host
+    count = len(host.vcpu_threads())
+    if given.vcpu >= count:
+        raise QmpError(f"`vcpu` {given.vcpu}: the machine has {count}, counted from 0")
+    try:
+        value = host.read_register(given.vcpu, given.addr)
+    except KeyError:
+        raise QmpError(f"`addr` {given.addr} is no register; give one such as rip or cr3") from None
+    return f"{value:X}"
+
+
+def _info_status(session: Session) -> str:
+    state = session.monitor.host.state()
+    return f"VM status: {'running' if state == RUNNING else state}"
+
+
+def _info_name(session: Session) -> str:
+    return session.monitor.host.name
+
+
+def _info_version(_: Session) -> str:
+    return str(VERSION["package"])
+
+
+def _info_snapshots(_: Session) -> str:
+    return "There is no snapshot available."
+
+
+def _info_block(session: Session) -> str:
+    host = session.monitor.host
+    return "\r\n".join(
+        f"{device.id}: slot {device.slot}, {image.path}, {image.size} bytes"
+        + (", read-only" if image.readonly else "")
+        for device in host.inventory.devices(BLOCK)
+        for image in (host.image(device.backend.resource),)
+    )
+
+
+_HUMAN: dict[str, Callable[[Session], str]] = {
+    "info block": _info_block,
+    "info name": _info_name,
+    "info snapshots": _info_snapshots,
+    "info status": _info_status,
+    "info version": _info_version,
+}
+
+
+def _human(session: Session, given: Arguments) -> object:
+    line = " ".join(given.command_line.split())
+    if line not in _HUMAN:
+        raise QmpError(f"Unsupported command: {shown(line)}; there are {', '.join(_HUMAN)}")
+    return _HUMAN[line](session) + "\r\n"
+
+
+COMMANDS = (
+    Command(
+        "query-mem-gpa",
+        "Returns the 32-bit word at a guest-physical address, in hexadecimal.",
+        _memory,
+        Struct(Field("gpa", Text(18), "the address, hexadecimal")),
+        since="v2",
+        example=('{"gpa": "13c4d1d00"}', '"B9000001"'),
+    ),
+    Command(
+        "query-vcpu-reg",
+        "Returns a register of a vCPU, in hexadecimal; the guest stands still meanwhile.",
+        _register,
+        Struct(
+            Field(
+                "addr", Text(16), "the register's name: rax to r15, rip, rflags, cr0 to cr4, efer"
+            ),
+            Field("vcpu", Integer(0, 253), "the vCPU, counted from 0"),
+        ),
+        since="v2",
+        example=('{"addr": "rip", "vcpu": 0}', '"FFFFFFFF81C013F0"'),
+    ),
+    Command(
+        "human-monitor-command",
+        f"Runs one of: {', '.join(_HUMAN)}.",
+        _human,
+        Struct(Field("command-line", Text(4096), "the command")),
+        since="v2",
+        example=('{"command-line": "info snapshots"}', '"There is no snapshot available.\\r\\n"'),
+    ),
+)

@@ -1,0 +1,211 @@
+"""What there is: processors, disks, counters, and what tools ask before they begin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...vmm.hotplug import BLOCK
+from ..host import DEVICE, VCPU, VM
+from ..schema import Arguments, Choice, Command, Field, Struct, Text
+
+if TYPE_CHECKING:
+    from ...vmm.hotplug import Backend
+    from ..monitor import Session
+
+_VCPUS_MAX = 254
+_PROVIDER = "pyvirt"
+# Names in `query-blockstats`, and those of our counters.
+_BLOCK_STATS = {
+    "rd_bytes": "bytes_read",
+    "wr_bytes": "bytes_written",
+    "rd_operations": "reads",
+    "wr_operations": "writes",
+    "flush_operations": "flushes",
+    "unmap_operations": "discards",
+}
+
+
+def _path(vcpu: int) -> str:
+    return f"/machine/unattached/device[{vcpu}]"
+
+
+def _props(vcpu: int) -> dict[str, int]:
+    # One socket of single-threaded cores, as the guest sees it.
+    return {"core-id": vcpu, "socket-id": 0, "thread-id": 0}
+
+
+def _cpus(session: Session, _: Arguments) -> object:
+    return [
+        {
+            "arch": "x86",
+            "CPU": vcpu,
+            "current": True,
+            "halted": False,
+            "props": _props(vcpu),
+            "qom_path": _path(vcpu),
+            "thread_id": thread,
+        }
+        for vcpu, thread in enumerate(session.monitor.host.vcpu_threads())
+    ]
+
+
+def _cpus_fast(session: Session, _: Arguments) -> object:
+    return [
+        {
+            "cpu-index": vcpu,
+            "props": _props(vcpu),
+            "qom-path": _path(vcpu),
+            "target": "x86_64",
+            "thread-id": thread,
+        }
+        for vcpu, thread in enumerate(session.monitor.host.vcpu_threads())
+    ]
+
+
+def _hotpluggable_cpus(session: Session, _: Arguments) -> object:
+    return [
+        {"type": "host-x86-cpu", "vcpus-count": 1, "props": _props(vcpu), "qom-path": _path(vcpu)}
+        for vcpu, _ in enumerate(session.monitor.host.vcpu_threads())
+    ]
+
+
+def _name(session: Session, _: Arguments) -> object:
+    name = session.monitor.host.name
+    return {"name": name} if name else {}
+
+
+def _kvm(_: Session, __: Arguments) -> object:
+    return {"enabled": True, "present": True}
+
+
+def _machines(_: Session, __: Arguments) -> object:
+    return [
+        {
+            "hotpluggable-cpus": False,
+            "name": "microvm",
+            "numa-mem-supported": False,
+            "cpu-max": _VCPUS_MAX,
+            "deprecated": False,
+        }
+    ]
+
+
+def _target(_: Session, __: Arguments) -> object:
+    return {"arch": "x86_64"}
+
+
+def _iothreads(session: Session, _: Arguments) -> object:
+    return [
+        {"id": name, "thread-id": thread, "poll-max-ns": 0, "poll-grow": 0, "poll-shrink": 0}
+        for name, thread in session.monitor.host.iothreads()
+    ]
+
+
+def _chardevs(session: Session, _: Arguments) -> object:
+    return [
+        {"frontend-open": one.is_open, "filename": one.filename, "label": one.label}
+        for one in session.monitor.host.chardevs()
+    ]
+
+
+def _node(session: Session, backend: Backend) -> dict[str, object]:
+    image = session.monitor.host.image(backend.resource)
+    return {
+        "node-name": backend.id,
+        "drv": "raw",
+        "file": image.path,
+        "ro": image.readonly,
+        "cache": {"direct": image.direct, "no-flush": False, "writeback": True},
+        "image": {"filename": image.path, "format": "raw", "virtual-size": image.size},
+    }
+
+
+def _block(session: Session, _: Arguments) -> object:
+    return [
+        {
+            "device": device.id,
+            "qdev": device.id,
+            "type": "unknown",
+            "removable": True,
+            "locked": False,
+            "inserted": _node(session, device.backend),
+        }
+        for device in session.monitor.host.inventory.devices(BLOCK)
+    ]
+
+
+def _nodes(session: Session, _: Arguments) -> object:
+    return [_node(session, one) for one in session.monitor.host.inventory.backends(BLOCK)]
+
+
+def _blockstats(session: Session, _: Arguments) -> object:
+    host = session.monitor.host
+    counters = {one.name: one.values for one in host.counters() if one.target == DEVICE}
+    return [
+        {
+            "device": device.id,
+            "qdev": device.id,
+            "node-name": device.backend.id,
+            "stats": {
+                theirs: counters.get(device.id, {}).get(ours, 0)
+                for theirs, ours in _BLOCK_STATS.items()
+            },
+        }
+        for device in host.inventory.devices(BLOCK)
+    ]
+
+
+def _stats(session: Session, given: Arguments) -> object:
+    return [
+        {
+            "provider": _PROVIDER,
+            "target": one.target,
+            "name": one.name,
+            "stats": [{"name": name, "value": value} for name, value in one.values.items()],
+        }
+        for one in session.monitor.host.counters()
+        if given.target in {None, one.target} and given.name in {None, one.name}
+    ]
+
+
+COMMANDS = (
+    Command("query-cpus", "Returns the vCPUs and the threads that run them.", _cpus),
+    Command("query-cpus-fast", "The same with QEMU's newer names.", _cpus_fast, since="pyvirt"),
+    Command(
+        "query-hotpluggable-cpus",
+        "Returns the vCPUs, all of which are plugged from the start.",
+        _hotpluggable_cpus,
+    ),
+    Command("query-name", "Returns the name that -name gave.", _name, since="pyvirt"),
+    Command("query-kvm", "Returns whether KVM is used. It is.", _kvm, since="v2"),
+    Command("query-machines", "Returns the machine types.", _machines, since="v2"),
+    Command("query-target", "Returns the guest's architecture.", _target, since="v2"),
+    Command("query-iothreads", "Returns the I/O threads that have a name.", _iothreads, since="v2"),
+    Command("query-chardev", "Returns the character devices.", _chardevs, since="v2"),
+    Command(
+        "query-block",
+        "Returns the disks that are plugged and their images.",
+        _block,
+        since="v2",
+    ),
+    Command("query-named-block-nodes", "Returns the images that are open.", _nodes, since="v2"),
+    Command("query-blockstats", "Returns what the disks have done.", _blockstats, since="v2"),
+    Command(
+        "query-stats",
+        "Returns pyvirt's counters: exits, interrupts, requests. They only grow, until a device is "
+        "unplugged.",
+        _stats,
+        Struct(
+            Field("target", Choice(VM, VCPU, DEVICE), "only of this kind", optional=True),
+            Field("name", Text(), "only of the vCPU or device of this name", optional=True),
+        ),
+        since="pyvirt",
+        example=(
+            '{"target": "vcpu"}',
+            (
+                '[{"provider": "pyvirt", "target": "vcpu", "name": "vcpu0", '
+                '"stats": [{"name": "exits", "value": 5012}]}]'
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,83 @@
+"""The events, and what each carries."""
+
+from __future__ import annotations
+
+import time
+
+from .schema import Boolean, Choice, Event, Field, Text
+
+STOP = "STOP"
+RESUME = "RESUME"
+SHUTDOWN = "SHUTDOWN"
+RESET = "RESET"
+POWERDOWN = "POWERDOWN"
+DEVICE_DELETED = "DEVICE_DELETED"
+BLOCK_IO_ERROR = "BLOCK_IO_ERROR"
+GUEST_PANICKED = "GUEST_PANICKED"
+NIC_RX_FILTER_CHANGED = "NIC_RX_FILTER_CHANGED"
+
+# Why a machine ends or resets, in QEMU's words (ShutdownCause).
+HOST_QUIT = "host-qmp-quit"
+HOST_RESET = "host-qmp-system-reset"
+HOST_SIGNAL = "host-signal"
+GUEST_SHUTDOWN = "guest-shutdown"
+GUEST_RESET = "guest-reset"
+GUEST_PANIC = "guest-panic"
+HOST_ERROR = "host-error"
+CAUSES = (
+    HOST_QUIT, HOST_RESET, HOST_SIGNAL, GUEST_SHUTDOWN, GUEST_RESET, GUEST_PANIC, HOST_ERROR
+)  # fmt: skip
+
+_CAUSE = (
+    Field("guest", Boolean(), "whether the guest asked for it"),
+    Field("reason", Choice(*CAUSES), "why"),
+)
+
+TABLE = (
+    Event(STOP, "The vCPUs have stopped."),
+    Event(RESUME, "The vCPUs run again."),
+    Event(SHUTDOWN, "The machine has ended; the monitor follows.", _CAUSE),
+    Event(RESET, "The machine starts anew.", _CAUSE),
+    Event(POWERDOWN, "The power button was pressed; what follows is the guest's."),
+    Event(
+        DEVICE_DELETED,
+        "A device is unplugged, and nothing of its backend is in use any more.",
+        (
+            Field("device", Text(), "its id"),
+            Field("path", Text(), "the same id"),
+        ),
+    ),
+    Event(
+        BLOCK_IO_ERROR,
+        "A request of a disk has failed on the host. At most one a second for each disk.",
+        (
+            Field("device", Text(), "the disk's id"),
+            Field("node-name", Text(), "its backend"),
+            Field("operation", Choice("read", "write"), "what was attempted"),
+            Field("action", Choice("report"), "what became of it: the guest gets an error"),
+            Field("reason", Text(), "the host's error"),
+        ),
+    ),
+    Event(
+        GUEST_PANICKED,
+        "The guest's kernel has given up.",
+        (Field("action", Choice("run", "pause"), "what the monitor does about it"),),
+    ),
+    Event(
+        NIC_RX_FILTER_CHANGED,
+        "The guest has changed which packets a NIC takes.",
+        (
+            Field("name", Text(), "the NIC's id"),
+            Field("path", Text(), "the same id"),
+        ),
+    ),
+)
+NAMES = frozenset(event.name for event in TABLE)
+
+
+def event(name: str, data: dict[str, object], now: float | None = None) -> dict[str, object]:
+    """Return an event as clients get it; `now` is in seconds since 1970."""
+    assert name in NAMES, name
+    microseconds = int((time.time() if now is None else now) * 1_000_000)
+    stamp = {"seconds": microseconds // 1_000_000, "microseconds": microseconds % 1_000_000}
+    return {"event": name, "data": data, "timestamp": stamp}

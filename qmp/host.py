@@ -1,0 +1,145 @@
+"""The machine as the QMP server sees it.
+
+The server calls these on its own thread, one at a time. PyvirtError from any of them becomes the
+error of the command that called, and must leave the machine as it was. Events of the machine's
+life (all but DEVICE_DELETED) are the machine's to emit, before the call that caused one returns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Protocol
+
+    from ..vmm.hotplug import Device, Inventory, Resource
+
+RUNNING, PAUSED, ENDED = "running", "paused", "ended"
+VM, VCPU, DEVICE = "vm", "vcpu", "device"  # whose counters
+
+
+@dataclass(frozen=True)
+class DiskRequest:
+    """A disk image that is to be opened; `direct` None is direct I/O where it is possible.
+
+    `engine` is io_uring, threads or auto, `iops` requests a second (0: no limit), `unmap` and
+    `detect_zeroes` are as in BlockConfig.
+    """
+
+    id: str
+    path: str
+    readonly: bool = False
+    direct: bool | None = None
+    engine: str = "auto"
+    iops: int = 0
+    unmap: bool = False
+    detect_zeroes: str = "off"
+
+
+@dataclass(frozen=True)
+class NicRequest:
+    """A NIC's other end that is to be opened: a tap by its name, or by open descriptors.
+
+    The descriptors are borrowed: who wants to keep one duplicates it. `vhost` asks for the
+    kernel's data path, by /dev/vhost-net or by these descriptors of it.
+    """
+
+    id: str
+    ifname: str = ""
+    fds: tuple[int, ...] = ()
+    vhost: bool = False
+    vhost_fds: tuple[int, ...] = ()
+    queues: int = 1
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Counters of a vCPU, a device or the machine."""
+
+    target: str
+    name: str
+    values: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a client may know of an open disk image; `size` in bytes."""
+
+    path: str
+    size: int
+    readonly: bool
+    direct: bool
+
+
+@dataclass(frozen=True)
+class Chardev:
+    """A character device, as `query-chardev` shows it."""
+
+    label: str
+    filename: str
+    is_open: bool
+
+
+if TYPE_CHECKING:
+
+    class Host(Protocol):
+        """One machine."""
+
+        name: str
+        inventory: Inventory
+
+        def state(self) -> str:
+            """Return RUNNING, PAUSED or ENDED."""
+
+        def stop(self) -> None:
+            """Pause the vCPUs; return when they stand. STOP, unless they stood already."""
+
+        def cont(self) -> None:
+            """Let the vCPUs run on. RESUME, unless they ran already."""
+
+        def quit(self) -> None:
+            """Ask for the machine's end and return. SHUTDOWN when it has ended."""
+
+        def powerdown(self) -> None:
+            """Press the guest's power button. POWERDOWN."""
+
+        def reset(self) -> None:
+            """Start the machine anew; return when that is done. RESET."""
+
+        def vcpu_threads(self) -> Sequence[int]:
+            """Return the thread id of each vCPU, by index."""
+
+        def iothreads(self) -> Sequence[tuple[str, int]]:
+            """Return id and thread id of each I/O thread that was asked for by name."""
+
+        def chardevs(self) -> Sequence[Chardev]:
+            """Return the character devices."""
+
+        def counters(self) -> Sequence[Counters]:
+            """Return all counters as they stand."""
+
+        def read_register(self, vcpu: int, name: str) -> int:
+            """Return a register of a vCPU that exists; KeyError when there is none of the name.
+
+            The machine is paused meanwhile if it runs.
+            """
+
+        def read_memory(self, address: int, length: int) -> bytes:
+            """Return bytes of guest memory; IndexError outside it."""
+
+        def open_disk(self, request: DiskRequest) -> Resource:
+            """Open and lock an image."""
+
+        def image(self, resource: Resource) -> Image:
+            """Tell about an image that `open_disk`, or the start, has opened."""
+
+        def open_nic(self, request: NicRequest) -> Resource:
+            """Open a NIC's other end."""
+
+        def attach(self, device: Device) -> None:
+            """Give the slot the backend; the guest is told. The backend stays ours to close."""
+
+        def detach(self, device: Device) -> None:
+            """Take the backend away: when this returns nothing uses it, and the guest is told."""

@@ -1,0 +1,201 @@
+"""A running machine as the server's host (see `host`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..devices.disk import SECTOR
+from ..devices.virtio.block import Block, BlockConfig
+from ..devices.virtio.block import Image as OpenImage
+from ..errors import QmpError
+from ..native import ffi, lib
+from ..vmm import kvm, machine
+from ..vmm.hotplug import BLOCK, NET, Inventory
+from . import events
+from .host import DEVICE, VCPU, VM, Chardev, Counters, DiskRequest, Image, NicRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..devices.virtio.mmio import Mmio
+    from ..vmm.hotplug import Device, Resource
+    from ..vmm.machine import Machine
+    from ..vmm.vcpu import Vcpu
+
+# What the machine calls the kinds of its slots.
+_KINDS = {BLOCK: "block", NET: "net"}
+# Why a machine ended: whether the guest did it, and QEMU's word for that.
+_ENDS = {
+    machine.GUEST_SHUTDOWN: (True, events.GUEST_SHUTDOWN),
+    machine.GUEST_RESET: (True, events.GUEST_RESET),
+    machine.DEBUG_EXIT: (True, events.GUEST_SHUTDOWN),
+    machine.TRIPLE_FAULT: (True, events.GUEST_PANIC),
+    machine.CRASH: (False, events.HOST_ERROR),
+    machine.HOST: (False, events.HOST_SIGNAL),
+}
+_REGISTERS = (
+    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp"),
+    *(f"r{number}" for number in range(8, 16)),
+    *("rip", "rflags"),
+)
+_SPECIAL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
+_EXITS = ("IO", "MMIO", "HLT", "INTR", "SHUTDOWN", "INTERNAL_ERROR", "SYSTEM_EVENT")
+
+
+class MachineHost:
+    """One machine; owns the backends that no device has, until `close`."""
+
+    def __init__(self, of: Machine, chardevs: tuple[Chardev, ...] = ()) -> None:
+        """Enter the disks that the machine has from its start; it is not ours."""
+        self.name = of.config.name
+        self.inventory = Inventory()
+        self._machine = of
+        self._chardevs = chardevs
+        self._is_quitting = False
+        assert of.slots is not None
+        for slot, device in enumerate(of.slots.pluggable(_KINDS[BLOCK])):
+            if isinstance(device, Block) and device.image is not None:
+                self.inventory.adopt(BLOCK, device.backend, slot, device.image)
+
+    def tell(self, emit: Callable[[str, dict[str, object]], None]) -> None:
+        """Hand the machine's events on, in QMP's words."""
+
+        def translate(name: str, data: dict[str, Any]) -> None:
+            if name == events.SHUTDOWN:
+                by_guest, reason = _ENDS[data["reason"]]
+                if self._is_quitting and not by_guest:
+                    reason = events.HOST_QUIT
+                data = {"guest": by_guest, "reason": reason}
+            elif name == events.RESET:
+                data = {"guest": False, "reason": events.HOST_RESET}
+            emit(name, data)
+
+        self._machine.listeners.append(translate)
+
+    def close(self) -> None:
+        """Close what is registered; the machine is closed."""
+        self.inventory.close()
+
+    def state(self) -> str:
+        """Return the machine's state, whose words are the host's."""
+        return self._machine.state
+
+    def stop(self) -> None:
+        """Pause the vCPUs."""
+        self._machine.pause()
+
+    def cont(self) -> None:
+        """Let them run on."""
+        self._machine.resume()
+
+    def quit(self) -> None:
+        """End the machine; who runs it does the rest."""
+        self._is_quitting = True
+        self._machine.finish(machine.End(machine.HOST))
+
+    def powerdown(self) -> None:
+        """Press the power button."""
+        self._machine.power_button()
+
+    def reset(self) -> None:
+        """Press the reset button."""
+        self._machine.reset()
+
+    def vcpu_threads(self) -> list[int]:
+        """Return the thread ids, 0 before the start."""
+        return list(self._machine.thread_ids)
+
+    def iothreads(self) -> list[tuple[str, int]]:
+        """Return none: each queue has a thread of its own, without a name."""
+        return []
+
+    def chardevs(self) -> tuple[Chardev, ...]:
+        """Return what the machine's maker named."""
+        return self._chardevs
+
+    def counters(self) -> list[Counters]:
+        """Return the counters of vCPUs and of plugged devices."""
+        found = [_of_vcpu(vcpu) for vcpu in self._machine.vcpus]
+        assert self._machine.slots is not None
+        transports = {one.device: one for one in self._machine.slots.transports}
+        for kind, name in _KINDS.items():
+            for plugged in self.inventory.devices(kind):
+                device = self._machine.slot(name, plugged.slot)
+                found.append(_of_device(plugged.id, transports[device]))
+        registers = sum(one.reads + one.writes for one in transports.values())
+        return [Counters(VM, "machine", {"register_exits": registers}), *found]
+
+    def read_register(self, vcpu: int, name: str) -> int:
+        """Return a general, control or EFER register."""
+        if name not in _REGISTERS + _SPECIAL:
+            raise KeyError(name)
+        get, kind = (
+            (kvm.GET_REGS, "kvm_regs") if name in _REGISTERS else (kvm.GET_SREGS, "kvm_sregs")
+        )
+        registers = ffi.new(f"struct {kind} *")
+        self._machine.while_standing(lambda vcpus: get(vcpus[vcpu].fd, registers))
+        return int(getattr(registers, name))
+
+    def read_memory(self, address: int, length: int) -> bytes:
+        """Return bytes of RAM."""
+        assert self._machine.memory is not None
+        return self._machine.memory.read(address, length)
+
+    def open_disk(self, request: DiskRequest) -> Resource:
+        """Open and lock an image."""
+        return OpenImage(
+            BlockConfig(
+                request.id,
+                request.path,
+                readonly=request.readonly,
+                direct=request.direct,
+                engine=request.engine,
+                iops=request.iops,
+                unmap=request.unmap,
+                detect_zeroes=request.detect_zeroes,
+            )
+        )
+
+    def image(self, resource: Resource) -> Image:
+        """Tell about an open image."""
+        assert isinstance(resource, OpenImage)
+        config, disk = resource.config, resource.disk
+        return Image(config.path, disk.sectors * SECTOR, config.readonly, disk.direct)
+
+    def open_nic(self, request: NicRequest) -> Resource:
+        """Refuse it: the machine has no slots for NICs."""
+        raise QmpError(f"{request.id}: this machine has no slots for NICs")
+
+    def attach(self, device: Device) -> None:
+        """Put the backend behind the slot."""
+        options = {"serial": device.serial} if device.serial else {}
+        backend = device.backend
+        self._machine.attach(_KINDS[backend.kind], device.slot, backend.resource, **options)
+
+    def detach(self, device: Device) -> None:
+        """Take it away again."""
+        self._machine.detach(_KINDS[device.backend.kind], device.slot)
+
+
+def _of_vcpu(vcpu: Vcpu) -> Counters:
+    stats = ffi.new("struct pv_vcpu_stats *")
+    lib.pv_vcpu_read_stats(vcpu.handle, stats)
+    values = {"exits": sum(stats.exits), "cold": stats.cold, "unclaimed": stats.unclaimed}
+    for name in _EXITS:
+        values[f"exits_{name.lower()}"] = stats.exits[getattr(lib, f"KVM_EXIT_{name}")]
+    return Counters(VCPU, f"vcpu{vcpu.index}", values)
+
+
+def _of_device(name: str, transport: Mmio) -> Counters:
+    values = {
+        "register_reads": transport.reads,
+        "register_writes": transport.writes,
+        "interrupts": transport.interrupts(),
+    }
+    if isinstance(transport.device, Block):
+        stats = transport.device.stats()
+        fields = (field for field, _ in ffi.typeof(stats).item.fields)
+        # The C side's own count of interrupts is of batches that had one.
+        values |= {f: int(getattr(stats, f)) for f in fields if f not in values}
+    return Counters(DEVICE, name, values)

@@ -1,0 +1,19 @@
+"""The table of commands: what the server, `query-commands`, the schema and the manual go by."""
+
+from __future__ import annotations
+
+from .commands import foreign, hotplug, inspect, lifecycle, query, session
+from .schema import Command
+
+# Chapters of the manual, in its order.
+CHAPTERS: tuple[tuple[str, tuple[Command, ...]], ...] = (
+    ("The session", session.COMMANDS),
+    ("The machine's life", lifecycle.COMMANDS),
+    ("Disks and NICs", hotplug.COMMANDS),
+    ("What there is", query.COMMANDS),
+    ("Looking into the guest", inspect.COMMANDS),
+    ("What other machines have", foreign.COMMANDS),
+)
+TABLE = tuple(command for _, commands in CHAPTERS for command in commands)
+BY_NAME = {command.name: command for command in TABLE}
+HELLO = session.HELLO

@@ -1,0 +1,309 @@
+"""A machine without KVM for the QMP server: ids, slots, images and descriptors are real.
+
+Images are opened and locked as for a guest; a tap is any open descriptor, or a name on a list.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pyvirt.devices.disk import SECTOR, Disk
+from pyvirt.errors import BackendError
+from pyvirt.qmp import events
+from pyvirt.qmp.host import DEVICE, ENDED, PAUSED, RUNNING, VCPU, Chardev, Counters, Image
+from pyvirt.qmp.listener import UNIX, ListenerConfig
+from pyvirt.qmp.monitor import Monitor, Session
+from pyvirt.qmp.server import Server
+from pyvirt.vmm.hotplug import BLOCK, NET, SLOTS, Inventory
+from pyvirt.vmm.log import Log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from pyvirt.qmp.host import DiskRequest, NicRequest
+    from pyvirt.vmm.hotplug import Device, Resource
+
+TIMEOUT = 30.0  # seconds; nothing here takes long unless it hangs
+
+
+class File:
+    """An open image."""
+
+    def __init__(self, request: DiskRequest) -> None:
+        self.request = request
+        self.disk = Disk(request.path, readonly=request.readonly, direct=request.direct)
+
+    def close(self) -> None:
+        self.disk.close()
+
+
+class Tap:
+    """A NIC's other end."""
+
+    def __init__(self, request: NicRequest, taken: set[str]) -> None:
+        self.request = request
+        self._taken = taken
+        if request.ifname:
+            if not request.ifname.startswith("tap"):
+                raise BackendError(f"ifname {request.ifname}: no such tap; make it first")
+            if request.ifname in taken:
+                raise BackendError("Tap device already in use")
+            taken.add(request.ifname)
+        self.fds = [os.dup(fd) for fd in request.fds]
+
+    def close(self) -> None:
+        self._taken.discard(self.request.ifname)
+        while self.fds:
+            os.close(self.fds.pop())
+
+
+class FakeHost:
+    """What `qmp.host.Host` asks for; `slots` is what the guest would see."""
+
+    def __init__(self, name: str = "guest", vcpus: int = 2) -> None:
+        self.name = name
+        self.inventory = Inventory()
+        self.slots: dict[tuple[str, int], Device] = {}
+        self.taps: set[str] = set()
+        self.calls: list[str] = []
+        self.quitting = threading.Event()
+        self.refusal: Exception | None = None  # what attach and detach raise
+        self.emit: Callable[[str, dict[str, object]], None] = lambda _name, _data: None
+        self._state = RUNNING
+        self._vcpus = vcpus
+
+    def state(self) -> str:
+        return self._state
+
+    def stop(self) -> None:
+        if self._state == RUNNING:
+            self.calls.append("stop")
+            self._state = PAUSED
+            self.emit(events.STOP, {})
+
+    def cont(self) -> None:
+        if self._state == PAUSED:
+            self.calls.append("cont")
+            self._state = RUNNING
+            self.emit(events.RESUME, {})
+
+    def quit(self) -> None:
+        self.calls.append("quit")
+        self._state = ENDED
+        self.emit(events.SHUTDOWN, {"guest": False, "reason": events.HOST_QUIT})
+        self.quitting.set()
+
+    def powerdown(self) -> None:
+        self.calls.append("powerdown")
+        self.emit(events.POWERDOWN, {})
+
+    def reset(self) -> None:
+        self.calls.append("reset")
+        self.emit(events.RESET, {"guest": False, "reason": events.HOST_RESET})
+
+    def vcpu_threads(self) -> list[int]:
+        return [1000 + vcpu for vcpu in range(self._vcpus)]
+
+    def iothreads(self) -> list[tuple[str, int]]:
+        return [("io0", 1100)]
+
+    def chardevs(self) -> list[Chardev]:
+        return [Chardev("serial0", "stdio", is_open=True)]
+
+    def counters(self) -> list[Counters]:
+        vcpus = [Counters(VCPU, f"vcpu{vcpu}", {"exits": 7 + vcpu}) for vcpu in range(self._vcpus)]
+        disks = [
+            Counters(DEVICE, device.id, {"reads": 3, "bytes_read": 3 * 4096, "writes": 1})
+            for device in self.inventory.devices(BLOCK)
+        ]
+        return vcpus + disks
+
+    def read_register(self, vcpu: int, name: str) -> int:
+        return {"rip": 0xFFFF_FFFF_81C0_13F0, "rax": vcpu}[name]
+
+    def read_memory(self, address: int, length: int) -> bytes:
+        if address + length > 1 << 28:
+            raise IndexError(address)
+        return (0xB900_0001 + address).to_bytes(length, "little")
+
+    def open_disk(self, request: DiskRequest) -> Resource:
+        return File(request)
+
+    def image(self, resource: Resource) -> Image:
+        assert isinstance(resource, File)
+        disk, request = resource.disk, resource.request
+        return Image(request.path, disk.sectors * SECTOR, request.readonly, disk.direct)
+
+    def open_nic(self, request: NicRequest) -> Resource:
+        return Tap(request, self.taps)
+
+    def attach(self, device: Device) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        place = device.backend.kind, device.slot
+        assert place not in self.slots
+        assert 0 <= device.slot < SLOTS[device.backend.kind]
+        self.slots[place] = device
+
+    def detach(self, device: Device) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        assert self.slots.pop((device.backend.kind, device.slot)) is device
+
+    def plugged(self) -> dict[str, dict[int, str]]:
+        """Return the ids by slot, as a guest would list them."""
+        found: dict[str, dict[int, str]] = {BLOCK: {}, NET: {}}
+        for (kind, slot), device in self.slots.items():
+            found[kind][slot] = device.id
+        return found
+
+
+def state(host: FakeHost) -> object:
+    """Return everything that a refused command must leave alone."""
+    inventory = host.inventory
+    return (
+        sorted(
+            (b.id, b.kind, b.device.id if b.device else "")
+            for k in SLOTS
+            for b in inventory.backends(k)
+        ),
+        sorted((d.id, d.slot, d.backend.id) for k in SLOTS for d in inventory.devices(k)),
+        host.plugged(),
+        sorted(host.taps),
+        host.state(),
+        len(os.listdir("/proc/self/fd")),
+    )
+
+
+class Bench:
+    """A monitor without sockets: requests go in as Python objects."""
+
+    def __init__(self) -> None:
+        self.host = FakeHost()
+        self.events: list[tuple[str, dict[str, object]]] = []
+        self.host.emit = lambda name, data: self.events.append((name, data))
+        self.monitor = Monitor(self.host, self.host.emit, Log())
+        self.session = Session(self.monitor, throttled=False)
+
+    def ask(self, execute: str, **arguments: Any) -> Any:
+        """Return the whole answer; `_` in names stands for `-`."""
+        request: dict[str, Any] = {"execute": execute}
+        if arguments:
+            request["arguments"] = {name.replace("_", "-"): v for name, v in arguments.items()}
+        return self.monitor.execute(self.session, request).message
+
+    def do(self, execute: str, **arguments: Any) -> Any:
+        """Return what a command returns that is not refused."""
+        answer = self.ask(execute, **arguments)
+        assert list(answer) == ["return"], answer
+        return answer["return"]
+
+    def refused(self, execute: str, **arguments: Any) -> tuple[str, str]:
+        """Return class and text with which a command is refused."""
+        answer = self.ask(execute, **arguments)
+        assert list(answer) == ["error"], answer
+        return answer["error"]["class"], answer["error"]["desc"]
+
+    def state(self) -> object:
+        """Return everything that a refused command must leave alone, events included."""
+        return state(self.host), list(self.events)
+
+    def close(self) -> None:
+        self.session.close()
+        self.host.inventory.close()
+
+
+class Client:
+    """A client on a socket that reads and writes as tests say."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
+        self.socket.settimeout(TIMEOUT)
+        self._buffer = b""
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def line(self) -> bytes:
+        """Return the next line with its end, b"" when the server has closed."""
+        while b"\n" not in self._buffer:
+            data = self.socket.recv(65536)
+            if not data:
+                assert not self._buffer
+                return b""
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line + b"\n"
+
+    def message(self) -> Any:
+        """Return the next message."""
+        line = self.line()
+        assert line.endswith(b"\r\n"), line
+        return json.loads(line)
+
+    def messages(self) -> list[Any]:
+        """Return all messages until the server closes."""
+        found = []
+        while line := self.line():
+            assert line.endswith(b"\r\n"), line
+            found.append(json.loads(line))
+        return found
+
+    def ask(self, execute: str, **members: Any) -> Any:
+        """Send one request and return the next message."""
+        self.send(json.dumps({"execute": execute, **members}).encode())
+        return self.message()
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Running:
+    """A server on a socket in a folder, and its machine."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.path = str(folder / "qmp.sock")
+        self.host = FakeHost()
+        config = ListenerConfig("-qmp", UNIX, path=self.path, **settings)
+        self.server = Server(self.host, [config], Log())
+        self.host.emit = self.server.emit
+        self.server.start()
+        self._clients: list[Client] = []
+
+    def connect(self) -> Client:
+        """Return a client that has not read the greeting yet."""
+        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connected.settimeout(TIMEOUT)
+        connected.connect(self.path)
+        client = Client(connected)
+        self._clients.append(client)
+        return client
+
+    def greeted(self) -> Client:
+        """Return a client that has been greeted and has said hello."""
+        client = self.connect()
+        assert "QMP" in client.message()
+        assert client.ask("qmp_capabilities") == {"return": {}}
+        return client
+
+    def close(self) -> None:
+        self.server.close()
+        for client in self._clients:
+            client.close()
+        self.host.inventory.close()
+
+
+@contextmanager
+def running(folder: Path, **settings: Any) -> Iterator[Running]:
+    """Run a server for a test; `settings` are those of its listener."""
+    server = Running(folder, **settings)
+    try:
+        yield server
+    finally:
+        server.close()

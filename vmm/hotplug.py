@@ -1,0 +1,212 @@
+"""The rules of plugging: which backends there are, which device is in which slot. No I/O.
+
+A backend is registered under an id, then a device with a driver of its kind is plugged into a
+slot of that kind; unplugging the device removes both. Each step either happens whole or leaves
+everything as it was: what does the work is called in the middle, and refuses by an exception.
+Texts are StratoVirt's, whose clients look at them. One thread at a time.
+"""
+
+from __future__ import annotations
+
+from ..errors import QmpError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Protocol
+
+    class Resource(Protocol):
+        """What a backend holds open on the host: an image, a tap."""
+
+        def close(self) -> None:
+            """Close and unlock it; no device uses it any more."""
+
+
+BLOCK, NET = "blk", "net"
+SLOTS = {BLOCK: 6, NET: 2}
+_BACKENDS_MAX = sum(SLOTS.values())
+_WORDS = {BLOCK: "block", NET: "net"}
+
+
+class Backend:
+    """A registered backend; owns `resource` until it is removed."""
+
+    __slots__ = ("device", "id", "kind", "resource")
+
+    def __init__(self, kind: str, id: str, resource: Resource) -> None:  # noqa: A002
+        self.kind = kind
+        self.id = id
+        self.resource = resource
+        self.device: Device | None = None
+
+
+class Device:
+    """A device in its slot. `mac` and `serial` are "" where the slot's own stay."""
+
+    __slots__ = ("backend", "id", "mac", "serial", "slot")
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002
+        backend: Backend,
+        slot: int,
+        *,
+        mac: str = "",
+        serial: str = "",
+    ) -> None:
+        """`slot` counts the slots of the backend's kind: 0 is vda or eth0."""
+        self.id = id
+        self.backend = backend
+        self.slot = slot
+        self.mac = mac
+        self.serial = serial
+
+    @property
+    def number(self) -> int:
+        """Return the slot among all: the disks' come first."""
+        return self.slot if self.backend.kind == BLOCK else SLOTS[BLOCK] + self.slot
+
+
+def parse_address(device: str, addr: str | None, lun: int | None, kind: str) -> int | None:
+    """Return the slot that `addr` (decimal, or hexadecimal after 0x) or `lun` stands for.
+
+    lun N is slot N + 1, and of disks only; None where neither is given.
+    """
+    if lun is not None:
+        if addr is not None:
+            raise QmpError(f"`addr` and `lun` are both given for device {device}; give one")
+        if kind != BLOCK:
+            raise QmpError(f"`lun` is given for device {device}, which is no disk; give `addr`")
+        return lun + 1
+    if addr is None:
+        return None
+    base, digits = (16, addr[2:]) if addr[:2] in {"0x", "0X"} else (10, addr)
+    # int() alone would take signs, spaces and underscores as well.
+    if not (digits.isascii() and digits.isalnum() and len(digits) < 10):
+        raise QmpError(f"Invalid addr for device {device}")
+    try:
+        return int(digits, base)
+    except ValueError:
+        raise QmpError(f"Invalid addr for device {device}") from None
+
+
+def kind_of(driver: str) -> str:
+    """Return BLOCK or NET; as with StratoVirt, the driver's name only has to contain it."""
+    for kind in (NET, BLOCK):
+        if kind in driver:
+            return kind
+    raise QmpError("Unsupported replaceable device type.")
+
+
+class Inventory:
+    """Backends and devices of one machine; owns the backends' resources until `close`."""
+
+    __slots__ = ("_backends", "_devices")
+
+    def __init__(self) -> None:
+        self._backends: dict[str, Backend] = {}
+        self._devices: dict[str, Device] = {}
+
+    def add(self, kind: str, id: str, open_it: Callable[[], Resource]) -> Backend:  # noqa: A002
+        """Register a backend; `open_it` opens what it stands for, once nothing else is wrong."""
+        if id in self._backends:
+            raise QmpError(f"{id} is already registered.")
+        if len(self._backends) >= _BACKENDS_MAX:
+            raise QmpError(f"A maximum of {_BACKENDS_MAX} replaceable devices are supported.")
+        backend = Backend(kind, id, open_it())
+        self._backends[id] = backend
+        return backend
+
+    def adopt(self, kind: str, id: str, slot: int, resource: Resource) -> None:  # noqa: A002
+        """Enter a device that the machine has from its start."""
+        backend = self._backends[id] = Backend(kind, id, resource)
+        backend.device = self._devices[id] = Device(id, backend, slot)
+
+    def remove(self, kind: str, id: str) -> None:  # noqa: A002
+        """Remove a backend that no device uses, and close it."""
+        backend = self._backends.get(id)
+        if backend is None or backend.kind != kind:
+            raise QmpError(f"{_WORDS[kind].capitalize()} backend {id} not found")
+        if backend.device is not None:
+            raise QmpError(
+                f"{id} is in use by device {backend.device.id}; send device_del for that first"
+            )
+        del self._backends[id]
+        backend.resource.close()
+
+    def plug(
+        self,
+        id: str,  # noqa: A002
+        driver: str,
+        attach: Callable[[Device], None],
+        *,
+        backend_id: str | None = None,
+        addr: str | None = None,
+        lun: int | None = None,
+        mac: str = "",
+        serial: str = "",
+    ) -> Device:
+        """Plug a device; `attach` gives the backend to the slot when all else is right.
+
+        The backend is that of `backend_id`, or of `id` itself. Without `addr` and `lun` the first
+        free slot is taken.
+        """
+        backend = self._backends.get(id if backend_id is None else backend_id)
+        if backend is None:
+            raise QmpError("Failed to find device configuration.")
+        kind = kind_of(driver)
+        if kind != backend.kind:
+            raise QmpError(
+                f"The device type is {kind}, but the target config is not for this type."
+            )
+        if id in self._devices:
+            raise QmpError(f"Device {id} is plugged already; send device_del first")
+        if backend.device is not None:
+            raise QmpError(f"{backend.id} is in use by device {backend.device.id} already")
+        slot = self._slot(kind, parse_address(id, addr, lun, kind))
+        device = Device(id, backend, slot, mac=mac, serial=serial)
+        attach(device)
+        backend.device = device
+        self._devices[id] = device
+        return device
+
+    def _slot(self, kind: str, wanted: int | None) -> int:
+        count = SLOTS[kind]
+        taken = {device.slot for device in self.devices(kind)}
+        if wanted is None:
+            wanted = next((slot for slot in range(count) if slot not in taken), count)
+        if wanted >= count:
+            raise QmpError(
+                f"A maximum of {count} {_WORDS[kind]} replaceable devices are supported."
+            )
+        if wanted in taken:
+            number = wanted if kind == BLOCK else SLOTS[BLOCK] + wanted
+            raise QmpError(f"The slot {number} is occupied already.")
+        return wanted
+
+    def unplug(self, id: str, detach: Callable[[Device], None]) -> None:  # noqa: A002
+        """Unplug a device and remove its backend.
+
+        `detach` returns when the slot has let go of the backend, which is then closed.
+        """
+        device = self._devices.get(id)
+        if device is None:
+            raise QmpError(f"Device {id} not found")
+        detach(device)
+        del self._devices[id]
+        del self._backends[device.backend.id]
+        device.backend.resource.close()
+
+    def devices(self, kind: str) -> Iterator[Device]:
+        """Yield the devices of a kind, in the order in which they were plugged."""
+        return (device for device in self._devices.values() if device.backend.kind == kind)
+
+    def backends(self, kind: str) -> Iterator[Backend]:
+        """Yield the backends of a kind, plugged or not."""
+        return (backend for backend in self._backends.values() if backend.kind == kind)
+
+    def close(self) -> None:
+        """Close every backend; the machine and its devices are gone."""
+        self._devices.clear()
+        while self._backends:
+            self._backends.popitem()[1].resource.close()
