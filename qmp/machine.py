@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+from ..devices import mac
 from ..devices.disk import SECTOR
+from ..devices.tap import Tap, TapConfig
 from ..devices.virtio.block import Block, BlockConfig
 from ..devices.virtio.block import Image as OpenImage
-from ..errors import QmpError
+from ..devices.virtio.net import Net
 from ..native import ffi, lib
 from ..vmm import kvm, machine
 from ..vmm.hotplug import BLOCK, NET, Inventory
@@ -47,16 +50,18 @@ class MachineHost:
     """One machine; owns the backends that no device has, until `close`."""
 
     def __init__(self, of: Machine, chardevs: tuple[Chardev, ...] = ()) -> None:
-        """Enter the disks that the machine has from its start; it is not ours."""
+        """Enter the disks and NICs that the machine has from its start; it is not ours."""
         self.name = of.config.name
         self.inventory = Inventory()
         self._machine = of
         self._chardevs = chardevs
         self._is_quitting = False
         assert of.slots is not None
-        for slot, device in enumerate(of.slots.pluggable(_KINDS[BLOCK])):
-            if isinstance(device, Block) and device.image is not None:
-                self.inventory.adopt(BLOCK, device.backend, slot, device.image)
+        for kind, name in _KINDS.items():
+            for slot, device in enumerate(of.slots.pluggable(name)):
+                resource = device.resource
+                if resource is not None:
+                    self.inventory.adopt(kind, device.backend, slot, resource)
 
     def tell(self, emit: Callable[[str, dict[str, object]], None]) -> None:
         """Hand the machine's events on, in QMP's words."""
@@ -164,18 +169,43 @@ class MachineHost:
         return Image(config.path, disk.sectors * SECTOR, config.readonly, disk.direct)
 
     def open_nic(self, request: NicRequest) -> Resource:
-        """Refuse it: the machine has no slots for NICs."""
-        raise QmpError(f"{request.id}: this machine has no slots for NICs")
+        """Open a tap, by its name or by copies of the descriptors."""
+        copies: list[int] = []
+        try:
+            fds = tuple(_copy(fd, copies) for fd in request.fds)
+            vhost_fds = tuple(_copy(fd, copies) for fd in request.vhost_fds)
+            return Tap(
+                TapConfig(
+                    request.ifname,
+                    fds=fds,
+                    queues=request.queues,
+                    vhost=request.vhost,
+                    vhost_fds=vhost_fds,
+                )
+            )
+        except BaseException:
+            for fd in copies:
+                os.close(fd)
+            raise
 
     def attach(self, device: Device) -> None:
         """Put the backend behind the slot."""
-        options = {"serial": device.serial} if device.serial else {}
+        options: dict[str, Any] = {}
         backend = device.backend
+        if backend.kind == NET:
+            options = {"id": device.id, "mac": mac.parse("mac", device.mac) if device.mac else b""}
+        elif device.serial:
+            options = {"serial": device.serial}
         self._machine.attach(_KINDS[backend.kind], device.slot, backend.resource, **options)
 
     def detach(self, device: Device) -> None:
         """Take it away again."""
         self._machine.detach(_KINDS[device.backend.kind], device.slot)
+
+
+def _copy(fd: int, copies: list[int]) -> int:
+    copies.append(os.dup(fd))
+    return copies[-1]
 
 
 def _of_vcpu(vcpu: Vcpu) -> Counters:
@@ -193,7 +223,7 @@ def _of_device(name: str, transport: Mmio) -> Counters:
         "register_writes": transport.writes,
         "interrupts": transport.interrupts(),
     }
-    if isinstance(transport.device, Block):
+    if isinstance(transport.device, (Block, Net)):
         stats = transport.device.stats()
         fields = (field for field, _ in ffi.typeof(stats).item.fields)
         # The C side's own count of interrupts is of batches that had one.

@@ -266,8 +266,8 @@ class Block(Pluggable):
         self._activation = None
 
     @property
-    def image(self) -> Image | None:
-        """Return what is behind the device."""
+    def resource(self) -> Image | None:
+        """Return the image behind the device; None when there is none."""
         return self._served.image
 
     @property

@@ -144,6 +144,11 @@ class Pluggable(Device):
         """Return the id of what is behind the device; "" when nothing is."""
         raise NotImplementedError
 
+    @property
+    def resource(self) -> Any:
+        """Return what is behind the device, which `attach` put there; None when nothing is."""
+        raise NotImplementedError
+
     def attach(self, backend: Any) -> None:
         """Put `backend` behind the device, where nothing is; any thread but a vCPU's.
 

@@ -184,6 +184,11 @@ class Net(Pluggable):
         """Return the id of what is plugged in; "" when nothing is."""
         return self._id if self._backend else ""
 
+    @property
+    def resource(self) -> Backend | None:
+        """Return the backend; None when there is none."""
+        return self._backend
+
     def config(self) -> bytes:
         """Return struct virtio_net_config; the address is the one that the driver set."""
         mac = ffi.new("uint8_t[6]")

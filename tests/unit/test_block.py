@@ -101,8 +101,8 @@ class NoUring:
 def test_without_io_uring_threads_do(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_module, "lib", NoUring())
     block = Block(BlockConfig("d", str(image)))
-    assert block.image
-    assert block.image.engine == "threads"
+    assert block.resource
+    assert block.resource.engine == "threads"
     block.close()
     message = refusal(lambda: Block(BlockConfig("d", str(image), engine="io_uring")))
     assert message == "-drive aio=io_uring: Operation not permitted; give aio=threads"

@@ -266,7 +266,7 @@ def test_a_driver_cannot_learn_of_read_only_later(
     block = Block(BlockConfig("first", str(first), readonly=not readonly))
     guest = Guest(memory, block)
     guest.bind()
-    first_image = block.image
+    first_image = block.resource
     block.detach()
     assert first_image
     first_image.close()
