@@ -19,7 +19,7 @@ from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.log import Log
 from pyvirt.vmm.machine import Machine
 
-SECONDS = 60.0
+SECONDS = 20.0
 # No command is to be mistaken for its output, and no message of the kernel either.
 SCRIPT = """
 stty -echo
@@ -52,7 +52,7 @@ class Live:
             if select.select([self._console], [], [], left)[0]:
                 data = self._console.recv(65536)
                 assert data, f"the console ended: {self._text[-2000:]}"
-                self._text += data.decode(errors="replace").replace("\r\n", "\n")
+                self._text = (self._text + data.decode(errors="replace")).replace("\r\n", "\n")
         before, _, self._text = self._text.partition(text)
         return before
 
