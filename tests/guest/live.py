@@ -7,7 +7,7 @@ import select
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,16 +78,17 @@ class Live:
 
 
 @contextmanager
-def live(image: kernel.Kernel, folder: Path, *, script: str = "", **config: Any) -> Iterator[Live]:
-    """Run a guest of `image` with `script` before it listens; its log is in `folder`."""
+def live(
+    image: kernel.Kernel, folder: Path, *, modules: Sequence[str] = (), **config: Any
+) -> Iterator[Live]:
+    """Run a guest of `image` with `modules` loaded; its log is in `folder`."""
     log, path = Log(), folder / "log"
     log.open(str(path))
     machine = Machine(
         MachineConfig(
             str(image.image),
-            initrd=str(initramfs.build(image, script=script + SCRIPT)),
-            cmdline="console=ttyS0 quiet panic=-1",
-            **config,
+            initrd=str(initramfs.build(image, script=SCRIPT, modules=modules)),
+            **{"cmdline": "console=ttyS0 quiet panic=-1", **config},
         ),
         log,
         lambda _: None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -129,3 +130,18 @@ def test_the_end_comes_during_a_reset(micro: kernel.Kernel, tmp_path: Path) -> N
                 guest.machine.reset()
             ender.join()
             assert guest.machine.state == ENDED
+
+
+def test_a_stock_kernel_tells_of_its_panic(cloud: kernel.Kernel, tmp_path: Path) -> None:
+    """Debian's has the driver as a module, which finds the device by ACPI."""
+    with live(cloud, tmp_path, modules=("pvpanic_mmio",), cmdline="console=ttyS0 quiet") as guest:
+        guest.begin("echo c >/proc/sysrq-trigger")
+        until = time.monotonic() + 60
+        while not guest.events:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert guest.events == [("GUEST_PANICKED", {"action": "run"})]
+        assert guest.machine.state == RUNNING
+        guest.machine.reset()
+        guest.ready()
+        assert guest.run("echo alive") == "alive"
