@@ -155,7 +155,8 @@ static void test_it_comes_and_goes_under_load(void)
 	for (unsigned life = 0; life < 100; life++) {
 		start(&b);
 		for (unsigned i = 0; i < SIZE / 2; i++, offered++) {
-			(void)offer(&b, 0, 0);
+			/* Each with a status byte of its own. */
+			(void)offer(&b, 0, i);
 			kick(&b, 0);
 		}
 		if (life % 2)
