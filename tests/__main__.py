@@ -15,7 +15,7 @@ from pathlib import Path
 from pyvirt.cli.accel import kvm_failure
 from pyvirt.errors import PyvirtError
 from pyvirt.harness import lab
-from pyvirt.harness.guest import kernel
+from pyvirt.harness.guest import kernel, rootfs
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST_SECONDS = 900
@@ -52,6 +52,7 @@ def main() -> int:
     # Made before the lab boots, where making them would be slow.
     for name in ("cloud", "micro"):
         kernel.find(name)
+    rootfs.build(rootfs.MEASURE)
     failure = kvm_failure()
     here = ["tests/unit", "tests/native"]
     if os.path.exists("/dev/kvm"):
