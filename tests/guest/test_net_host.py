@@ -163,9 +163,9 @@ def test_segments_of_both_families_pass_whole(cloud: kernel.Kernel, family: str)
         ip addr add 10.0.0.2/24 dev eth0; ip -6 addr add fd00::2/64 dev eth0 nodad
         ip link set eth0 up; cat /sys/class/net/eth0/device/features
         sleep 3
-        """ + (
-        f"nc {host} 5000 >/tmp/data; md5sum </tmp/data\nread -r word; nc {host} 5000 </tmp/data\n"
-    )
+        nc {host} 5000 >/tmp/data; md5sum </tmp/data
+        read -r word; nc {host} 5000 </tmp/data
+        """
     kind = {"4": socket.AF_INET, "6": socket.AF_INET6}[family]
     modules = ("virtio_mmio", "virtio_net")
     with running(
