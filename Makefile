@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard native/*.c native/*.h native/*.py)
 
-.PHONY: demo test check bench-boot bench-startup setup packages clean
+.PHONY: demo test check bench-boot bench-startup bench-ring setup packages clean
 
 demo: setup
 	@$(BIN)/pyvirt demo
@@ -26,6 +26,9 @@ bench-boot: setup
 
 bench-startup: setup
 	@$(BIN)/python benches/startup.py
+
+bench-ring: setup
+	@$(BIN)/python benches/ring.py
 
 setup: packages $(VENV)/.ready
 

@@ -251,8 +251,16 @@ TABLE = (
     ),
     Option(
         "device",
-        "virtio-blk-device,drive=ID[,id=ID][,serial=TEXT][,num-queues=N][,queue-size=N]",
+        "virtio-blk-device,drive=ID[,id=ID][,serial=TEXT][,num-queues=N][,queue-size=N]"
+        "[,iothread=ID]",
         "a disk from the drive of that id",
+        _later,
+        repeats=True,
+    ),
+    Option(
+        "object",
+        "iothread,id=ID",
+        "a thread for all queues of the disks with iothread=ID, in place of one for each queue",
         _later,
         repeats=True,
     ),
@@ -271,7 +279,7 @@ TABLE = (
     ),
 )
 _ALIASES = {"freeze": "S"}
-_OF_DISKS = ("disk", "drive", "device")
+_OF_DISKS = ("disk", "drive", "device", "object")
 _BY_NAME = {option.name: option for option in TABLE}
 
 

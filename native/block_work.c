@@ -41,24 +41,6 @@ static bool is_misaligned(const struct pv_block_file *file, const struct pv_bloc
 	       (lengths & (file->offset_align - 1)) != 0;
 }
 
-void pv_block_prepare(const struct pv_block_file *file, struct pv_block_request *r)
-{
-	if (r->type == VIRTIO_BLK_T_GET_ID)
-		pv_block_scatter(r->at, r->left, file->id, sizeof(file->id));
-	/* A driver may know of discards from an image that was there before, and kept no room. */
-	if (r->type == VIRTIO_BLK_T_DISCARD && !(file->flags & PV_BLOCK_UNMAP))
-		r->ranges = 0;
-	if (r->type != VIRTIO_BLK_T_IN && r->type != VIRTIO_BLK_T_OUT)
-		return;
-	if (r->type == VIRTIO_BLK_T_OUT && file->flags & PV_BLOCK_DETECT_ZEROES && is_zero(r)) {
-		r->ranges = 1;
-		r->zero[0] = (struct pv_block_range){r->offset, r->length,
-		                                     (file->flags & PV_BLOCK_DETECT_UNMAP) != 0};
-		return;
-	}
-	r->misaligned = is_misaligned(file, r);
-}
-
 static void advance(struct pv_block_request *r, uint64_t bytes)
 {
 	r->done += bytes;
@@ -73,6 +55,24 @@ static void advance(struct pv_block_request *r, uint64_t bytes)
 			r->left--;
 		}
 	}
+}
+
+void pv_block_prepare(const struct pv_block_file *file, struct pv_block_request *r)
+{
+	if (r->type == VIRTIO_BLK_T_GET_ID)
+		advance(r, pv_block_scatter(r->at, r->left, file->id, sizeof(file->id)));
+	/* A driver may know of discards from an image that was there before, and kept no room. */
+	if (r->type == VIRTIO_BLK_T_DISCARD && !(file->flags & PV_BLOCK_UNMAP))
+		r->ranges = 0;
+	if (r->type != VIRTIO_BLK_T_IN && r->type != VIRTIO_BLK_T_OUT)
+		return;
+	if (r->type == VIRTIO_BLK_T_OUT && file->flags & PV_BLOCK_DETECT_ZEROES && is_zero(r)) {
+		r->ranges = 1;
+		r->zero[0] = (struct pv_block_range){r->offset, r->length,
+		                                     (file->flags & PV_BLOCK_DETECT_UNMAP) != 0};
+		return;
+	}
+	r->misaligned = is_misaligned(file, r);
 }
 
 static bool fail(struct pv_block_request *r)
@@ -142,6 +142,7 @@ static bool next_transfer(struct pv_block_file *file, struct pv_block_request *r
 		return next_unaligned(file, r);
 	r->io.kind = r->type == VIRTIO_BLK_T_IN ? PV_IO_READ : PV_IO_WRITE;
 	r->io.offset = r->offset + r->done;
+	r->io.cached = file->cached;
 	if (r->misaligned)
 		return next_bounced(r);
 	r->io.iov = r->at;
@@ -200,6 +201,7 @@ bool pv_block_next(struct pv_block_file *file, struct pv_block_request *r)
 	if (!more && r->status == VIRTIO_BLK_S_OK)
 		more = next_sync(file, r);
 	if (!more) {
+		pv_block_clear_rest(r);
 		free(r->bounce);
 		r->bounce = NULL;
 	}

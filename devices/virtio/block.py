@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..iothread import IoThread
     from .device import Activation
 
 DEVICE_TYPE = 2
@@ -51,6 +52,7 @@ class BlockConfig:
         "engine",
         "id",
         "iops",
+        "iothread",
         "path",
         "queue_size",
         "queues",
@@ -73,6 +75,7 @@ class BlockConfig:
         serial: str = "",
         queues: int = 1,
         queue_size: int = QUEUE_SIZE,
+        iothread: IoThread | None = None,
     ) -> None:
         """`path` is a raw image or a block device; `readonly` keeps the guest from writing.
 
@@ -81,7 +84,8 @@ class BlockConfig:
         requests per second (to 1,000,000; 0: no limit). `unmap` gives the room of discarded
         sectors back; `detect_zeroes` makes ranges of written zeroes, with the value `unmap`, for
         which `unmap` must be set, ones that take no room. `serial` has 20 bytes at most. `queues`
-        is 1 to 64, each with a thread, `queue_size` a power of two from 2 to 1024.
+        is 1 to 64, each with a thread or all on `iothread`, `queue_size` a power of two from 2
+        to 1024.
         """
         self.id = id
         self.path = path
@@ -94,6 +98,7 @@ class BlockConfig:
         self.serial = serial
         self.queues = queues
         self.queue_size = queue_size
+        self.iothread = iothread
 
 
 class Image:
@@ -135,18 +140,19 @@ class _Served:
             "memory_align": disk.memory_align,
             "iops": config.iops,
             "id": os.fsencode(serial or config.serial).ljust(SERIAL_BYTES, b"\0"),
+            "iothread": config.iothread.handle if config.iothread else ffi.NULL,
         }
         handle = ffi.new("struct pv_block **")
         check(lib.pv_block_new(ffi.new("struct pv_block_config *", words), handle), self.name)
         self._handle = handle[0]
 
     def start(self, features: int, queues: Any, irq: Any) -> None:
-        """Start a thread for each queue; `queues` is a struct pv_block_queue[]."""
+        """Serve each queue; `queues` is a struct pv_block_queue[]."""
         result = lib.pv_block_start(self._handle, features, queues, len(queues), irq)
         check(result, f"{self.name}: cannot start {self._engine}")
 
     def stop(self) -> None:
-        """Complete what is in flight and end the threads."""
+        """Complete what is in flight and leave the threads."""
         lib.pv_block_stop(self._handle)
 
     def read_stats(self, stats: Any) -> None:
@@ -255,7 +261,7 @@ class Block(Pluggable):
         served.start(activation.features, queues, activation.irq)
 
     def reset(self) -> None:
-        """Complete what is in flight and end the threads."""
+        """Complete what is in flight and leave the threads."""
         self._served.stop()
         self._activation = None
 
