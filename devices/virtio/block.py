@@ -27,6 +27,9 @@ IOPS_MAX = 1_000_000
 ENGINES = ("auto", "io_uring", "threads")
 ZERO_DETECTION = ("off", "on", "unmap")
 
+# Requests by their types, as QMP calls them; all others change the image too.
+OPERATIONS = {0: "read", 1: "write", 4: "flush"}
+
 # Feature bits, 5.2.3.
 SEG_MAX = 1 << 2
 RO = 1 << 5
@@ -158,6 +161,9 @@ class _Served:
     def read_stats(self, stats: Any) -> None:
         lib.pv_block_stats(self._handle, stats)
 
+    def take_error(self, kind: Any) -> int:
+        return int(lib.pv_block_take_error(self._handle, kind))
+
     def free(self) -> None:
         lib.pv_block_free(self._handle)
 
@@ -185,6 +191,10 @@ class _Vacant:
 
     def read_stats(self, stats: Any) -> None:
         """Count nothing."""
+
+    def take_error(self, kind: Any) -> int:
+        """Nothing of the host's can fail."""
+        return 0
 
     def free(self) -> None:
         """Nothing is left."""
@@ -330,6 +340,13 @@ class Block(Pluggable):
             self._start(served, activation)
         except PyvirtError as error:
             lib.pv_virtio_irq_broken(activation.irq, str(error).encode())
+
+    def take_failure(self) -> tuple[str, int] | None:
+        """Return "read", "write" or "flush", and the errno; of many failures one a second."""
+        kind = ffi.new("uint32_t *")
+        with self._lock:
+            error = self._served.take_error(kind)
+        return (OPERATIONS.get(kind[0], "write"), error) if error else None
 
     def stats(self) -> Any:
         """Return a struct pv_block_stats (native/block.h) of the image; any thread."""

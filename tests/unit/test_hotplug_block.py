@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import resource
 import select
 import struct
 import threading
@@ -529,3 +531,32 @@ def test_counters_are_the_images(guest: Guest, image: Image) -> None:
     assert guest.block.stats().bytes_read == 512
     guest.block.detach()
     assert guest.block.stats().bytes_read == 0
+
+
+def test_failures_of_the_host_are_told_one_a_second(guest: Guest, image: Image) -> None:
+    guest.bind()
+    guest.block.attach(image)
+    assert guest.ask(IN, SECTORS, b"", 512) == IOERR
+    assert guest.block.take_failure() is None, "the guest's own fault"
+    os.truncate(image.config.path, 4096)
+    took = time.monotonic()
+    for _ in range(10):
+        assert guest.ask(IN, 100, b"", 512) == IOERR
+    assert take(guest.broken_fd) == 1 or time.monotonic() - took > 0.5
+    assert guest.block.take_failure() == ("read", errno.EIO)
+    assert guest.block.stats().errors == 11
+    guest.block.detach()
+    assert guest.block.take_failure() is None
+
+
+def test_a_full_file_system_is_a_failure_to_write(guest: Guest, image: Image) -> None:
+    guest.bind()
+    guest.block.attach(image)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        assert guest.ask(OUT, 100, bytes(512)) == IOERR
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert guest.block.take_failure() == ("write", errno.EFBIG)
+    guest.block.detach()
