@@ -291,7 +291,7 @@ class Block(Pluggable):
         `serial`, where it is given, is the guest's instead of the image's.
         """
         config = backend.config
-        if self._served.image is not None:
+        if self.image is not None:
             raise ConfigError(f"{self.name}: is in this slot already; take it out first")
         if config.queues > self._queues or config.queue_size > self.queue_sizes[0]:
             raise ConfigError(
@@ -308,16 +308,26 @@ class Block(Pluggable):
         try:
             self.exchange(change)
         except BaseException:
-            served.free()
+            if self._served is served:  # and the guest could not be told
+                self._withdraw()
+            else:
+                served.free()
             raise
 
     def detach(self) -> Image | None:
         """Take the image away; in-flight requests are complete, later ones end in errors."""
+        image = self._served.image
+        if image is not None:
+            self._withdraw()
+        return image
+
+    def _withdraw(self) -> None:
         before = self._served
-        if before.image is not None:
+        try:
             self.exchange(lambda _: self._replace(self._vacant))
-            before.free()
-        return before.image
+        finally:
+            if self._served is not before:
+                before.free()
 
     def _replace(self, served: _Served | _Vacant) -> None:
         """Let another serve the queues from the request on that comes next."""

@@ -254,6 +254,23 @@ def test_the_end_comes_during_a_reset(make: Make, vcpus: int) -> None:
         guest.close()
 
 
+def test_a_reset_that_finds_the_end_does_nothing(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = make("spin")
+    guest.start()
+    pause, vcpus = guest._set_paused, list(guest.vcpus)
+
+    def pause_late() -> bool:
+        guest.finish(End("host"))
+        return pause()
+
+    monkeypatch.setattr(guest, "_set_paused", pause_late)
+    with pytest.raises(PyvirtError, match="the machine has ended"):
+        guest.reset()
+    assert guest.vcpus == vcpus
+
+
 def test_a_stop_tells_of_the_end_once(make: Make) -> None:
     guest = make("spin")
     events: list[tuple[str, dict[str, Any]]] = []
