@@ -17,9 +17,8 @@ from ..errors import ConfigError, GuestError, PyvirtError
 from ..native import check, ffi, lib
 from . import bus, kvm, layout, report, slots
 from .boot import loader
-from .interrupts import InterruptLine
 from .memory import GuestMemory
-from .vm import Vm, check_kvm
+from .vm import InterruptLine, Vm, check_kvm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

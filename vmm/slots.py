@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from ..devices.virtio.device import Device
     from .bus import Bus
     from .config import MachineConfig
-    from .interrupts import InterruptLine
     from .log import Log
+    from .vm import InterruptLine
 
 SLOTS_MAX = len(layout.VIRTIO_GSIS)
 BLOCK_SLOTS = 6  # at least, where disks can be plugged
