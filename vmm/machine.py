@@ -8,6 +8,7 @@ a time, unless it says otherwise; `finish`, `stop` and `close` at any time, thou
 from __future__ import annotations
 
 import _thread
+import errno
 import os
 
 from ..devices.debug import BootTimer, DebugExit, PanicPort
@@ -16,9 +17,8 @@ from ..errors import ConfigError, GuestError, PyvirtError
 from ..native import check, ffi, lib
 from . import bus, kvm, layout, report, slots
 from .boot import loader
-from .interrupts import InterruptLine
 from .memory import GuestMemory
-from .vm import Vm, check_kvm
+from .vm import InterruptLine, Vm, check_kvm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -171,9 +171,22 @@ class Machine:
         return self.slots.notices_fd
 
     def report(self) -> None:
-        """Log what devices have to say: that a driver broke one, and how."""
-        if self.slots is not None:
-            self.slots.report()
+        """Log what devices have to say: that a driver broke one, that an image failed."""
+        if self.slots is None or not self.slots.report():
+            return
+        for device in self.slots.pluggable("block"):
+            failure = device.take_failure()
+            if failure is not None:
+                operation, error = failure
+                self._log.warning(f"{device.name}: {operation}: {os.strerror(error)}")
+                self._emit(
+                    "BLOCK_IO_ERROR",
+                    **{"device": device.backend, "node-name": device.backend},
+                    operation="read" if operation == "read" else "write",
+                    action="report",
+                    nospace=error == errno.ENOSPC,
+                    reason=os.strerror(error),
+                )
 
     def load(self) -> None:
         """Load the guest that the configuration names."""

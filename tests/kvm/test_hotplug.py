@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from pyvirt.devices.virtio import registers as r
-from pyvirt.devices.virtio.block import BlockConfig, Image
+from pyvirt.devices.virtio.block import Block, BlockConfig, Image
 from pyvirt.errors import ConfigError, KvmError, PyvirtError
 from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.machine import ENDED, PAUSED, RUNNING, End
@@ -253,6 +254,23 @@ def test_the_end_comes_during_a_reset(make: Make, vcpus: int) -> None:
         guest.close()
 
 
+def test_a_reset_that_finds_the_end_does_nothing(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = make("spin")
+    guest.start()
+    pause, vcpus = guest._set_paused, list(guest.vcpus)
+
+    def pause_late() -> bool:
+        guest.finish(End("host"))
+        return pause()
+
+    monkeypatch.setattr(guest, "_set_paused", pause_late)
+    with pytest.raises(PyvirtError, match="the machine has ended"):
+        guest.reset()
+    assert guest.vcpus == vcpus
+
+
 def test_a_stop_tells_of_the_end_once(make: Make) -> None:
     guest = make("spin")
     events: list[tuple[str, dict[str, Any]]] = []
@@ -267,3 +285,33 @@ def test_a_stop_tells_of_the_end_once(make: Make) -> None:
     guest.close()
     end = ("SHUTDOWN", {"guest": False, "reason": "host"})
     assert events == [("STOP", {}), ("RESUME", {}), end]
+
+
+def test_a_failing_image_is_an_event_and_a_line(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = make("script")
+    image = Image(disk(tmp_path / "a", 24))
+    guest.attach("block", 1, image)
+    events: list[tuple[str, dict[str, Any]]] = []
+    guest.listeners.append(lambda name, data: events.append((name, data)))
+    failures = [("write", errno.ENOSPC), ("flush", errno.EIO)]
+
+    def take(block: Block) -> tuple[str, int] | None:
+        return failures.pop(0) if failures and block.backend else None
+
+    monkeypatch.setattr(Block, "take_failure", take)
+    guest.report()
+    assert events == []
+    for _ in range(3):
+        os.eventfd_write(guest.notices_fd, 1)
+        guest.report()
+    shared = {"device": "a", "node-name": "a", "operation": "write", "action": "report"}
+    assert events == [
+        ("BLOCK_IO_ERROR", {**shared, "nospace": True, "reason": "No space left on device"}),
+        ("BLOCK_IO_ERROR", {**shared, "nospace": False, "reason": "Input/output error"}),
+    ]
+    assert guest.log_text() == (
+        "pyvirt: disk a: write: No space left on device\n"
+        "pyvirt: disk a: flush: Input/output error\n"
+    )
