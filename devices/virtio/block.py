@@ -291,7 +291,7 @@ class Block(Pluggable):
         `serial`, where it is given, is the guest's instead of the image's.
         """
         config = backend.config
-        if self.image is not None:
+        if self.resource is not None:
             raise ConfigError(f"{self.name}: is in this slot already; take it out first")
         if config.queues > self._queues or config.queue_size > self.queue_sizes[0]:
             raise ConfigError(
