@@ -158,7 +158,7 @@ def report(turns: list[side_by_side.Figures]) -> str:
     """Return the table as Markdown; draw the plot."""
     results = {name: [[Result(*job) for job in turn[name]] for turn in turns] for name in turns[0]}
     lines = [
-        f"{len(turns)} runs of each, in turn; {JOB_SECONDS} s a job; micro kernel, 1 vCPU, 512 MiB.",
+        f"{len(turns)} runs of each, in turn; {JOB_SECONDS} s a job; micro kernel, 1 vCPU, 512M.",
         f"{side_by_side.qemu_version()}, -M {side_by_side.MACHINE}, virtio-blk-device.",
         f"The disk is {DISK}; direct I/O, io_uring. Requests a second unless it says otherwise,",
         "median (least to most); exits to user space per request, with fio's own start and end.",

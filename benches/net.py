@@ -241,7 +241,7 @@ def report(turns: list[side_by_side.Figures]) -> str:
     """Return the tables as Markdown; draw the plot."""
     results = {name: [[Result(*job) for job in turn[name]] for turn in turns] for name in turns[0]}
     lines = [
-        f"{len(turns)} runs of each, in turn; {JOB_SECONDS} s a job; micro kernel, 1 vCPU, 512 MiB.",
+        f"{len(turns)} runs of each, in turn; {JOB_SECONDS} s a job; micro kernel, 1 vCPU, 512M.",
         f"{side_by_side.qemu_version()}, -M {side_by_side.MACHINE}, virtio-net-device.",
         "Median (least to most); in and out as the guest sees them; UDP as fast as the sender can,",
         "counted where it arrives; exits to user space per packet on the tap.",
