@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard native/*.c native/*.h native/*.py)
 
-.PHONY: demo test check bench-boot bench-startup setup packages clean
+.PHONY: demo test check setup packages clean \
+  bench-boot bench-startup bench-block bench-ring
 
 demo: setup
 	@$(BIN)/pyvirt demo
@@ -21,11 +22,8 @@ check: setup
 	@$(BIN)/python -m pyvirt.native.check
 	@echo "check: clean"
 
-bench-boot: setup
-	@$(BIN)/python benches/boot.py
-
-bench-startup: setup
-	@$(BIN)/python benches/startup.py
+bench-boot bench-startup bench-block bench-ring: bench-%: setup $(VENV)/.bench
+	@$(BIN)/python benches/$*.py
 
 setup: packages $(VENV)/.ready
 
@@ -46,6 +44,11 @@ $(VENV)/.ready: pyproject.toml setup.py cli/launcher.py $(NATIVE) | build/pyvirt
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@$(BIN)/python cli/launcher.py >$(BIN)/pyvirt && chmod 755 $(BIN)/pyvirt
+	@touch $@
+
+# What the benchmarks draw with, and nothing else needs.
+$(VENV)/.bench: $(VENV)/.ready
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
 # The checkout as a package, for the launcher and for type checkers.

@@ -11,18 +11,15 @@ cannot run the kernel, both run in one boot of the nested lab: only ratios mean 
 
 from __future__ import annotations
 
-import os
 import re
-import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyvirt.cli.accel import kvm_failure
+import side_by_side
 from pyvirt.errors import PyvirtError
-from pyvirt.harness import lab
 from pyvirt.harness.guest import initramfs, kernel
 
 PAIRS_MIN, PAIRS = 7, 11
@@ -30,10 +27,6 @@ BOOT_SECONDS = 60
 LAB_SECONDS = 1200
 SCRIPT = "echo up: $(cut -d' ' -f1 /proc/uptime)\nreboot -f\n"
 CMDLINE = "console=ttyS0 quiet panic=-1"
-PYVIRT = Path(sys.prefix, "bin", "pyvirt")
-QEMU = "qemu-system-x86_64"
-MACHINE = "microvm,pit=on,pic=on,rtc=on,acpi=off"
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -46,16 +39,15 @@ class Boot:
 
 def pyvirt_command(image: str, initrd: str) -> list[str]:
     """Return pyvirt's command line."""
-    command = [str(PYVIRT), "run", "-accel", "kvm", "-m", "256"]
+    command = [str(side_by_side.PYVIRT), "run", "-accel", "kvm", "-m", "256"]
     return [*command, "-kernel", image, "-initrd", initrd, "-append", CMDLINE]
 
 
 def qemu_command(image: str, initrd: str) -> list[str]:
-    """Return QEMU's; without ACPI its guest can end only by a triple fault."""
-    command = [QEMU, "-M", MACHINE, "-accel", "kvm", "-cpu", "host", "-m", "256", "-smp", "1"]
-    command += ["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"]
-    command += ["-no-reboot", "-kernel", image, "-initrd", initrd]
-    return [*command, "-append", f"{CMDLINE} reboot=t"]
+    """Return QEMU's."""
+    command = [*side_by_side.QEMU_MICROVM, "-m", "256", "-smp", "1"]
+    command += ["-kernel", image, "-initrd", initrd]
+    return [*command, "-append", f"{CMDLINE} {side_by_side.QEMU_APPEND}"]
 
 
 def boot(command: list[str]) -> Boot:
@@ -90,22 +82,18 @@ def measure(image: str, initrd: str, pairs: int) -> dict[str, list[Boot]]:
 
 def row(label: str, ours: list[float], theirs: list[float]) -> str:
     """Return one line of the table: medians with spread, and the median of the pairs' ratios."""
-
-    def show(values: list[float]) -> str:
-        return f"{statistics.median(values):5.2f} ({min(values):.2f} to {max(values):.2f})"
-
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    show = side_by_side.spread
+    ratios = side_by_side.ratios(ours, theirs)
     return f"| {label} | {show(ours)} | {show(theirs)} | {show(ratios)} |"
 
 
 def report(image: str, boots: dict[str, list[Boot]]) -> str:
     """Return the table as Markdown."""
     ours, theirs = boots["pyvirt"], boots["QEMU"]
-    version = subprocess.run([QEMU, "--version"], capture_output=True, check=True, text=True)
     return "\n".join(
         [
             f"{len(ours)} pairs; {Path(image).resolve().name}, 1 vCPU, 256 MiB.",
-            f"{version.stdout.splitlines()[0]}, -M {MACHINE}.",
+            f"{side_by_side.qemu_version()}, -M {side_by_side.MACHINE}.",
             "Seconds, median (least to most).",
             "",
             "| | pyvirt | QEMU microvm | ratio |",
@@ -124,16 +112,12 @@ def main() -> int:
         sys.exit(f"PAIRS {pairs}: fewer than {PAIRS_MIN} say nothing; give more")
     guest = kernel.find("micro")
     initrd = initramfs.build(guest, script=SCRIPT)
-    failure = kvm_failure()
-    if failure:
-        print(f"In the nested lab, because: {failure}", file=sys.stderr, flush=True)
-        command = [sys.executable, str(Path(__file__).resolve()), str(pairs)]
-        return lab.run(command, cwd=os.getcwd(), env=dict(os.environ), timeout=LAB_SECONDS)
-    text = report(str(guest.image), measure(str(guest.image), str(initrd), pairs))
-    print(text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "boot.md").write_text(text, encoding="utf-8")
-    return 0
+    status = side_by_side.run_in_lab(LAB_SECONDS)
+    if status is None:
+        boots = measure(str(guest.image), str(initrd), pairs)
+        side_by_side.keep("boot", report(str(guest.image), boots))
+        status = 0
+    return status
 
 
 if __name__ == "__main__":

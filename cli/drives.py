@@ -1,4 +1,4 @@
-"""The options that describe disks: `-drive` with `-device`, or either in one: `-disk`.
+"""The options that describe disks: `-drive` with `-device`, or either in one: `-disk`; `-object`.
 
 Imported only when one of them is given.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from ..devices.iothread import IoThread
 from ..devices.virtio import block
 from ..errors import ConfigError
 from .options import FALSE, TRUE, one_of, pairs
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _ID_MAX = 255
 _DRIVER = "virtio-blk-device"
+_OBJECTS = ("iothread",)
 _SWITCH = (*TRUE, *FALSE)
 # io_uring is the native one here; "off" is how others call plain system calls.
 _ENGINES = {"io_uring": "io_uring", "native": "io_uring", "threads": "threads", "off": "threads"}
@@ -104,12 +106,12 @@ _OF_DEVICE: tuple[_Member, ...] = (
     ("serial", "serial", _serial),
     ("num-queues", "queues", _number(1, block.QUEUES_MAX)),
     ("queue-size", "queue_size", _queue_size),
-    # Each queue has a thread of its own, whoever is to be the one of a device.
-    ("iothread", "", _id),
+    ("iothread", "iothread", _id),
 )
 _DRIVE = (*_OF_IMAGE, ("if", "if", _none))
 _DEVICE = (("drive", "drive", _id), ("id", "device", _id), *_OF_DEVICE)
 _DISK = (*_OF_IMAGE, *_OF_DEVICE[1:])
+_OBJECT = (("id", "id", _id),)
 
 
 def _read(
@@ -134,19 +136,22 @@ def _read(
 class Drives:
     """What the options say so far, in their order."""
 
-    __slots__ = ("_devices", "_drives", "_given")
+    __slots__ = ("_devices", "_drives", "_given", "_iothreads")
 
     def __init__(self) -> None:
         self._drives: dict[str, dict[str, Any]] = {}
         self._devices: set[str] = set()
         self._given: list[tuple[str, dict[str, Any]]] = []
+        self._iothreads: dict[str, IoThread] = {}
 
     def add(self, option: str, text: str) -> None:
-        """Take the value of one option: `drive`, `device` or `disk`."""
+        """Take the value of one option: `drive`, `device`, `disk` or `object`."""
         if option == "drive":
             self._add_drive(text)
         elif option == "device":
             self._add_device(text)
+        elif option == "object":
+            self._add_object(text)
         else:
             self._add_disk(text)
 
@@ -194,6 +199,18 @@ class Drives:
             self._devices.add(name)
         self._given.append(("device", fields))
 
+    def _add_object(self, text: str) -> None:
+        kind, _, rest = text.partition(",")
+        if kind not in _OBJECTS:
+            raise ConfigError(f"-object {kind}: no such object; there is {', '.join(_OBJECTS)}")
+        fields = _read("-object", pairs("-object", rest, "") if rest else [], _OBJECT)
+        if "id" not in fields:
+            raise ConfigError(f"-object {text}: has no id; give {kind},id=NAME")
+        name = fields["id"]
+        if name in self._iothreads:
+            raise ConfigError(f"-object id={name}: there is one of that name; give another")
+        self._iothreads[name] = IoThread(name)
+
     def disks(self) -> tuple[block.BlockConfig, ...]:
         """Return the disks in the order of their options; ConfigError when they do not match.
 
@@ -209,11 +226,13 @@ class Drives:
             if name in by_drive:
                 raise ConfigError(f"-device drive={name}: has a device already; drop one")
             by_drive[name] = fields
-        return tuple(
+        disks = tuple(
             self._disk(fields)
             for kind, fields in self._given
             if kind != "drive" or fields["id"] not in by_drive
         )
+        _check_engines(disks)
+        return disks
 
     def _disk(self, given: dict[str, Any]) -> block.BlockConfig:
         fields = given
@@ -229,6 +248,27 @@ class Drives:
                 f"-drive id={given['id']}: no -device names it; "
                 f"add -device {_DRIVER},drive={given['id']}, or leave if=none out"
             )
+        name = fields.get("iothread")
+        if name is not None:
+            option = "-device" if "drive" in given else "-disk"
+            if name not in self._iothreads:
+                raise ConfigError(
+                    f"{option} iothread={name}: there is no such thread; "
+                    f"add -object iothread,id={name}"
+                )
+            fields = fields | {"iothread": self._iothreads[name]}
         return block.BlockConfig(
             **{k: v for k, v in fields.items() if k not in {"drive", "device", "if"}}
         )
+
+
+def _check_engines(disks: tuple[block.BlockConfig, ...]) -> None:
+    """Refuse a thread whose disks differ in how they do their I/O: it waits in one way only."""
+    plain: dict[IoThread, bool] = {}
+    for disk in disks:
+        threads = disk.engine == "threads"
+        if disk.iothread and plain.setdefault(disk.iothread, threads) != threads:
+            raise ConfigError(
+                f"iothread={disk.iothread.id}: not for aio=threads and io_uring at once; "
+                "give its disks the same aio"
+            )

@@ -254,7 +254,8 @@ TABLE = (
     ),
     Option(
         "device",
-        "virtio-blk-device,drive=ID[,id=ID][,serial=TEXT][,num-queues=N][,queue-size=N]",
+        "virtio-blk-device,drive=ID[,id=ID][,serial=TEXT][,num-queues=N][,queue-size=N]"
+        "[,iothread=ID]",
         "a disk from the drive of that id",
         _later,
         repeats=True,
@@ -282,6 +283,13 @@ TABLE = (
         _later,
         repeats=True,
     ),
+    Option(
+        "object",
+        "iothread,id=ID",
+        "a thread for all queues of the disks with iothread=ID, in place of one for each queue",
+        _later,
+        repeats=True,
+    ),
     Option("accel", "auto|kvm|lab", "this host's KVM, the nested lab, or whichever works", _accel),
     Option("name", "TEXT", "name of the machine, at most 255 characters", _name),
     Option("S", "", "start paused (also -freeze)", _flag("freeze")),
@@ -297,7 +305,7 @@ TABLE = (
     ),
 )
 _ALIASES = {"freeze": "S"}
-_OF_DISKS = ("disk", "drive", "device")
+_OF_DISKS = ("disk", "drive", "device", "object")
 MONITOR_OPTIONS = ("qmp", "api-channel", "chardev", "mon")
 _BY_NAME = {option.name: option for option in TABLE}
 

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <linux/virtio_blk.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +10,7 @@
 #include <time.h>
 
 #include "block_work_internal.h"
+#include "iothread_internal.h"
 #include "throttle_internal.h"
 #include "virtio_irq.h"
 
@@ -31,11 +31,10 @@ struct counters {
 
 /* What serves one queue; its thread's alone while that runs, the counters apart. */
 struct worker {
+	struct pv_member member; /* first, so that one is found by the other */
+	struct pv_iothread *thread;
 	struct pv_block *block;
 	struct pv_virtqueue *ring;
-	int kick_fd;
-	pthread_t thread;
-	struct pv_engine *engine;
 	struct pv_block_request *requests; /* by head; touched as they are needed */
 	struct pv_block_request *held;     /* waits for a token of the throttle */
 	uint64_t held_ns;                  /* and how long, at least */
@@ -49,11 +48,14 @@ struct pv_block {
 	struct pv_block_file file;
 	struct pv_block_limits limits;
 	struct pv_throttle throttle;
+	struct pv_iothread *iothread; /* or NULL */
 	struct pv_virtio_irq *irq;
 	struct worker *workers;
 	uint32_t count;
 	atomic_bool stopping;
 	atomic_bool broken;
+	_Atomic uint64_t noted_ns; /* when the last failure of the host's was noted */
+	_Atomic uint64_t noted;    /* its errno, and above that its type; 0: it was taken */
 	char why[WHY_BYTES]; /* it broke; outlives the queue that knows */
 	struct counters counters[PV_BLOCK_QUEUES];
 };
@@ -90,23 +92,33 @@ static void count_request(struct counters *counters, const struct pv_block_reque
 		count(&counters->bytes_written, r->length);
 }
 
-/* The bytes at the start of the driver's buffer that were written, and the status. */
-static uint32_t written(const struct pv_block_request *r)
+/* Keep the host's failure for the monitor, not more often than it wants to hear of them. */
+static void note_error(struct pv_block *b, const struct pv_block_request *r)
 {
-	uint64_t bytes = 1;
+	uint64_t before = atomic_load(&b->noted_ns), now = now_ns();
 
-	if (r->status == VIRTIO_BLK_S_OK && r->type == VIRTIO_BLK_T_IN)
-		bytes += r->length;
-	else if (r->status == VIRTIO_BLK_S_OK && r->type == VIRTIO_BLK_T_GET_ID)
-		bytes += PV_BLOCK_ID_BYTES;
-	return bytes < UINT32_MAX ? (uint32_t)bytes : UINT32_MAX;
+	if ((before && now - before < NS_PER_S) ||
+	    !atomic_compare_exchange_strong(&b->noted_ns, &before, now))
+		return;
+	atomic_store(&b->noted, (uint64_t)r->type << 32 | (uint32_t)r->error);
+	pv_virtio_irq_news(b->irq);
+}
+
+int pv_block_take_error(struct pv_block *b, uint32_t *type)
+{
+	uint64_t noted = atomic_exchange(&b->noted, 0);
+
+	*type = (uint32_t)(noted >> 32);
+	return (int)(uint32_t)noted;
 }
 
 static void answer(struct worker *w, struct pv_block_request *r)
 {
+	if (r->error)
+		note_error(w->block, r);
 	*r->answer = r->status;
 	count_request(w->counters, r);
-	pv_virtqueue_push(w->ring, r->head, written(r));
+	pv_virtqueue_push(w->ring, r->head, r->writable);
 	w->pushed = true;
 	w->in_flight--;
 }
@@ -115,7 +127,7 @@ static void answer(struct worker *w, struct pv_block_request *r)
 static void proceed(struct worker *w, struct pv_block_request *r)
 {
 	while (pv_block_next(&w->block->file, r)) {
-		int result = w->engine->ops->start(w->engine, &r->io);
+		int result = w->member.engine->ops->start(w->member.engine, &r->io);
 
 		if (result == 0)
 			return;
@@ -177,6 +189,8 @@ static bool take(struct worker *w)
 		break_device(w, why);
 		return false;
 	}
+	r->io.owner = &w->member;
+	r->io.fd = w->block->file.fd;
 	w->in_flight++;
 	admit(w, r);
 	return true;
@@ -196,42 +210,38 @@ static void publish(struct worker *w)
 	}
 }
 
-static void wait(struct worker *w)
+static void complete(struct pv_member *member, struct pv_io *io)
 {
-	struct pv_io *io = w->engine->ops->wait(w->engine, w->held ? w->held_ns : PV_IO_FOREVER);
+	struct pv_block_request *r = (struct pv_block_request *)io;
 
-	while (io) {
-		struct pv_io *next = io->next;
-		struct pv_block_request *r = (struct pv_block_request *)io;
+	pv_block_absorb(r);
+	proceed((struct worker *)member, r);
+}
 
-		pv_block_absorb(r);
-		proceed(w, r);
-		io = next;
-	}
+/* What was completed is published before anything new is begun. */
+static uint64_t serve(struct pv_member *member)
+{
+	struct worker *w = (struct worker *)member;
+	bool stopping = atomic_load(&w->block->stopping);
+
 	publish(w);
+	pv_virtqueue_disable_kicks(w->ring);
+	if (w->held)
+		admit(w, w->held);
+	while (!w->held && take(w))
+		;
+	publish(w);
+	if (stopping && w->in_flight == 0)
+		return PV_SERVE_END;
+	/* Without kicks while a request is held or nothing is taken any more. */
+	if (w->held)
+		return w->held_ns;
+	if (stopping || atomic_load(&w->block->broken))
+		return PV_IO_FOREVER;
+	return pv_virtqueue_enable_kicks(w->ring) ? 0 : PV_IO_FOREVER;
 }
 
-static void *run(void *argument)
-{
-	struct worker *w = argument;
-
-	for (;;) {
-		bool stopping = atomic_load(&w->block->stopping);
-
-		pv_virtqueue_disable_kicks(w->ring);
-		if (w->held)
-			admit(w, w->held);
-		while (!w->held && take(w))
-			;
-		publish(w);
-		if (stopping && w->in_flight == 0)
-			return NULL;
-		/* Without kicks while a request is held or nothing is taken any more. */
-		if (w->held || stopping || atomic_load(&w->block->broken) ||
-		    !pv_virtqueue_enable_kicks(w->ring))
-			wait(w);
-	}
-}
+static const struct pv_member_ops OPS = {.serve = serve, .complete = complete};
 
 int pv_block_new(const struct pv_block_config *config, struct pv_block **out)
 {
@@ -250,10 +260,12 @@ int pv_block_new(const struct pv_block_config *config, struct pv_block **out)
 	b->file.flags = config->flags;
 	b->file.offset_align = config->offset_align;
 	b->file.memory_align = config->memory_align;
+	b->file.cached = pv_io_is_cached(config->fd);
 	memcpy(b->file.id, config->id, sizeof(b->file.id));
 	pthread_mutex_init(&b->file.lock, NULL);
 	b->limits.sectors = config->sectors;
 	b->limits.readonly = (config->flags & PV_BLOCK_READONLY) != 0;
+	b->iothread = config->iothread;
 	pv_throttle_init(&b->throttle, config->iops);
 	*out = b;
 	return 0;
@@ -267,17 +279,12 @@ void pv_block_free(struct pv_block *b)
 	free(b);
 }
 
-/* Signals are for the main thread. */
-static int start_thread(struct worker *w)
+/* What start_worker made and nothing uses any more. */
+static void drop_worker(struct worker *w)
 {
-	sigset_t all, before;
-	int result;
-
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	result = pthread_create(&w->thread, NULL, run, w);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	return -result;
+	if (!w->block->iothread)
+		pv_iothread_free(w->thread);
+	free(w->requests);
 }
 
 static int start_worker(struct pv_block *b, uint32_t index, const struct pv_block_queue *queue)
@@ -285,22 +292,22 @@ static int start_worker(struct pv_block *b, uint32_t index, const struct pv_bloc
 	struct worker *w = &b->workers[index];
 	int result;
 
+	w->member.ops = &OPS;
+	w->member.kick.fd = queue->kick_fd;
 	w->block = b;
 	w->ring = queue->ring;
-	w->kick_fd = queue->kick_fd;
 	w->counters = &b->counters[index];
+	w->thread = b->iothread;
 	w->requests = calloc(PV_VIRTQUEUE_SIZE_MAX, sizeof(w->requests[0]));
 	if (!w->requests)
 		return -ENOMEM;
-	result = (b->file.flags & PV_BLOCK_THREADS ? pv_pool_new : pv_uring_new)(
-		b->file.fd, w->kick_fd, &w->engine);
+	result = w->thread ? 0 : pv_iothread_new(&w->thread);
 	if (result == 0)
-		result = start_thread(w);
-	if (result < 0) {
-		if (w->engine)
-			w->engine->ops->free(w->engine);
-		free(w->requests);
-	}
+		result = pv_iothread_attach(
+			w->thread, b->file.flags & PV_BLOCK_THREADS ? pv_pool_new : pv_uring_new,
+			&w->member);
+	if (result < 0)
+		drop_worker(w);
 	return result;
 }
 
@@ -335,13 +342,10 @@ void pv_block_stop(struct pv_block *b)
 {
 	atomic_store(&b->stopping, true);
 	for (uint32_t i = 0; i < b->count; i++)
-		(void)eventfd_write(b->workers[i].kick_fd, 1);
+		(void)eventfd_write(b->workers[i].member.kick.fd, 1);
 	for (uint32_t i = 0; i < b->count; i++) {
-		struct worker *w = &b->workers[i];
-
-		pthread_join(w->thread, NULL);
-		w->engine->ops->free(w->engine);
-		free(w->requests);
+		pv_iothread_detach(b->workers[i].thread, &b->workers[i].member);
+		drop_worker(&b->workers[i]);
 	}
 	free(b->workers);
 	b->workers = NULL;

@@ -1,8 +1,8 @@
 /* A virtio block device's data path: from the rings to a file of the host (virtio 1.2, 5.2).
  *
- * Each queue has a thread in C that takes requests from its ring in batches, has io_uring or a pool
- * of threads carry them out, and completes each batch with one publish and at most one interrupt.
- * It never touches Python. A request that asks for what it may not have is answered in its status
+ * A thread in C, each queue's own or one for several, takes requests from a ring in batches, has
+ * io_uring or a pool of threads carry them out, and completes each batch with one publish and at
+ * most one interrupt. It never touches Python. A request that asks for what it may not have is answered in its status
  * byte; one that cannot be answered, and a ring whose rules are broken, break the device. */
 #ifndef PV_BLOCK_H
 #define PV_BLOCK_H
@@ -21,10 +21,11 @@
 #define PV_BLOCK_DETECT_UNMAP 16 /* and those give their room back */
 
 struct pv_block;
+struct pv_iothread;
 struct pv_virtqueue;
 struct pv_virtio_irq;
 
-/* `fd` is borrowed until pv_block_free. The alignments are those of its direct I/O, powers of two
+/* `fd` and `iothread` are borrowed until pv_block_free. The alignments are those of its direct I/O, powers of two
  * up to 4096, or 1; the length of the file is to be a multiple of `offset_align`. */
 struct pv_block_config {
 	int fd;
@@ -34,6 +35,7 @@ struct pv_block_config {
 	uint32_t memory_align; /* of a buffer's address */
 	uint32_t iops;         /* requests a second, at most 1,000,000; 0: no limit */
 	uint8_t id[20];        /* PV_BLOCK_ID_BYTES; padded with zeroes */
+	struct pv_iothread *iothread; /* serves every queue; NULL: a thread for each */
 };
 
 /* A queue to serve; both are borrowed until pv_block_stop. The kick descriptor is an eventfd. */
@@ -65,12 +67,18 @@ void pv_block_free(struct pv_block *block);
 
 /* Serve `count` queues (1 to PV_BLOCK_QUEUES) with the `features` that were negotiated; what is in
  * the rings already is taken at once. `irq` is borrowed until pv_block_stop. -EBUSY: started
- * already; -ENOMEM; what io_uring_setup(2) or pthread_create(3) say; nothing runs then. */
+ * already; -EINVAL: the iothread serves a device with the other engine; -ENOMEM; what
+ * io_uring_setup(2) or pthread_create(3) say; nothing runs then. */
 int pv_block_start(struct pv_block *block, uint64_t features, const struct pv_block_queue *queues,
                    uint32_t count, struct pv_virtio_irq *irq);
 
-/* Take no more requests, complete those in flight, end the threads. Without them: nothing. */
+/* Take no more requests, complete those in flight, leave the threads. Stopped: nothing. */
 void pv_block_stop(struct pv_block *block);
+
+/* The errno of a failure of the host's since the last call and the type of its request,
+ * VIRTIO_BLK_T_IN and so on; 0: there was none. One a second is kept at most, and each that is
+ * calls pv_virtio_irq_news. Any thread, at any time. */
+int pv_block_take_error(struct pv_block *block, uint32_t *type);
 
 /* Any thread, at any time. */
 void pv_block_stats(const struct pv_block *block, struct pv_block_stats *stats);

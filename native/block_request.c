@@ -33,6 +33,17 @@ uint64_t pv_block_scatter(const struct iovec *iov, uint32_t count, const void *b
 	return done;
 }
 
+/* Zero the first `length` bytes of segments. */
+static void clear(const struct iovec *iov, uint32_t count, uint64_t length)
+{
+	for (uint32_t i = 0; i < count && length > 0; i++) {
+		uint64_t part = iov[i].iov_len < length ? iov[i].iov_len : length;
+
+		memset(iov[i].iov_base, 0, part);
+		length -= part;
+	}
+}
+
 /* Take `length` bytes of the segments from byte `skip` on; neighbours become one segment. */
 static void take_data(struct pv_block_request *request, const struct iovec *iov, uint64_t skip,
                       uint64_t length)
@@ -71,6 +82,12 @@ static bool has_data_out(uint32_t type)
 	       type == VIRTIO_BLK_T_WRITE_ZEROES;
 }
 
+void pv_block_clear_rest(const struct pv_block_request *request)
+{
+	if (!has_data_out(request->type))
+		clear(request->at, request->left, UINT64_MAX);
+}
+
 const char *pv_block_parse(const struct pv_chain *chain, struct pv_block_request *request)
 {
 	const struct iovec *writable = &chain->iov[chain->readable];
@@ -85,6 +102,8 @@ const char *pv_block_parse(const struct pv_chain *chain, struct pv_block_request
 	request->type = header.type;
 	request->status = VIRTIO_BLK_S_OK;
 	request->answer = (uint8_t *)last->iov_base + last->iov_len - 1;
+	request->writable = (uint32_t)chain->writable_bytes;
+	request->error = 0;
 	request->done = 0;
 	request->range = request->ranges = 0;
 	request->by_hand = request->synced = request->misaligned = false;
@@ -92,10 +111,12 @@ const char *pv_block_parse(const struct pv_chain *chain, struct pv_block_request
 	/* Beyond any capacity when it does not fit. */
 	request->offset = header.sector <= UINT64_MAX / PV_SECTOR ? header.sector * PV_SECTOR
 	                                                          : UINT64_MAX;
-	if (has_data_out(request->type))
+	if (has_data_out(request->type)) {
 		take_data(request, chain->iov, HEADER_BYTES, chain->readable_bytes - HEADER_BYTES);
-	else
+		clear(writable, chain->writable, chain->writable_bytes - 1);
+	} else {
 		take_data(request, writable, 0, chain->writable_bytes - 1);
+	}
 	return NULL;
 }
 

@@ -28,8 +28,10 @@ struct pv_block_request {
 	struct pv_io io; /* the operation under way; first, so that one is found by the other */
 	uint32_t type;   /* VIRTIO_BLK_T_... */
 	uint16_t head;
+	int error;          /* errno of the host's failure behind the status, or 0 */
 	uint8_t status;     /* VIRTIO_BLK_S_..., what the answer is going to be */
-	uint8_t *answer;    /* where it goes */
+	uint8_t *answer;    /* where it goes: the last writable byte */
+	uint32_t writable;  /* bytes, all of which are written in the end */
 	uint64_t offset;    /* in the file */
 	uint64_t length;    /* of the data, in bytes */
 	uint64_t done;      /* of it, or of the current range */
@@ -56,5 +58,9 @@ uint8_t pv_block_check(const struct pv_block_limits *limits, struct pv_block_req
 uint64_t pv_block_gather(const struct iovec *iov, uint32_t count, void *buffer, uint64_t length);
 uint64_t pv_block_scatter(const struct iovec *iov, uint32_t count, const void *buffer,
                           uint64_t length);
+
+/* Zero what the driver may read in the end and no data went to: the status byte after it counts
+ * as written only if all before it does (virtio 1.2, 2.7.8.2 and 2.7.8.3). */
+void pv_block_clear_rest(const struct pv_block_request *request);
 
 #endif

@@ -41,24 +41,6 @@ static bool is_misaligned(const struct pv_block_file *file, const struct pv_bloc
 	       (lengths & (file->offset_align - 1)) != 0;
 }
 
-void pv_block_prepare(const struct pv_block_file *file, struct pv_block_request *r)
-{
-	if (r->type == VIRTIO_BLK_T_GET_ID)
-		pv_block_scatter(r->at, r->left, file->id, sizeof(file->id));
-	/* A driver may know of discards from an image that was there before, and kept no room. */
-	if (r->type == VIRTIO_BLK_T_DISCARD && !(file->flags & PV_BLOCK_UNMAP))
-		r->ranges = 0;
-	if (r->type != VIRTIO_BLK_T_IN && r->type != VIRTIO_BLK_T_OUT)
-		return;
-	if (r->type == VIRTIO_BLK_T_OUT && file->flags & PV_BLOCK_DETECT_ZEROES && is_zero(r)) {
-		r->ranges = 1;
-		r->zero[0] = (struct pv_block_range){r->offset, r->length,
-		                                     (file->flags & PV_BLOCK_DETECT_UNMAP) != 0};
-		return;
-	}
-	r->misaligned = is_misaligned(file, r);
-}
-
 static void advance(struct pv_block_request *r, uint64_t bytes)
 {
 	r->done += bytes;
@@ -75,9 +57,29 @@ static void advance(struct pv_block_request *r, uint64_t bytes)
 	}
 }
 
-static bool fail(struct pv_block_request *r)
+void pv_block_prepare(const struct pv_block_file *file, struct pv_block_request *r)
+{
+	if (r->type == VIRTIO_BLK_T_GET_ID)
+		advance(r, pv_block_scatter(r->at, r->left, file->id, sizeof(file->id)));
+	/* A driver may know of discards from an image that was there before, and kept no room. */
+	if (r->type == VIRTIO_BLK_T_DISCARD && !(file->flags & PV_BLOCK_UNMAP))
+		r->ranges = 0;
+	if (r->type != VIRTIO_BLK_T_IN && r->type != VIRTIO_BLK_T_OUT)
+		return;
+	if (r->type == VIRTIO_BLK_T_OUT && file->flags & PV_BLOCK_DETECT_ZEROES && is_zero(r)) {
+		r->ranges = 1;
+		r->zero[0] = (struct pv_block_range){r->offset, r->length,
+		                                     (file->flags & PV_BLOCK_DETECT_UNMAP) != 0};
+		return;
+	}
+	r->misaligned = is_misaligned(file, r);
+}
+
+/* `result` is an operation's: an error of the host's, or 0 where more was to be had. */
+static bool fail(struct pv_block_request *r, int64_t result)
 {
 	r->status = VIRTIO_BLK_S_IOERR;
+	r->error = result < 0 ? (int)-result : EIO;
 	return false;
 }
 
@@ -114,7 +116,7 @@ static bool next_unaligned(struct pv_block_file *file, struct pv_block_request *
 	while (moved && r->done < r->length)
 		moved = move_unaligned(file, r);
 	pthread_mutex_unlock(&file->lock);
-	return moved ? false : fail(r);
+	return moved ? false : fail(r, 0);
 }
 
 static bool next_bounced(struct pv_block_request *r)
@@ -136,12 +138,13 @@ static bool next_transfer(struct pv_block_file *file, struct pv_block_request *r
 	if (!r->bounce && (unaligned || r->misaligned)) {
 		r->bounce = aligned_alloc(UNIT, BOUNCE_MAX);
 		if (!r->bounce)
-			return fail(r);
+			return fail(r, -ENOMEM);
 	}
 	if (unaligned)
 		return next_unaligned(file, r);
 	r->io.kind = r->type == VIRTIO_BLK_T_IN ? PV_IO_READ : PV_IO_WRITE;
 	r->io.offset = r->offset + r->done;
+	r->io.cached = file->cached;
 	if (r->misaligned)
 		return next_bounced(r);
 	r->io.iov = r->at;
@@ -200,6 +203,7 @@ bool pv_block_next(struct pv_block_file *file, struct pv_block_request *r)
 	if (!more && r->status == VIRTIO_BLK_S_OK)
 		more = next_sync(file, r);
 	if (!more) {
+		pv_block_clear_rest(r);
 		free(r->bounce);
 		r->bounce = NULL;
 	}
@@ -222,7 +226,7 @@ static void absorb_range(struct pv_block_request *r)
 		r->by_hand = r->type != VIRTIO_BLK_T_DISCARD;
 		r->done = r->by_hand ? 0 : length;
 	} else if (r->io.result < 0 || (r->io.kind == PV_IO_WRITE && r->io.result == 0)) {
-		fail(r);
+		fail(r, r->io.result);
 	} else {
 		r->done += r->io.kind == PV_IO_WRITE ? (uint64_t)r->io.result : r->io.length;
 	}
@@ -235,7 +239,7 @@ static void absorb_range(struct pv_block_request *r)
 static void absorb_transfer(struct pv_block_request *r)
 {
 	if (r->io.result <= 0) {
-		fail(r); /* 0: the file has become shorter */
+		fail(r, r->io.result); /* 0: the file has become shorter */
 		return;
 	}
 	if (r->misaligned && r->type == VIRTIO_BLK_T_IN)
@@ -250,7 +254,7 @@ void pv_block_absorb(struct pv_block_request *r)
 	if (r->io.kind == PV_IO_SYNC) {
 		r->synced = true;
 		if (r->io.result < 0)
-			fail(r);
+			fail(r, r->io.result);
 	} else if (r->ranges > 0) {
 		absorb_range(r);
 	} else {

@@ -12,6 +12,7 @@ struct pv_block_file {
 	uint32_t flags; /* PV_BLOCK_... */
 	uint32_t offset_align;
 	uint32_t memory_align;
+	bool cached;        /* see struct pv_io */
 	bool write_through; /* the driver does not flush: what is written is flushed at once */
 	uint8_t id[PV_BLOCK_ID_BYTES];
 	pthread_mutex_t lock; /* held while part of an aligned unit is read, changed and written */

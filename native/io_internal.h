@@ -2,6 +2,7 @@
 #ifndef PV_IO_INTERNAL_H
 #define PV_IO_INTERNAL_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/uio.h>
 
@@ -15,25 +16,45 @@ enum pv_io_kind {
 	PV_IO_ZERO,  /* zero `length` bytes */
 };
 
+struct pv_member;
+
 struct pv_io {
+	struct pv_member *owner; /* who gets it back */
 	enum pv_io_kind kind;
 	uint32_t count; /* of iov */
 	struct iovec *iov;
 	uint64_t offset;
 	uint64_t length;
+	int fd;
+	bool cached;    /* a read may find its data in memory, and pv_io_read_now can tell */
 	int64_t result; /* bytes moved, 0, or -errno */
 	struct pv_io *next;
 };
 
 /* Carry `io` out here and now; what `result` is to be. */
-int64_t pv_io_run(int fd, const struct pv_io *io);
+int64_t pv_io_run(const struct pv_io *io);
+
+/* The same for a PV_IO_READ of what is in memory; -EAGAIN: it is not. */
+int64_t pv_io_read_now(const struct pv_io *io);
+
+/* Whether pv_io_read_now can tell for this file, and a read can find anything in memory. */
+bool pv_io_is_cached(int fd);
 
 /* fallocate(2)'s mode for PV_IO_PUNCH or PV_IO_ZERO. */
 int pv_io_mode(enum pv_io_kind kind);
 
+/* An eventfd, borrowed, every write to which ends an engine's wait. It is never read. */
+struct pv_watch {
+	int fd;
+	bool armed; /* the engine's from here on */
+	bool leaving;
+	struct pv_watch *next;
+};
+
 /* Carries operations out in any order. Used by one thread, which need not be the maker. */
 struct pv_engine {
 	const struct pv_engine_ops *ops;
+	struct pv_watch *watches;
 };
 
 struct pv_engine_ops {
@@ -41,15 +62,22 @@ struct pv_engine_ops {
 	 * to begin. -errno: it is not taken. */
 	int (*start)(struct pv_engine *engine, struct pv_io *io);
 	/* Return what is complete, a list in no order; when there is nothing, wait for something,
-	 * for the kick descriptor or for `timeout_ns`. May return without any of these. */
+	 * for what is watched or for `timeout_ns`. May return without any of these. */
 	struct pv_io *(*wait)(struct pv_engine *engine, uint64_t timeout_ns);
+	/* Watch it no more. True: it is the caller's again; false: ask again after a `wait`. */
+	bool (*unwatch)(struct pv_engine *engine, struct pv_watch *watch);
 	/* Nothing is in flight. */
 	void (*free)(struct pv_engine *engine);
 };
 
-/* An engine on `fd`, which its `wait` leaves when `kick_fd`, an eventfd, is written; both borrowed.
- * -ENOMEM, -ENOSYS and -EPERM (no io_uring on this host), or what the system says. */
-int pv_uring_new(int fd, int kick_fd, struct pv_engine **out);
-int pv_pool_new(int fd, int kick_fd, struct pv_engine **out);
+/* Watch `watch` from the next `wait` on; what was written before counts too. */
+void pv_engine_watch(struct pv_engine *engine, struct pv_watch *watch);
+/* For `unwatch`: take it off the list. */
+void pv_engine_forget(struct pv_engine *engine, struct pv_watch *watch);
+
+/* -ENOMEM, -ENOSYS and -EPERM (no io_uring on this host), or what the system says. */
+typedef int pv_engine_make(struct pv_engine **out);
+pv_engine_make pv_uring_new;
+pv_engine_make pv_pool_new;
 
 #endif

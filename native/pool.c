@@ -1,12 +1,17 @@
 /* The engine of plain system calls: threads that take operations one by one.
  *
- * Threads are added while all of them are busy, up to a limit, and live as long as the pool. */
+ * Operations are handed over in one go when the engine waits. At most one thread is being woken at
+ * a time: it wakes the next one if there is work for it still, so that quick operations, as of
+ * what the host has in memory, are done by few threads and slow ones by many. Reads that need not
+ * wait are done by the engine's user itself. Threads are added while all of them are busy, up to a
+ * limit, and live as long as the pool. */
 #include <errno.h>
-#include <poll.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -14,60 +19,47 @@
 
 #define THREADS 16
 #define STACK (64 * 1024)
-#define NS_PER_S 1000000000
+#define NS_PER_MS 1000000
+
+struct list {
+	struct pv_io *first; /* `last` is the end of the list, if there is one */
+	struct pv_io *last;
+};
 
 struct pool {
 	struct pv_engine engine;
-	int fd;
-	int kick_fd;
-	int done_fd; /* written when `done` is no longer empty */
+	struct pv_watch done_watch; /* written when something is done and the user sleeps */
+	/* The user's own. */
+	int epoll_fd; /* of what is watched */
+	struct list started; /* to be handed over */
+	struct pv_io *ready; /* done at once */
+	/* Everybody's. */
 	pthread_mutex_t lock;
 	pthread_cond_t more;
-	struct pv_io *first; /* to do; `last` is the end of the list, if there is one */
-	struct pv_io *last;
+	struct list to_do;
 	struct pv_io *done;
+	bool sleeping; /* the user, until something is done */
+	bool waking;   /* a thread has been called and has not come yet */
 	bool ending;
-	unsigned waiting; /* operations to do */
-	unsigned idle;    /* threads that wait for one */
+	unsigned idle; /* threads that wait for an operation */
 	unsigned count;
 	pthread_t threads[THREADS];
 };
 
-/* The next operation; NULL at the end. With the lock held. */
-static struct pv_io *take(struct pool *p)
+/* Put `more` at the end of `list`, and leave it empty. */
+static void append(struct list *list, struct list *more)
 {
-	struct pv_io *io;
-
-	p->idle++;
-	while (!p->first && !p->ending)
-		pthread_cond_wait(&p->more, &p->lock);
-	p->idle--;
-	io = p->first;
-	if (io) {
-		p->first = io->next;
-		p->waiting--;
-	}
-	return io;
+	if (!more->first)
+		return;
+	if (list->first)
+		list->last->next = more->first;
+	else
+		list->first = more->first;
+	list->last = more->last;
+	more->first = NULL;
 }
 
-static void *run(void *argument)
-{
-	struct pool *p = argument;
-	struct pv_io *io;
-
-	pthread_mutex_lock(&p->lock);
-	while ((io = take(p))) {
-		pthread_mutex_unlock(&p->lock);
-		io->result = pv_io_run(p->fd, io);
-		pthread_mutex_lock(&p->lock);
-		io->next = p->done;
-		p->done = io;
-		if (!io->next)
-			(void)eventfd_write(p->done_fd, 1);
-	}
-	pthread_mutex_unlock(&p->lock);
-	return NULL;
-}
+static void *run(void *argument);
 
 /* With the lock held. Signals are for the main thread. */
 static int add_thread(struct pool *p)
@@ -88,55 +80,157 @@ static int add_thread(struct pool *p)
 	return -result;
 }
 
+/* With the lock held: whether a thread is to be called, by `more`, once the lock is free. */
+static bool needs_thread(struct pool *p)
+{
+	if (!p->to_do.first || p->waking)
+		return false;
+	if (p->idle > 0)
+		return p->waking = true;
+	/* There is one thread at least, so one that cannot be had costs time only. */
+	if (p->count < THREADS)
+		p->waking = add_thread(p) == 0;
+	return false;
+}
+
+/* The next operation; NULL at the end. */
+static struct pv_io *take(struct pool *p)
+{
+	struct pv_io *io;
+	bool call;
+
+	pthread_mutex_lock(&p->lock);
+	while (!p->to_do.first && !p->ending) {
+		p->idle++;
+		pthread_cond_wait(&p->more, &p->lock);
+		p->idle--;
+		p->waking = false;
+	}
+	io = p->to_do.first;
+	if (io)
+		p->to_do.first = io->next;
+	call = needs_thread(p);
+	pthread_mutex_unlock(&p->lock);
+	if (call)
+		pthread_cond_signal(&p->more);
+	return io;
+}
+
+static void finish(struct pool *p, struct pv_io *io)
+{
+	bool wake;
+
+	pthread_mutex_lock(&p->lock);
+	io->next = p->done;
+	p->done = io;
+	wake = p->sleeping;
+	p->sleeping = false;
+	pthread_mutex_unlock(&p->lock);
+	if (wake)
+		(void)eventfd_write(p->done_watch.fd, 1);
+}
+
+static void *run(void *argument)
+{
+	struct pool *p = argument;
+	struct pv_io *io;
+
+	pthread_mutex_lock(&p->lock);
+	p->waking = false;
+	pthread_mutex_unlock(&p->lock);
+	while ((io = take(p))) {
+		io->result = pv_io_run(io);
+		finish(p, io);
+	}
+	return NULL;
+}
+
 static int start(struct pv_engine *engine, struct pv_io *io)
 {
 	struct pool *p = (struct pool *)engine;
+	struct list one = {io, io};
 
+	if (io->kind == PV_IO_READ && io->cached) {
+		io->result = pv_io_read_now(io);
+		if (io->result != -EAGAIN) {
+			io->next = p->ready;
+			p->ready = io;
+			return 0;
+		}
+	}
 	io->next = NULL;
-	pthread_mutex_lock(&p->lock);
-	if (p->first)
-		p->last->next = io;
-	else
-		p->first = io;
-	p->last = io;
-	p->waiting++;
-	/* There is one thread at least, so one that cannot be had costs time only. */
-	if (p->waiting > p->idle && p->count < THREADS)
-		(void)add_thread(p);
-	pthread_cond_signal(&p->more);
-	pthread_mutex_unlock(&p->lock);
+	append(&p->started, &one);
 	return 0;
 }
 
-static struct pv_io *take_done(struct pool *p)
+/* Hand over what was started and return what is done, before the user sleeps or after. */
+static struct pv_io *exchange(struct pool *p, bool sleep)
 {
 	struct pv_io *done;
+	bool call;
 
 	pthread_mutex_lock(&p->lock);
+	append(&p->to_do, &p->started);
+	call = needs_thread(p);
 	done = p->done;
 	p->done = NULL;
+	p->sleeping = sleep && !done;
 	pthread_mutex_unlock(&p->lock);
+	if (call)
+		pthread_cond_signal(&p->more);
 	return done;
+}
+
+/* Edge by edge, so that nothing need be read. */
+static void arm(struct pool *p)
+{
+	for (struct pv_watch *watch = p->engine.watches; watch; watch = watch->next) {
+		struct epoll_event event = {.events = EPOLLIN | EPOLLET};
+
+		if (!watch->armed)
+			watch->armed =
+				epoll_ctl(p->epoll_fd, EPOLL_CTL_ADD, watch->fd, &event) == 0;
+	}
+}
+
+static bool unwatch(struct pv_engine *engine, struct pv_watch *watch)
+{
+	struct pool *p = (struct pool *)engine;
+
+	if (watch->armed)
+		(void)epoll_ctl(p->epoll_fd, EPOLL_CTL_DEL, watch->fd, NULL);
+	pv_engine_forget(engine, watch);
+	return true;
+}
+
+static void sleep_for(struct pool *p, uint64_t timeout_ns)
+{
+	struct epoll_event events[16];
+	uint64_t ms = timeout_ns / NS_PER_MS + 1;
+
+	(void)epoll_wait(p->epoll_fd, events, sizeof(events) / sizeof(events[0]),
+	                 timeout_ns == PV_IO_FOREVER ? -1 : (int)(ms < INT_MAX ? ms : INT_MAX));
 }
 
 static struct pv_io *wait(struct pv_engine *engine, uint64_t timeout_ns)
 {
 	struct pool *p = (struct pool *)engine;
-	struct pollfd fds[] = {
-		{.fd = p->done_fd, .events = POLLIN},
-		{.fd = p->kick_fd, .events = POLLIN},
-	};
-	struct timespec limit = {
-		.tv_sec = (time_t)(timeout_ns / NS_PER_S),
-		.tv_nsec = (long)(timeout_ns % NS_PER_S),
-	};
-	eventfd_t value;
+	struct pv_io *done;
 
-	if (ppoll(fds, 2, timeout_ns == PV_IO_FOREVER ? NULL : &limit, NULL) > 0)
-		for (unsigned i = 0; i < 2; i++)
-			if (fds[i].revents & POLLIN)
-				(void)eventfd_read(fds[i].fd, &value);
-	return take_done(p);
+	arm(p);
+	done = exchange(p, !p->ready);
+	if (!done && !p->ready) {
+		sleep_for(p, timeout_ns);
+		done = exchange(p, false);
+	}
+	while (p->ready) {
+		struct pv_io *io = p->ready;
+
+		p->ready = io->next;
+		io->next = done;
+		done = io;
+	}
+	return done;
 }
 
 static void pool_free(struct pv_engine *engine)
@@ -149,15 +243,35 @@ static void pool_free(struct pv_engine *engine)
 	pthread_mutex_unlock(&p->lock);
 	for (unsigned i = 0; i < p->count; i++)
 		pthread_join(p->threads[i], NULL);
-	close(p->done_fd);
+	close(p->done_watch.fd);
+	close(p->epoll_fd);
 	pthread_cond_destroy(&p->more);
 	pthread_mutex_destroy(&p->lock);
 	free(p);
 }
 
-static const struct pv_engine_ops OPS = {.start = start, .wait = wait, .free = pool_free};
+static const struct pv_engine_ops OPS = {
+	.start = start, .wait = wait, .unwatch = unwatch, .free = pool_free};
 
-int pv_pool_new(int fd, int kick_fd, struct pv_engine **out)
+/* What it sleeps on and its first thread. */
+static int set_up(struct pool *p)
+{
+	int result;
+
+	p->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (p->epoll_fd < 0)
+		return -errno;
+	p->done_watch.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (p->done_watch.fd < 0)
+		return -errno;
+	pv_engine_watch(&p->engine, &p->done_watch);
+	pthread_mutex_lock(&p->lock);
+	result = add_thread(p);
+	pthread_mutex_unlock(&p->lock);
+	return result;
+}
+
+int pv_pool_new(struct pv_engine **out)
 {
 	struct pool *p = calloc(1, sizeof(*p));
 	int result;
@@ -165,20 +279,11 @@ int pv_pool_new(int fd, int kick_fd, struct pv_engine **out)
 	*out = NULL;
 	if (!p)
 		return -ENOMEM;
-	p->done_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (p->done_fd < 0) {
-		result = -errno;
-		free(p);
-		return result;
-	}
 	p->engine.ops = &OPS;
-	p->fd = fd;
-	p->kick_fd = kick_fd;
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_cond_init(&p->more, NULL);
-	pthread_mutex_lock(&p->lock);
-	result = add_thread(p);
-	pthread_mutex_unlock(&p->lock);
+	p->epoll_fd = p->done_watch.fd = -1;
+	result = set_up(p);
 	if (result < 0) {
 		pool_free(&p->engine);
 		return result;

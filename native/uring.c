@@ -1,7 +1,7 @@
 /* The engine that io_uring(7) is: operations and the wait for them are one system call.
  *
- * The kick descriptor is polled by the ring itself, again and again with one request, and never
- * read: each write to it is a completion. */
+ * What is watched is polled by the ring itself, again and again with one request: each write to an
+ * eventfd is a completion. */
 #include <errno.h>
 #include <liburing.h>
 #include <poll.h>
@@ -14,15 +14,17 @@
 #include "io_internal.h"
 
 #define SUBMISSIONS 128  /* prepared between two system calls */
-#define COMPLETIONS 2048 /* more than one queue can have in flight */
+#define COMPLETIONS 2048 /* more than one queue can have in flight; the kernel keeps what is beyond */
 #define NS_PER_S 1000000000
+/* The data of a submission: an operation; or a watch and one of these bits. */
+#define WATCH UINT64_C(1)
+#define UNWATCH UINT64_C(2)
 
 struct uring {
 	struct pv_engine engine;
 	struct io_uring ring;
-	int kick_fd;
+	struct pv_io *backlog; /* what the ring had no room for */
 	bool enabled;
-	bool polling; /* the kick descriptor */
 };
 
 /* The submission to fill in; full ones are handed over first. */
@@ -46,6 +48,27 @@ static int enable(struct uring *u)
 	return 0;
 }
 
+static void prepare(struct io_uring_sqe *sqe, struct pv_io *io)
+{
+	switch (io->kind) {
+	case PV_IO_READ:
+		io_uring_prep_readv(sqe, io->fd, io->iov, io->count, io->offset);
+		break;
+	case PV_IO_WRITE:
+		io_uring_prep_writev(sqe, io->fd, io->iov, io->count, io->offset);
+		break;
+	case PV_IO_SYNC:
+		io_uring_prep_fsync(sqe, io->fd, IORING_FSYNC_DATASYNC);
+		break;
+	case PV_IO_PUNCH:
+	case PV_IO_ZERO:
+		io_uring_prep_fallocate(sqe, io->fd, pv_io_mode(io->kind), (off_t)io->offset,
+		                        (off_t)io->length);
+		break;
+	}
+	io_uring_sqe_set_data(sqe, io);
+}
+
 static int start(struct pv_engine *engine, struct pv_io *io)
 {
 	struct uring *u = (struct uring *)engine;
@@ -55,38 +78,74 @@ static int start(struct pv_engine *engine, struct pv_io *io)
 	if (result < 0)
 		return result;
 	sqe = next_sqe(u);
-	if (!sqe)
-		return -EBUSY;
-	switch (io->kind) {
-	case PV_IO_READ:
-		io_uring_prep_readv(sqe, 0, io->iov, io->count, io->offset);
-		break;
-	case PV_IO_WRITE:
-		io_uring_prep_writev(sqe, 0, io->iov, io->count, io->offset);
-		break;
-	case PV_IO_SYNC:
-		io_uring_prep_fsync(sqe, 0, IORING_FSYNC_DATASYNC);
-		break;
-	case PV_IO_PUNCH:
-	case PV_IO_ZERO:
-		io_uring_prep_fallocate(sqe, 0, pv_io_mode(io->kind), (off_t)io->offset,
-		                        (off_t)io->length);
-		break;
+	if (sqe) {
+		prepare(sqe, io);
+	} else {
+		io->next = u->backlog;
+		u->backlog = io;
 	}
-	sqe->flags |= IOSQE_FIXED_FILE; /* number 0 of the registered ones */
-	io_uring_sqe_set_data(sqe, io);
 	return 0;
 }
 
-static void poll_kick(struct uring *u)
+/* What is left goes to the ring when that has room again, which a wait makes. */
+static void start_backlog(struct uring *u)
 {
-	struct io_uring_sqe *sqe = u->polling ? NULL : next_sqe(u);
+	struct pv_io *io = u->backlog;
 
-	if (!sqe)
-		return;
-	io_uring_prep_poll_multishot(sqe, u->kick_fd, POLLIN);
-	io_uring_sqe_set_data(sqe, NULL);
-	u->polling = true;
+	u->backlog = NULL;
+	while (io) {
+		struct pv_io *next = io->next;
+
+		(void)start(&u->engine, io);
+		io = next;
+	}
+}
+
+static uint64_t data_of(struct pv_watch *watch, uint64_t bit)
+{
+	return (uint64_t)(uintptr_t)watch | bit;
+}
+
+static void arm(struct uring *u)
+{
+	for (struct pv_watch *watch = u->engine.watches; watch; watch = watch->next) {
+		struct io_uring_sqe *sqe = watch->armed || watch->leaving ? NULL : next_sqe(u);
+
+		if (!sqe)
+			continue;
+		io_uring_prep_poll_multishot(sqe, watch->fd, POLLIN);
+		io_uring_sqe_set_data64(sqe, data_of(watch, WATCH));
+		watch->armed = true;
+	}
+}
+
+/* Until both the poll has ended and the answer to its cancellation is there. */
+static bool unwatch(struct pv_engine *engine, struct pv_watch *watch)
+{
+	struct uring *u = (struct uring *)engine;
+	struct io_uring_sqe *sqe;
+
+	if (!watch->armed && !watch->leaving) {
+		pv_engine_forget(engine, watch);
+		return true;
+	}
+	sqe = watch->leaving ? NULL : next_sqe(u);
+	if (sqe) {
+		io_uring_prep_cancel64(sqe, data_of(watch, WATCH), 0);
+		io_uring_sqe_set_data64(sqe, data_of(watch, UNWATCH));
+		watch->leaving = true;
+	}
+	return false;
+}
+
+static void take_watch(const struct io_uring_cqe *cqe)
+{
+	struct pv_watch *watch = (void *)(uintptr_t)(cqe->user_data & ~(WATCH | UNWATCH));
+
+	if (cqe->user_data & WATCH)
+		watch->armed = (cqe->flags & IORING_CQE_F_MORE) != 0;
+	else
+		watch->leaving = false;
 }
 
 static struct pv_io *take(struct uring *u)
@@ -97,15 +156,16 @@ static struct pv_io *take(struct uring *u)
 
 	io_uring_for_each_cqe(&u->ring, head, cqe)
 	{
-		struct pv_io *io = io_uring_cqe_get_data(cqe);
+		struct pv_io *io;
 
 		count++;
 		if (cqe->user_data == LIBURING_UDATA_TIMEOUT)
 			continue;
-		if (!io) {
-			u->polling = (cqe->flags & IORING_CQE_F_MORE) != 0;
+		if (cqe->user_data & (WATCH | UNWATCH)) {
+			take_watch(cqe);
 			continue;
 		}
+		io = io_uring_cqe_get_data(cqe);
 		io->result = cqe->res;
 		io->next = done;
 		done = io;
@@ -122,15 +182,18 @@ static struct pv_io *wait(struct pv_engine *engine, uint64_t timeout_ns)
 		.tv_nsec = (long long)(timeout_ns % NS_PER_S),
 	};
 	struct io_uring_cqe *cqe;
+	struct pv_io *done;
 
 	if (enable(u) < 0)
 		return NULL;
-	poll_kick(u);
+	arm(u);
 	if (timeout_ns == PV_IO_FOREVER)
 		io_uring_submit_and_wait(&u->ring, 1);
 	else
 		io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &limit, NULL);
-	return take(u);
+	done = take(u);
+	start_backlog(u);
+	return done;
 }
 
 static void uring_free(struct pv_engine *engine)
@@ -141,7 +204,8 @@ static void uring_free(struct pv_engine *engine)
 	free(u);
 }
 
-static const struct pv_engine_ops OPS = {.start = start, .wait = wait, .free = uring_free};
+static const struct pv_engine_ops OPS = {
+	.start = start, .wait = wait, .unwatch = unwatch, .free = uring_free};
 
 /* With all that makes it cheaper for one thread, or what this kernel has of it. */
 static int make_ring(struct io_uring *ring)
@@ -163,7 +227,7 @@ static int make_ring(struct io_uring *ring)
 	return result;
 }
 
-int pv_uring_new(int fd, int kick_fd, struct pv_engine **out)
+int pv_uring_new(struct pv_engine **out)
 {
 	struct uring *u = calloc(1, sizeof(*u));
 	int result;
@@ -172,15 +236,9 @@ int pv_uring_new(int fd, int kick_fd, struct pv_engine **out)
 	if (!u)
 		return -ENOMEM;
 	u->engine.ops = &OPS;
-	u->kick_fd = kick_fd;
 	result = make_ring(&u->ring);
 	if (result < 0) {
 		free(u);
-		return result;
-	}
-	result = io_uring_register_files(&u->ring, &fd, 1);
-	if (result < 0) {
-		uring_free(&u->engine);
 		return result;
 	}
 	*out = &u->engine;

@@ -77,6 +77,11 @@ void pv_virtio_irq_broken(struct pv_virtio_irq *irq, const char *why)
 	(void)eventfd_write(irq->broken_fd, 1);
 }
 
+void pv_virtio_irq_news(struct pv_virtio_irq *irq)
+{
+	(void)eventfd_write(irq->broken_fd, 1);
+}
+
 int pv_virtio_irq_is_broken(const struct pv_virtio_irq *irq)
 {
 	return atomic_load(&irq->broken);

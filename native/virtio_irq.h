@@ -27,6 +27,9 @@ void pv_virtio_irq_broken(struct pv_virtio_irq *irq, const char *why);
 /* 1 from pv_virtio_irq_broken to pv_virtio_irq_reset, otherwise 0. */
 int pv_virtio_irq_is_broken(const struct pv_virtio_irq *irq);
 
+/* The device has something to tell the monitor, whose thread will ask: writes `broken_fd`. */
+void pv_virtio_irq_news(struct pv_virtio_irq *irq);
+
 /* Interrupts raised since the beginning; each was a write to the line. */
 uint64_t pv_virtio_irq_count(const struct pv_virtio_irq *irq);
 

@@ -17,6 +17,8 @@ from pyvirt.errors import PyvirtError
 from pyvirt.harness import lab
 from pyvirt.harness.guest import kernel
 
+from .guest import root
+
 ROOT = Path(__file__).resolve().parent.parent
 HOST_SECONDS = 900
 LAB_SECONDS = 1500
@@ -28,30 +30,13 @@ def pytest(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pytest", *arguments]
 
 
-def run_in_lab(command: list[str]) -> int:
-    """Return the command's status; a lab that hangs gets two more chances, which is said."""
-    for last in (False, False, True):
-        try:
-            return lab.run(
-                command,
-                cwd=str(ROOT),
-                env=dict(os.environ),
-                memory_mib=LAB_MIB,
-                timeout=LAB_SECONDS,
-            )
-        except lab.LabHangsError as error:
-            if last:
-                raise
-            print(f"{error}: once more", flush=True)
-    raise AssertionError
-
-
 def main() -> int:
     """Return 0 when everything passed."""
     extra = sys.argv[1:]
     # Made before the lab boots, where making them would be slow.
     for name in ("cloud", "micro"):
         kernel.find(name)
+    root.image()
     failure = kvm_failure()
     here = ["tests/unit", "tests/native", "tests/compat"]
     if os.path.exists("/dev/kvm"):
@@ -63,7 +48,14 @@ def main() -> int:
     if not failure:
         return status
     print(f"The rest runs in the nested lab, because: {failure}", flush=True)
-    inside = run_in_lab(pytest("tests/guest", "tests/kvm", "-p", "no:cacheprovider", *extra))
+    inside = lab.run(
+        pytest("tests/guest", "tests/kvm", "-p", "no:cacheprovider", *extra),
+        cwd=str(ROOT),
+        env=dict(os.environ),
+        memory_mib=LAB_MIB,
+        timeout=LAB_SECONDS,
+        tries=3,
+    )
     return status or inside
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyvirt.devices.iothread import IoThread
 from pyvirt.devices.virtio import block as block_module
 from pyvirt.devices.virtio.block import Block, BlockConfig
 from pyvirt.devices.virtio.device import Activation, Queue
@@ -212,6 +213,26 @@ def test_activated_a_hundred_times(started: Started) -> None:
         started.stop()
         started.start()
     assert started.block.stats().reads == 100
+
+
+def test_two_disks_on_one_thread(tmp_path: Path) -> None:
+    shared = IoThread("io1")
+    disks = []
+    for name in ("a", "b"):
+        path = tmp_path / name
+        path.write_bytes(name.encode() * SECTORS * 512)
+        disks.append(Started(BlockConfig(name, str(path), iothread=shared)))
+    del shared
+    for disk in disks:
+        disk.start()
+    for disk, byte in zip(disks, b"ab", strict=True):
+        assert disk.ask(IN, 8, 0x10000, 512) == 0
+        assert bytes(disk.ram.view(0x10000, 512)) == bytes([byte]) * 512
+    disks[0].stop()
+    disks[0].close()
+    assert disks[1].ask(IN, 8, 0x10000, 512) == 0
+    disks[1].stop()
+    disks[1].close()
 
 
 def test_a_driver_without_queues_cannot_start_it(image: Path) -> None:

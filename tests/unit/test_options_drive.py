@@ -36,6 +36,7 @@ def wanted(name: str, path: str, **changed: object) -> dict[str, object]:
         "serial": "",
         "queues": 1,
         "queue_size": 256,
+        "iothread": None,
     }
     return default | changed
 
@@ -48,7 +49,7 @@ def test_drive_and_device_are_one_disk() -> None:
     root = wanted("root", "/a.img")
     assert disks("-drive", DRIVE, "-device", DEVICE) == [root]
     assert disks("-device", DEVICE, "-drive", DRIVE) == [root]
-    assert disks("-device", f"{DEVICE},id=blk0,iothread=io1", f"--drive={DRIVE}") == [root]
+    assert disks("-device", f"{DEVICE},id=blk0", f"--drive={DRIVE}") == [root]
 
 
 def test_a_drive_that_no_device_names_is_a_disk() -> None:
@@ -110,6 +111,19 @@ def test_each_member_of_a_device(text: str, field: str, value: object) -> None:
     assert disks("-disk", f"file=/a.img,id=root,{text}") == [wanted("root", "/a.img", **changed)]
 
 
+def test_disks_that_share_a_thread() -> None:
+    argv = ["-disk", "/a,iothread=io1", "-drive", "id=b,file=/b", "-object", "iothread,id=io1"]
+    argv += ["-device", "virtio-blk-device,drive=b,iothread=io1", "-object", "iothread,id=io2"]
+    argv += ["-disk", "/c,iothread=io2", "-disk", "/d"]
+    threads = [config.iothread for config in parse(argv).disks]
+    assert [thread and thread.id for thread in threads] == ["io1", "io1", "io2", None]
+    assert threads[0] is threads[1]
+
+
+def test_a_thread_without_a_disk_is_none() -> None:
+    assert parse(["-object", "iothread,id=io1"]).disks == ()
+
+
 def test_two_commas_stand_for_one() -> None:
     assert disks("-disk", "/a,,b,,,readonly=on") == [wanted("disk0", "/a,b,", readonly=True)]
 
@@ -154,6 +168,14 @@ def test_names_are_found_for_the_nameless() -> None:
         (["-drive", DRIVE, "-device", f"{DEVICE},queue-size=2048"], "from 2 to 1024"),
         (["-drive", DRIVE, "-device", f"{DEVICE},queue-size=48"], "not a power of two"),
         (["-drive", f"{DRIVE},serial=a", "-device", f"{DEVICE},serial=b"], "give it once"),
+        (["-disk", "/a,iothread=io1"], "-disk iothread=io1: there is no such thread; add -object"),
+        (["-drive", DRIVE, "-device", f"{DEVICE},iothread=x"], "-device iothread=x: there is no"),
+        (["-drive", f"{DRIVE},iothread=io1"], "-drive iothread: not understood here"),
+        (["-object", "iothread"], "-object iothread: has no id; give iothread,id=NAME"),
+        (["-object", "iothread,id="], "0 characters"),
+        (["-object", "iothread,id=a", "-object", "iothread,id=a"], "there is one of that name"),
+        (["-object", "iothread,id=a,poll=1"], "-object poll: not understood here"),
+        (["-object", "rng-random,id=a"], "-object rng-random: no such object; there is iothread"),
         (["-disk", ""], "empty file name"),
         (["-disk", "readonly=on"], "names no file"),
         (["-disk", "/a,/b"], "-disk /b: not understood here"),
@@ -161,6 +183,13 @@ def test_names_are_found_for_the_nameless() -> None:
 )
 def test_refused(argv: list[str], words: str) -> None:
     assert words in refusal(lambda: parse(argv))
+
+
+def test_a_thread_has_one_way_to_wait() -> None:
+    argv = ["-object", "iothread,id=io", "-disk", "/a,iothread=io,aio=threads"]
+    message = refusal(lambda: parse([*argv, "-disk", "/b,iothread=io"]))
+    assert message.startswith("iothread=io: not for aio=threads and io_uring at once")
+    assert len(parse([*argv, "-disk", "/b,iothread=io,aio=off", "-disk", "/c"]).disks) == 3
 
 
 def test_two_devices_of_one_name_are_refused() -> None:

@@ -1,0 +1,247 @@
+"""A guest's disk under pyvirt and under QEMU microvm, in turn, by fio in the guest.
+
+    make bench-block                  or: .venv/bin/python benches/block.py [RUNS]
+
+Both get the same micro kernel, initramfs, one vCPU and 512 MiB; fio comes from a Debian root file
+system on /dev/vda. The disk measured, /dev/vdb, is the host kernel's null_blk where it has one: a
+block device that keeps nothing and costs next to nothing, so that the figures are those of the
+guest and the monitor. Both monitors use direct I/O and io_uring; QEMU has an I/O thread.
+Exits to user space are what KVM counts: MMIO, ports and signals.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import side_by_side
+from pyvirt.errors import PyvirtError
+from pyvirt.harness.guest import initramfs, kernel, rootfs
+
+RUNS_MIN, RUNS = 5, 5
+JOB_SECONDS = 3
+GUEST_SECONDS = 180
+LAB_SECONDS = 2400
+DISK = Path("/dev/nullb0")
+GOAL = 1.2
+CMDLINE = "console=ttyS0 quiet panic=-1"
+# Of all VMs that run. io_exits has the in-kernel ports as well, which an idle disk does not use.
+EXITS = [Path("/sys/kernel/debug/kvm", f"{kind}_exits") for kind in ("mmio", "io", "signal")]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What fio is asked for."""
+
+    pattern: str
+    size: int
+    depth: int
+    jobs: int
+
+    def __str__(self) -> str:
+        jobs = "1 job" if self.jobs == 1 else f"{self.jobs} jobs"
+        return f"{self.size >> 10} KiB {self.pattern}, depth {self.depth}, {jobs}"
+
+    def fio(self, seconds: int) -> str:
+        """Return the command; one line of result goes to /tmp/result."""
+        return (
+            f"fio --name=j --filename=/dev/vdb --size=1g --direct=1 --ioengine=libaio "
+            f"--rw={self.pattern} --bs={self.size} --iodepth={self.depth} "
+            f"--numjobs={self.jobs} --thread --group_reporting --norandommap --randrepeat=0 "
+            f"--eta=never --time_based --runtime={seconds} "
+            "--output-format=terse --terse-version=3 --output=/tmp/result"
+        )
+
+
+JOBS = [
+    *(
+        Job(pattern, 4096, depth, jobs)
+        for pattern in ("randread", "randwrite")
+        for depth in (1, 32)
+        for jobs in (1, 2)
+    ),
+    *(Job(pattern, 131072, 4, jobs) for pattern in ("read", "write") for jobs in (1, 2)),
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One job's end."""
+
+    requests: int
+    seconds: float
+    exits: int
+
+    @property
+    def iops(self) -> float:
+        """Requests a second."""
+        return self.requests / self.seconds
+
+
+def script(seconds: int) -> str:
+    """Return what the guest runs: every job, after one that brings fio into memory."""
+    lines = [
+        "mount -t ext4 -o ro /dev/vda /mnt",
+        "for d in proc sys dev; do mount -o bind /$d /mnt/$d; done",
+        "mount -t tmpfs tmpfs /mnt/tmp",
+        f"chroot /mnt {JOBS[0].fio(1)}",
+    ]
+    for number, job in enumerate(JOBS):
+        lines += [
+            f"echo begin {number}",
+            f"chroot /mnt {job.fio(seconds)} || exit 1",
+            f"echo end {number}",
+            'echo "result $(cat /mnt/tmp/result)"',
+        ]
+    return "\n".join([*lines, "reboot -f", ""])
+
+
+def pyvirt_command(image: str, initrd: str, root: str, disk: str) -> list[str]:
+    """Return pyvirt's command line."""
+    command = [str(side_by_side.PYVIRT), "run", "-accel", "kvm", "-m", "512"]
+    command += ["-kernel", image, "-initrd", initrd, "-append", CMDLINE]
+    return [*command, "-disk", f"{root},readonly=on,direct=off", "-disk", f"{disk},aio=io_uring"]
+
+
+def qemu_command(image: str, initrd: str, root: str, disk: str) -> list[str]:
+    """Return QEMU's: modern virtio, direct I/O by io_uring in a thread of its own."""
+    command = [*side_by_side.QEMU_MICROVM, "-m", "512", "-smp", "1"]
+    command += ["-kernel", image, "-initrd", initrd]
+    command += ["-append", f"{CMDLINE} {side_by_side.QEMU_APPEND}"]
+    command += ["-global", "virtio-mmio.force-legacy=false", "-object", "iothread,id=t"]
+    command += ["-drive", f"if=none,id=root,file={root},format=raw,readonly=on"]
+    command += ["-drive", f"if=none,id=disk,file={disk},format=raw,cache=none,aio=io_uring"]
+    command += ["-device", "virtio-blk-device,drive=root"]
+    return [*command, "-device", "virtio-blk-device,drive=disk,iothread=t"]
+
+
+def user_exits() -> int:
+    """Return how often KVM has returned to user space so far."""
+    return sum(int(path.read_text()) for path in EXITS)
+
+
+def parse(words: str, job: Job) -> tuple[int, float]:
+    """Return requests and seconds of a line of fio's terse output, version 3."""
+    fields = words.split(";")
+    error, read_kib, read_ms = int(fields[4]), int(fields[5]), int(fields[8])
+    write_kib, write_ms = int(fields[46]), int(fields[49])
+    if error or read_kib + write_kib == 0:
+        raise RuntimeError(f"{job}: fio failed: {words}")
+    return (read_kib + write_kib) * 1024 // job.size, (read_ms or write_ms) / 1000
+
+
+def run(command: list[str]) -> list[Result]:
+    """Run one guest through all jobs."""
+    results: list[Result] = []
+    lines: list[str] = []
+    begin = end = 0
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        stop = threading.Timer(GUEST_SECONDS, process.kill)
+        stop.start()
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                word, _, rest = line.strip().partition(" ")
+                if word == "begin":
+                    begin = user_exits()
+                elif word == "end":
+                    end = user_exits()
+                elif word == "result":
+                    requests, seconds = parse(rest, JOBS[len(results)])
+                    results.append(Result(requests, seconds, end - begin))
+        finally:
+            stop.cancel()
+            process.kill()
+    if len(results) < len(JOBS):
+        raise RuntimeError(f"{command[0]}: {len(results)} jobs of {len(JOBS)}: {''.join(lines)}")
+    return results
+
+
+def measure(commands: dict[str, list[str]], runs: int) -> dict[str, list[list[Result]]]:
+    """Run the monitors in turn."""
+    results: dict[str, list[list[Result]]] = {name: [] for name in commands}
+    for turn in range(runs):
+        for name, command in commands.items():
+            done = run(command)
+            results[name].append(done)
+            figures = " ".join(f"{result.iops:.0f}" for result in done)
+            print(f"{turn + 1:>3} {name:<7} IOPS {figures}", file=sys.stderr, flush=True)
+    return results
+
+
+def rate(job: Job, values: list[float]) -> str:
+    """Return IOPS, or MiB a second for large requests, in words."""
+    if job.size == 4096:
+        return side_by_side.spread(values, 0)
+    return side_by_side.spread([value * job.size / (1 << 20) for value in values], 0) + " MiB/s"
+
+
+def exits(turns: list[list[Result]], number: int) -> str:
+    """Return one job's exits per request, of all turns, in words."""
+    done = [turn[number] for turn in turns]
+    return f"{sum(r.exits for r in done) / sum(r.requests for r in done):.3f}"
+
+
+def report(results: dict[str, list[list[Result]]]) -> str:
+    """Return the table as Markdown; draw the plot."""
+    runs = len(results["pyvirt"])
+    lines = [
+        f"{runs} runs of each, in turn; {JOB_SECONDS} s a job; micro kernel, 1 vCPU, 512 MiB.",
+        f"{side_by_side.qemu_version()}, -M {side_by_side.MACHINE}, virtio-blk-device.",
+        f"The disk is {DISK}; direct I/O, io_uring. Requests a second unless it says otherwise,",
+        "median (least to most); exits to user space per request, with fio's own start and end.",
+        "",
+        "| fio | pyvirt | QEMU microvm | ratio | exits, pyvirt | exits, QEMU |",
+        "|---|---|---|---|---|---|",
+    ]
+    ratios: dict[str, list[float]] = {}
+    for number, job in enumerate(JOBS):
+        ours, theirs = ([turn[number].iops for turn in results[name]] for name in results)
+        ratios[str(job)] = side_by_side.ratios(ours, theirs)
+        lines.append(
+            f"| {job} | {rate(job, ours)} | {rate(job, theirs)} | "
+            f"{side_by_side.spread(ratios[str(job)])} | "
+            f"{exits(results['pyvirt'], number)} | {exits(results['QEMU'], number)} |"
+        )
+    middle = statistics.geometric_mean(map(statistics.median, ratios.values()))
+    lines += ["", f"Geometric mean of the ratios: {middle:.2f}.", ""]
+    side_by_side.plot("block", "fio in the guest: requests a second", ratios, GOAL)
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure here or in the lab; print the table and keep it, with a plot, under results/."""
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else RUNS
+    if runs < RUNS_MIN:
+        sys.exit(f"RUNS {runs}: fewer than {RUNS_MIN} say nothing; give more")
+    guest = kernel.find("micro")
+    initrd = initramfs.build(guest, script=script(JOB_SECONDS))
+    root = rootfs.build(rootfs.MEASURE)
+    status = side_by_side.run_in_lab(LAB_SECONDS)
+    if status is not None:
+        return status
+    if not DISK.is_block_device():
+        sys.exit(f"{DISK} is not there; modprobe null_blk")
+    words = (str(guest.image), str(initrd), str(root), str(DISK))
+    commands = {"pyvirt": pyvirt_command(*words), "QEMU": qemu_command(*words)}
+    side_by_side.keep("block", report(measure(commands, runs)))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except PyvirtError as error:
+        sys.exit(f"bench-block: {error}")

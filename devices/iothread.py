@@ -1,0 +1,20 @@
+"""A thread that devices share, as of `-object iothread`; native/iothread.h has the rules."""
+
+from __future__ import annotations
+
+from ..native import check, ffi, lib
+
+
+class IoThread:
+    """It runs while a device that names it is active; `handle` is the struct pv_iothread.
+
+    Lives as long as somebody refers to it, as every device that uses it does.
+    """
+
+    __slots__ = ("handle", "id")
+
+    def __init__(self, id: str) -> None:  # noqa: A002  (the field's word)
+        self.id = id
+        out = ffi.new("struct pv_iothread **")
+        check(lib.pv_iothread_new(out), f"iothread {id}")
+        self.handle = ffi.gc(out[0], lib.pv_iothread_free)

@@ -1,0 +1,213 @@
+#include "iothread.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "iothread_internal.h"
+
+struct pv_iothread {
+	pthread_mutex_t control; /* held while the thread is started or ended */
+	uint32_t attached;
+	pv_engine_make *make; /* what made the engine */
+	struct pv_engine *engine;
+	pthread_t thread;
+	struct pv_watch wake; /* written when `changed` is set */
+	atomic_bool changed;
+	pthread_mutex_t lock; /* of what is below, and of every `gone` */
+	pthread_cond_t left;  /* some member is gone */
+	struct pv_member *joining;
+	bool ending;
+	/* The thread's own. */
+	struct pv_member *members;
+};
+
+int pv_iothread_new(struct pv_iothread **out)
+{
+	struct pv_iothread *t = calloc(1, sizeof(*t));
+	int result;
+
+	*out = NULL;
+	if (!t)
+		return -ENOMEM;
+	t->wake.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (t->wake.fd < 0) {
+		result = -errno;
+		free(t);
+		return result;
+	}
+	pthread_mutex_init(&t->control, NULL);
+	pthread_mutex_init(&t->lock, NULL);
+	pthread_cond_init(&t->left, NULL);
+	*out = t;
+	return 0;
+}
+
+void pv_iothread_free(struct pv_iothread *t)
+{
+	if (!t)
+		return;
+	close(t->wake.fd);
+	pthread_cond_destroy(&t->left);
+	pthread_mutex_destroy(&t->lock);
+	pthread_mutex_destroy(&t->control);
+	free(t);
+}
+
+/* Take in who joins; false: the thread is to end. */
+static bool look_around(struct pv_iothread *t)
+{
+	bool ending;
+
+	if (!atomic_load(&t->changed))
+		return true;
+	pthread_mutex_lock(&t->lock);
+	atomic_store(&t->changed, false);
+	while (t->joining) {
+		struct pv_member *member = t->joining;
+
+		t->joining = member->next;
+		member->next = t->members;
+		t->members = member;
+		pv_engine_watch(t->engine, &member->kick);
+	}
+	ending = t->ending;
+	pthread_mutex_unlock(&t->lock);
+	return !ending;
+}
+
+static void dismiss(struct pv_iothread *t, struct pv_member **place)
+{
+	struct pv_member *member = *place;
+
+	*place = member->next;
+	pthread_mutex_lock(&t->lock);
+	member->gone = true;
+	pthread_cond_broadcast(&t->left);
+	pthread_mutex_unlock(&t->lock);
+}
+
+/* Call each member once; how long to wait then. */
+static uint64_t serve(struct pv_iothread *t)
+{
+	uint64_t limit = PV_IO_FOREVER;
+	struct pv_member **place = &t->members;
+
+	while (*place) {
+		struct pv_member *member = *place;
+		uint64_t asked = member->over ? PV_SERVE_END : member->ops->serve(member);
+
+		member->over = asked == PV_SERVE_END;
+		if (member->over && t->engine->ops->unwatch(t->engine, &member->kick)) {
+			dismiss(t, place);
+			continue;
+		}
+		if (!member->over && asked < limit)
+			limit = asked;
+		place = &member->next;
+	}
+	return limit;
+}
+
+static void *run(void *argument)
+{
+	struct pv_iothread *t = argument;
+
+	pv_engine_watch(t->engine, &t->wake);
+	while (look_around(t)) {
+		uint64_t limit = serve(t);
+		struct pv_io *io = limit ? t->engine->ops->wait(t->engine, limit) : NULL;
+
+		while (io) {
+			struct pv_io *next = io->next;
+
+			io->owner->ops->complete(io->owner, io);
+			io = next;
+		}
+	}
+	return NULL;
+}
+
+static void notify(struct pv_iothread *t)
+{
+	atomic_store(&t->changed, true);
+	(void)eventfd_write(t->wake.fd, 1);
+}
+
+/* Signals are for the main thread. */
+static int start_thread(struct pv_iothread *t)
+{
+	sigset_t all, before;
+	int result;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	result = pthread_create(&t->thread, NULL, run, t);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return -result;
+}
+
+/* With `control` held. */
+static int start(struct pv_iothread *t, pv_engine_make *make)
+{
+	int result = make(&t->engine);
+
+	if (result < 0)
+		return result;
+	t->ending = false;
+	result = start_thread(t);
+	if (result < 0)
+		t->engine->ops->free(t->engine);
+	else
+		t->make = make;
+	return result;
+}
+
+int pv_iothread_attach(struct pv_iothread *t, pv_engine_make *make, struct pv_member *member)
+{
+	int result = 0;
+
+	pthread_mutex_lock(&t->control);
+	if (t->attached == 0)
+		result = start(t, make);
+	else if (t->make != make)
+		result = -EINVAL;
+	if (result == 0) {
+		t->attached++;
+		member->engine = t->engine;
+		pthread_mutex_lock(&t->lock);
+		member->next = t->joining;
+		t->joining = member;
+		pthread_mutex_unlock(&t->lock);
+		notify(t);
+	}
+	pthread_mutex_unlock(&t->control);
+	return result;
+}
+
+/* With `control` held. */
+static void end(struct pv_iothread *t)
+{
+	pthread_mutex_lock(&t->lock);
+	t->ending = true;
+	pthread_mutex_unlock(&t->lock);
+	notify(t);
+	pthread_join(t->thread, NULL);
+	t->engine->ops->free(t->engine);
+}
+
+void pv_iothread_detach(struct pv_iothread *t, struct pv_member *member)
+{
+	pthread_mutex_lock(&t->lock);
+	while (!member->gone)
+		pthread_cond_wait(&t->left, &t->lock);
+	pthread_mutex_unlock(&t->lock);
+	pthread_mutex_lock(&t->control);
+	if (--t->attached == 0)
+		end(t);
+	pthread_mutex_unlock(&t->control);
+}

@@ -1,0 +1,14 @@
+/* A thread that serves the queues of any number of devices.
+ *
+ * It runs while a queue is with it, as a C thread that never touches Python. */
+#ifndef PV_IOTHREAD_H
+#define PV_IOTHREAD_H
+
+struct pv_iothread;
+
+/* -ENOMEM, or what eventfd(2) says. */
+int pv_iothread_new(struct pv_iothread **out);
+/* No device uses it. */
+void pv_iothread_free(struct pv_iothread *thread);
+
+#endif

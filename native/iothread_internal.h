@@ -1,0 +1,40 @@
+/* How a queue lives on a thread. */
+#ifndef PV_IOTHREAD_INTERNAL_H
+#define PV_IOTHREAD_INTERNAL_H
+
+#include "io_internal.h"
+#include "iothread.h"
+
+#define PV_SERVE_END (PV_IO_FOREVER - 1) /* of what pv_member_ops.serve returns: it is over */
+
+struct pv_member;
+
+/* Both run on the thread. */
+struct pv_member_ops {
+	/* Do what there is to do, after a kick, a completion or for no reason. Return how long to
+	 * wait for one of these at most, in nanoseconds; 0: do not; PV_IO_FOREVER; PV_SERVE_END:
+	 * nothing is in flight and it need not be called again. */
+	uint64_t (*serve)(struct pv_member *member);
+	/* Take back an operation that was started on `member->engine`. */
+	void (*complete)(struct pv_member *member, struct pv_io *io);
+};
+
+struct pv_member {
+	const struct pv_member_ops *ops;
+	struct pv_watch kick;     /* its `fd` is an eventfd, borrowed until pv_iothread_detach */
+	struct pv_engine *engine; /* the thread's, from pv_iothread_attach on */
+	struct pv_member *next;   /* the thread's own from here on */
+	bool over;
+	bool gone;
+};
+
+/* Serve `member` from now on; `make` makes the engine if it is the first. `ops` and `kick.fd` are
+ * set, all else is zero. -EINVAL: the thread has an engine of another kind; or what `make` and
+ * pthread_create(3) say. Any thread but this one. */
+int pv_iothread_attach(struct pv_iothread *thread, pv_engine_make *make, struct pv_member *member);
+
+/* Wait until `serve` of a member that was attached has returned PV_SERVE_END, which is the caller's
+ * to bring about, and it is not touched any more. Any thread but this one. */
+void pv_iothread_detach(struct pv_iothread *thread, struct pv_member *member);
+
+#endif

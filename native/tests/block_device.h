@@ -1,0 +1,280 @@
+/* A block device for C tests: real files, rings in memory, and the driver's side of them, which is
+ * honest as far as a test wants it to be. */
+#ifndef PV_TESTS_BLOCK_DEVICE_H
+#define PV_TESTS_BLOCK_DEVICE_H
+
+#include "block.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/virtio_blk.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+
+#include "check.h"
+#include "io_internal.h"
+#include "virtio_irq.h"
+#include "virtqueue_internal.h"
+
+enum { QUEUES = 4, SIZE = 64, RAM = 4 << 20, SECTORS = 2048, DATA = 64 * 1024 };
+enum { FEATURES = 1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_DISCARD |
+                  1 << VIRTIO_BLK_F_WRITE_ZEROES };
+/* What a status byte holds until the device has answered. */
+enum { UNANSWERED = 0xaa };
+
+struct queue {
+	struct pv_virtqueue *ring;
+	struct pv_desc *desc;
+	struct pv_avail *avail;
+	struct pv_used *used;
+	int kick_fd;
+	uint16_t free; /* the next descriptor to use */
+	uint16_t offered;
+};
+
+struct device {
+	char *ram;
+	int file;
+	int irq_fd;
+	int broken_fd;
+	void *page;
+	struct pv_memory *memory;
+	struct pv_virtio_irq *irq;
+	struct pv_block *block;
+	struct queue queues[QUEUES];
+};
+
+/* A part of a request's buffer. */
+struct part {
+	const void *data; /* in guest memory */
+	uint32_t length;
+	bool writable;
+};
+
+static uint32_t engine_flag; /* which engine the tests run on */
+
+static inline char *data_at(struct device *d, uint32_t offset)
+{
+	return d->ram + RAM / 2 + offset;
+}
+
+static inline void make_queue(struct device *d, unsigned index)
+{
+	struct queue *q = &d->queues[index];
+	uint64_t base = index * 0x4000;
+	struct pv_virtqueue_config config = {
+		.desc = base, .avail = base + 0x1000, .used = base + 0x2000, .size = SIZE};
+
+	memset(d->ram + base, 0, 0x4000);
+	CHECK_EQ(pv_virtqueue_new(d->memory, &config, &q->ring), 0);
+	q->desc = (struct pv_desc *)(d->ram + config.desc);
+	q->avail = (struct pv_avail *)(d->ram + config.avail);
+	q->used = (struct pv_used *)(d->ram + config.used);
+	q->free = q->offered = 0;
+	q->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+}
+
+static inline int make_file(uint64_t bytes)
+{
+	char name[] = "disk-XXXXXX";
+	int fd = mkostemp(name, O_CLOEXEC);
+
+	CHECK(fd >= 0);
+	unlink(name);
+	CHECK_EQ(ftruncate(fd, (off_t)bytes), 0);
+	return fd;
+}
+
+static inline void start(struct device *d, uint64_t features, uint32_t queues)
+{
+	struct pv_block_queue served[QUEUES];
+
+	for (unsigned i = 0; i < queues; i++) {
+		make_queue(d, i);
+		served[i] = (struct pv_block_queue){d->queues[i].ring, d->queues[i].kick_fd};
+	}
+	CHECK_EQ(pv_block_start(d->block, features, served, queues, d->irq), 0);
+	CHECK_EQ(pv_block_start(d->block, features, served, queues, d->irq), -EBUSY);
+}
+
+static inline void stop(struct device *d)
+{
+	pv_block_stop(d->block);
+	for (unsigned i = 0; i < QUEUES && d->queues[i].ring; i++) {
+		pv_virtqueue_free(d->queues[i].ring);
+		close(d->queues[i].kick_fd);
+		d->queues[i].ring = NULL;
+	}
+}
+
+/* A device that is not started; the caller may have changed the defaults in `config`. */
+static inline void make(struct device *d, struct pv_block_config *config)
+{
+	memset(d, 0, sizeof(*d));
+	d->ram = mmap(NULL, RAM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	d->page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(d->ram != MAP_FAILED && d->page != MAP_FAILED);
+	CHECK_EQ(pv_memory_new(&d->memory), 0);
+	CHECK_EQ(pv_memory_add(d->memory, 0, RAM, d->ram), 0);
+	d->irq_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	d->broken_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	CHECK_EQ(pv_virtio_irq_new(d->page, d->irq_fd, d->broken_fd, &d->irq), 0);
+	d->file = config->fd >= 0 ? config->fd : make_file(SECTORS * 512);
+	config->fd = d->file;
+	config->flags |= engine_flag;
+	config->sectors = config->sectors ? config->sectors : SECTORS;
+	config->offset_align = config->offset_align ? config->offset_align : 1;
+	config->memory_align = config->memory_align ? config->memory_align : 1;
+	memcpy(config->id, "serial number 12345", 20);
+	CHECK_EQ(pv_block_new(config, &d->block), 0);
+}
+
+static inline void unmake(struct device *d)
+{
+	stop(d);
+	pv_block_free(d->block);
+	pv_virtio_irq_free(d->irq);
+	pv_memory_free(d->memory);
+	munmap(d->page, 4096);
+	munmap(d->ram, RAM);
+	close(d->file);
+	close(d->irq_fd);
+	close(d->broken_fd);
+}
+
+static inline void make_started(struct device *d, uint32_t flags)
+{
+	struct pv_block_config config = {.fd = -1, .flags = flags};
+
+	make(d, &config);
+	start(d, FEATURES, 1);
+}
+
+/* Put a chain into the ring; a kick shows it to the device. */
+static inline void offer(struct device *d, struct queue *q, const struct part *parts,
+                         unsigned count)
+{
+	uint16_t head = q->free;
+
+	for (unsigned i = 0; i < count; i++) {
+		struct pv_desc *desc = &q->desc[q->free];
+
+		q->free = (uint16_t)((q->free + 1) % SIZE);
+		desc->address = (uint64_t)((const char *)parts[i].data - d->ram);
+		desc->length = parts[i].length;
+		desc->flags = (uint16_t)((parts[i].writable ? PV_DESC_WRITE : 0) |
+		                         (i + 1 < count ? PV_DESC_NEXT : 0));
+		desc->next = q->free;
+	}
+	q->avail->ring[q->offered % SIZE] = head;
+	q->offered++;
+	__atomic_store_n(&q->avail->idx, q->offered, __ATOMIC_RELEASE);
+}
+
+static inline void kick(struct queue *q)
+{
+	CHECK_EQ(eventfd_write(q->kick_fd, 1), 0);
+}
+
+static inline uint16_t used(const struct queue *q)
+{
+	return __atomic_load_n(&q->used->idx, __ATOMIC_ACQUIRE);
+}
+
+static inline struct virtio_blk_outhdr *header(struct device *d, unsigned slot, uint32_t type,
+                                               uint64_t sector)
+{
+	struct virtio_blk_outhdr *h = (struct virtio_blk_outhdr *)data_at(d, DATA) + slot;
+
+	*h = (struct virtio_blk_outhdr){.type = type, .sector = sector};
+	return h;
+}
+
+static inline uint8_t *status_byte(struct device *d, unsigned slot)
+{
+	uint8_t *status = (uint8_t *)data_at(d, DATA + 0x4000) + slot;
+
+	*status = UNANSWERED;
+	return status;
+}
+
+/* Offer a request of the usual form; return where its status will be. */
+static inline uint8_t *request(struct device *d, struct queue *q, unsigned slot, uint32_t type,
+                               uint64_t sector, void *data, uint32_t length)
+{
+	uint8_t *status = status_byte(d, slot);
+	bool in = type == VIRTIO_BLK_T_IN || type == VIRTIO_BLK_T_GET_ID;
+	struct part parts[] = {{header(d, slot, type, sector), 16, false},
+	                       {data, length, in},
+	                       {status, 1, true}};
+
+	if (length == 0)
+		parts[1] = parts[2];
+	offer(d, q, parts, length ? 3 : 2);
+	return status;
+}
+
+/* The answer to one request, and what the used ring says was written. */
+static inline uint8_t ask(struct device *d, uint32_t type, uint64_t sector, void *data,
+                          uint32_t length, uint32_t *written)
+{
+	struct queue *q = &d->queues[0];
+	uint8_t *status = request(d, q, 0, type, sector, data, length);
+
+	kick(q);
+	WAIT_FOR(used(q) == q->offered);
+	if (written)
+		*written = q->used->ring[(q->offered - 1) % SIZE].len;
+	return *status;
+}
+
+static inline void check_lives(struct device *d)
+{
+	char *data = data_at(d, 0);
+
+	CHECK_EQ(ask(d, VIRTIO_BLK_T_IN, 0, data, 512, NULL), VIRTIO_BLK_S_OK);
+}
+
+static inline void check_broken(struct device *d, const char *why)
+{
+	CHECK(readable(d->broken_fd, 10000));
+	CHECK_EQ(strcmp(pv_virtio_irq_take_reason(d->irq), why), 0);
+	CHECK(__atomic_load_n((uint32_t *)((char *)d->page + 0x70), __ATOMIC_ACQUIRE) & 64);
+}
+
+static inline void fill(char *data, uint32_t length, unsigned seed)
+{
+	for (uint32_t i = 0; i < length; i++)
+		data[i] = (char)(i * 7 + i / 256 + seed);
+}
+
+static inline void check_bytes(const char *data, uint32_t length, char byte)
+{
+	for (uint32_t i = 0; i < length; i++)
+		CHECK_EQ(data[i], byte);
+}
+
+/* Ask for ranges of zeroes, as many as go into `length` bytes, one after the other. */
+static inline uint8_t zero(struct device *d, uint32_t type, uint64_t sector, uint32_t sectors,
+                           uint32_t flags, uint32_t length)
+{
+	struct virtio_blk_discard_write_zeroes *range = (void *)data_at(d, 0);
+
+	for (uint32_t i = 0; i < (length + 15) / 16; i++)
+		range[i] = (struct virtio_blk_discard_write_zeroes){sector + i * sectors, sectors,
+		                                                    flags};
+	return ask(d, type, 0, range, length, NULL);
+}
+
+static inline void on_each_engine(void (*tests)(void))
+{
+	fprintf(stderr, "- io_uring\n");
+	tests();
+	engine_flag = PV_BLOCK_THREADS;
+	fprintf(stderr, "- threads\n");
+	tests();
+}
+
+#endif

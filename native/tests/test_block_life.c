@@ -1,0 +1,133 @@
+/* The block device's data path: starting, stopping, several queues, batches and interrupts.
+ *
+ * sources: block.c block_alignment.c block_request.c block_work.c iothread.c io.c uring.c pool.c
+ * throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c */
+#include "block_device.h"
+
+static void test_stop_completes_what_is_in_flight(void)
+{
+	struct device d;
+	struct queue *q = &d.queues[0];
+
+	make_started(&d, 0);
+	for (unsigned round = 0; round < 30; round++) {
+		uint8_t *status[SIZE / 4];
+		uint16_t answered;
+
+		for (unsigned i = 0; i < SIZE / 4; i++) {
+			fill(data_at(&d, i * 4096), 4096, i + round);
+			status[i] = request(&d, q, i, VIRTIO_BLK_T_OUT, i * 8, data_at(&d, i * 4096),
+			                    4096);
+		}
+		kick(q);
+		pv_block_stop(d.block);
+		CHECK_EQ(pv_virtqueue_in_flight(q->ring), 0);
+		answered = used(q);
+		for (unsigned i = 0; i < SIZE / 4; i++) {
+			char check[4096];
+
+			CHECK_EQ(*status[i], i < answered ? VIRTIO_BLK_S_OK : UNANSWERED);
+			CHECK_EQ(pread(d.file, check, 4096, i * 4096), 4096);
+			CHECK(i >= answered || memcmp(check, data_at(&d, i * 4096), 4096) == 0);
+		}
+		stop(&d);
+		start(&d, FEATURES, 1);
+	}
+	unmake(&d);
+}
+
+static void test_several_queues_at_once(void)
+{
+	struct pv_block_config config = {.fd = -1};
+	struct pv_block_stats stats;
+	struct device d;
+
+	make(&d, &config);
+	start(&d, FEATURES, QUEUES);
+	for (unsigned round = 0; round < 50; round++) {
+		for (unsigned i = 0; i < QUEUES * 16; i++) {
+			char *data = data_at(&d, 4 * DATA + i * 2048);
+
+			fill(data, 2048, i + round);
+			request(&d, &d.queues[i % QUEUES], i,
+			        round % 2 ? VIRTIO_BLK_T_IN : VIRTIO_BLK_T_OUT,
+			        round % 2 ? i * 4 : i * 4, data, 2048);
+			if (i % 8 < QUEUES)
+				kick(&d.queues[i % QUEUES]);
+		}
+		for (unsigned i = 0; i < QUEUES; i++) {
+			kick(&d.queues[i]);
+			WAIT_FOR(used(&d.queues[i]) == d.queues[i].offered);
+		}
+		for (unsigned i = 0; round % 2 && i < QUEUES * 16; i++) {
+			char check[2048];
+
+			fill(check, 2048, i + round - 1);
+			CHECK_EQ(memcmp(check, data_at(&d, 4 * DATA + i * 2048), 2048), 0);
+		}
+	}
+	pv_block_stats(d.block, &stats);
+	CHECK_EQ(stats.reads, 25 * QUEUES * 16);
+	CHECK_EQ(stats.writes, 25 * QUEUES * 16);
+	CHECK_EQ(stats.bytes_read, stats.reads * 2048);
+	CHECK_EQ(stats.errors, 0);
+	CHECK_EQ(stats.interrupts, pv_virtio_irq_count(d.irq));
+	CHECK(stats.interrupts > 0 && stats.interrupts <= stats.reads + stats.writes);
+	unmake(&d);
+}
+
+static void test_a_batch_has_one_interrupt(void)
+{
+	struct device d;
+	struct queue *q = &d.queues[0];
+	struct pv_block_stats stats;
+
+	/* Answered without the file, so that the whole batch is one. */
+	make_started(&d, 0);
+	stop(&d);
+	make_queue(&d, 0);
+	for (unsigned i = 0; i < 16; i++)
+		request(&d, q, i, VIRTIO_BLK_T_GET_ID, 0, data_at(&d, i * 32), 20);
+	struct pv_block_queue served = {q->ring, q->kick_fd};
+	CHECK_EQ(pv_block_start(d.block, FEATURES, &served, 1, d.irq), 0);
+	WAIT_FOR(used(q) == 16);
+	pv_block_stop(d.block);
+	pv_block_stats(d.block, &stats);
+	CHECK_EQ(stats.others, 16);
+	CHECK_EQ(stats.interrupts, 1);
+	q->avail->flags = PV_AVAIL_NO_INTERRUPT;
+	CHECK_EQ(pv_block_start(d.block, FEATURES, &served, 1, d.irq), 0);
+	ask(&d, VIRTIO_BLK_T_GET_ID, 0, data_at(&d, 0), 20, NULL);
+	pv_block_stop(d.block);
+	pv_block_stats(d.block, &stats);
+	CHECK_EQ(stats.interrupts, 1);
+	CHECK_EQ(stats.suppressed, 1);
+	unmake(&d);
+}
+
+static void test_started_again_and_again(void)
+{
+	struct device d;
+
+	make_started(&d, 0);
+	for (unsigned i = 0; i < 100; i++) {
+		check_lives(&d);
+		stop(&d);
+		start(&d, FEATURES, 1);
+	}
+	unmake(&d);
+}
+
+static void run_all(void)
+{
+	RUN(test_stop_completes_what_is_in_flight);
+	RUN(test_several_queues_at_once);
+	RUN(test_a_batch_has_one_interrupt);
+	RUN(test_started_again_and_again);
+}
+
+int main(void)
+{
+	on_each_engine(run_all);
+	return 0;
+}

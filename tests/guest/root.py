@@ -1,0 +1,14 @@
+"""The root file system that guests are tested with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyvirt.harness.guest import rootfs
+
+SIZE = 512 * rootfs.MIB
+
+
+def image() -> Path:
+    """Return the image in the cache: for reading only. Made on first use, best not in the lab."""
+    return rootfs.build(rootfs.MEASURE, size=SIZE)
