@@ -15,6 +15,7 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import side_by_side
 from pyvirt.errors import PyvirtError
@@ -23,7 +24,7 @@ from pyvirt.harness.guest import initramfs, kernel, rootfs
 RUNS_MIN, RUNS = 5, 5
 JOB_SECONDS = 3
 GUEST_SECONDS = 180
-LAB_SECONDS = 2400
+LAB_SECONDS = 400
 DISK = Path("/dev/nullb0")
 GOAL = 1.2
 CMDLINE = "console=ttyS0 quiet panic=-1"
@@ -64,18 +65,12 @@ JOBS = [
 ]
 
 
-@dataclass(frozen=True)
-class Result:
-    """One job's end."""
+class Result(NamedTuple):
+    """One job's end; `iops` is requests a second."""
 
-    requests: int
-    seconds: float
-    exits: int
-
-    @property
-    def iops(self) -> float:
-        """Requests a second."""
-        return self.requests / self.seconds
+    iops: float
+    requests: float
+    exits: float
 
 
 def script(seconds: int) -> str:
@@ -139,22 +134,10 @@ def run(command: list[str]) -> list[Result]:
             end = side_by_side.user_exits()
         elif word == "result":
             requests, seconds = parse(rest, JOBS[len(results)])
-            results.append(Result(requests, seconds, end - begin))
+            results.append(Result(requests / seconds, requests, end - begin))
     if len(results) < len(JOBS):
         shown = "\n".join(lines)
         raise RuntimeError(f"{command[0]}: {len(results)} jobs of {len(JOBS)}: {shown}")
-    return results
-
-
-def measure(commands: dict[str, list[str]], runs: int) -> dict[str, list[list[Result]]]:
-    """Run the monitors in turn."""
-    results: dict[str, list[list[Result]]] = {name: [] for name in commands}
-    for turn in range(runs):
-        for name, command in commands.items():
-            done = run(command)
-            results[name].append(done)
-            figures = " ".join(f"{result.iops:.0f}" for result in done)
-            print(f"{turn + 1:>3} {name:<7} IOPS {figures}", file=sys.stderr, flush=True)
     return results
 
 
@@ -171,11 +154,11 @@ def exits(turns: list[list[Result]], number: int) -> str:
     return f"{sum(r.exits for r in done) / sum(r.requests for r in done):.3f}"
 
 
-def report(results: dict[str, list[list[Result]]]) -> str:
+def report(turns: list[side_by_side.Figures]) -> str:
     """Return the table as Markdown; draw the plot."""
-    runs = len(results["pyvirt"])
+    results = {name: [[Result(*job) for job in turn[name]] for turn in turns] for name in turns[0]}
     lines = [
-        f"{runs} runs of each, in turn; {JOB_SECONDS} s a job; micro kernel, 1 vCPU, 512 MiB.",
+        f"{len(turns)} runs of each, in turn; {JOB_SECONDS} s a job; micro kernel, 1 vCPU, 512M.",
         f"{side_by_side.qemu_version()}, -M {side_by_side.MACHINE}, virtio-blk-device.",
         f"The disk is {DISK}; direct I/O, io_uring. Requests a second unless it says otherwise,",
         "median (least to most); exits to user space per request, with fio's own start and end.",
@@ -206,14 +189,15 @@ def main() -> int:
     guest = kernel.find("micro")
     initrd = initramfs.build(guest, script=script(JOB_SECONDS))
     root = rootfs.build(rootfs.MEASURE)
-    status = side_by_side.run_in_lab(LAB_SECONDS)
-    if status is not None:
-        return status
-    if not DISK.is_block_device():
-        sys.exit(f"{DISK} is not there; modprobe null_blk")
     words = (str(guest.image), str(initrd), str(root), str(DISK))
     commands = {"pyvirt": pyvirt_command(*words), "QEMU": qemu_command(*words)}
-    side_by_side.keep("block", report(measure(commands, runs)))
+
+    def measure() -> side_by_side.Figures:
+        if not DISK.is_block_device():
+            sys.exit(f"{DISK} is not there; modprobe null_blk")
+        return {name: [list(job) for job in run(command)] for name, command in commands.items()}
+
+    side_by_side.keep("block", report(side_by_side.turns(measure, runs, LAB_SECONDS)))
     return 0
 
 

@@ -10,6 +10,7 @@ space per packet are what KVM counts, over the packets (after segmentation offlo
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import statistics
@@ -20,24 +21,24 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import side_by_side
 from pyvirt.errors import PyvirtError
+from pyvirt.harness import cache
 from pyvirt.harness.guest import initramfs, kernel, rootfs
 
 RUNS_MIN, RUNS = 5, 5
 JOB_SECONDS = 2
 GUEST_SECONDS = 180
-LAB_SECONDS = 2400
+LAB_SECONDS = 400
 GOAL = 1.2
 CMDLINE = "console=ttyS0 quiet panic=-1"
 TAP, HOST, GUEST, PREFIX = "tap0", "10.0.0.1", "10.0.0.2", 24
 PORT = 5002
 ROUND_TRIP = Path(__file__).with_name("round_trip.c")
 COUNTERS = [Path("/sys/class/net", TAP, "statistics", f"{way}_packets") for way in ("rx", "tx")]
-# Set in the copy of this program that has a network namespace of its own.
-INSIDE = "PYVIRT_BENCH_NET"
+CLONE_NEWNET = 0x40000000  # linux/sched.h
 READY_SECONDS = 10
 
 
@@ -73,13 +74,12 @@ JOBS = [
 ]
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """One job's end."""
 
     rate: float
-    packets: int
-    exits: int
+    packets: float
+    exits: float
 
 
 def script(seconds: int) -> str:
@@ -132,10 +132,22 @@ def serving(*command: str) -> Iterator[None]:
             process.kill()
 
 
+def round_trip() -> Path:
+    """Return the program of that name, compiled on first use."""
+    compiler = ("gcc", "-O2", "-static", "-Wall", "-Wextra", "-Werror")
+
+    def build(place: Path) -> None:
+        subprocess.run([*compiler, "-o", str(place), str(ROUND_TRIP)], check=True)
+
+    return cache.entry(f"round-trip-{cache.digest(ROUND_TRIP.read_bytes())}", build)
+
+
 @contextmanager
 def network(round_trip: str) -> Iterator[None]:
-    """Make the tap and the servers behind it."""
+    """Make a network namespace for this process, the tap in it, and the servers behind it."""
     pyvirt = str(side_by_side.PYVIRT)
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+        sys.exit(f"a network namespace: {os.strerror(ctypes.get_errno())}; run it as root")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run([pyvirt, "net", "up", TAP, "-address", f"{HOST}/{PREFIX}"], check=True)
     with ExitStack() as servers:
@@ -196,18 +208,6 @@ def run(command: list[str]) -> list[Result]:
     return results
 
 
-def measure(commands: dict[str, list[str]], runs: int) -> dict[str, list[list[Result]]]:
-    """Run the monitors in turn."""
-    results: dict[str, list[list[Result]]] = {name: [] for name in commands}
-    for turn in range(runs):
-        for name, command in commands.items():
-            done = run(command)
-            results[name].append(done)
-            figures = " ".join(f"{result.rate:.0f}" for result in done)
-            print(f"{turn + 1:>3} {name:<13} {figures}", file=sys.stderr, flush=True)
-    return results
-
-
 def exits(turns: list[list[Result]], number: int) -> str:
     """Return one job's exits per packet, of all turns, in words."""
     done = [turn[number] for turn in turns]
@@ -237,11 +237,11 @@ def table(
     return [*lines, "", f"Geometric mean of the ratios: {statistics.geometric_mean(middles):.2f}."]
 
 
-def report(results: dict[str, list[list[Result]]]) -> str:
+def report(turns: list[side_by_side.Figures]) -> str:
     """Return the tables as Markdown; draw the plot."""
-    runs = len(results["pyvirt"])
+    results = {name: [[Result(*job) for job in turn[name]] for turn in turns] for name in turns[0]}
     lines = [
-        f"{runs} runs of each, in turn; {JOB_SECONDS} s a job; micro kernel, 1 vCPU, 512 MiB.",
+        f"{len(turns)} runs of each, in turn; {JOB_SECONDS} s a job; micro kernel, 1 vCPU, 512M.",
         f"{side_by_side.qemu_version()}, -M {side_by_side.MACHINE}, virtio-net-device.",
         "Median (least to most); in and out as the guest sees them; UDP as fast as the sender can,",
         "counted where it arrives; exits to user space per packet on the tap.",
@@ -260,21 +260,13 @@ def main() -> int:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else RUNS
     if runs < RUNS_MIN:
         sys.exit(f"RUNS {runs}: fewer than {RUNS_MIN} say nothing; give more")
-    with TemporaryDirectory() as folder:
-        program = Path(folder, "round_trip")
-        compiler = ["gcc", "-O2", "-static", "-Wall", "-Wextra", "-Werror"]
-        subprocess.run([*compiler, "-o", str(program), str(ROUND_TRIP)], check=True)
-        guest = kernel.find("micro")
-        text = script(JOB_SECONDS)
-        initrd = initramfs.build(guest, script=text, files={"/bin/round_trip": program})
-        root = rootfs.build(rootfs.MEASURE)
-        status = side_by_side.run_in_lab(LAB_SECONDS)
-        if status is not None:
-            return status
-        if INSIDE not in os.environ:
-            again = ["unshare", "--net", sys.executable, *sys.argv]
-            return subprocess.run(again, env={**os.environ, INSIDE: "1"}, check=False).returncode
-        words = (str(guest.image), str(initrd), str(root))
+    program = round_trip()
+    guest = kernel.find("micro")
+    files = {"/bin/round_trip": program}
+    initrd = initramfs.build(guest, script=script(JOB_SECONDS), files=files)
+    words = (str(guest.image), str(initrd), str(rootfs.build(rootfs.MEASURE)))
+
+    def measure() -> side_by_side.Figures:
         commands = {
             "pyvirt": pyvirt_command(*words, vhost=False),
             "QEMU": qemu_command(*words, vhost=False),
@@ -283,8 +275,9 @@ def main() -> int:
             commands["pyvirt, vhost"] = pyvirt_command(*words, vhost=True)
             commands["QEMU, vhost"] = qemu_command(*words, vhost=True)
         with network(str(program)):
-            results = measure(commands, runs)
-    side_by_side.keep("net", report(results))
+            return {name: [list(job) for job in run(command)] for name, command in commands.items()}
+
+    side_by_side.keep("net", report(side_by_side.turns(measure, runs, LAB_SECONDS)))
     return 0
 
 

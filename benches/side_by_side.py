@@ -1,25 +1,31 @@
 """What the benchmarks against another monitor share: where they run, how they count and show.
 
-A benchmark calls `run_in_lab` first, which does the whole of it in one boot of the nested lab
-where this host's KVM cannot run stock kernels. Absolute figures mean little there; ratios of two
-monitors that took turns do, and so do counts.
+A benchmark measures in turns, each of them one run of every monitor. Where this host's KVM cannot
+run stock kernels a turn is one boot of the nested lab: absolute figures mean little there, but
+ratios of two monitors in one turn do, and so do counts.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from pyvirt.cli.accel import kvm_failure
 from pyvirt.harness import lab
 
+# By monitor, for each job: first the rate or time, then counts.
+Figures = dict[str, list[list[float]]]
+# Where a turn in the lab leaves its figures.
+_TURN = "PYVIRT_BENCH_TURN"
 PYVIRT = Path(sys.prefix, "bin", "pyvirt")
 QEMU = "qemu-system-x86_64"
 # QEMU's best configuration for a microVM: PIT, PIC and RTC spare the guest its calibrations.
@@ -36,21 +42,45 @@ _EXITS = [Path("/sys/kernel/debug/kvm", f"{kind}_exits") for kind in ("mmio", "i
 RESULTS = Path(__file__).parent / "results"
 
 
-def run_in_lab(timeout: float, *, memory_mib: int = 4096) -> int | None:
-    """Run this program in the lab if it must be; None: go on, it runs where it can."""
+def turns(measure: Callable[[], Figures], count: int, seconds: float) -> list[Figures]:
+    """Return what `measure`, which takes each monitor once, found in `count` turns.
+
+    Where this host's KVM cannot run stock kernels each turn is a boot of the nested lab, of
+    `seconds` at most, in which this program runs again as far as here.
+    """
+    place = os.environ.get(_TURN)
+    if place:
+        with open(place, "w", encoding="utf-8") as file:
+            json.dump(measure(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        sys.exit(0)
     failure = kvm_failure()
-    if not failure:
-        return None
-    print(f"In the nested lab, because: {failure}", file=sys.stderr, flush=True)
-    command = [sys.executable, *map(os.path.abspath, sys.argv[:1]), *sys.argv[1:]]
-    return lab.run(
-        command,
-        cwd=os.getcwd(),
-        env=dict(os.environ),
-        memory_mib=memory_mib,
-        timeout=timeout,
-        tries=3,
-    )
+    if failure:
+        print(f"In the nested lab, because: {failure}", file=sys.stderr, flush=True)
+    found: list[Figures] = []
+    for turn in range(count):
+        found.append(_turn_in_lab(seconds) if failure else measure())
+        for name, figures in found[-1].items():
+            rates = " ".join(f"{figure[0]:.2f}" for figure in figures)
+            print(f"{turn + 1:>3} {name:<13} {rates}", file=sys.stderr, flush=True)
+    return found
+
+
+def _turn_in_lab(seconds: float) -> Figures:
+    with TemporaryDirectory(prefix="pyvirt-bench-") as folder:
+        place = os.path.join(folder, "figures")
+        status = lab.run(
+            [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]],
+            env={**os.environ, _TURN: place},
+            timeout=seconds,
+            tries=3,
+        )
+        if status:
+            sys.exit(status)
+        with open(place, encoding="utf-8") as file:
+            figures: Figures = json.load(file)
+    return figures
 
 
 def console(command: Sequence[str], seconds: float) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Two ports for people who run guests: debug exit, and boot timer.
+"""Ports for people who run guests: debug exit, boot timer, and the guest's own panic.
 
 Each calls back on the writing vCPU's thread.
 """
@@ -49,3 +49,28 @@ class BootTimer:
     def write(self, offset: int, size: int, value: int) -> None:
         """Report the stage."""
         self._on_stage(value & 0xFF)
+
+
+class PanicPort:
+    """The pvpanic device: a kernel that panics writes what happened, if it has the driver.
+
+    Source: QEMU, docs/specs/pvpanic.rst.
+    """
+
+    SIZE = 1
+    PANICKED, CRASH_LOADED = 1 << 0, 1 << 1  # the second: a crash kernel takes over
+
+    __slots__ = ("_on_panic",)
+
+    def __init__(self, on_panic: Callable[[bool], None]) -> None:
+        """`on_panic` is told whether a crash kernel takes over."""
+        self._on_panic = on_panic
+
+    def read(self, offset: int, size: int) -> int:
+        """Return the events that can be told."""
+        return self.PANICKED | self.CRASH_LOADED
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Report a panic."""
+        if value & (self.PANICKED | self.CRASH_LOADED):
+            self._on_panic(not value & self.PANICKED)

@@ -31,7 +31,6 @@ class Disk:
     """
 
     __slots__ = (
-        "_is_locked",
         "block_size",
         "direct",
         "fd",
@@ -68,15 +67,11 @@ class Disk:
             os.close(self.fd)
             raise
 
-    def _set_lock(self, kind: int) -> None:
-        whole = struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
-        fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, whole)
-
     def _lock(self, path: str, readonly: bool) -> None:
-        self._is_locked = False
+        kind = fcntl.F_RDLCK if readonly else fcntl.F_WRLCK
+        whole = struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
         try:
-            self._set_lock(fcntl.F_RDLCK if readonly else fcntl.F_WRLCK)
-            self._is_locked = True
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, whole)
         except OSError as error:
             if error.errno in _LOCKED:
                 raise ConfigError(
@@ -136,10 +131,6 @@ class Disk:
 
     def close(self) -> None:
         """Close and unlock; what uses the descriptor is gone."""
-        # The lock would go with the last reference to the open file, and the kernel takes its time
-        # to drop the one of an io_uring that has ended.
-        if self._is_locked:
-            self._set_lock(fcntl.F_UNLCK)
         os.close(self.fd)
         self.fd = -1
 

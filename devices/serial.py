@@ -29,9 +29,9 @@ STDIO, NONE, PTY, FILE, SOCKET = "stdio", "none", "pty", "file", "socket"
 _ACCEPTED = "stdio, none, pty, file,path=FILE or socket,path=PATH,server,nowait"
 _SOCKET_PATH_MAX = 107  # bytes: sockaddr_un without its terminator
 _PORTS = 8
-# What brings a 16550A to its reset state, by register: 9600 baud (the divisor is 12, behind DLAB),
-# 8 bits, no interrupts, FIFOs that are empty and off, OUT2 alone.
-_RESET = ((3, 0x83), (0, 12), (1, 0), (3, 3), (1, 0), (2, 7), (2, 0), (4, 8))
+# What brings the port to its first state, by register: 115200 baud (the divisor is 1, behind DLAB),
+# 8 bits, no interrupts, FIFOs that are empty and off, no modem line.
+_RESET = ((3, 0x83), (0, 1), (1, 0), (3, 3), (1, 0), (2, 7), (2, 0), (4, 0))
 
 
 class Backend:

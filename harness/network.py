@@ -25,6 +25,7 @@ MARK = "made by pyvirt"
 MARK_NAT = f"{MARK}, with nat"
 Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
+_IFA_F_NODAD = 0x02  # linux/if_addr.h
 _NFT_TIMEOUT_S = 30.0
 _FORWARDING = {
     4: Path("/proc/sys/net/ipv4/ip_forward"),
@@ -224,6 +225,9 @@ class _Host:
     def add_address(self, name: str, address: Address, undo: ExitStack) -> None:
         index = self._need(name)["index"]
         words = {"index": index, "address": str(address.ip), "prefixlen": address.network.prefixlen}
+        if address.version == 6:
+            # It is used at once: who would object comes later, when a guest brings the link up.
+            words["flags"] = _IFA_F_NODAD
         with _errors(name):
             for held in self._route.get_addr(index=index):
                 if (held.get("address"), held["prefixlen"]) == (

@@ -54,6 +54,8 @@ struct pv_block {
 	uint32_t count;
 	atomic_bool stopping;
 	atomic_bool broken;
+	_Atomic uint64_t noted_ns; /* when the last failure of the host's was noted */
+	_Atomic uint64_t noted;    /* its errno, and above that its type; 0: it was taken */
 	char why[WHY_BYTES]; /* it broke; outlives the queue that knows */
 	struct counters counters[PV_BLOCK_QUEUES];
 };
@@ -90,8 +92,30 @@ static void count_request(struct counters *counters, const struct pv_block_reque
 		count(&counters->bytes_written, r->length);
 }
 
+/* Keep the host's failure for the monitor, not more often than it wants to hear of them. */
+static void note_error(struct pv_block *b, const struct pv_block_request *r)
+{
+	uint64_t before = atomic_load(&b->noted_ns), now = now_ns();
+
+	if ((before && now - before < NS_PER_S) ||
+	    !atomic_compare_exchange_strong(&b->noted_ns, &before, now))
+		return;
+	atomic_store(&b->noted, (uint64_t)r->type << 32 | (uint32_t)r->error);
+	pv_virtio_irq_news(b->irq);
+}
+
+int pv_block_take_error(struct pv_block *b, uint32_t *type)
+{
+	uint64_t noted = atomic_exchange(&b->noted, 0);
+
+	*type = (uint32_t)(noted >> 32);
+	return (int)(uint32_t)noted;
+}
+
 static void answer(struct worker *w, struct pv_block_request *r)
 {
+	if (r->error)
+		note_error(w->block, r);
 	*r->answer = r->status;
 	count_request(w->counters, r);
 	pv_virtqueue_push(w->ring, r->head, r->writable);

@@ -103,6 +103,7 @@ const char *pv_block_parse(const struct pv_chain *chain, struct pv_block_request
 	request->status = VIRTIO_BLK_S_OK;
 	request->answer = (uint8_t *)last->iov_base + last->iov_len - 1;
 	request->writable = (uint32_t)chain->writable_bytes;
+	request->error = 0;
 	request->done = 0;
 	request->range = request->ranges = 0;
 	request->by_hand = request->synced = request->misaligned = false;

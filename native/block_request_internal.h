@@ -28,6 +28,7 @@ struct pv_block_request {
 	struct pv_io io; /* the operation under way; first, so that one is found by the other */
 	uint32_t type;   /* VIRTIO_BLK_T_... */
 	uint16_t head;
+	int error;          /* errno of the host's failure behind the status, or 0 */
 	uint8_t status;     /* VIRTIO_BLK_S_..., what the answer is going to be */
 	uint8_t *answer;    /* where it goes: the last writable byte */
 	uint32_t writable;  /* bytes, all of which are written in the end */

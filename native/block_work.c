@@ -75,9 +75,11 @@ void pv_block_prepare(const struct pv_block_file *file, struct pv_block_request 
 	r->misaligned = is_misaligned(file, r);
 }
 
-static bool fail(struct pv_block_request *r)
+/* `result` is an operation's: an error of the host's, or 0 where more was to be had. */
+static bool fail(struct pv_block_request *r, int64_t result)
 {
 	r->status = VIRTIO_BLK_S_IOERR;
+	r->error = result < 0 ? (int)-result : EIO;
 	return false;
 }
 
@@ -114,7 +116,7 @@ static bool next_unaligned(struct pv_block_file *file, struct pv_block_request *
 	while (moved && r->done < r->length)
 		moved = move_unaligned(file, r);
 	pthread_mutex_unlock(&file->lock);
-	return moved ? false : fail(r);
+	return moved ? false : fail(r, 0);
 }
 
 static bool next_bounced(struct pv_block_request *r)
@@ -136,7 +138,7 @@ static bool next_transfer(struct pv_block_file *file, struct pv_block_request *r
 	if (!r->bounce && (unaligned || r->misaligned)) {
 		r->bounce = aligned_alloc(UNIT, BOUNCE_MAX);
 		if (!r->bounce)
-			return fail(r);
+			return fail(r, -ENOMEM);
 	}
 	if (unaligned)
 		return next_unaligned(file, r);
@@ -224,7 +226,7 @@ static void absorb_range(struct pv_block_request *r)
 		r->by_hand = r->type != VIRTIO_BLK_T_DISCARD;
 		r->done = r->by_hand ? 0 : length;
 	} else if (r->io.result < 0 || (r->io.kind == PV_IO_WRITE && r->io.result == 0)) {
-		fail(r);
+		fail(r, r->io.result);
 	} else {
 		r->done += r->io.kind == PV_IO_WRITE ? (uint64_t)r->io.result : r->io.length;
 	}
@@ -237,7 +239,7 @@ static void absorb_range(struct pv_block_request *r)
 static void absorb_transfer(struct pv_block_request *r)
 {
 	if (r->io.result <= 0) {
-		fail(r); /* 0: the file has become shorter */
+		fail(r, r->io.result); /* 0: the file has become shorter */
 		return;
 	}
 	if (r->misaligned && r->type == VIRTIO_BLK_T_IN)
@@ -252,7 +254,7 @@ void pv_block_absorb(struct pv_block_request *r)
 	if (r->io.kind == PV_IO_SYNC) {
 		r->synced = true;
 		if (r->io.result < 0)
-			fail(r);
+			fail(r, r->io.result);
 	} else if (r->ranges > 0) {
 		absorb_range(r);
 	} else {

@@ -33,7 +33,7 @@ static void break_device(struct pv_vacant *v, const char *why)
 /* Answer the next request; false: there is none to be answered. */
 static bool answer(struct pv_vacant *v, struct pv_virtqueue *ring)
 {
-	const struct iovec *last;
+	const struct iovec *writable;
 	int result = v->broken ? 0 : pv_virtqueue_pop(ring, &v->chain);
 
 	if (result < 0)
@@ -44,10 +44,13 @@ static bool answer(struct pv_vacant *v, struct pv_virtqueue *ring)
 		break_device(v, "a block request without a status byte");
 		return false;
 	}
-	last = &v->chain.iov[v->chain.readable + v->chain.writable - 1];
-	((uint8_t *)last->iov_base)[last->iov_len - 1] = VIRTIO_BLK_S_IOERR;
-	/* Of the bytes from the start of the buffer, none is there but the status if it is alone. */
-	pv_virtqueue_push(ring, v->chain.head, v->chain.writable_bytes == 1);
+	/* Every byte that may be, so that the used length takes in the last, which is the status. */
+	writable = &v->chain.iov[v->chain.readable];
+	for (uint16_t i = 0; i < v->chain.writable; i++)
+		memset(writable[i].iov_base, 0, writable[i].iov_len);
+	writable += v->chain.writable - 1;
+	((uint8_t *)writable->iov_base)[writable->iov_len - 1] = VIRTIO_BLK_S_IOERR;
+	pv_virtqueue_push(ring, v->chain.head, (uint32_t)v->chain.writable_bytes);
 	return true;
 }
 

@@ -29,8 +29,8 @@ class Session:
         self.monitor = monitor
         self.descriptors = Descriptors()
         self.bucket = LeakyBucket() if throttled else None
-        # From the first command on, and for qmp_capabilities after its answer: nothing is to
-        # come between a client's hello and ours.
+        # From the first command on that is not refused; for qmp_capabilities behind its answer, as
+        # nothing is to come between a client's hello and ours.
         self.wants_events = False
 
     def close(self) -> None:
@@ -78,8 +78,6 @@ class Monitor:
                 raise self._throttled()
             command, arguments = self._look_up(request)
             first = command.answer_first
-            greets = command.name == table.HELLO
-            session.wants_events = session.wants_events or not greets
             message = {"return": command.handler(session, arguments)}
             session.wants_events = True
         except QmpError as error:

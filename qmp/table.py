@@ -16,4 +16,3 @@ CHAPTERS: tuple[tuple[str, tuple[Command, ...]], ...] = (
 )
 TABLE = tuple(command for _, commands in CHAPTERS for command in commands)
 BY_NAME = {command.name: command for command in TABLE}
-HELLO = session.HELLO

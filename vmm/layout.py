@@ -77,6 +77,7 @@ GED_SELECTOR = 0x604
 GED_SELECTOR_SIZE = 4
 GED_IRQ = 9
 GED_POWER_BUTTON = 1 << 0
+PANIC = 0x608  # pvpanic's events, a byte
 
 # e820 types, as the boot protocols use them.
 E820_RAM = 1

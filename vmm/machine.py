@@ -8,17 +8,17 @@ a time, unless it says otherwise; `finish`, `stop` and `close` at any time, thou
 from __future__ import annotations
 
 import _thread
+import errno
 import os
 
-from ..devices.debug import BootTimer, DebugExit
+from ..devices.debug import BootTimer, DebugExit, PanicPort
 from ..devices.power import I8042, AcpiPower, EventDevice
 from ..errors import ConfigError, GuestError, PyvirtError
 from ..native import check, ffi, lib
 from . import bus, kvm, layout, report, slots
 from .boot import loader
-from .interrupts import InterruptLine
 from .memory import GuestMemory
-from .vm import Vm, check_kvm
+from .vm import InterruptLine, Vm, check_kvm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class Machine:
         self._mark = mark
         self._lines: list[InterruptLine] = []
         self._state = PAUSED
+        self.thread_ids = [0] * config.vcpus  # of the vCPUs' threads; 0 before they run
         self._first_run_ns = 0  # before the first reset
         self._is_stopped = False
         # Guards the state, the reason and which VM it is; the vCPU threads stand at the gate.
@@ -130,6 +131,8 @@ class Machine:
         self.bus.add(pio, layout.GED_SELECTOR, EventDevice.SIZE, self._events)
         exit_port = DebugExit(lambda value: self.finish(End(DEBUG_EXIT, value)))
         self.bus.add(pio, layout.DEBUG_EXIT, exit_port.SIZE, exit_port)
+        panic = PanicPort(self._on_panic)
+        self.bus.add(pio, layout.PANIC, panic.SIZE, panic)
         timer = BootTimer(self._on_boot_stage)
         self.bus.add(pio, layout.BOOT_TIMER, timer.SIZE, timer)
         self.bus.add(bus.MMIO, layout.BOOT_TIMER_MMIO, timer.SIZE, timer)
@@ -150,6 +153,10 @@ class Machine:
         if stage == BootTimer.INIT:
             self._mark("init")
 
+    def _on_panic(self, goes_on: bool) -> None:
+        # QMP's names: the machine runs on, and what comes next is the guest's to decide.
+        self._emit("GUEST_CRASHLOADED" if goes_on else "GUEST_PANICKED", action="run")
+
     def interrupt_line(self, gsi: int) -> InterruptLine:
         """Return a new edge-triggered line; the machine closes it."""
         assert self._vm is not None
@@ -164,9 +171,22 @@ class Machine:
         return self.slots.notices_fd
 
     def report(self) -> None:
-        """Log what devices have to say: that a driver broke one, and how."""
-        if self.slots is not None:
-            self.slots.report()
+        """Log what devices have to say: that a driver broke one, that an image failed."""
+        if self.slots is None or not self.slots.report():
+            return
+        for device in self.slots.pluggable("block"):
+            failure = device.take_failure()
+            if failure is not None:
+                operation, error = failure
+                self._log.warning(f"{device.name}: {operation}: {os.strerror(error)}")
+                self._emit(
+                    "BLOCK_IO_ERROR",
+                    **{"device": device.backend, "node-name": device.backend},
+                    operation="read" if operation == "read" else "write",
+                    action="report",
+                    nospace=error == errno.ENOSPC,
+                    reason=os.strerror(error),
+                )
 
     def load(self) -> None:
         """Load the guest that the configuration names."""
@@ -286,6 +306,20 @@ class Machine:
             reset()
         self.memory.clear()
         self.load()
+
+    def standing(self, look: Callable[[], Any]) -> Any:
+        """Return what `look` does while no vCPU runs; a running guest pauses, and nobody is told.
+
+        PyvirtError when the machine has ended.
+        """
+        with self._change:
+            was_running = self._set_paused()
+            try:
+                self._check_alive()
+                return look()
+            finally:
+                if was_running:
+                    self._set_running()
 
     def power_button(self) -> None:
         """Press the guest's power button; a guest that heeds it switches itself off later."""

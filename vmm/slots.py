@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from ..devices.virtio.device import Device
     from .bus import Bus
     from .config import MachineConfig
-    from .interrupts import InterruptLine
     from .log import Log
+    from .vm import InterruptLine
 
 SLOTS_MAX = len(layout.VIRTIO_GSIS)
 # At least, where disks and NICs can be plugged.
@@ -205,14 +205,18 @@ class Slots:
             finally:
                 self._set_memslot(len(self._pages))
 
-    def report(self) -> None:
-        """Log what devices have to say; when `notices_fd` is readable, by any thread."""
+    def report(self) -> bool:
+        """Log what devices have to say; when `notices_fd` is readable, by any thread.
+
+        False: there was nothing.
+        """
         try:
             os.eventfd_read(self.notices_fd)
         except BlockingIOError:
-            return
+            return False
         for transport in self.transports:
             transport.report()
+        return True
 
     def close(self) -> None:
         """Bring requests in flight to their end; no vCPU runs any more."""

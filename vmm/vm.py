@@ -1,4 +1,4 @@
-"""KVM's part of a machine: the VM, its interrupt controllers and its vCPUs.
+"""KVM's part of a machine: the VM, its interrupt controllers and lines, and its vCPUs.
 
 A reset makes another around the same memory, devices and lines, so that nothing of the guest
 before it stays: no register, no pending interrupt, no page that KVM keeps a clock in.
@@ -27,6 +27,39 @@ def check_kvm(kvm_fd: int, vcpus: int) -> None:
     limit = kvm.extension(kvm_fd, "KVM_CAP_MAX_VCPUS") or 4
     if vcpus > limit:
         raise ConfigError(f"-smp {vcpus}: this KVM runs at most {limit}; lower it")
+
+
+class InterruptLine:
+    """One GSI: an eventfd that KVM's interrupt controllers are wired to (KVM_IRQFD); owns it.
+
+    A write of 1 to the descriptor, from any thread and any language, is one edge.
+    """
+
+    __slots__ = ("fd", "gsi")
+
+    def __init__(self, vm_fd: int, gsi: int) -> None:
+        self.gsi = gsi
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self.connect(vm_fd)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def connect(self, vm_fd: int) -> None:
+        """Wire the line to a VM; one that it was wired to before is closed."""
+        kvm.IRQFD(vm_fd, ffi.new("struct kvm_irqfd *", {"fd": self.fd, "gsi": self.gsi}))
+
+    def clear(self) -> None:
+        """Forget the edges that no VM has taken."""
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            return
+
+    def close(self) -> None:
+        """Close the eventfd; KVM lets go of it by itself."""
+        os.close(self.fd)
 
 
 class Vm:

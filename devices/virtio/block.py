@@ -27,6 +27,9 @@ IOPS_MAX = 1_000_000
 ENGINES = ("auto", "io_uring", "threads")
 ZERO_DETECTION = ("off", "on", "unmap")
 
+# Requests by their types, as QMP calls them; all others change the image too.
+OPERATIONS = {0: "read", 1: "write", 4: "flush"}
+
 # Feature bits, 5.2.3.
 SEG_MAX = 1 << 2
 RO = 1 << 5
@@ -158,6 +161,9 @@ class _Served:
     def read_stats(self, stats: Any) -> None:
         lib.pv_block_stats(self._handle, stats)
 
+    def take_error(self, kind: Any) -> int:
+        return int(lib.pv_block_take_error(self._handle, kind))
+
     def free(self) -> None:
         lib.pv_block_free(self._handle)
 
@@ -185,6 +191,10 @@ class _Vacant:
 
     def read_stats(self, stats: Any) -> None:
         """Count nothing."""
+
+    def take_error(self, kind: Any) -> int:
+        """Nothing of the host's can fail."""
+        return 0
 
     def free(self) -> None:
         """Nothing is left."""
@@ -261,7 +271,7 @@ class Block(Pluggable):
         served.start(activation.features, queues, activation.irq)
 
     def reset(self) -> None:
-        """Complete what is in flight and end the threads."""
+        """Complete what is in flight and leave the threads."""
         self._served.stop()
         self._activation = None
 
@@ -281,7 +291,7 @@ class Block(Pluggable):
         `serial`, where it is given, is the guest's instead of the image's.
         """
         config = backend.config
-        if self._served.image is not None:
+        if self.resource is not None:
             raise ConfigError(f"{self.name}: is in this slot already; take it out first")
         if config.queues > self._queues or config.queue_size > self.queue_sizes[0]:
             raise ConfigError(
@@ -298,16 +308,26 @@ class Block(Pluggable):
         try:
             self.exchange(change)
         except BaseException:
-            served.free()
+            if self._served is served:  # and the guest could not be told
+                self._withdraw()
+            else:
+                served.free()
             raise
 
     def detach(self) -> Image | None:
         """Take the image away; in-flight requests are complete, later ones end in errors."""
+        image = self._served.image
+        if image is not None:
+            self._withdraw()
+        return image
+
+    def _withdraw(self) -> None:
         before = self._served
-        if before.image is not None:
+        try:
             self.exchange(lambda _: self._replace(self._vacant))
-            before.free()
-        return before.image
+        finally:
+            if self._served is not before:
+                before.free()
 
     def _replace(self, served: _Served | _Vacant) -> None:
         """Let another serve the queues from the request on that comes next."""
@@ -330,6 +350,13 @@ class Block(Pluggable):
             self._start(served, activation)
         except PyvirtError as error:
             lib.pv_virtio_irq_broken(activation.irq, str(error).encode())
+
+    def take_failure(self) -> tuple[str, int] | None:
+        """Return "read", "write" or "flush", and the errno; of many failures one a second."""
+        kind = ffi.new("uint32_t *")
+        with self._lock:
+            error = self._served.take_error(kind)
+        return (OPERATIONS.get(kind[0], "write"), error) if error else None
 
     def stats(self) -> Any:
         """Return a struct pv_block_stats (native/block.h) of the image; any thread."""

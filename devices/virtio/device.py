@@ -164,3 +164,10 @@ class Pluggable(Device):
         with nothing behind it. Nothing happens to such a one; None.
         """
         raise NotImplementedError
+
+    def take_failure(self) -> tuple[str, int] | None:
+        """Return what failed on the host since the last call, in a word, and its errno.
+
+        Asked when the data path called pv_virtio_irq_news; any thread.
+        """
+        return None

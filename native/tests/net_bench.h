@@ -311,6 +311,15 @@ static inline void check_broken(struct bench *b, const char *why)
 	CHECK(__atomic_load_n((uint32_t *)((char *)b->page + 0x70), __ATOMIC_ACQUIRE) & 64);
 }
 
+/* The monitor is told that the host's side has gone, once. */
+static inline void check_loss(struct bench *b)
+{
+	CHECK(readable(b->broken_fd, 10000));
+	CHECK_EQ(pv_net_take_lost(b->net), 1);
+	CHECK_EQ(pv_net_take_lost(b->net), 0);
+	CHECK(!pv_virtio_irq_take_reason(b->irq));
+}
+
 /* A packet of the driver still goes through. */
 static inline void check_lives(struct bench *b)
 {

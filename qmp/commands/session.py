@@ -12,8 +12,6 @@ from ..version import VERSION
 if TYPE_CHECKING:
     from ..monitor import Session
 
-HELLO = "qmp_capabilities"
-
 
 def _capabilities(_: Session, given: Arguments) -> object:
     if given.enable:
@@ -51,7 +49,7 @@ _FDNAME = Struct(Field("fdname", Text(), "the name, which does not begin with a 
 
 COMMANDS = (
     Command(
-        HELLO,
+        "qmp_capabilities",
         "Says hello. Accepted at any time and never required; events begin with the first command "
         "of any name.",
         _capabilities,

@@ -7,7 +7,7 @@ import select
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.log import Log
 from pyvirt.vmm.machine import Machine
 
-SECONDS = 60.0
+SECONDS = 20.0
 # No command is to be mistaken for its output, and no message of the kernel either.
 SCRIPT = """
 stty -echo
@@ -52,7 +52,7 @@ class Live:
             if select.select([self._console], [], [], left)[0]:
                 data = self._console.recv(65536)
                 assert data, f"the console ended: {self._text[-2000:]}"
-                self._text += data.decode(errors="replace").replace("\r\n", "\n")
+                self._text = (self._text + data.decode(errors="replace")).replace("\r\n", "\n")
         before, _, self._text = self._text.partition(text)
         return before
 
@@ -78,16 +78,17 @@ class Live:
 
 
 @contextmanager
-def live(image: kernel.Kernel, folder: Path, *, script: str = "", **config: Any) -> Iterator[Live]:
-    """Run a guest of `image` with `script` before it listens; its log is in `folder`."""
+def live(
+    image: kernel.Kernel, folder: Path, *, modules: Sequence[str] = (), **config: Any
+) -> Iterator[Live]:
+    """Run a guest of `image` with `modules` loaded; its log is in `folder`."""
     log, path = Log(), folder / "log"
     log.open(str(path))
     machine = Machine(
         MachineConfig(
             str(image.image),
-            initrd=str(initramfs.build(image, script=script + SCRIPT)),
-            cmdline="console=ttyS0 quiet panic=-1",
-            **config,
+            initrd=str(initramfs.build(image, script=SCRIPT, modules=modules)),
+            **{"cmdline": "console=ttyS0 quiet panic=-1", **config},
         ),
         log,
         lambda _: None,

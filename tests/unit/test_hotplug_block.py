@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import resource
 import select
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 from pyvirt.devices.virtio import block as block_module
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.block import RO, Block, BlockConfig, Image
-from pyvirt.errors import PyvirtError
+from pyvirt.errors import KvmError, PyvirtError
 from pyvirt.native import ffi, lib
 from pyvirt.vmm.memory import GuestMemory
 
@@ -43,8 +45,8 @@ def make_image(path: Path, sectors: int = SECTORS, data: bytes = b"") -> Path:
 class Guest(DeviceBench):
     """A block device behind its transport, and an honest driver of its queue."""
 
-    def __init__(self, memory: GuestMemory, block: Block) -> None:
-        super().__init__(memory, block)
+    def __init__(self, memory: GuestMemory, block: Block, **words: Any) -> None:
+        super().__init__(memory, block, **words)
         self.memory = memory
         self.block = block
         self._place = 0
@@ -439,7 +441,28 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_nothing_is_left_behind(guest: Guest, tmp_path: Path) -> None:
+class Counting:
+    """The C side, whose objects are counted."""
+
+    def __init__(self) -> None:
+        self.alive = 0
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(lib, name)
+        step = {"pv_block_new": 1, "pv_block_free": -1}.get(name, 0)
+
+        def call(*arguments: Any) -> Any:
+            self.alive += step
+            return function(*arguments)
+
+        return call if step else function
+
+
+def test_nothing_is_left_behind(
+    guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting()
+    monkeypatch.setattr(block_module, "lib", counting)
     path = make_image(tmp_path / "a")
     config = BlockConfig("a", str(path))
     guest.bind()
@@ -451,6 +474,36 @@ def test_nothing_is_left_behind(guest: Guest, tmp_path: Path) -> None:
         guest.block.detach()
         image.close()
     assert (threads(), descriptors()) == before
+    assert counting.alive == 0
+
+
+def test_a_guest_that_cannot_be_told(memory: GuestMemory, image: Image) -> None:
+    """KVM may refuse to hide the registers for the moment of a change."""
+    fails = False
+
+    def exclusively(change: Callable[[], None]) -> None:
+        if fails:
+            raise KvmError("KVM_SET_USER_MEMORY_REGION", errno.ENOMEM)
+        change()
+
+    block = Block()
+    guest = Guest(memory, block, exclusively=exclusively)
+    guest.bind()
+    fails = True
+    with pytest.raises(KvmError):
+        block.attach(image)
+    assert block.backend == ""
+    assert guest.ask(IN, 0, b"", 512) == IOERR
+    fails = False
+    block.attach(image)
+    assert guest.read(0)[:1] == b"A"
+    fails = True
+    with pytest.raises(KvmError):
+        block.detach()
+    assert block.backend == ""
+    assert guest.ask(IN, 0, b"", 512) == IOERR
+    guest.close()
+    block.close()
 
 
 class Failing:
@@ -512,6 +565,10 @@ def test_a_broken_device_is_served_again_after_its_reset(guest: Guest, image: Im
     guest.block.detach()
     assert guest.capacity == 0
     guest.block.attach(image)
+    place = guest.send(IN, 0, b"", 512)
+    os.eventfd_write(guest.kicks[0], 1)
+    time.sleep(0.05)
+    assert guest.status(place) == UNANSWERED
     guest.transport.report()
     assert guest.log == ["disk a: a block request without a status byte; it needs a reset"]
     assert guest.get(r.STATUS) == RUNNING | r.NEEDS_RESET
@@ -529,3 +586,32 @@ def test_counters_are_the_images(guest: Guest, image: Image) -> None:
     assert guest.block.stats().bytes_read == 512
     guest.block.detach()
     assert guest.block.stats().bytes_read == 0
+
+
+def test_failures_of_the_host_are_told_one_a_second(guest: Guest, image: Image) -> None:
+    guest.bind()
+    guest.block.attach(image)
+    assert guest.ask(IN, SECTORS, b"", 512) == IOERR
+    assert guest.block.take_failure() is None, "the guest's own fault"
+    os.truncate(image.config.path, 4096)
+    took = time.monotonic()
+    for _ in range(10):
+        assert guest.ask(IN, 100, b"", 512) == IOERR
+    assert take(guest.broken_fd) == 1 or time.monotonic() - took > 0.5
+    assert guest.block.take_failure() == ("read", errno.EIO)
+    assert guest.block.stats().errors == 11
+    guest.block.detach()
+    assert guest.block.take_failure() is None
+
+
+def test_a_full_file_system_is_a_failure_to_write(guest: Guest, image: Image) -> None:
+    guest.bind()
+    guest.block.attach(image)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        assert guest.ask(OUT, 100, bytes(512)) == IOERR
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert guest.block.take_failure() == ("write", errno.EFBIG)
+    guest.block.detach()

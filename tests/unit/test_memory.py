@@ -135,3 +135,19 @@ def test_close_succeeds_while_a_failed_load_is_being_handled() -> None:
         os.close(fd)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(memory.fd)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_cleared_memory_is_zero_again_and_costs_nothing(shared: bool) -> None:
+    memory = GuestMemory(SIZE_MIN, shared=shared)
+    native = memory.native()
+    memory.write(0x1000, b"x" * 4096)
+    memory.write(SIZE_MIN - 4, b"last")
+    memory.clear()
+    assert memory.read(0x1000, 4096) == bytes(4096)
+    assert memory.read(SIZE_MIN - 4, 4) == bytes(4)
+    assert not shared or os.fstat(memory.fd).st_blocks <= 2 * 4096 // 512
+    memory.write(0x1000, b"again")
+    assert memory.read(0x1000, 5) == b"again"
+    assert memory.native() is native
+    memory.close()

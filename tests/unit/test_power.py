@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from pyvirt.devices.debug import BootTimer, DebugExit
+from pyvirt.devices.debug import BootTimer, DebugExit, PanicPort
 from pyvirt.devices.power import I8042, AcpiPower, EventDevice
 from pyvirt.vmm import layout
 
@@ -121,3 +121,14 @@ def test_the_selector_is_where_the_tables_say() -> None:
         layout.GED_SELECTOR_SIZE,
         layout.GED_POWER_BUTTON,
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(0, []), (1, [False]), (2, [True]), (3, [False]), (4, []), (0xFC, [])]
+)
+def test_a_panic_is_told_with_what_comes_next(value: int, told: list[bool]) -> None:
+    seen: list[bool] = []
+    device = PanicPort(seen.append)
+    assert device.read(0, 1) == PanicPort.PANICKED | PanicPort.CRASH_LOADED
+    device.write(0, 1, value)
+    assert seen == told

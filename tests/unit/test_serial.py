@@ -227,11 +227,11 @@ def test_pty(ports: list[Port]) -> None:
     port = open_port(ports, PTY)
     assert port.serial.pty_path.startswith("/dev/pts/")
     port.put(b"early\n")
-    for _ in range(2):
+    for turn in range(2):
         fd = os.open(port.serial.pty_path, os.O_RDWR | os.O_NOCTTY)
         try:
             assert not termios.tcgetattr(fd)[3] & (termios.ECHO | termios.ICANON)
-            if port.serial.stats().bytes_out == 0:
+            if turn == 0:
                 assert read_exactly(fd, 6) == b"early\n"
             port.put(b"login: ")
             assert read_exactly(fd, 7) == b"login: "
@@ -272,3 +272,21 @@ def test_closing_gives_everything_back(tmp_path: Path) -> None:
         port.serial.close()
     assert open_fds() == before
     assert len(os.listdir("/proc/self/task")) == tasks
+
+
+def test_a_reset_port_is_as_a_new_one(ports: list[Port]) -> None:
+    new, used = open_port(ports, NONE), open_port(ports, NONE)
+    for offset, value in ((3, 0x80), (0, 1), (1, 7), (3, 0x1B), (IER, 0xF), (2, 0xC1), (4, 0x1F)):
+        lib.pv_uart_write(used.serial.handle, offset, value)
+
+    def state(port: Port) -> list[int]:
+        registers = [lib.pv_uart_read(port.serial.handle, offset) for offset in range(1, 7)]
+        lib.pv_uart_write(port.serial.handle, 3, 0x83)
+        registers += [lib.pv_uart_read(port.serial.handle, offset) for offset in (0, 1)]
+        lib.pv_uart_write(port.serial.handle, 3, 3)
+        return registers
+
+    assert state(used) != state(new)
+    used.serial.reset()
+    state(used)  # what changed of the modem's lines is told once
+    assert state(used) == state(new)

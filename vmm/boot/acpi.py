@@ -135,6 +135,15 @@ def _power_button() -> bytes:
     return aml.device("PWRB", aml.name("_HID", aml.eisa_id("PNP0C0C")))
 
 
+def _panic() -> bytes:
+    """Return pvpanic, by the name that its driver in Linux looks for."""
+    return aml.device(
+        "PEVT",
+        aml.name("_HID", aml.string("QEMU0001")),
+        aml.name("_CRS", aml.resource_template(aml.io(layout.PANIC, 1))),
+    )
+
+
 def _event_device() -> bytes:
     """Return the GED: its interrupt's method reads the selector, which says what happened."""
     pressed = aml.bit_and(aml.LOCAL0, aml.integer(layout.GED_POWER_BUTTON))
@@ -172,7 +181,7 @@ def _dsdt(devices: Sequence[VirtioMmio]) -> bytes:
     off = aml.package(aml.integer(layout.SLEEP_TYPE_S5), aml.ZERO, aml.ZERO, aml.ZERO)
     virtio = [_virtio(index, window) for index, window in enumerate(devices)]
     body = aml.name("\\_S5", off) + aml.scope(
-        "\\_SB", _com1(), _power_button(), _event_device(), *virtio
+        "\\_SB", _com1(), _power_button(), _event_device(), _panic(), *virtio
     )
     return _table(b"DSDT", 2, body)
 

@@ -1,0 +1,262 @@
+"""NICs and what is behind them on the host: links, queues, vhost, passt, a way out."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from pyvirt.devices.nic import NicConfig
+from pyvirt.devices.serial import Backend, Serial
+from pyvirt.devices.tap import TapConfig
+from pyvirt.devices.virtio.net import Net
+from pyvirt.harness.guest import initramfs, kernel
+from pyvirt.vmm import layout
+from pyvirt.vmm.config import MachineConfig
+from pyvirt.vmm.log import Log
+from pyvirt.vmm.machine import Machine
+
+from ..kvm.support import wait_readable
+from ..unit.namespace import ip, network_namespace
+from .network import (
+    CMDLINE,
+    LARGE_SEGMENTS,
+    PATIENCE,
+    TOOLS,
+    interface,
+    load_module,
+    md5,
+    pyvirt,
+    running,
+    serving,
+    tools_disk,
+    until,
+)
+
+MIB = 1 << 20
+NOBODY = 65534
+# Tells who connects the address that it is seen as.
+SEEN_AS = """
+import socket
+server = socket.create_server(("192.0.2.2", 5000))
+print("ready", flush=True)
+peer, (host, _) = server.accept()
+peer.sendall(host.encode())
+"""
+
+
+@pytest.fixture(autouse=True)
+def namespace() -> Iterator[None]:
+    with network_namespace():
+        ip("link set lo up")
+        yield
+
+
+def test_the_link_goes_down_and_up(micro: kernel.Kernel, tmp_path: Path) -> None:
+    """The guest sees each change at once, and packets pass again after the last."""
+    pyvirt("net", "up", "tap0", "-address", "10.0.0.1/24")
+    script = (
+        interface("eth0", "10.0.0.2/24")
+        + """
+        wait_for() { while [ "$(cat /sys/class/net/eth0/carrier)" != $1 ]; do sleep 0.1; done; }
+        ping -c 1 10.0.0.1 && echo first
+        for round in 1 2 3; do
+            echo up; wait_for 0; echo down; wait_for 1
+        done
+        ping -c 1 10.0.0.1 && echo last
+        """
+    )
+    console = tmp_path / "console"
+    config = MachineConfig(
+        str(micro.image),
+        initrd=str(initramfs.build(micro, script=script)),
+        cmdline=CMDLINE,
+        nics=(NicConfig("n0", TapConfig("tap0")),),
+    )
+    machine = Machine(config, Log(), lambda _: None)
+    try:
+        machine.load()
+        irq_fd = machine.interrupt_line(layout.COM1_IRQ).fd
+        with Serial(Backend("file", str(console)), irq_fd=irq_fd) as serial:
+            serial.attach(machine.bus, layout.COM1)
+            serial.start()
+            machine.start()
+            assert machine.slots
+            nic = machine.slots.transports[0].device
+            assert isinstance(nic, Net)
+
+            def said(word: str, times: int) -> bool:
+                return console.read_text(errors="replace").split().count(word) == times
+
+            for turn in range(1, 4):
+                until(partial(said, "up", turn))
+                assert nic.link
+                nic.set_link(False)
+                until(partial(said, "down", turn))
+                nic.set_link(True)
+            wait_readable(machine.ended_fd, "the guest's end")
+            machine.stop()
+            serial.flush(1000)
+    finally:
+        machine.close()
+    assert {"first", "last"} <= set(console.read_text(errors="replace").split())
+
+
+def test_four_queues_share_what_four_processors_send(cloud: kernel.Kernel) -> None:
+    """Each processor sends by a queue of its own, as the kernel's queue discipline counts."""
+    pyvirt("net", "up", "tap0", "-address", "10.0.0.1/24", "-multi-queue")
+    script = (
+        TOOLS
+        + interface("eth0", "10.0.0.2/24")
+        + """
+        for cpu in 0 1 2 3; do
+            taskset $((1 << cpu)) ping -A -q -c $((100 * (cpu + 1))) 10.0.0.1 | grep received
+        done
+        tool tc -s qdisc show dev eth0
+        """
+    )
+    options = ("-net", "tap0,queues=4", "-smp", "4", "-m", "512", tools_disk())
+    modules = ("virtio_mmio", "virtio_blk", "virtio_net", "ext4")
+    with running(script, *options, "-stats", image=cloud, modules=modules) as guest:
+        ended = guest.end()
+    assert ended.status == 0
+    for count in (100, 200, 300, 400):
+        assert f"{count} packets transmitted, {count} packets received" in ended.console
+    sent = [int(n) for n in re.findall(r"parent :\d.*\n Sent \d+ bytes (\d+) pkt", ended.console)]
+    assert len(sent) == 4, ended.console
+    assert all(count >= 100 for count in sent)
+    assert ended.messages.count("NIC net0") == 1
+
+
+def test_vhost_moves_the_packets(micro: kernel.Kernel) -> None:
+    """The kernel serves the rings; the monitor has no part in it, and its counters stay at 0."""
+    load_module("vhost_net")
+    pyvirt("net", "up", "tap0", "-address", "10.0.0.1/24")
+    script = (
+        interface("eth0", "10.0.0.2/24") + "ping -A -q -c 300 10.0.0.1\nnc 10.0.0.1 5000 | md5sum"
+    )
+    data = os.urandom(MIB) * 32
+    with serving(data), running(script, "-net", "tap0,vhost=on", "-stats") as guest:
+        ended = guest.end()
+    assert ended.status == 0
+    assert "300 packets transmitted, 300 packets received" in ended.console
+    assert md5(data) in ended.console
+    assert "received 0 " in ended.messages
+
+
+@pytest.mark.parametrize("family", ["4", "6"])
+def test_segments_of_both_families_pass_whole(cloud: kernel.Kernel, family: str) -> None:
+    """A stock kernel with IPv6: large segments both ways, fewer packets than frames would be."""
+    address = {"4": "10.0.0.1/24", "6": "fd00::1/64"}[family]
+    pyvirt("net", "up", "tap0", "-address", address)
+    host = address.split("/")[0]
+    data = os.urandom(MIB) * 16
+    Path(LARGE_SEGMENTS[0]).write_text(LARGE_SEGMENTS[1])
+    script = f"""
+        echo {LARGE_SEGMENTS[1].strip()} >{LARGE_SEGMENTS[0]}
+        ip addr add 10.0.0.2/24 dev eth0; ip -6 addr add fd00::2/64 dev eth0 nodad
+        ip link set eth0 up; cat /sys/class/net/eth0/device/features
+        sleep 3
+        nc {host} 5000 >/tmp/data; md5sum </tmp/data
+        read -r word; nc {host} 5000 </tmp/data
+        """
+    kind = {"4": socket.AF_INET, "6": socket.AF_INET6}[family]
+    modules = ("virtio_mmio", "virtio_net")
+    with running(
+        script, "-net", "tap0", "-m", "512", "-stats", image=cloud, modules=modules
+    ) as guest:
+        with serving(data, host, kind):
+            guest.wait_for("^[0-9a-f]{32}  -")
+        with socket.create_server((host, 5000), family=kind) as server:
+            server.settimeout(PATIENCE)
+            guest.say("send")
+            peer, _ = server.accept()
+            with peer:
+                received = b"".join(iter(lambda: peer.recv(1 << 20), b""))
+        ended = guest.end()
+    assert ended.status == 0
+    assert md5(data) in ended.console
+    assert received == data
+    counts = re.search(r"received (\d+) .*sent (\d+) ", ended.messages)
+    assert counts
+    frames = len(data) // 1448
+    assert int(counts[1]) < frames // 2
+    assert int(counts[2]) < frames
+
+
+def test_a_guest_reaches_others_through_the_host() -> None:
+    """With -nat: another namespace, beyond the host, sees the host's address."""
+    for module in ("veth", "nft_masq", "nft_chain_nat"):
+        load_module(module)
+    pyvirt("net", "up", "tap0", "-bridge", "br0", "-address", "10.0.0.1/24", "-nat")
+    with subprocess.Popen(["unshare", "--net", "sleep", str(PATIENCE)]) as beyond:
+        try:
+            here = os.readlink("/proc/thread-self/ns/net")
+            until(lambda: os.readlink(f"/proc/{beyond.pid}/ns/net") != here)
+            ip(f"link add out type veth peer name in netns {beyond.pid}")
+            ip("addr add 192.0.2.1/24 dev out")
+            ip("link set out up")
+            inside = ["nsenter", "--net", "--target", str(beyond.pid)]
+            for words in ("addr add 192.0.2.2/24 dev in", "link set in up"):
+                subprocess.run([*inside, "ip", *words.split()], check=True, timeout=PATIENCE)
+            with subprocess.Popen(
+                [*inside, sys.executable, "-c", SEEN_AS], stdout=subprocess.PIPE
+            ) as server:
+                assert server.stdout
+                assert server.stdout.readline() == b"ready\n"
+                script = interface("eth0", "10.0.0.2/24") + (
+                    "ip route add default via 10.0.0.1\n"
+                    'echo "seen as $(nc 192.0.2.2 5000 </dev/null)"\n'
+                )
+                with running(script, "-net", "tap0") as guest:
+                    ended = guest.end()
+                server.kill()
+        finally:
+            beyond.kill()
+    assert ended.status == 0
+    assert "seen as 192.0.2.1" in ended.console.splitlines()
+    pyvirt("net", "down", "tap0")
+
+
+def processes(name: str) -> list[str]:
+    """Return the ids of the processes of that name."""
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            if comm.read_text().strip().startswith(name):
+                found.append(comm.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_a_guest_reaches_the_host_without_privileges(micro: kernel.Kernel) -> None:
+    """All of it runs as nobody; passt gives the guest an address, and ends with it."""
+    load_module("veth")
+    ip("link add out type veth peer name wire")
+    ip("link set wire up")
+    ip("addr add 10.7.0.2/24 dev out")
+    ip("link set out up")
+    ip("route add default via 10.7.0.1")
+    os.chmod("/dev/kvm", 0o666)
+    data = os.urandom(MIB) * 4
+    script = """
+        ip link set eth0 up
+        udhcpc -i eth0 -n -q -f -s /bin/true && echo leased
+        ip addr add 10.7.0.2/24 dev eth0; ip route add default via 10.7.0.1
+        nc 10.7.0.1 5000 </dev/null | md5sum
+        ps
+        """
+    prefix = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--")
+    with serving(data, "127.0.0.1"), running(script, "-net", "user", prefix=prefix) as guest:
+        ended = guest.end()
+    assert (ended.status, ended.messages) == (0, "")
+    assert "leased" in ended.console.splitlines()
+    assert md5(data) in ended.console
+    assert processes("passt") == []

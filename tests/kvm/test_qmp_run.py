@@ -1,0 +1,182 @@
+"""`pyvirt run -qmp` as a tool meets it: a process with a monitor, from its start to its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pyvirt.cli import registry
+from pyvirt.errors import BackendError
+from pyvirt.qmp.client import Client, CommandError
+
+from .support import MAILBOX, PATIENCE
+from .test_run import PYVIRT, command, run, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    Kernel = Callable[[str], Path]
+
+
+class Monitored:
+    """A guest that counts in its mailbox for ever, and a client of its monitor."""
+
+    def __init__(self, kernel: Path, folder: Path, *words: str) -> None:
+        self.path = str(folder / "qmp.sock")
+        self.process = subprocess.Popen(
+            command(kernel, "-qmp", f"unix:{self.path},server,nowait", "-name", "counts", *words),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"XDG_RUNTIME_DIR": str(folder)},
+        )
+        wait_for(lambda: os.path.exists(self.path) or self.process.poll() is not None, "socket")
+        self.events: list[dict[str, Any]] = []
+        self.client = Client(self.path, self.events.append)
+
+    def names(self) -> list[str]:
+        return [event["event"] for event in self.events]
+
+    def mailbox(self) -> str:
+        found: str = self.client.execute("query-mem-gpa", {"gpa": hex(MAILBOX)})
+        return found
+
+    def ended(self) -> int:
+        """Return the exit status; take the events up to the end."""
+        try:
+            while True:
+                self.client.pump()
+        except BackendError as error:
+            if "closed the connection" not in str(error):
+                raise
+        assert self.process.wait(PATIENCE) == self.process.returncode
+        assert not os.path.exists(self.path)
+        return self.process.returncode
+
+    def close(self) -> None:
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def spin(kernel: Kernel, tmp_path: Path) -> Iterator[Monitored]:
+    guest = Monitored(kernel("spin"), tmp_path)
+    yield guest
+    guest.close()
+
+
+def test_stop_and_cont(spin: Monitored) -> None:
+    assert spin.client.execute("query-status")["running"]
+    spin.client.execute("stop")
+    assert spin.client.execute("query-status")["status"] == "paused"
+    stands = spin.mailbox()
+    assert spin.mailbox() == stands
+    spin.client.execute("cont")
+    wait_for(lambda: spin.mailbox() != stands, "the guest to count on")
+    assert spin.names() == ["STOP", "RESUME"]
+
+
+def test_quit(spin: Monitored) -> None:
+    assert spin.client.execute("quit") == {}
+    assert spin.ended() == 0
+    assert [event["data"] for event in spin.events] == [{"guest": False, "reason": "host-qmp-quit"}]
+    assert spin.process.stderr is not None
+    assert spin.process.stderr.read() == b""
+
+
+def test_signal_is_told(spin: Monitored) -> None:
+    spin.process.send_signal(signal.SIGTERM)
+    assert spin.ended() == 0
+    assert [event["data"] for event in spin.events] == [{"guest": False, "reason": "host-signal"}]
+
+
+def test_looking_into_the_guest(spin: Monitored) -> None:
+    assert int(spin.client.execute("query-vcpu-reg", {"addr": "rip", "vcpu": 0}), 16) >> 20 == 1
+    assert int(spin.client.execute("query-vcpu-reg", {"addr": "cr0", "vcpu": 0}), 16) & 1
+    assert spin.client.execute("query-status")["running"]
+    assert spin.names() == []
+    (cpu,) = spin.client.execute("query-cpus-fast")
+    assert os.path.exists(f"/proc/{spin.process.pid}/task/{cpu['thread-id']}")
+    assert spin.client.execute("query-name") == {"name": "counts"}
+    (counters,) = spin.client.execute("query-stats", {"target": "vcpu"})
+    assert counters["name"] == "vcpu0"
+    (console,) = spin.client.execute("query-chardev")
+    assert console == {"frontend-open": True, "filename": "stdio", "label": "serial0"}
+
+
+def test_reset_button(spin: Monitored) -> None:
+    spin.client.execute("stop")
+    spin.client.execute("system_reset")
+    assert int(spin.mailbox(), 16) == 0
+    assert spin.client.execute("query-status")["status"] == "paused"
+    spin.client.execute("cont")
+    wait_for(lambda: int(spin.mailbox(), 16) > 0, "the guest to count anew")
+    assert spin.names() == ["STOP", "RESET", "RESUME"]
+
+
+def test_disk_in_a_slot_without_a_driver(spin: Monitored, tmp_path: Path) -> None:
+    """Before the guest's driver is up a plug is as good as later: it finds the disk there."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    file = {"driver": "file", "filename": str(image)}
+    for slot in ("0x0", "0x5"):
+        spin.client.execute("blockdev-add", {"node-name": "d", "file": file})
+        given = {"id": "d", "driver": "virtio-blk-mmio", "addr": slot}
+        spin.client.execute("device_add", given)
+        (block,) = spin.client.execute("query-block")
+        assert block["inserted"]["image"]["virtual-size"] == 1 << 20
+        spin.client.execute("device_del", {"id": "d"})
+    assert spin.names() == ["DEVICE_DELETED"] * 2
+
+
+def test_boot_disk_has_its_slot_and_its_lock(kernel: Kernel, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(4096))
+    guest = Monitored(kernel("spin"), tmp_path, "-drive", f"id=rootfs,file={image}")
+    (block,) = guest.client.execute("query-block")
+    assert (block["device"], block["inserted"]["file"]) == ("rootfs", str(image))
+    file = {"driver": "file", "filename": str(image)}
+    with pytest.raises(CommandError) as info:
+        guest.client.execute("blockdev-add", {"node-name": "x", "file": file})
+    assert "in use by another process or drive" in str(info.value)
+    guest.client.execute("device_del", {"id": "rootfs"})
+    assert guest.client.execute("query-block") == []
+    guest.client.execute("blockdev-add", {"node-name": "x", "file": file})
+    guest.client.execute("device_add", {"id": "x", "driver": "virtio-blk-mmio", "addr": "0x0"})
+    guest.client.execute("quit")
+    assert guest.ended() == 0
+    guest.close()
+
+
+def test_machine_is_listed(spin: Monitored, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", os.path.dirname(spin.path))
+    if os.environ.get("PYVIRT_LAB"):
+        return  # whoever is outside lists what runs in the lab
+    wait_for(lambda: list(registry.running()), "the entry")
+    (entry,) = registry.running()
+    assert (entry.pid, entry.name, entry.sockets) == (spin.process.pid, "counts", [spin.path])
+    spin.process.kill()
+    spin.process.wait(PATIENCE)
+    assert list(registry.running()) == []
+
+
+def test_live_socket_of_another_machine(spin: Monitored, kernel: Kernel) -> None:
+    status, out, err = run(*command(kernel("spin"), "-qmp", f"unix:{spin.path},server,nowait"))
+    assert (status, out) == (2, b"")
+    assert err == (
+        f"pyvirt: -qmp unix:{spin.path}: Address already in use; "
+        "name another path, or end the process that listens there\n"
+    )
+    assert spin.client.execute("query-status")["running"]
+
+
+def test_one_command_of_the_tool(spin: Monitored) -> None:
+    assert run(str(PYVIRT), "qmp", spin.path, "stop") == (0, b"", "")
+    status, _, err = run(str(PYVIRT), "qmp", spin.path, "device_del", "id=x")
+    assert (status, err) == (1, "pyvirt: device_del: Device x not found (GenericError)\n")

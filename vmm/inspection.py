@@ -1,0 +1,86 @@
+"""What can be told of a machine from outside: registers, and counters of all that counts.
+
+Off the start-up path; imported where somebody asks.
+"""
+
+from __future__ import annotations
+
+from ..native import ffi, lib
+from . import kvm
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .machine import Machine
+    from .vcpu import Vcpu
+
+_SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
+_GENERAL = (
+    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
+    *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags"),
+)
+_EXITS = ("io", "hlt", "mmio", "shutdown", "intr", "internal_error", "system_event")
+_SPECIAL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
+
+
+def registers(machine: Machine, vcpu: int) -> dict[str, int]:
+    """Return the registers of a vCPU by their names, segments by their selectors.
+
+    The machine stands meanwhile. IndexError: there is no such vCPU; PyvirtError: it has ended.
+    """
+
+    def read() -> dict[str, int]:
+        return _read(machine.vcpus[vcpu])
+
+    values: dict[str, int] = machine.standing(read)
+    return values
+
+
+def _read(vcpu: Vcpu) -> dict[str, int]:
+    regs, sregs = ffi.new("struct kvm_regs *"), ffi.new("struct kvm_sregs *")
+    kvm.GET_REGS(vcpu.fd, regs)
+    kvm.GET_SREGS(vcpu.fd, sregs)
+    values = {name: int(getattr(regs, name)) for name in _GENERAL}
+    values |= {name: int(getattr(sregs, name)) for name in _SPECIAL}
+    values |= {name: int(getattr(sregs, name).selector) for name in _SEGMENTS}
+    values |= {f"{name}_base": int(getattr(sregs, name).base) for name in _SEGMENTS}
+    values |= {f"{name}_base": int(getattr(sregs, name).base) for name in ("gdt", "idt")}
+    return values
+
+
+def _numbers(structure: Any) -> dict[str, int]:
+    fields = ffi.typeof(structure[0]).fields
+    return {
+        name: int(getattr(structure, name)) for name, field in fields if field.type.kind != "array"
+    }
+
+
+def counters(machine: Machine) -> list[tuple[str, str, dict[str, int]]]:
+    """Return (whose, its name, counters by name) of vCPUs and devices, while they run on.
+
+    Whose is "vcpu", named by its index, or "device". What a vCPU counts begins anew with a
+    reset, what a device's backend counts with the backend.
+    """
+    found: list[tuple[str, str, dict[str, int]]] = []
+    reasons = {getattr(lib, f"KVM_EXIT_{name.upper()}"): name for name in _EXITS}
+    stats = ffi.new("struct pv_vcpu_stats *")
+    for vcpu in machine.vcpus:
+        lib.pv_vcpu_read_stats(vcpu.handle, stats)
+        exits = {
+            f"exits-{reasons.get(reason, reason)}": int(count)
+            for reason, count in enumerate(stats.exits)
+            if count
+        }
+        found.append(("vcpu", str(vcpu.index), {**_numbers(stats), **exits}))
+    for transport in machine.slots.transports if machine.slots else ():
+        values = {
+            "register-reads": transport.reads,
+            "register-writes": transport.writes,
+            "raised-interrupts": transport.interrupts(),
+        }
+        read = getattr(transport.device, "stats", None)
+        if read is not None:
+            values |= _numbers(read())
+        found.append(("device", transport.device.name, values))
+    return found
