@@ -47,7 +47,7 @@ echo '{DEMO_READY}'
 within_a_minute plugged
 echo '{DEMO_SEEN}'
 disks
-mke2fs -F /dev/vdb >/dev/null 2>&1 && mount -t ext4 /dev/vdb /mnt || exit 1
+mke2fs -F -I 256 -i 65536 /dev/vdb >/dev/null 2>&1 && mount -t ext4 /dev/vdb /mnt || exit 1
 echo '{DEMO_TEXT}' >/mnt/hello && umount /mnt || exit 1
 mount -t ext4 -o ro /dev/vdb /mnt && cat /mnt/hello && umount /mnt || exit 1
 echo '{DEMO_USED}'
