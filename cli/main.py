@@ -24,7 +24,7 @@ usage: pyvirt COMMAND [OPTIONS]
   net      make and remove taps and bridges for guests' networks
   guest    make guest images: kernel, initramfs, root file system
   lab      run a command in the nested lab, where KVM is real
-  demo     a stock kernel, from power-on to power-off
+  demo     a stock kernel, and a disk plugged into it while it runs
 
 pyvirt COMMAND -help tells more.
 """

@@ -12,10 +12,48 @@ CMDLINE = "console=ttyS0 quiet panic=-1"
 # What a guest of any monitor that speaks virtio-mmio may meet.
 MODULES = ("virtio_mmio", "virtio_blk", "virtio_net", "ext4")
 
-# Shows that a guest's userspace runs, and on what.
-demo_script = """\
+# The demo's disk is plugged as vdb; these lines of its script say how far it is.
+DEMO_MODULES = ("virtio_mmio", "virtio_blk", "ext4")
+DEMO_READY = "guest: ready for a disk"
+DEMO_SEEN = "guest: vdb is there"
+DEMO_USED = "guest: vdb is written and read"
+DEMO_GONE = "guest: vdb is gone"
+DEMO_TEXT = "Hello from a guest that has just got a disk."
+
+demo_script = f"""\
+within_a_minute() {{
+    for _ in $(seq 600); do
+        "$@" && return
+        sleep 0.1
+    done
+    echo "guest: not within a minute: $*"
+    exit 1
+}}
+plugged() {{ [ "$(cat /sys/block/vdb/size)" != 0 ]; }}
+unplugged() {{ ! plugged; }}
+disks() {{
+    echo "NAME SIZE TYPE"
+    for disk in /sys/block/vd?; do
+        mib=$(($(cat $disk/size) / 2048))
+        [ $mib = 0 ] || echo "${{disk##*/}} ${{mib}}M disk"
+    done | awk '{{ printf "%-4s %4s %s\\n", $1, $2, $3 }}'
+}}
+
 uname -a
 grep -m 1 '^model name' /proc/cpuinfo
+# A disk's new size is news to the kernel, but not such that a quiet one shows.
+dmesg -n 6
+echo '{DEMO_READY}'
+within_a_minute plugged
+echo '{DEMO_SEEN}'
+disks
+mke2fs -F -I 256 -i 65536 /dev/vdb >/dev/null 2>&1 && mount -t ext4 /dev/vdb /mnt || exit 1
+echo '{DEMO_TEXT}' >/mnt/hello && umount /mnt || exit 1
+mount -t ext4 -o ro /dev/vdb /mnt && cat /mnt/hello && umount /mnt || exit 1
+echo '{DEMO_USED}'
+within_a_minute unplugged
+echo '{DEMO_GONE}'
+disks
 """
 
 
