@@ -23,7 +23,7 @@ from pyvirt.harness.guest import initramfs, kernel, rootfs
 
 RUNS_MIN, RUNS = 5, 5
 JOB_SECONDS = 3
-GUEST_SECONDS = 180
+GUEST_SECONDS = 100
 LAB_SECONDS = 400
 DISK = Path("/dev/nullb0")
 GOAL = 1.2

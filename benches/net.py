@@ -30,7 +30,7 @@ from pyvirt.harness.guest import initramfs, kernel, rootfs
 
 RUNS_MIN, RUNS = 5, 5
 JOB_SECONDS = 2
-GUEST_SECONDS = 180
+GUEST_SECONDS = 100
 LAB_SECONDS = 400
 GOAL = 1.2
 CMDLINE = "console=ttyS0 quiet panic=-1"

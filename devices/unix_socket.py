@@ -30,10 +30,10 @@ class UnixListener:
                     raise
                 os.unlink(path)  # left behind by a process that is gone
                 server.bind(path)
+            server.listen(backlog)
             status = os.stat(path)
             self._path = path
             self._identity = status.st_dev, status.st_ino
-            server.listen(backlog)
             self.fd = server.detach()
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ POWERDOWN = "POWERDOWN"
 DEVICE_DELETED = "DEVICE_DELETED"
 BLOCK_IO_ERROR = "BLOCK_IO_ERROR"
 GUEST_PANICKED = "GUEST_PANICKED"
+GUEST_CRASHLOADED = "GUEST_CRASHLOADED"
 NIC_RX_FILTER_CHANGED = "NIC_RX_FILTER_CHANGED"
 
 # Why a machine ends or resets, in QEMU's words (ShutdownCause).
@@ -49,12 +50,13 @@ TABLE = (
     ),
     Event(
         BLOCK_IO_ERROR,
-        "A request of a disk has failed on the host. At most one a second for each disk.",
+        "A request of a disk has failed on the host.",
         (
             Field("device", Text(), "the disk's id"),
             Field("node-name", Text(), "its backend"),
             Field("operation", Choice("read", "write"), "what was attempted"),
             Field("action", Choice("report"), "what became of it: the guest gets an error"),
+            Field("nospace", Boolean(), "whether the host's file system is full"),
             Field("reason", Text(), "the host's error"),
         ),
     ),
@@ -62,6 +64,11 @@ TABLE = (
         GUEST_PANICKED,
         "The guest's kernel has given up.",
         (Field("action", Choice("run", "pause"), "what the monitor does about it"),),
+    ),
+    Event(
+        GUEST_CRASHLOADED,
+        "The guest's kernel has given up and starts another, which keeps its memory.",
+        (Field("action", Choice("run"), "what the monitor does about it: nothing"),),
     ),
     Event(
         NIC_RX_FILTER_CHANGED,

@@ -8,23 +8,19 @@ from typing import TYPE_CHECKING
 from ..devices import mac
 from ..devices.disk import SECTOR
 from ..devices.tap import Tap, TapConfig
-from ..devices.virtio.block import Block, BlockConfig
+from ..devices.virtio.block import BlockConfig
 from ..devices.virtio.block import Image as OpenImage
-from ..devices.virtio.net import Net
-from ..native import ffi, lib
-from ..vmm import kvm, machine
+from ..vmm import inspection, machine
 from ..vmm.hotplug import BLOCK, NET, Inventory
 from . import events
-from .host import DEVICE, VCPU, VM, Chardev, Counters, DiskRequest, Image, NicRequest
+from .host import DEVICE, VCPU, Chardev, Counters, DiskRequest, Image, NicRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..devices.virtio.mmio import Mmio
     from ..vmm.hotplug import Device, Resource
     from ..vmm.machine import Machine
-    from ..vmm.vcpu import Vcpu
 
 # What the machine calls the kinds of its slots.
 _KINDS = {BLOCK: "block", NET: "net"}
@@ -37,13 +33,6 @@ _ENDS = {
     machine.CRASH: (False, events.HOST_ERROR),
     machine.HOST: (False, events.HOST_SIGNAL),
 }
-_REGISTERS = (
-    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp"),
-    *(f"r{number}" for number in range(8, 16)),
-    *("rip", "rflags"),
-)
-_SPECIAL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
-_EXITS = ("IO", "MMIO", "HLT", "INTR", "SHUTDOWN", "INTERNAL_ERROR", "SYSTEM_EVENT")
 
 
 class MachineHost:
@@ -121,26 +110,22 @@ class MachineHost:
 
     def counters(self) -> list[Counters]:
         """Return the counters of vCPUs and of plugged devices."""
-        found = [_of_vcpu(vcpu) for vcpu in self._machine.vcpus]
-        assert self._machine.slots is not None
-        transports = {one.device: one for one in self._machine.slots.transports}
-        for kind, name in _KINDS.items():
-            for plugged in self.inventory.devices(kind):
-                device = self._machine.slot(name, plugged.slot)
-                found.append(_of_device(plugged.id, transports[device]))
-        registers = sum(one.reads + one.writes for one in transports.values())
-        return [Counters(VM, "machine", {"register_exits": registers}), *found]
+        ids = {
+            self._machine.slot(name, device.slot).name: device.id
+            for kind, name in _KINDS.items()
+            for device in self.inventory.devices(kind)
+        }
+        found = []
+        for whose, name, values in inspection.counters(self._machine):
+            if whose == VCPU:
+                found.append(Counters(VCPU, f"vcpu{name}", values))
+            elif name in ids:
+                found.append(Counters(DEVICE, ids[name], values))
+        return found
 
     def read_register(self, vcpu: int, name: str) -> int:
-        """Return a general, control or EFER register."""
-        if name not in _REGISTERS + _SPECIAL:
-            raise KeyError(name)
-        get, kind = (
-            (kvm.GET_REGS, "kvm_regs") if name in _REGISTERS else (kvm.GET_SREGS, "kvm_sregs")
-        )
-        registers = ffi.new(f"struct {kind} *")
-        self._machine.while_standing(lambda vcpus: get(vcpus[vcpu].fd, registers))
-        return int(getattr(registers, name))
+        """Return a general, control or segment register."""
+        return inspection.registers(self._machine, vcpu)[name]
 
     def read_memory(self, address: int, length: int) -> bytes:
         """Return bytes of RAM."""
@@ -206,26 +191,3 @@ class MachineHost:
 def _copy(fd: int, copies: list[int]) -> int:
     copies.append(os.dup(fd))
     return copies[-1]
-
-
-def _of_vcpu(vcpu: Vcpu) -> Counters:
-    stats = ffi.new("struct pv_vcpu_stats *")
-    lib.pv_vcpu_read_stats(vcpu.handle, stats)
-    values = {"exits": sum(stats.exits), "cold": stats.cold, "unclaimed": stats.unclaimed}
-    for name in _EXITS:
-        values[f"exits_{name.lower()}"] = stats.exits[getattr(lib, f"KVM_EXIT_{name}")]
-    return Counters(VCPU, f"vcpu{vcpu.index}", values)
-
-
-def _of_device(name: str, transport: Mmio) -> Counters:
-    values = {
-        "register_reads": transport.reads,
-        "register_writes": transport.writes,
-        "interrupts": transport.interrupts(),
-    }
-    if isinstance(transport.device, (Block, Net)):
-        stats = transport.device.stats()
-        fields = (field for field, _ in ffi.typeof(stats).item.fields)
-        # The C side's own count of interrupts is of batches that had one.
-        values |= {f: int(getattr(stats, f)) for f in fields if f not in values}
-    return Counters(DEVICE, name, values)

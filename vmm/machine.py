@@ -249,18 +249,6 @@ class Machine:
             lib.pv_gate_open(self._gate)
             return True
 
-    def while_standing(self, look: Callable[[list[Vcpu]], object]) -> None:
-        """Call `look` with the vCPUs while they stand; no event tells of it."""
-        with self._change:
-            self._check_alive()
-            was_running = self._set_paused()
-            try:
-                self._check_alive()
-                look(self.vcpus)
-            finally:
-                if was_running:
-                    self._set_running()
-
     def reset(self) -> None:
         """Start the machine anew, as from its power-on; what is behind its slots stays there.
 

@@ -196,7 +196,12 @@ COMMANDS = (
         "unplugged.",
         _stats,
         Struct(
-            Field("target", Choice(VM, VCPU, DEVICE), "only of this kind", optional=True),
+            Field(
+                "target",
+                Choice(VM, VCPU, DEVICE),
+                "only of this kind (of the machine itself there are none)",
+                optional=True,
+            ),
             Field("name", Text(), "only of the vCPU or device of this name", optional=True),
         ),
         since="pyvirt",

@@ -26,7 +26,8 @@ PATIENCE = 150.0
 _POLL_S = 0.1
 # At the speed of an emulated machine TCP would cut its segments to two frames, and stay there.
 LARGE_SEGMENTS = ("/proc/sys/net/ipv4/tcp_min_tso_segs", "44\n")
-# What a script needs of a disk with tools that busybox lacks; `tool NAME ...` runs one.
+# What a script needs of a disk with tools that busybox lacks; `tool NAME ...` runs one. Busybox
+# takes a NAME that is its own for its own: such a tool goes by its path.
 TOOLS = """
 mkdir -p /m && mount -t ext4 -o ro /dev/vda /m && mount -t tmpfs tmpfs /m/tmp
 for name in proc sys dev; do mount -o bind /$name /m/$name; done

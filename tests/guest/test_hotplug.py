@@ -83,7 +83,7 @@ def test_a_disk_is_plugged_used_and_unplugged(guest: Live, folder: Path) -> None
 
 def test_the_boot_disk_too(guest: Live, folder: Path) -> None:
     own = guest.machine.slot("block", 0)
-    image = own.image  # type: ignore[attr-defined]
+    image = own.resource
     guest.machine.detach("block", 0)
     image.close()
     wait_for_sizes(guest, [0] * 6)

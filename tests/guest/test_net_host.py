@@ -118,7 +118,7 @@ def test_four_queues_share_what_four_processors_send(cloud: kernel.Kernel) -> No
         for cpu in 0 1 2 3; do
             taskset $((1 << cpu)) ping -A -q -c $((100 * (cpu + 1))) 10.0.0.1 | grep received
         done
-        tool tc -s qdisc show dev eth0
+        tool /sbin/tc -s qdisc show dev eth0
         """
     )
     options = ("-net", "tap0,queues=4", "-smp", "4", "-m", "512", tools_disk())

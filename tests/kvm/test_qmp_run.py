@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,18 +27,29 @@ if TYPE_CHECKING:
 class Monitored:
     """A guest that counts in its mailbox for ever, and a client of its monitor."""
 
-    def __init__(self, kernel: Path, folder: Path, *words: str) -> None:
-        self.path = str(folder / "qmp.sock")
+    def __init__(self, kernel: Path, *words: str) -> None:
+        # Not every file system of the lab takes sockets.
+        self._sockets = tempfile.TemporaryDirectory(dir="/dev/shm")
+        self.path = f"{self._sockets.name}/qmp.sock"
         self.process = subprocess.Popen(
             command(kernel, "-qmp", f"unix:{self.path},server,nowait", "-name", "counts", *words),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=os.environ | {"XDG_RUNTIME_DIR": str(folder)},
+            env=os.environ | {"XDG_RUNTIME_DIR": self._sockets.name},
         )
-        wait_for(lambda: os.path.exists(self.path) or self.process.poll() is not None, "socket")
+        wait_for(self._is_listening, "socket")
         self.events: list[dict[str, Any]] = []
-        self.client = Client(self.path, self.events.append)
+        try:
+            self.client = Client(self.path, self.events.append)
+        except BaseException:
+            self._end()
+            raise
+
+    def _is_listening(self) -> bool:
+        # The file is there a moment before anybody listens.
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(self.path) == 0 or self.process.poll() is not None
 
     def names(self) -> list[str]:
         return [event["event"] for event in self.events]
@@ -59,14 +72,18 @@ class Monitored:
 
     def close(self) -> None:
         self.client.close()
+        self._end()
+
+    def _end(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()
+        self._sockets.cleanup()
 
 
 @pytest.fixture
-def spin(kernel: Kernel, tmp_path: Path) -> Iterator[Monitored]:
-    guest = Monitored(kernel("spin"), tmp_path)
+def spin(kernel: Kernel) -> Iterator[Monitored]:
+    guest = Monitored(kernel("spin"))
     yield guest
     guest.close()
 
@@ -138,7 +155,7 @@ def test_disk_in_a_slot_without_a_driver(spin: Monitored, tmp_path: Path) -> Non
 def test_boot_disk_has_its_slot_and_its_lock(kernel: Kernel, tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(4096))
-    guest = Monitored(kernel("spin"), tmp_path, "-drive", f"id=rootfs,file={image}")
+    guest = Monitored(kernel("spin"), "-drive", f"id=rootfs,file={image}")
     (block,) = guest.client.execute("query-block")
     assert (block["device"], block["inserted"]["file"]) == ("rootfs", str(image))
     file = {"driver": "file", "filename": str(image)}
