@@ -64,8 +64,10 @@ class Guest:
             self._lines.put((time.monotonic(), line.decode(errors="replace").strip()))
 
     def when(self, line: str) -> float:
-        """Return when the next line, which must be this one, came."""
+        """Return when the next line, which must be this one, came; the kernel's do not count."""
         at, seen = self._lines.get(timeout=LINE_SECONDS)
+        while seen.startswith("["):
+            at, seen = self._lines.get(timeout=LINE_SECONDS)
         if seen != line:
             raise RuntimeError(f"the guest says {seen!r} instead of {line!r}")
         return at

@@ -1,7 +1,8 @@
 """The README's chapter on hot-plug, followed word by word.
 
 What its `sh` blocks say is run here, what its `console` blocks say is typed at the guest, which
-has to answer as shown. Only the folder of the sockets is another: the lab's /tmp takes none.
+has to answer as shown. Only two folders are others: that of the socket, since the lab's /tmp takes
+none, and that of the image, which nobody else is to meet.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ import re
 import shlex
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
 
 from ..unit.namespace import ip, network_namespace
 from .conftest import PYVIRT
@@ -19,7 +24,8 @@ from .network import PATIENCE, Guest
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 PROMPT = "/ # "
-IMAGE = Path("/var/tmp/disk.img")
+ANSWER_S = 30.0
+SOCKET, IMAGE = "/tmp/guest.sock", "/var/tmp/disk.img"
 # The shell asks the terminal where the cursor is.
 ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -32,18 +38,18 @@ def blocks() -> list[tuple[str, str]]:
 
 
 class Follower:
-    """Somebody at two terminals."""
+    """Somebody at two terminals; `places` are what the chapter's files are called here."""
 
-    def __init__(self, guest: Guest, folder: Path) -> None:
+    def __init__(self, guest: Guest, places: dict[str, str]) -> None:
         self._guest = guest
-        self._folder = folder
+        self._places = places
         self._seen = 0
         self.said: list[str] = []
 
     def run(self, text: str) -> None:
         """Run a block here; remember what it says."""
         done = subprocess.run(
-            ["bash", "-e", "-c", words(text, self._folder)],
+            ["bash", "-e", "-c", words(text, self._places)],
             capture_output=True,
             text=True,
             timeout=PATIENCE,
@@ -69,7 +75,7 @@ class Follower:
             self._guest.say(command)
             if command == "poweroff":
                 return
-            until = time.monotonic() + PATIENCE
+            until = time.monotonic() + ANSWER_S
             shown = self.prompt().partition("\n")[2]
             # What a plug causes in the guest is on its way when the request is answered.
             while shown != answer and time.monotonic() < until:
@@ -78,18 +84,28 @@ class Follower:
             assert shown == answer, command
 
 
-def words(text: str, folder: Path) -> str:
-    return text.replace("/tmp/guest.sock", f"{folder}/guest.sock")
+def words(text: str, places: dict[str, str]) -> str:
+    """Return a block with the places that files have here."""
+    for told, ours in places.items():
+        text = text.replace(told, ours)
+    return text
 
 
-def test_word_by_word(shm: Path) -> None:
+@pytest.fixture
+def image() -> Iterator[Path]:
+    """A place on a file system that can do direct I/O, as one in memory may not."""
+    with TemporaryDirectory(prefix="pyvirt-test-", dir="/var/tmp") as folder:
+        yield Path(folder, "disk.img")
+
+
+def test_word_by_word(shm: Path, image: Path) -> None:
+    places = {SOCKET: str(shm / "guest.sock"), IMAGE: str(image)}
     first, *rest = blocks()
-    assert first[1].startswith("pyvirt run ")
-    command = [*shlex.split(words(first[1], shm)), "-accel", "kvm"]
-    assert not IMAGE.exists()
+    program, *options = shlex.split(words(first[1], places))
+    assert program == "pyvirt"
     with network_namespace():
-        guest = Guest([str(PYVIRT), *command[1:]], shm)
-        follower = Follower(guest, shm)
+        guest = Guest([str(PYVIRT), *options, "-accel", "kvm"], shm)
+        follower = Follower(guest, places)
         try:
             follower.prompt()
             for language, text in rest:
@@ -100,11 +116,9 @@ def test_word_by_word(shm: Path) -> None:
             guest.process.wait()
             assert guest.process.stdin
             guest.process.stdin.close()
-            held = IMAGE.read_bytes() if IMAGE.exists() else b""
-            IMAGE.unlink(missing_ok=True)
         assert {line.split()[0] for line in ip("-br link").splitlines()} == {"lo"}
     assert (ended.status, ended.messages) == (0, "")
-    assert b"hello\n" in held
+    assert b"hello\n" in image.read_bytes()
     raw = next(said for said in follower.said if '"QMP"' in said)
     greeting, *answers = raw.splitlines()
     assert greeting.startswith('{"QMP":{"version":')

@@ -72,9 +72,9 @@ with running(Path(where).parent) as server:
             file.seek(4096)
             file.write(default.DEMO_TEXT.encode())
     say(default.DEMO_USED)
+    wait(False)
     if name == "greedy":
         sys.exit(0)
-    wait(False)
     say(default.DEMO_GONE)
     print("the last line", end="", flush=True)
 """
