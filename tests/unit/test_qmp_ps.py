@@ -127,3 +127,18 @@ def test_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert refusal(lambda: ps.main(["x"])) == "pyvirt ps x: takes no arguments; leave them out"
     assert ps.main(["-help"]) == 0
     assert capsys.readouterr().out == ps.USAGE
+
+
+def test_the_lab_leaves_the_hosts_entries_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over its file system they look as if nobody held them."""
+    folder.mkdir(mode=0o700)
+    entry = folder / "1-1"
+    entry.write_text("1\nweb\n")
+    monkeypatch.setenv("PYVIRT_LAB", "1")
+    assert list(registry.running()) == []
+    assert entry.exists()
+    monkeypatch.delenv("PYVIRT_LAB")
+    assert list(registry.running()) == []
+    assert not entry.exists()
