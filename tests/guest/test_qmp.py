@@ -57,6 +57,11 @@ class Operator:
         self._socket.sendall(request.encode())
         return self.line()
 
+    def sends(self, request: str, fd: int) -> str:
+        """Send a descriptor along."""
+        socket.send_fds(self._socket, [request.encode()], [fd])
+        return self.line()
+
     def close(self) -> None:
         self._lines.close()
         self._socket.close()
