@@ -171,6 +171,19 @@ def test_boot_disk_has_its_slot_and_its_lock(kernel: Kernel, tmp_path: Path) -> 
     guest.close()
 
 
+def test_iothreads_are_listed(kernel: Kernel, tmp_path: Path) -> None:
+    """Those that no disk uses as well; none runs, as this guest has no driver."""
+    (tmp_path / "image").write_bytes(bytes(4096))
+    words = ["-object", "iothread,id=io1", "-disk", f"{tmp_path}/image,iothread=io1"]
+    guest = Monitored(kernel("spin"), *words, "-object", "iothread,id=io2")
+    common = {"thread-id": 0, "poll-max-ns": 0, "poll-grow": 0, "poll-shrink": 0}
+    assert guest.client.execute("query-iothreads") == [
+        {"id": "io1", **common},
+        {"id": "io2", **common},
+    ]
+    guest.close()
+
+
 def test_machine_is_listed(spin: Monitored, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", os.path.dirname(spin.path))
     if os.environ.get("PYVIRT_LAB"):
