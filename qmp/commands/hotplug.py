@@ -7,6 +7,7 @@ import re
 import stat
 from typing import TYPE_CHECKING
 
+from ...devices.disk import InUseError
 from ...errors import PyvirtError, QmpError
 from ...vmm.hotplug import BLOCK, NET, kind_of
 from .. import events
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 _IFNAME_MAX = 15
 _SERIAL_MAX = 20
+# StratoVirt's sentence.
+_IN_USE = (
+    "Failed to add drive {}, file can only be shared with read_only. "
+    "Is it used more than once or another process using the same file?"
+)
 # What the command line's words are here.
 _MEMBERS = {"readonly=on": "`read-only` true", "direct=off": "`cache.direct` false"}
 _NET_MENDS = {
@@ -63,6 +69,8 @@ def _blockdev_add(session: Session, given: Arguments) -> object:
             return host.open_disk(request)
         except QmpError:
             raise
+        except InUseError:
+            raise QmpError(_IN_USE.format(path)) from None
         except PyvirtError as error:
             # The command line's words for the file and its members are of no use here.
             reason = str(error).partition(f"{path}")[2].partition(": ")[2] or str(error)

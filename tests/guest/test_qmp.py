@@ -110,7 +110,7 @@ def test_lun_and_refusals(guest: Live, operator: Operator, folder: Path) -> None
     config = make(folder / "disk", 8)
     add = ADD.replace("PATH", config.path).replace('"direct": true', '"direct": false')
     boots = add.replace(config.path, str(folder / "own"))
-    assert "in use by another process or drive" in refused(boots)
+    assert "file can only be shared with read_only" in refused(boots)
     assert refused(PLUG) == "Failed to find device configuration."
     assert operator.says(add) == '{"return":{}}'
     assert refused(PLUG.replace("0x1", "0x0")) == "The slot 0 is occupied already."

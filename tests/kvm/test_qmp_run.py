@@ -161,7 +161,7 @@ def test_boot_disk_has_its_slot_and_its_lock(kernel: Kernel, tmp_path: Path) -> 
     file = {"driver": "file", "filename": str(image)}
     with pytest.raises(CommandError) as info:
         guest.client.execute("blockdev-add", {"node-name": "x", "file": file})
-    assert "in use by another process or drive" in str(info.value)
+    assert "file can only be shared with read_only" in str(info.value)
     guest.client.execute("device_del", {"id": "rootfs"})
     assert guest.client.execute("query-block") == []
     guest.client.execute("blockdev-add", {"node-name": "x", "file": file})
