@@ -38,7 +38,7 @@ class Control:
 
         place = {"pty": f"pty:{pty}", "file": serial.path, "socket": f"unix:{serial.path},server"}
         console = Chardev("serial0", place.get(serial.kind, serial.kind), serial.kind != "none")
-        self._host = MachineHost(machine, (console,))
+        self._host = MachineHost(machine, (console,), options.iothreads)
         self._server = Server(self._host, options.monitors, self._log)
         self._host.tell(self._server.emit)
 

@@ -182,6 +182,10 @@ class Drives:
         _check_engines(disks)
         return disks
 
+    def iothreads(self) -> tuple[IoThread, ...]:
+        """Return the threads in the order of their options, whether a disk is on them or not."""
+        return tuple(self._iothreads.values())
+
     def _disk(self, given: dict[str, Any]) -> block.BlockConfig:
         fields = given
         if "drive" in given:

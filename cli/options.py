@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..devices.iothread import IoThread
     from ..devices.nic import NicConfig
     from ..devices.virtio.block import BlockConfig
     from ..qmp.listener import ListenerConfig
@@ -39,6 +40,7 @@ class Options:
         "given",
         "help",
         "initrd",
+        "iothreads",
         "kernel",
         "log",
         "memory",
@@ -63,6 +65,7 @@ class Options:
         self.given: list[tuple[str, str]] = []  # name and value, as written
         self.help = False
         self.initrd = ""
+        self.iothreads: tuple[IoThread, ...] = ()
         self.kernel = ""
         self.log: str | None = None
         self.memory = 256 * MIB
@@ -404,6 +407,7 @@ def _gather_devices(options: Options) -> None:
         for name, text in disks:
             drives.add(name, text)
         options.disks = drives.disks()
+        options.iothreads = drives.iothreads()
     if nics:
         from .nics import Nics
 

@@ -22,6 +22,10 @@ _LOCKED = (errno.EAGAIN, errno.EACCES)
 _NO_LOCKS = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
+class InUseError(ConfigError):
+    """Somebody else has the image open, and one of the two wants to write."""
+
+
 class Disk:
     """An open image; owns its descriptor, and with it the lock, until `close`.
 
@@ -74,7 +78,7 @@ class Disk:
             fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, whole)
         except OSError as error:
             if error.errno in _LOCKED:
-                raise ConfigError(
+                raise InUseError(
                     f"-drive file={path}: in use by another process or drive; "
                     "end that one, or give readonly=on to both"
                 ) from None

@@ -18,3 +18,8 @@ class IoThread:
         out = ffi.new("struct pv_iothread **")
         check(lib.pv_iothread_new(out), f"iothread {id}")
         self.handle = ffi.gc(out[0], lib.pv_iothread_free)
+
+    @property
+    def thread_id(self) -> int:
+        """Return its thread id, 0 while it does not run."""
+        return int(lib.pv_iothread_tid(self.handle))

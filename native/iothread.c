@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "iothread_internal.h"
@@ -16,6 +17,7 @@ struct pv_iothread {
 	pv_engine_make *make; /* what made the engine */
 	struct pv_engine *engine;
 	pthread_t thread;
+	atomic_int tid;       /* 0 while there is none */
 	struct pv_watch wake; /* written when `changed` is set */
 	atomic_bool changed;
 	pthread_mutex_t lock; /* of what is below, and of every `gone` */
@@ -56,6 +58,11 @@ void pv_iothread_free(struct pv_iothread *t)
 	pthread_mutex_destroy(&t->lock);
 	pthread_mutex_destroy(&t->control);
 	free(t);
+}
+
+int pv_iothread_tid(const struct pv_iothread *t)
+{
+	return atomic_load(&t->tid);
 }
 
 /* Take in who joins; false: the thread is to end. */
@@ -117,6 +124,7 @@ static void *run(void *argument)
 {
 	struct pv_iothread *t = argument;
 
+	atomic_store(&t->tid, (int)syscall(SYS_gettid));
 	pv_engine_watch(t->engine, &t->wake);
 	while (look_around(t)) {
 		uint64_t limit = serve(t);
@@ -129,6 +137,7 @@ static void *run(void *argument)
 			io = next;
 		}
 	}
+	atomic_store(&t->tid, 0);
 	return NULL;
 }
 

@@ -10,5 +10,7 @@ struct pv_iothread;
 int pv_iothread_new(struct pv_iothread **out);
 /* No device uses it. */
 void pv_iothread_free(struct pv_iothread *thread);
+/* Its id, as gettid(2) has it; 0 while it does not run. Any thread. */
+int pv_iothread_tid(const struct pv_iothread *thread);
 
 #endif

@@ -112,7 +112,7 @@ if TYPE_CHECKING:
             """Return the thread id of each vCPU, by index."""
 
         def iothreads(self) -> Sequence[tuple[str, int]]:
-            """Return id and thread id of each I/O thread that was asked for by name."""
+            """Return id and thread id (0: it does not run) of each I/O thread with a name."""
 
         def chardevs(self) -> Sequence[Chardev]:
             """Return the character devices."""

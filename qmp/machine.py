@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ..devices.iothread import IoThread
     from ..vmm.hotplug import Device, Resource
     from ..vmm.machine import Machine
 
@@ -38,12 +39,18 @@ _ENDS = {
 class MachineHost:
     """One machine; owns the backends that no device has, until `close`."""
 
-    def __init__(self, of: Machine, chardevs: tuple[Chardev, ...] = ()) -> None:
+    def __init__(
+        self,
+        of: Machine,
+        chardevs: tuple[Chardev, ...] = (),
+        iothreads: tuple[IoThread, ...] = (),
+    ) -> None:
         """Enter the disks and NICs that the machine has from its start; it is not ours."""
         self.name = of.config.name
         self.inventory = Inventory()
         self._machine = of
         self._chardevs = chardevs
+        self._iothreads = iothreads
         self._is_quitting = False
         assert of.slots is not None
         for kind, name in _KINDS.items():
@@ -101,8 +108,8 @@ class MachineHost:
         return list(self._machine.thread_ids)
 
     def iothreads(self) -> list[tuple[str, int]]:
-        """Return none: each queue has a thread of its own, without a name."""
-        return []
+        """Return those of the command line; the threads of single queues have no name."""
+        return [(thread.id, thread.thread_id) for thread in self._iothreads]
 
     def chardevs(self) -> tuple[Chardev, ...]:
         """Return what the machine's maker named."""

@@ -7,6 +7,7 @@ import re
 import stat
 from typing import TYPE_CHECKING
 
+from ...devices.disk import InUseError
 from ...errors import PyvirtError, QmpError
 from ...vmm.hotplug import BLOCK, NET, kind_of
 from .. import events
@@ -19,7 +20,17 @@ if TYPE_CHECKING:
 
 _IFNAME_MAX = 15
 _SERIAL_MAX = 20
+# StratoVirt's sentence.
+_IN_USE = (
+    "Failed to add drive {}, file can only be shared with read_only. "
+    "Is it used more than once or another process using the same file?"
+)
+# What the command line's words are here.
 _MEMBERS = {"readonly=on": "`read-only` true", "direct=off": "`cache.direct` false"}
+_NET_MENDS = {
+    "give the number of one that is inherited": "send one with getfd",
+    "give the number of an open one": "send an open one with getfd",
+}
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 _ENGINES = {"io_uring": "io_uring", "native": "io_uring", "threads": "threads", "off": "threads"}
 
@@ -58,6 +69,8 @@ def _blockdev_add(session: Session, given: Arguments) -> object:
             return host.open_disk(request)
         except QmpError:
             raise
+        except InUseError:
+            raise QmpError(_IN_USE.format(path)) from None
         except PyvirtError as error:
             # The command line's words for the file and its members are of no use here.
             reason = str(error).partition(f"{path}")[2].partition(": ")[2] or str(error)
@@ -98,7 +111,21 @@ def _netdev_add(session: Session, given: Arguments) -> object:
         vhost_fds=tuple(descriptors.get(name) for name in vhost_names),
         queues=len(names) or given.queues or 1,
     )
-    host.inventory.add(NET, given.id, lambda: host.open_nic(request))
+    member = f"`ifname` {given.ifname}" if given.ifname else f"`fd` {':'.join(names)}"
+
+    def open_it() -> Resource:
+        try:
+            return host.open_nic(request)
+        except PyvirtError as error:
+            # The command line's word for the tap, or our number of the client's descriptor.
+            option, colon, reason = str(error).partition(": ")
+            if not (colon and option.startswith("-netdev ")):
+                raise
+            for word, ours in _NET_MENDS.items():
+                reason = reason.replace(word, ours)
+            raise QmpError(f"{member}: {reason}") from None
+
+    host.inventory.add(NET, given.id, open_it)
     for name in dict.fromkeys(names + vhost_names):
         descriptors.drop(name)
     return {}

@@ -180,7 +180,13 @@ COMMANDS = (
     Command("query-kvm", "Returns whether KVM is used. It is.", _kvm, since="v2"),
     Command("query-machines", "Returns the machine types.", _machines, since="v2"),
     Command("query-target", "Returns the guest's architecture.", _target, since="v2"),
-    Command("query-iothreads", "Returns the I/O threads that have a name.", _iothreads, since="v2"),
+    Command(
+        "query-iothreads",
+        "Returns the threads of `-object iothread`; `thread-id` is 0 while the guest uses none of "
+        "their disks.",
+        _iothreads,
+        since="v2",
+    ),
     Command("query-chardev", "Returns the character devices.", _chardevs, since="v2"),
     Command(
         "query-block",

@@ -57,6 +57,11 @@ class Operator:
         self._socket.sendall(request.encode())
         return self.line()
 
+    def sends(self, request: str, fd: int) -> str:
+        """Send a descriptor along."""
+        socket.send_fds(self._socket, [request.encode()], [fd])
+        return self.line()
+
     def close(self) -> None:
         self._lines.close()
         self._socket.close()
@@ -105,7 +110,7 @@ def test_lun_and_refusals(guest: Live, operator: Operator, folder: Path) -> None
     config = make(folder / "disk", 8)
     add = ADD.replace("PATH", config.path).replace('"direct": true', '"direct": false')
     boots = add.replace(config.path, str(folder / "own"))
-    assert "in use by another process or drive" in refused(boots)
+    assert "file can only be shared with read_only" in refused(boots)
     assert refused(PLUG) == "Failed to find device configuration."
     assert operator.says(add) == '{"return":{}}'
     assert refused(PLUG.replace("0x1", "0x0")) == "The slot 0 is occupied already."

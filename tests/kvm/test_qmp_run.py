@@ -161,13 +161,26 @@ def test_boot_disk_has_its_slot_and_its_lock(kernel: Kernel, tmp_path: Path) -> 
     file = {"driver": "file", "filename": str(image)}
     with pytest.raises(CommandError) as info:
         guest.client.execute("blockdev-add", {"node-name": "x", "file": file})
-    assert "in use by another process or drive" in str(info.value)
+    assert "file can only be shared with read_only" in str(info.value)
     guest.client.execute("device_del", {"id": "rootfs"})
     assert guest.client.execute("query-block") == []
     guest.client.execute("blockdev-add", {"node-name": "x", "file": file})
     guest.client.execute("device_add", {"id": "x", "driver": "virtio-blk-mmio", "addr": "0x0"})
     guest.client.execute("quit")
     assert guest.ended() == 0
+    guest.close()
+
+
+def test_iothreads_are_listed(kernel: Kernel, tmp_path: Path) -> None:
+    """Those that no disk uses as well; none runs, as this guest has no driver."""
+    (tmp_path / "image").write_bytes(bytes(4096))
+    words = ["-object", "iothread,id=io1", "-disk", f"{tmp_path}/image,iothread=io1"]
+    guest = Monitored(kernel("spin"), *words, "-object", "iothread,id=io2")
+    common = {"thread-id": 0, "poll-max-ns": 0, "poll-grow": 0, "poll-shrink": 0}
+    assert guest.client.execute("query-iothreads") == [
+        {"id": "io1", **common},
+        {"id": "io2", **common},
+    ]
     guest.close()
 
 

@@ -235,6 +235,19 @@ def test_two_disks_on_one_thread(tmp_path: Path) -> None:
     disks[1].close()
 
 
+def test_a_thread_tells_its_id(image: Path) -> None:
+    shared = IoThread("io1")
+    assert shared.thread_id == 0
+    disk = Started(BlockConfig("d", str(image), iothread=shared))
+    for _ in range(2):
+        disk.start()
+        assert disk.ask(IN, 8, 0x10000, 512) == 0
+        assert str(shared.thread_id) in os.listdir("/proc/self/task")
+        disk.stop()
+        assert shared.thread_id == 0
+    disk.close()
+
+
 def test_a_driver_without_queues_cannot_start_it(image: Path) -> None:
     block = Block(BlockConfig("d", str(image)))
     with pytest.raises(BackendError, match="disk d: the driver made no queue ready"):

@@ -156,8 +156,8 @@ REFUSED: list[tuple[str, list[Ask], Ask, str]] = [
     # blockdev-add
     ("duplicate-id", [ADD], blockdev("OTHER"), "drive-0 is already registered."),
     ("duplicate-id-of-tap", [TAP], blockdev(name="net-0"), "net-0 is already registered."),
-    ("same-file-twice", [ADD], blockdev(name="x"), ("Failed to add drive IMAGE: in use by another "
-     "process or drive; end that one, or give `read-only` true to both")),
+    ("same-file-twice", [ADD], blockdev(name="x"), ("Failed to add drive IMAGE, file can only be "
+     "shared with read_only. Is it used more than once or another process using the same file?")),
     ("missing-file", [], blockdev("FOLDER/none"),
      "Failed to get metadata of file FOLDER/none: No such file or directory (os error 2)"),
     ("directory", [], blockdev("FOLDER"), "FOLDER is not a regular file or block device."),
