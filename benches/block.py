@@ -20,6 +20,7 @@ from typing import NamedTuple
 import side_by_side
 from pyvirt.errors import PyvirtError
 from pyvirt.harness.guest import initramfs, kernel, rootfs
+from pyvirt.harness.lab import module
 
 RUNS_MIN, RUNS = 5, 5
 JOB_SECONDS = 3
@@ -193,8 +194,7 @@ def main() -> int:
     commands = {"pyvirt": pyvirt_command(*words), "QEMU": qemu_command(*words)}
 
     def measure() -> side_by_side.Figures:
-        if not DISK.is_block_device():
-            sys.exit(f"{DISK} is not there; modprobe null_blk")
+        module.load("null_blk")
         return {name: [list(job) for job in run(command)] for name, command in commands.items()}
 
     side_by_side.keep("block", report(side_by_side.turns(measure, runs, LAB_SECONDS)))

@@ -15,8 +15,6 @@ MODULES = (
     *("virtio_pci", "virtio_console", "9pnet_virtio", "9p"),
     *("kvm-amd",),
     *("tun", "vhost_net", "bridge"),
-    # Disks for tests and benchmarks: of files, and one that keeps nothing and costs nothing.
-    *("loop", "null_blk"),
 )
 COMPILER = (
     "gcc",

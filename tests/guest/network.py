@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import socket
 import subprocess
@@ -16,7 +15,6 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from pyvirt.harness.guest import initramfs, kernel
-from pyvirt.harness.guest import modules as dependency
 
 from . import root
 from .conftest import PYVIRT
@@ -116,20 +114,6 @@ def pyvirt(*words: str) -> None:
         [str(PYVIRT), *words], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def load_module(name: str) -> None:
-    """Load a module of this kernel, and what it needs, unless they are there."""
-    modules = kernel.find("generic").modules
-    assert modules
-    if modules.name != os.uname().release:
-        subprocess.run(["modprobe", name], check=True, timeout=PATIENCE)
-        return
-    loaded = {line.split()[0] for line in Path("/proc/modules").read_text().splitlines()}
-    for module in dependency.order(modules, [name]):
-        if Path(module.path).name.split(".")[0].replace("-", "_") not in loaded:
-            command = ["insmod", str(modules / module.path)]
-            subprocess.run(command, check=not module.soft, timeout=PATIENCE)
 
 
 def tools_disk() -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from pyvirt.harness.guest import initramfs, kernel
+from pyvirt.harness.lab import module
 
 from .conftest import Boot, Running, make
 
@@ -239,10 +240,7 @@ def loop_device(fast_image: Path) -> Iterator[str]:
     make(fast_image, 64 * MIB, os.urandom(8 * MIB))
     control = Path("/dev/loop-control")
     if not control.exists():
-        generic = kernel.find("generic")
-        assert generic.modules
-        module = generic.modules / "kernel/drivers/block/loop.ko"
-        subprocess.run(["insmod", str(module)], check=True, timeout=60)
+        module.load("loop")
     made = subprocess.run(
         ["losetup", "--find", "--show", str(fast_image)],
         check=True,

@@ -17,6 +17,7 @@ from pyvirt.devices.serial import Backend, Serial
 from pyvirt.devices.tap import TapConfig
 from pyvirt.devices.virtio.net import Net
 from pyvirt.harness.guest import initramfs, kernel
+from pyvirt.harness.lab import module
 from pyvirt.vmm import layout
 from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.log import Log
@@ -30,7 +31,6 @@ from .network import (
     PATIENCE,
     TOOLS,
     interface,
-    load_module,
     md5,
     pyvirt,
     running,
@@ -44,6 +44,7 @@ NOBODY = 65534
 # Tells who connects the address that it is seen as.
 SEEN_AS = """
 import socket
+from pyvirt.harness.lab import module
 server = socket.create_server(("192.0.2.2", 5000))
 print("ready", flush=True)
 peer, (host, _) = server.accept()
@@ -137,7 +138,7 @@ def test_four_queues_share_what_four_processors_send(cloud: kernel.Kernel) -> No
 
 def test_vhost_moves_the_packets(micro: kernel.Kernel) -> None:
     """The kernel serves the rings; the monitor has no part in it, and its counters stay at 0."""
-    load_module("vhost_net")
+    module.load("vhost_net")
     pyvirt("net", "up", "tap0", "-address", "10.0.0.1/24")
     script = (
         interface("eth0", "10.0.0.2/24") + "ping -A -q -c 300 10.0.0.1\nnc 10.0.0.1 5000 | md5sum"
@@ -203,8 +204,8 @@ def test_segments_of_both_families_pass_whole(cloud: kernel.Kernel, family: str)
 
 def test_a_guest_reaches_others_through_the_host() -> None:
     """With -nat: another namespace, beyond the host, sees the host's address."""
-    for module in ("veth", "nft_masq", "nft_chain_nat"):
-        load_module(module)
+    for name in ("veth", "nft_masq", "nft_chain_nat"):
+        module.load(name)
     pyvirt("net", "up", "tap0", "-bridge", "br0", "-address", "10.0.0.1/24", "-nat")
     with subprocess.Popen(["unshare", "--net", "sleep", str(PATIENCE)]) as beyond:
         try:
@@ -249,7 +250,7 @@ def processes(name: str) -> list[str]:
 
 def test_a_guest_reaches_the_host_without_privileges(micro: kernel.Kernel) -> None:
     """All of it runs as nobody; passt gives the guest an address, and ends with it."""
-    load_module("veth")
+    module.load("veth")
     ip("link add out type veth peer name wire")
     ip("link set wire up")
     ip("addr add 10.7.0.2/24 dev out")

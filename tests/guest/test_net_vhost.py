@@ -12,16 +12,16 @@ from pyvirt.devices.tap import TapConfig
 from pyvirt.devices.virtio import net
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.net import NetConfig
+from pyvirt.harness.lab import module
 
 from ..unit.namespace import ip, network_namespace
 from ..unit.nic_bench import NicBench, frame
 from ..unit.test_net_tap import HOST, MAC, host_socket
-from .network import load_module
 
 
 @pytest.fixture(autouse=True)
 def namespace() -> Iterator[None]:
-    load_module("vhost_net")
+    module.load("vhost_net")
     with network_namespace():
         yield
 
