@@ -51,10 +51,10 @@ class _Guest:
         self._unread = b""
 
     def expect(self, line: str, seconds: float, failure: str) -> None:
-        """Wait for a line of the guest's script; GuestError, that begins with `failure`."""
+        """Wait for a whole line of the guest's script; GuestError, that begins with `failure`."""
         wanted = line.encode()
         with _within(seconds, failure):
-            while wanted not in self._unread:
+            while b"\n" not in self._unread.partition(wanted)[2]:
                 if not self._read():
                     raise self._early_end(failure)
         self._unread = self._unread.partition(wanted)[2]
