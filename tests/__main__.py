@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from pyvirt.cli.accel import kvm_failure
@@ -35,21 +36,25 @@ def pytest(*arguments: str) -> list[str]:
 def in_lab(path: str, extra: list[str]) -> int:
     """Return the status of the tests in `path`, from the first boot of the lab that is of use."""
     status = UNUSABLE
-    for _ in range(TRIES):
-        try:
-            status = lab.run(
-                pytest(path, "-p", "no:cacheprovider", *extra),
-                cwd=str(ROOT),
-                env=dict(os.environ),
-                memory_mib=LAB_MIB,
-                timeout=LAB_SECONDS,
-                tries=TRIES,
-            )
-        except lab.LabHangsError as error:
-            print(error, flush=True)
-            return 1
-        if status != UNUSABLE:
-            break
+    # pytest captures into unlinked files, which the lab's 9p cannot truncate: TMPDIR is a tmpfs.
+    # The tests' own files stay on the file system of this host: a tmpfs has no O_DIRECT.
+    with tempfile.TemporaryDirectory(prefix="pyvirt-tests-") as folder:
+        command = pytest(path, "-p", "no:cacheprovider", "--basetemp", f"{folder}/base", *extra)
+        for _ in range(TRIES):
+            try:
+                status = lab.run(
+                    command,
+                    cwd=str(ROOT),
+                    env={**os.environ, "TMPDIR": "/dev/shm"},
+                    memory_mib=LAB_MIB,
+                    timeout=LAB_SECONDS,
+                    tries=TRIES,
+                )
+            except lab.LabHangsError as error:
+                print(error, flush=True)
+                return 1
+            if status != UNUSABLE:
+                break
     return 0 if status == NOTHING_COLLECTED else status
 
 
