@@ -194,7 +194,8 @@ static struct failure become(const struct agent *a, const int ends[3], mode_t ma
 
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    signal(SIGPIPE, SIG_DFL);
+    for (int number = 1; number < NSIG; number++)
+        signal(number, SIG_DFL);
     umask(mask);
     if (setsid() < 0 || (a->terminal >= 0 && ioctl(a->terminal, TIOCSCTTY, 0) < 0))
         return (struct failure){ STAGE_SETUP, (uint32_t)errno };
