@@ -8,6 +8,7 @@ itself, which then meet a real KVM as well.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,10 @@ def in_lab(path: str, extra: list[str]) -> int:
 def main() -> int:
     """Return 0 when everything passed."""
     extra = sys.argv[1:]
+    # A shell's background jobs ignore these, which the tests send and inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     # Made before the lab boots, where making them would be slow.
     for name in ("cloud", "micro"):
         kernel.find(name)
