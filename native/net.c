@@ -214,6 +214,8 @@ static void close_ports(struct pv_net *net)
 	net->has_vhost = false;
 	atomic_store(&net->lost, false);
 	atomic_store(&net->news, false);
+	atomic_store(&net->filter_told, false);
+	atomic_store(&net->filter_news, false);
 }
 
 static int open_port(struct pv_net *net, const struct pv_net_backend *backend, uint32_t index)
@@ -302,6 +304,19 @@ void pv_net_mac(struct pv_net *net, uint8_t mac[6])
 int pv_net_take_lost(struct pv_net *net)
 {
 	return atomic_exchange(&net->news, false);
+}
+
+void pv_net_read_mode(struct pv_net *net, struct pv_net_mode *mode)
+{
+	atomic_store(&net->filter_told, false);
+	pthread_mutex_lock(&net->lock);
+	*mode = net->mode;
+	pthread_mutex_unlock(&net->lock);
+}
+
+int pv_net_take_filter_change(struct pv_net *net)
+{
+	return atomic_exchange(&net->filter_news, false);
 }
 
 void pv_net_stats(const struct pv_net *net, struct pv_net_stats *stats)

@@ -12,6 +12,7 @@
 #ifndef PV_NET_H
 #define PV_NET_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define PV_NET_PAIRS 64        /* of queues, at most */
@@ -90,6 +91,25 @@ struct pv_net_stats {
 	uint64_t suppressed; /* bursts that the driver did not want one for */
 };
 
+/* Addresses that a driver receives, of one kind: with the group bit or without it. */
+struct pv_net_addresses {
+	uint16_t count;
+	bool all; /* more than fit */
+	uint8_t list[PV_NET_ADDRESSES][6];
+};
+
+/* What the driver wants to receive (5.1.6.5), copied by every thread that looks at it. */
+struct pv_net_mode {
+	uint8_t mac[6];
+	bool promiscuous;
+	bool all_multicast;
+	bool filters_vlans;
+	uint32_t offloads; /* TUN_F_... */
+	struct pv_net_addresses unicast;
+	struct pv_net_addresses multicast;
+	uint64_t vlans[64]; /* a bit for each of those that are received */
+};
+
 /* -ENOMEM. */
 int pv_net_new(const struct pv_net_config *config, struct pv_net **out);
 /* The device is stopped and detached. */
@@ -116,6 +136,11 @@ int pv_net_set_link(struct pv_net *net, int up);
 void pv_net_mac(struct pv_net *net, uint8_t mac[6]);
 /* 1: the host's side of the backend has gone; once, after pv_virtio_irq_news told so. */
 int pv_net_take_lost(struct pv_net *net);
+/* What the driver wants to receive; who asks is told of the next change again. */
+void pv_net_read_mode(struct pv_net *net, struct pv_net_mode *mode);
+/* 1: that has changed for the first time since the backend came, or since it was read; once, after
+ * pv_virtio_irq_news told so. */
+int pv_net_take_filter_change(struct pv_net *net);
 void pv_net_stats(const struct pv_net *net, struct pv_net_stats *stats);
 
 #endif

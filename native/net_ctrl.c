@@ -161,6 +161,15 @@ static bool set_pairs(struct pv_net *net, uint8_t command, struct reader *reader
 	       read_last(reader, &pairs, sizeof(pairs)) && pv_net_use_pairs(net, pairs) == 0;
 }
 
+/* Once, until somebody looks: a driver may change it for ever. An empty slot's is nobody's. */
+static void tell_filter(struct pv_net *net)
+{
+	if (net->port_count == 0 || atomic_exchange(&net->filter_told, true))
+		return;
+	atomic_store(&net->filter_news, true);
+	pv_virtio_irq_news(net->irq);
+}
+
 bool pv_net_command(struct pv_net *net, const struct pv_chain *chain)
 {
 	struct reader reader = {.chain = chain};
@@ -177,6 +186,8 @@ bool pv_net_command(struct pv_net *net, const struct pv_chain *chain)
 		if (done)
 			atomic_fetch_add(&net->mode_version, 1);
 		pthread_mutex_unlock(&net->lock);
+		if (done && header.class != VIRTIO_NET_CTRL_GUEST_OFFLOADS)
+			tell_filter(net);
 	}
 	*(uint8_t *)chain->iov[chain->readable].iov_base = done ? VIRTIO_NET_OK : VIRTIO_NET_ERR;
 	return true;

@@ -66,25 +66,6 @@ void pv_net_tap_set_offloads(struct pv_net_port *port, uint32_t offloads);
 /* Let the queue take part in the spreading of packets, or not. */
 int pv_net_tap_attach(struct pv_net_port *port, bool attached);
 
-/* Addresses that a driver receives, of one kind: with the group bit or without it. */
-struct pv_net_addresses {
-	uint16_t count;
-	bool all; /* more than fit */
-	uint8_t list[PV_NET_ADDRESSES][6];
-};
-
-/* What the driver wants to receive (5.1.6.5), copied by every thread that looks at it. */
-struct pv_net_mode {
-	uint8_t mac[6];
-	bool promiscuous;
-	bool all_multicast;
-	bool filters_vlans;
-	uint32_t offloads; /* TUN_F_... */
-	struct pv_net_addresses unicast;
-	struct pv_net_addresses multicast;
-	uint64_t vlans[64]; /* a bit for each of those that are received */
-};
-
 /* The bytes of a frame that tell whether it is for the driver. */
 #define PV_NET_PEEK 18
 
@@ -210,6 +191,8 @@ struct pv_net {
 	atomic_bool link;
 	atomic_bool lost; /* the backend */
 	atomic_bool news; /* that it is; until pv_net_take_lost */
+	atomic_bool filter_told; /* that the mode changed; until pv_net_read_mode */
+	atomic_bool filter_news; /* the same; until pv_net_take_filter_change */
 
 	/* The backend. */
 	struct pv_net_port ports[PV_NET_PAIRS];

@@ -1,6 +1,7 @@
 /* The thread of a pair of queues. */
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 
 #include "net_internal.h"
@@ -205,8 +206,11 @@ static void wait(struct pv_net_worker *w)
 void *pv_net_run(void *worker)
 {
 	struct pv_net_worker *w = worker;
+	const struct sched_param none = {0};
 	bool has_polled = false;
 
+	/* Does not cut in on a busy sender, whose packets then come in bursts. */
+	(void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
 	while (!atomic_load(&w->net->stopping)) {
 		has_polled = atomic_load(&w->net->broken) || !pass(w, has_polled);
 		if (has_polled)

@@ -72,7 +72,7 @@ TABLE = (
     ),
     Event(
         NIC_RX_FILTER_CHANGED,
-        "The guest has changed which packets a NIC takes.",
+        "The guest has changed what a NIC takes; told again after a `query-rx-filter`.",
         (
             Field("name", Text(), "the NIC's id"),
             Field("path", Text(), "the same id"),

@@ -82,6 +82,21 @@ class Chardev:
     is_open: bool
 
 
+@dataclass(frozen=True)
+class RxFilter:
+    """What a NIC's driver wants to receive, as `query-rx-filter` shows it.
+
+    Of addresses None stands for any; VLANs without a filter are None as well.
+    """
+
+    mac: bytes
+    promiscuous: bool
+    all_multicast: bool
+    unicast: Sequence[bytes] | None
+    multicast: Sequence[bytes] | None
+    vlans: Sequence[int] | None
+
+
 if TYPE_CHECKING:
 
     class Host(Protocol):
@@ -119,6 +134,12 @@ if TYPE_CHECKING:
 
         def counters(self) -> Sequence[Counters]:
             """Return all counters as they stand."""
+
+        def rx_filter(self, device: Device) -> RxFilter:
+            """Return what the driver of a NIC wants to receive.
+
+            NIC_RX_FILTER_CHANGED comes with the first change after that.
+            """
 
         def read_register(self, vcpu: int, name: str) -> int:
             """Return a register of a vCPU that exists; KeyError when there is none of the name.

@@ -10,10 +10,11 @@ from ..devices.disk import SECTOR
 from ..devices.tap import Tap, TapConfig
 from ..devices.virtio.block import BlockConfig
 from ..devices.virtio.block import Image as OpenImage
+from ..devices.virtio.net import Net
 from ..vmm import inspection, machine
 from ..vmm.hotplug import BLOCK, NET, Inventory
 from . import events
-from .host import DEVICE, VCPU, Chardev, Counters, DiskRequest, Image, NicRequest
+from .host import DEVICE, VCPU, Chardev, Counters, DiskRequest, Image, NicRequest, RxFilter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,6 +131,21 @@ class MachineHost:
                 found.append(Counters(DEVICE, ids[name], values))
         return found
 
+    def rx_filter(self, device: Device) -> RxFilter:
+        """Return what the driver of a NIC wants to receive."""
+        nic = self._machine.slot(_KINDS[NET], device.slot)
+        assert isinstance(nic, Net)
+        mode = nic.rx_filter()
+        vlans = [n for n in range(64 * len(mode.vlans)) if mode.vlans[n // 64] >> n % 64 & 1]
+        return RxFilter(
+            bytes(mode.mac),
+            bool(mode.promiscuous),
+            bool(mode.all_multicast),
+            _addresses(mode.unicast),
+            _addresses(mode.multicast),
+            vlans if mode.filters_vlans else None,
+        )
+
     def read_register(self, vcpu: int, name: str) -> int:
         """Return a general, control or segment register."""
         return inspection.registers(self._machine, vcpu)[name]
@@ -193,6 +209,10 @@ class MachineHost:
     def detach(self, device: Device) -> None:
         """Take it away again."""
         self._machine.detach(_KINDS[device.backend.kind], device.slot)
+
+
+def _addresses(listed: Any) -> list[bytes] | None:
+    return None if listed.all else [bytes(listed.list[n]) for n in range(listed.count)]
 
 
 def _copy(fd: int, copies: list[int]) -> int:

@@ -187,6 +187,9 @@ class Machine:
                     nospace=error == errno.ENOSPC,
                     reason=os.strerror(error),
                 )
+        for device in self.slots.pluggable("net"):
+            if device.take_filter_change() and device.backend:
+                self._emit("NIC_RX_FILTER_CHANGED", name=device.backend, path=device.backend)
 
     def load(self) -> None:
         """Load the guest that the configuration names."""

@@ -171,3 +171,10 @@ class Pluggable(Device):
         Asked when the data path called pv_virtio_irq_news; any thread.
         """
         return None
+
+    def take_filter_change(self) -> bool:
+        """Say whether the driver of a NIC has changed what it wants to receive.
+
+        Asked when the data path called pv_virtio_irq_news; any thread.
+        """
+        return False

@@ -300,6 +300,16 @@ class Net(Pluggable):
         self.config_changed()
         return f"its {gone}; the link is down"
 
+    def take_filter_change(self) -> bool:
+        """Say whether the driver has changed `rx_filter`, for the first time since it was read."""
+        return bool(lib.pv_net_take_filter_change(self._handle))
+
+    def rx_filter(self) -> Any:
+        """Return a struct pv_net_mode (native/net.h): what the driver wants to receive now."""
+        mode = ffi.new("struct pv_net_mode *")
+        lib.pv_net_read_mode(self._handle, mode)
+        return mode
+
     def stats(self) -> Any:
         """Return a struct pv_net_stats (native/net.h) of this moment."""
         stats = ffi.new("struct pv_net_stats *")

@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -444,6 +445,14 @@ static void agent_free(struct agent *a)
     free(a);
 }
 
+/* Makes `root` the root of all mounts: processes in a mere chroot get no user namespace. */
+static int enter(const char *root)
+{
+    if (chdir(root) < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0)
+        return -1;
+    return chroot(".");
+}
+
 static int serve_port(int port, int signals, bool chrooted)
 {
     struct agent *a = calloc(1, sizeof(*a));
@@ -470,7 +479,7 @@ int main(int argc, char **argv)
     if (port < 0)
         return fail(argv[1], errno);
     chrooted = strcmp(argv[2], "/") != 0;
-    if (chrooted && (chroot(argv[2]) < 0 || chdir("/") < 0))
+    if (chrooted && enter(argv[2]) < 0)
         return fail(argv[2], errno);
     signals = watch_children();
     if (signals < 0)

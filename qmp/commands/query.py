@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...vmm.hotplug import BLOCK
+from ...errors import QmpError
+from ...vmm.hotplug import BLOCK, NET
 from ..host import DEVICE, VCPU, VM
 from ..schema import Arguments, Choice, Command, Field, Struct, Text
 
 if TYPE_CHECKING:
-    from ...vmm.hotplug import Backend
+    from ...vmm.hotplug import Backend, Device
     from ..monitor import Session
 
 _VCPUS_MAX = 254
@@ -155,6 +156,33 @@ def _blockstats(session: Session, _: Arguments) -> object:
     ]
 
 
+def _rx_filter(session: Session, device: Device) -> dict[str, object]:
+    wanted = session.monitor.host.rx_filter(device)
+    unicast, multicast = wanted.unicast, wanted.multicast
+    every_multicast = wanted.all_multicast or multicast is None
+    return {
+        "name": device.id,
+        "promiscuous": wanted.promiscuous,
+        "multicast": "all" if every_multicast else "normal" if multicast else "none",
+        "unicast": "all" if unicast is None else "normal" if unicast else "none",
+        "vlan": "all" if wanted.vlans is None else "normal" if wanted.vlans else "none",
+        "broadcast-allowed": True,
+        "multicast-overflow": multicast is None,
+        "unicast-overflow": unicast is None,
+        "main-mac": wanted.mac.hex(":"),
+        "vlan-table": wanted.vlans or [],
+        "unicast-table": [address.hex(":") for address in unicast or ()],
+        "multicast-table": [address.hex(":") for address in multicast or ()],
+    }
+
+
+def _rx_filters(session: Session, given: Arguments) -> object:
+    nics = list(session.monitor.host.inventory.devices(NET))
+    if given.name is not None and given.name not in {device.id for device in nics}:
+        raise QmpError(f"name {given.name}: there is no such NIC; device_add makes one")
+    return [_rx_filter(session, one) for one in nics if given.name in {None, one.id}]
+
+
 def _stats(session: Session, given: Arguments) -> object:
     return [
         {
@@ -196,6 +224,14 @@ COMMANDS = (
     ),
     Command("query-named-block-nodes", "Returns the images that are open.", _nodes, since="v2"),
     Command("query-blockstats", "Returns what the disks have done.", _blockstats, since="v2"),
+    Command(
+        "query-rx-filter",
+        "Returns what the drivers of the NICs want to receive; NIC_RX_FILTER_CHANGED tells of the "
+        "first change after that.",
+        _rx_filters,
+        Struct(Field("name", Text(), "only of this NIC", optional=True)),
+        since="pyvirt",
+    ),
     Command(
         "query-stats",
         "Returns pyvirt's counters: exits, interrupts, requests. They only grow, until a device is "

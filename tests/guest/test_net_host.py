@@ -40,6 +40,7 @@ from .network import (
 )
 
 MIB = 1 << 20
+NOBODY = 65534
 # Tells who connects the address that it is seen as.
 SEEN_AS = """
 import socket
@@ -233,3 +234,41 @@ def test_a_guest_reaches_others_through_the_host() -> None:
     assert ended.status == 0
     assert "seen as 192.0.2.1" in ended.console.splitlines()
     pyvirt("net", "down", "tap0")
+
+
+def processes(name: str) -> list[str]:
+    """Return the ids of the processes of that name."""
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            if comm.read_text().strip().startswith(name):
+                found.append(comm.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_a_guest_reaches_the_host_without_privileges(micro: kernel.Kernel) -> None:
+    """All of it runs as nobody; passt gives the guest an address, and ends with it."""
+    module.load("veth")
+    ip("link add out type veth peer name wire")
+    ip("link set wire up")
+    ip("addr add 10.7.0.2/24 dev out")
+    ip("link set out up")
+    ip("route add default via 10.7.0.1")
+    os.chmod("/dev/kvm", 0o666)
+    data = os.urandom(MIB) * 4
+    script = """
+        ip link set eth0 up
+        udhcpc -i eth0 -n -q -f -s /bin/true && echo leased
+        ip addr add 10.7.0.2/24 dev eth0; ip route add default via 10.7.0.1
+        nc 10.7.0.1 5000 </dev/null | md5sum
+        ps
+        """
+    prefix = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--")
+    with serving(data, "127.0.0.1"), running(script, "-net", "user", prefix=prefix) as guest:
+        ended = guest.end()
+    assert (ended.status, ended.messages) == (0, "")
+    assert "leased" in ended.console.splitlines()
+    assert md5(data) in ended.console
+    assert processes("passt") == []

@@ -110,6 +110,20 @@ def test_nic_by_the_book(linked: Live, operator: Operator) -> None:
     assert linked.log.read_text() == ""
 
 
+def test_what_the_guest_wants_to_receive_is_told(linked: Live, operator: Operator) -> None:
+    assert operator.says(ADD) == DONE
+    assert operator.says(PLUG) == DONE
+    wait_for_carriers(linked, [1, 0])
+    for switch, told in (("on", "true"), ("off", "false")):
+        operator.says('{"execute":"query-rx-filter"}')
+        linked.run(f"ip link set eth0 promisc {switch}")
+        event = operator.line(filters=True)
+        assert '"NIC_RX_FILTER_CHANGED","data":{"name":"net-0","path":"net-0"}' in event
+        answer = operator.says('{"execute":"query-rx-filter"}')
+        assert f'"name":"net-0","promiscuous":{told}' in answer
+    unplug(operator)
+
+
 def test_both_slots(linked: Live, operator: Operator) -> None:
     """The second has a backend of another name; without `addr` the first free slot is taken."""
     assert operator.says(ADD.replace("net-0", "behind").replace("tap0", "tap1")) == DONE

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pyvirt.devices.disk import SECTOR, Disk
 from pyvirt.errors import BackendError
 from pyvirt.qmp import events
-from pyvirt.qmp.host import DEVICE, ENDED, PAUSED, RUNNING, VCPU, Chardev, Counters, Image
+from pyvirt.qmp.host import DEVICE, ENDED, PAUSED, RUNNING, VCPU, Chardev, Counters, Image, RxFilter
 from pyvirt.qmp.listener import UNIX, ListenerConfig
 from pyvirt.qmp.monitor import Monitor, Session
 from pyvirt.qmp.server import Server
@@ -123,6 +123,11 @@ class FakeHost:
             for device in self.inventory.devices(BLOCK)
         ]
         return vcpus + disks
+
+    def rx_filter(self, device: Device) -> RxFilter:
+        if device.slot == 0:
+            return RxFilter(b"\x52\x54\0\0\0\1", False, False, [], [b"\1\0\x5e\0\0\1"], [7])
+        return RxFilter(b"\x52\x54\0\0\0\2", True, True, None, None, None)
 
     def read_register(self, vcpu: int, name: str) -> int:
         return {"rip": 0xFFFF_FFFF_81C0_13F0, "rax": vcpu}[name]

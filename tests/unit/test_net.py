@@ -174,6 +174,34 @@ def test_the_driver_finds_the_address_that_it_set(bench: NicBench) -> None:
     assert bench.config(0, 6) == MAC
 
 
+def test_the_first_change_of_the_filter_is_told_until_it_is_read(bench: NicBench) -> None:
+    bench.start(net.CTRL_VQ | net.CTRL_RX | net.CTRL_VLAN)
+    assert not bench.nic.take_filter_change()
+    assert bench.command(2, 0, 9, b"\1") == 1  # refused: nothing changes
+    assert not bench.nic.take_filter_change()
+    for _ in range(3):
+        assert bench.command(2, 0, 0, b"\0") == 0
+        assert bench.command(2, 2, 0, b"\7\0") == 0
+    assert bench.nic.take_filter_change()
+    assert not bench.nic.take_filter_change()
+    mode = bench.nic.rx_filter()
+    assert (mode.promiscuous, mode.filters_vlans, mode.vlans[0]) == (False, True, 1 << 7)
+    assert bench.command(2, 2, 1, b"\7\0") == 0
+    assert bench.nic.take_filter_change()
+    assert bench.nic.rx_filter().vlans[0] == 0
+
+
+def test_the_filter_of_a_nic_without_backend_is_nobodys(bench: NicBench) -> None:
+    bench.start(net.CTRL_VQ | net.CTRL_RX)
+    backend = bench.nic.detach()
+    assert backend
+    try:
+        assert bench.command(2, 0, 0, b"\0") == 0
+        assert not bench.nic.take_filter_change()
+    finally:
+        backend.close()
+
+
 def test_the_driver_is_told_of_the_link(bench: NicBench) -> None:
     bench.start(net.STATUS)
     assert bench.config(6, 2) == b"\1\0"

@@ -216,6 +216,34 @@ def test_disks_are_told(bench: Bench, image: str) -> None:
     assert text == f"vdb: slot 1, {image}, 1048576 bytes, read-only\r\n"
 
 
+def test_what_nics_receive_is_told(bench: Bench) -> None:
+    assert bench.do("query-rx-filter") == []
+    for number in range(2):
+        bench.do("netdev_add", id=f"net-{number}", ifname=f"tap{number}")
+        bench.do("device_add", id=f"net-{number}", driver="virtio-net-mmio", addr=hex(number))
+    filtered, every = bench.do("query-rx-filter")
+    assert bench.do("query-rx-filter", name="net-1") == [every]
+    assert filtered == {
+        "name": "net-0",
+        "promiscuous": False,
+        "multicast": "normal",
+        "unicast": "none",
+        "vlan": "normal",
+        "broadcast-allowed": True,
+        "multicast-overflow": False,
+        "unicast-overflow": False,
+        "main-mac": "52:54:00:00:00:01",
+        "vlan-table": [7],
+        "unicast-table": [],
+        "multicast-table": ["01:00:5e:00:00:01"],
+    }
+    assert (every["multicast"], every["unicast"], every["vlan"]) == ("all", "all", "all")
+    assert every["multicast-overflow"]
+    assert every["unicast-overflow"]
+    text = "name tap0: there is no such NIC; device_add makes one"
+    assert bench.ask("query-rx-filter", name="tap0")["error"]["desc"] == text
+
+
 def test_counters(bench: Bench) -> None:
     one = {"provider": "pyvirt", "target": "vcpu", "name": "vcpu1",
            "stats": [{"name": "exits", "value": 8}]}  # fmt: skip
