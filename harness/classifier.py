@@ -87,13 +87,16 @@ class _Report:
 
     def splat(self) -> Splat:
         """Return the report as it stands."""
-        lines = tuple(self._lines[: self.length or None])
-        mark = fingerprint(self.kind, title(self._message), lines)
-        return Splat(self.kind, self._title(), lines, self._mark, mark)
+        lines = self._own()
+        place = fingerprint(self.kind, title(self._message), lines)
+        return Splat(self.kind, self._title(), tuple(lines), self._mark, place)
+
+    def _own(self) -> list[str]:
+        return self._lines[: self.length or None]
 
     def _title(self) -> str:
         if self.kind != Verdict.PANICKED:
-            return title(self._message, self._lines)
+            return title(self._message, self._own())
         after = f" ({self._title_before})" if self._title_before else ""
         return title(self._message) + after
 
@@ -181,10 +184,10 @@ class Classifier:
         _, end, head = next(kind for kind in _KINDS if kind[0].match(message))
         if report is not None:
             above = _RANK[head.kind] - _RANK[report.kind]
-            belongs = above < 0 or head is DEATH or head.kind == Verdict.PANICKED
-            if (not report.length and above > 0) or (above > 0 and head.kind == Verdict.PANICKED):
+            is_open, is_panic = not report.length, head.kind == Verdict.PANICKED
+            if above > 0 and (is_open or is_panic):
                 report.become(head.kind, end, message)
-            elif report.length or not belongs:
+            elif not (is_open and (above < 0 or is_panic or head is DEATH)):
                 self._close()
                 report = None
         if report is None:

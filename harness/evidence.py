@@ -58,7 +58,10 @@ def vcpu_state(registers: Mapping[str, int], stack: Sequence[str]) -> str:
 
 
 def vcpus(qmp: Client, symbols: Symbols) -> str:
-    """Return `vcpu_state` for every vCPU; the machine stands meanwhile. BackendError."""
+    """Return `vcpu_state` for every vCPU; the machine stands meanwhile. BackendError.
+
+    It takes hundreds of commands: the monitor's socket is to have `throttle=off`.
+    """
     was_running = qmp.execute("query-status")["running"]
     try:
         qmp.execute("stop")
