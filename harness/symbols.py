@@ -80,7 +80,7 @@ class Symbols:
                 mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
             ):
                 return cls(_elf_rows(data))
-        except (struct.error, IndexError, ValueError):
+        except (struct.error, IndexError, OverflowError, ValueError):
             raise ConfigError(f"{path}: it is no ELF file of a 64-bit kernel") from None
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from None

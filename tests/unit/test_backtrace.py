@@ -103,6 +103,13 @@ def test_without_frame_pointers_the_stack_is_searched(memory: Memory, rbp: int) 
     ]
 
 
+def test_a_call_that_is_the_last_of_its_function(memory: Memory) -> None:
+    end = TEXT + 0x500
+    memory.put(end - 5, b"\xe8" + struct.pack("<i", TEXT - end))
+    memory.put_words(TOP - 0x80, end)
+    assert backtrace(registers(), memory.read, SYMBOLS)[1:] == ["  ? end+0x100/0x100"]
+
+
 def test_what_an_interrupt_saved(memory: Memory) -> None:
     memory.put_words(TOP - 0x80, TEXT + 0x107, 0x10, 0x246, TOP - 0x40, 0x18, returns("main"))
     assert backtrace(registers(), memory.read, SYMBOLS)[1:] == [
