@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import selectors
 import subprocess
 import time
@@ -88,7 +89,7 @@ def symbols(micro: Kernel) -> Symbols:
          "BUG: kernel NULL pointer dereference in lkdtm_EXCEPTION"),
         (CRASH.format("EXCEPTION"), "oops=panic", Verdict.PANICKED,
          "Kernel panic - not syncing: Fatal exception (BUG: kernel NULL pointer dereference in "),
-        (CRASH.format("WARNING"), "panic_on_warn", Verdict.PANICKED,
+        (CRASH.format("WARNING"), "panic_on_warn=1", Verdict.PANICKED,
          "Kernel panic - not syncing: kernel: panic_on_warn set"),
         (CRASH.format("PANIC"), "", Verdict.PANICKED, "Kernel panic - not syncing: dumptest"),
         ("echo c >/proc/sysrq-trigger", "", Verdict.PANICKED,
@@ -115,7 +116,7 @@ def test_what_a_kernel_says(
     assert (splat.kind, splat.title[: len(title)]) == (kind, title), guest.console.text()
     assert ("survived" in guest.console.text()) == (kind != Verdict.PANICKED)
     if "lkdtm" in title:
-        assert any("lkdtm_do_action" in line for line in splat.lines)
+        assert any("vfs_write+0x" in line for line in splat.lines)
 
 
 def test_no_report_of_a_guest_that_is_well(micro: Kernel, shm: Path, guests: list[Guest]) -> None:
@@ -143,6 +144,5 @@ def test_where_a_hung_guest_is(
     finally:
         client.close()
     # Perhaps in an interrupt's handler; below that it spins.
-    assert "lkdtm_SOFTLOCKUP" in text, text
-    assert "  ? lkdtm_do_action+0x" in text, text
-    assert "vfs_write" in text, text
+    assert re.search(r"^(rip |  )lkdtm_SOFTLOCKUP\+0x", text, re.MULTILINE), text
+    assert "  ? vfs_write+0x" in text, text
