@@ -136,6 +136,12 @@ def test_every_row_of_the_table_has_a_sample() -> None:
     assert firsts == set(range(len(HEADS)))
 
 
+@pytest.mark.parametrize("name", splat._EXCEPTIONS.split("|"))
+def test_every_exception(name: str) -> None:
+    (one,) = found(stamped(BOOT + f"{name}: 0000 [#1] SMP\n"))
+    assert (one.kind, one.title) == (OOPSED, name)
+
+
 @pytest.mark.parametrize("line", NEWS)
 @pytest.mark.parametrize("has_stamps", [True, False])
 def test_what_is_no_report(line: str, has_stamps: bool) -> None:
