@@ -4,7 +4,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := $(wildcard native/*.c native/*.h native/*.py)
+NATIVE := $(wildcard native/*.c native/*.h native/*.cdef native/*.py)
 
 .PHONY: demo test check setup packages clean \
   bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug

@@ -148,7 +148,25 @@ if TYPE_CHECKING:
             """
 
         def read_memory(self, address: int, length: int) -> bytes:
-            """Return bytes of guest memory; IndexError outside it."""
+            """Return bytes of guest memory, while the guest runs; IndexError outside it."""
+
+        def read_registers(self) -> Sequence[dict[str, int]]:
+            """Return the registers of each vCPU, by index; the machine stands meanwhile."""
+
+        def inspect_memory(self, address: int, length: int, vcpu: int | None) -> bytes:
+            """Return guest memory by guest-physical address, or as a vCPU sees it.
+
+            The machine stands meanwhile. IndexError: it is not there.
+            """
+
+        def save_memory(self, path: str, address: int, length: int, vcpu: int | None) -> None:
+            """Write the same to a file."""
+
+        def save_core(self, path: str) -> None:
+            """Write an ELF core."""
+
+        def inject_nmi(self) -> None:
+            """Raise a non-maskable interrupt in every vCPU."""
 
         def open_disk(self, request: DiskRequest) -> Resource:
             """Open and lock an image."""

@@ -14,7 +14,17 @@ from ..devices.virtio.net import Net
 from ..vmm import inspection, machine
 from ..vmm.hotplug import BLOCK, NET, Inventory
 from . import events
-from .host import DEVICE, VCPU, Chardev, Counters, DiskRequest, Image, NicRequest, RxFilter
+from .host import (
+    DEVICE,
+    VCPU,
+    VM,
+    Chardev,
+    Counters,
+    DiskRequest,
+    Image,
+    NicRequest,
+    RxFilter,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +127,7 @@ class MachineHost:
         return self._chardevs
 
     def counters(self) -> list[Counters]:
-        """Return the counters of vCPUs and of plugged devices."""
+        """Return the counters of the machine, its vCPUs, and plugged devices."""
         ids = {
             self._machine.slot(name, device.slot).name: device.id
             for kind, name in _KINDS.items()
@@ -125,7 +135,9 @@ class MachineHost:
         }
         found = []
         for whose, name, values in inspection.counters(self._machine):
-            if whose == VCPU:
+            if whose == VM:
+                found.append(Counters(VM, VM, values))
+            elif whose == VCPU:
                 found.append(Counters(VCPU, f"vcpu{name}", values))
             elif name in ids:
                 found.append(Counters(DEVICE, ids[name], values))
@@ -154,6 +166,26 @@ class MachineHost:
         """Return bytes of RAM."""
         assert self._machine.memory is not None
         return self._machine.memory.read(address, length)
+
+    def read_registers(self) -> list[dict[str, int]]:
+        """Return the registers of all vCPUs."""
+        return inspection.all_registers(self._machine)
+
+    def inspect_memory(self, address: int, length: int, vcpu: int | None) -> bytes:
+        """Return guest memory while the machine stands."""
+        return inspection.read_memory(self._machine, address, length, vcpu)
+
+    def save_memory(self, path: str, address: int, length: int, vcpu: int | None) -> None:
+        """Write guest memory to a file."""
+        inspection.save_memory(self._machine, path, address, length, vcpu)
+
+    def save_core(self, path: str) -> None:
+        """Write all of it."""
+        inspection.save_core(self._machine, path)
+
+    def inject_nmi(self) -> None:
+        """Raise an NMI everywhere."""
+        inspection.inject_nmi(self._machine)
 
     def open_disk(self, request: DiskRequest) -> Resource:
         """Open and lock an image."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .commands import foreign, hotplug, inspect, lifecycle, query, session
+from .commands import foreign, hotplug, inspect, lifecycle, memory, query, session
 from .schema import Command
 
 # Chapters of the manual, in its order.
@@ -11,7 +11,7 @@ CHAPTERS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("The machine's life", lifecycle.COMMANDS),
     ("Disks and NICs", hotplug.COMMANDS),
     ("What there is", query.COMMANDS),
-    ("Looking into the guest", inspect.COMMANDS),
+    ("Looking into the guest", inspect.COMMANDS + memory.COMMANDS),
     ("What other machines have", foreign.COMMANDS),
 )
 TABLE = tuple(command for _, commands in CHAPTERS for command in commands)

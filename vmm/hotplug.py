@@ -193,9 +193,11 @@ class Inventory:
         if device is None:
             raise QmpError(f"Device {id} not found")
         detach(device)
+        backend = device.backend
         del self._devices[id]
-        del self._backends[device.backend.id]
-        device.backend.resource.close()
+        del self._backends[backend.id]
+        backend.device = None  # they would keep each other alive
+        backend.resource.close()
 
     def devices(self, kind: str) -> Iterator[Device]:
         """Yield the devices of a kind, in the order in which they were plugged."""
@@ -209,4 +211,6 @@ class Inventory:
         """Close every backend; the machine and its devices are gone."""
         self._devices.clear()
         while self._backends:
-            self._backends.popitem()[1].resource.close()
+            _, backend = self._backends.popitem()
+            backend.device = None
+            backend.resource.close()

@@ -1,4 +1,4 @@
-"""What can be told of a machine from outside: registers, and counters of all that counts.
+"""What can be told of a machine from outside: registers, memory, counters of all that counts.
 
 Off the start-up path; imported where somebody asks.
 """
@@ -6,13 +6,15 @@ Off the start-up path; imported where somebody asks.
 from __future__ import annotations
 
 from ..native import ffi, lib
-from . import kvm
+from . import dump, kvm, paging
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     from .machine import Machine
+    from .memory import GuestMemory
     from .vcpu import Vcpu
 
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
@@ -37,6 +39,76 @@ def registers(machine: Machine, vcpu: int) -> dict[str, int]:
     return values
 
 
+def all_registers(machine: Machine) -> list[dict[str, int]]:
+    """Return the registers of every vCPU at one moment; as `registers`."""
+
+    def read() -> list[dict[str, int]]:
+        return [_read(vcpu) for vcpu in machine.vcpus]
+
+    values: list[dict[str, int]] = machine.standing(read)
+    return values
+
+
+def read_memory(machine: Machine, address: int, length: int, vcpu: int | None = None) -> bytes:
+    """Return guest memory by guest-physical address, or as vCPU `vcpu` sees it.
+
+    The machine stands meanwhile. IndexError outside of RAM, or where nothing is mapped.
+    """
+
+    def read() -> bytes:
+        memory = _memory(machine)
+        return b"".join(memory.read(*one) for one in _pieces(machine, address, length, vcpu))
+
+    data: bytes = machine.standing(read)
+    return data
+
+
+def save_memory(
+    machine: Machine, path: str, address: int, length: int, vcpu: int | None = None
+) -> None:
+    """Write what `read_memory` would return to a file; BackendError as well."""
+
+    def save() -> None:
+        dump.save(path, _memory(machine), _pieces(machine, address, length, vcpu))
+
+    machine.standing(save)
+
+
+def save_core(machine: Machine, path: str) -> None:
+    """Write an ELF core of the machine (see dump.py); it stands meanwhile. BackendError."""
+
+    def save() -> None:
+        dump.save_core(path, _memory(machine), [_read(vcpu) for vcpu in machine.vcpus])
+
+    machine.standing(save)
+
+
+def inject_nmi(machine: Machine) -> None:
+    """Raise a non-maskable interrupt in every vCPU: Linux says where it was, if told to."""
+
+    def inject() -> None:
+        for vcpu in machine.vcpus:
+            kvm.NMI(vcpu.fd)
+
+    machine.standing(inject)
+
+
+def _memory(machine: Machine) -> GuestMemory:
+    assert machine.memory is not None
+    return machine.memory
+
+
+def _pieces(
+    machine: Machine, address: int, length: int, vcpu: int | None
+) -> Iterable[tuple[int, int]]:
+    memory = _memory(machine)
+    if length > memory.size:
+        raise IndexError(f"{length} bytes are more than the guest's memory has")
+    if vcpu is None:
+        return [(address, length)]
+    return paging.pieces(_read(machine.vcpus[vcpu]), memory.read, address, length)
+
+
 def _read(vcpu: Vcpu) -> dict[str, int]:
     regs, sregs = ffi.new("struct kvm_regs *"), ffi.new("struct kvm_sregs *")
     kvm.GET_REGS(vcpu.fd, regs)
@@ -57,12 +129,14 @@ def _numbers(structure: Any) -> dict[str, int]:
 
 
 def counters(machine: Machine) -> list[tuple[str, str, dict[str, int]]]:
-    """Return (whose, its name, counters by name) of vCPUs and devices, while they run on.
+    """Return (whose, its name, counters by name) of machine, vCPUs and devices, while they run on.
 
-    Whose is "vcpu", named by its index, or "device". What a vCPU counts begins anew with a
-    reset, what a device's backend counts with the backend.
+    Whose is "vm", "vcpu", named by its index, or "device". What a vCPU counts begins anew with a
+    reset, what a device's backend counts with the backend. The machine has the sums over its
+    vCPUs, and `memory`, the bytes of its RAM.
     """
-    found: list[tuple[str, str, dict[str, int]]] = []
+    machine_wide = {"memory": machine.config.memory}
+    found: list[tuple[str, str, dict[str, int]]] = [("vm", "", machine_wide)]
     reasons = {getattr(lib, f"KVM_EXIT_{name.upper()}"): name for name in _EXITS}
     stats = ffi.new("struct pv_vcpu_stats *")
     for vcpu in machine.vcpus:
@@ -72,7 +146,11 @@ def counters(machine: Machine) -> list[tuple[str, str, dict[str, int]]]:
             for reason, count in enumerate(stats.exits)
             if count
         }
-        found.append(("vcpu", str(vcpu.index), {**_numbers(stats), **exits}))
+        values = {**_numbers(stats), **exits}
+        found.append(("vcpu", str(vcpu.index), values))
+        for name, value in values.items():
+            if name != "first_run_ns":
+                machine_wide[name] = machine_wide.get(name, 0) + value
     for transport in machine.slots.transports if machine.slots else ():
         values = {
             "register-reads": transport.reads,

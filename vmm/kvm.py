@@ -66,6 +66,7 @@ GET_LAPIC = Ioctl("KVM_GET_LAPIC")
 SET_LAPIC = Ioctl("KVM_SET_LAPIC")
 GET_MP_STATE = Ioctl("KVM_GET_MP_STATE")
 GET_TSC_KHZ = Ioctl("KVM_GET_TSC_KHZ")
+NMI = Ioctl("KVM_NMI")
 
 # Capabilities without which pyvirt cannot run a guest, by what each is needed for.
 REQUIRED = (

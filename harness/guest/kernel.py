@@ -32,7 +32,8 @@ class Kernel:
 
     `image` is the file to boot; `release` is what `uname -r` says under it; `modules` is its
     lib/modules/RELEASE with a modules.dep, None where there is none; `vmlinux` is its ELF file,
-    None where it was not taken out of the image (`vmlinux.cached` does that).
+    None where it was not taken out of the image (`vmlinux.cached` does that); `symbols` is a
+    vmlinux or System.map with its symbols, where somebody named one.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Kernel:
     release: str
     modules: Path | None
     vmlinux: Path | None
+    symbols: Path | None = None
 
 
 def find(name: str, *, renew: bool = False) -> Kernel:

@@ -46,6 +46,18 @@ def _register(session: Session, given: Arguments) -> object:
     return f"{value:X}"
 
 
+def _registers(session: Session, _: Arguments) -> object:
+    return [
+        {"cpu-index": vcpu, "registers": values}
+        for vcpu, values in enumerate(session.monitor.host.read_registers())
+    ]
+
+
+def _nmi(session: Session, _: Arguments) -> object:
+    session.monitor.host.inject_nmi()
+    return {}
+
+
 def _info_status(session: Session) -> str:
     state = session.monitor.host.state()
     return f"VM status: {'running' if state == RUNNING else state}"
@@ -110,6 +122,22 @@ COMMANDS = (
         ),
         since="v2",
         example=('{"addr": "rip", "vcpu": 0}', '"FFFFFFFF81C013F0"'),
+    ),
+    Command(
+        "x-query-registers",
+        "Returns the registers of all vCPUs at one moment, segments by their selectors; the guest "
+        "stands still meanwhile.",
+        _registers,
+        since="pyvirt",
+        example=("", '[{"cpu-index": 0, "registers": {"rax": 0, "rip": 18446744071592580080}}]'),
+    ),
+    Command(
+        "inject-nmi",
+        "Raises a non-maskable interrupt in every vCPU. A Linux that was told to "
+        "(`unknown_nmi_panic`) panics and says where it was, even with interrupts off.",
+        _nmi,
+        since="pyvirt",
+        example=("", "{}"),
     ),
     Command(
         "human-monitor-command",

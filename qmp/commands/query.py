@@ -241,10 +241,10 @@ COMMANDS = (
             Field(
                 "target",
                 Choice(VM, VCPU, DEVICE),
-                "only of this kind (of the machine itself there are none)",
+                "only of this kind; those of `vm` are its vCPUs' sums",
                 optional=True,
             ),
-            Field("name", Text(), "only of the vCPU or device of this name", optional=True),
+            Field("name", Text(), "only of the one of this name", optional=True),
         ),
         since="pyvirt",
         example=(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import socket
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pyvirt.cli import registry
 from pyvirt.errors import BackendError
+from pyvirt.harness import evidence
+from pyvirt.harness.symbols import Symbols
 from pyvirt.qmp.client import Client, CommandError
 
 from .support import MAILBOX, PATIENCE
@@ -125,6 +128,28 @@ def test_looking_into_the_guest(spin: Monitored) -> None:
     assert counters["name"] == "vcpu0"
     (console,) = spin.client.execute("query-chardev")
     assert console == {"frontend-open": True, "filename": "stdio", "label": "serial0"}
+
+
+def test_where_the_guest_is(spin: Monitored, kernel: Kernel, tmp_path: Path) -> None:
+    text = evidence.vcpus(spin.client, Symbols.from_vmlinux(kernel("spin")))
+    lines = text.splitlines()
+    assert lines[0] == "vCPU 0: kernel mode, interrupts off"
+    assert lines[1].startswith("rip _start+0x")
+    assert spin.client.execute("query-status")["running"]
+    path = tmp_path / "saved"
+    for name, more in (("memsave", {"cpu-index": 0}), ("pmemsave", {})):
+        where = {"val": 0x10_0000, "size": 16, "filename": str(path), **more}
+        assert spin.client.execute(name, where) == {}
+        data = spin.client.execute("x-read-memory", {"val": 0x10_0000, "size": 16})["data"]
+        assert path.read_bytes() == base64.b64decode(data)
+        assert any(path.read_bytes())
+        path.unlink()
+    spin.client.execute("dump-guest-memory", {"paging": False, "protocol": f"file:{path}"})
+    assert path.read_bytes()[:4] == b"\x7fELF"
+    with pytest.raises(CommandError, match="is no canonical address"):
+        spin.client.execute("x-read-memory", {"val": 1 << 63, "size": 1, "virtual": True})
+    (counters,) = spin.client.execute("query-stats", {"target": "vm"})
+    assert {"name": "memory", "value": 128 << 20} in counters["stats"]
 
 
 def test_reset_button(spin: Monitored) -> None:

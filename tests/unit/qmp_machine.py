@@ -10,12 +10,24 @@ import os
 import socket
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvirt.devices.disk import SECTOR, Disk
 from pyvirt.errors import BackendError
 from pyvirt.qmp import events
-from pyvirt.qmp.host import DEVICE, ENDED, PAUSED, RUNNING, VCPU, Chardev, Counters, Image, RxFilter
+from pyvirt.qmp.host import (
+    DEVICE,
+    ENDED,
+    PAUSED,
+    RUNNING,
+    VCPU,
+    VM,
+    Chardev,
+    Counters,
+    Image,
+    RxFilter,
+)
 from pyvirt.qmp.listener import UNIX, ListenerConfig
 from pyvirt.qmp.monitor import Monitor, Session
 from pyvirt.qmp.server import Server
@@ -24,7 +36,6 @@ from pyvirt.vmm.log import Log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from pyvirt.qmp.host import DiskRequest, NicRequest
     from pyvirt.vmm.hotplug import Device, Resource
@@ -122,7 +133,7 @@ class FakeHost:
             Counters(DEVICE, device.id, {"reads": 3, "bytes_read": 3 * 4096, "writes": 1})
             for device in self.inventory.devices(BLOCK)
         ]
-        return vcpus + disks
+        return [Counters(VM, VM, {"exits": 15}), *vcpus, *disks]
 
     def rx_filter(self, device: Device) -> RxFilter:
         if device.slot == 0:
@@ -136,6 +147,23 @@ class FakeHost:
         if address + length > 1 << 28:
             raise IndexError(address)
         return (0xB900_0001 + address).to_bytes(length, "little")
+
+    def read_registers(self) -> list[dict[str, int]]:
+        return [{"rip": 0xFFFF_FFFF_81C0_13F0, "rax": vcpu} for vcpu in range(self._vcpus)]
+
+    def inspect_memory(self, address: int, length: int, vcpu: int | None) -> bytes:
+        if address + length > 1 << 28:
+            raise IndexError(f"{address:#x} is not there")
+        return bytes([0xFF if vcpu is None else vcpu]) * length
+
+    def save_memory(self, path: str, address: int, length: int, vcpu: int | None) -> None:
+        Path(path).write_bytes(self.inspect_memory(address, length, vcpu))
+
+    def save_core(self, path: str) -> None:
+        Path(path).write_bytes(b"core")
+
+    def inject_nmi(self) -> None:
+        self.calls.append("nmi")
 
     def open_disk(self, request: DiskRequest) -> Resource:
         return File(request)

@@ -134,6 +134,33 @@ def test_somebody_else_there(tmp_path: Path, says: bytes, reason: str) -> None:
     assert str(info.value) == f"{path}: {reason}"
 
 
+@pytest.mark.parametrize("answers", [b"", b'{"event": "STOP"}\n' * 3])
+def test_an_answer_that_never_comes(answers: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    events: list[dict[str, Any]] = []
+    with ours, theirs:
+        theirs.sendall(b'{"QMP": {}}\n{"return": {}}\n')
+        client = Client(ours, events.append)
+        theirs.sendall(answers)
+        with pytest.raises(BackendError) as info:
+            client.execute("stop", timeout=0.05)
+        assert str(info.value) == "QMP: no answer in 0.05 s; is the monitor stopped?"
+        assert len(events) == answers.count(b"\n")
+        # A late answer is nobody's.
+        assert ours.fileno() == -1
+        with pytest.raises(BackendError, match="Bad file descriptor"):
+            client.execute("stop")
+
+
+def test_a_monitor_that_takes_nothing() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b'{"QMP": {}}\n{"return": {}}\n')
+        client = Client(ours, lambda _: None)
+        with pytest.raises(BackendError, match=r"^QMP: no answer in 0\.05 s; "):
+            client.ask(" " * (16 << 20), timeout=0.05)
+
+
 def test_no_socket_named(tmp_path: Path) -> None:
     for argv in ((), ("-x",)):
         result = run(tmp_path, *argv)

@@ -247,9 +247,10 @@ def test_what_nics_receive_is_told(bench: Bench) -> None:
 def test_counters(bench: Bench) -> None:
     one = {"provider": "pyvirt", "target": "vcpu", "name": "vcpu1",
            "stats": [{"name": "exits", "value": 8}]}  # fmt: skip
-    assert len(bench.do("query-stats")) == 2
+    assert len(bench.do("query-stats")) == 3
     assert bench.do("query-stats", target="vcpu", name="vcpu1") == [one]
-    assert bench.do("query-stats", target="vm") == []
+    (vm,) = bench.do("query-stats", target="vm")
+    assert (vm["name"], vm["stats"]) == ("vm", [{"name": "exits", "value": 15}])
 
 
 def test_looking_into_the_guest(bench: Bench) -> None:

@@ -50,6 +50,9 @@ def requests(image: str) -> list[bytes]:
         ("query-block", {}),
         ("query-stats", {"target": "vcpu"}),
         ("query-mem-gpa", {"gpa": "1000"}),
+        ("x-read-memory", {"val": 4096, "size": 8, "virtual": True, "cpu-index": 1}),
+        ("x-query-registers", {}),
+        ("inject-nmi", {}),
         ("human-monitor-command", {"command-line": "info block"}),
     ]
     return [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import tempfile
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -437,3 +439,17 @@ def test_backend_that_no_device_took_is_closed_by_name(bench: Bench, image: str)
     bench.do("netdev_add", id="n", ifname="tap0")
     bench.do("netdev_del", id="n")
     assert bench.host.taps == set()
+
+
+def test_an_unplugged_backend_is_freed_at_once(bench: Bench, image: str) -> None:
+    add_disk(bench, image)
+    bench.do("device_add", id="drive-0", driver="virtio-blk-mmio", addr="0x0")
+    (backend,) = bench.host.inventory.backends("blk")
+    resource = weakref.ref(backend.resource)
+    del backend
+    gc.disable()
+    try:
+        bench.do("device_del", id="drive-0")
+        assert resource() is None
+    finally:
+        gc.enable()
