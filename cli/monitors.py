@@ -208,7 +208,7 @@ class Monitors:
             text, name, throttled, events_last = one
             config = self.take_chardev(f"-mon {text}", name)
             found.append(replace(config, throttled=throttled, events_last=events_last))
-        for name in self._chardevs.keys() - self._users.keys():
+        for name in (name for name in self._chardevs if name not in self._users):
             raise ConfigError(
                 f"-chardev id={name}: nothing uses it; add -mon chardev={name},mode=control "
                 f"or -device virtserialport,chardev={name}"
