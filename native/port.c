@@ -76,8 +76,7 @@ void pv_ports_free(struct pv_ports *ports)
 	free(ports);
 }
 
-/* As a driver finds it: no port is ready, nothing is owed. */
-static void begin(struct pv_ports *ports, const struct pv_ports_activation *activation)
+void pv_ports_begin(struct pv_ports *ports, const struct pv_ports_activation *activation)
 {
 	ports->count = activation->count;
 	ports->control = activation->control;
@@ -106,7 +105,7 @@ int pv_ports_start(struct pv_ports *ports, const struct pv_ports_activation *act
 		return -EBUSY;
 	if (activation->count > PV_PORTS_MAX)
 		return -EINVAL;
-	begin(ports, activation);
+	pv_ports_begin(ports, activation);
 	atomic_store(&ports->stopping, false);
 	/* Signals are for the main thread. */
 	sigfillset(&all);

@@ -119,6 +119,10 @@ void pv_port_take_messages(struct pv_ports *ports);
 /* Send what is owed, as far as the driver has buffers. */
 void pv_port_send_messages(struct pv_ports *ports);
 
+/* As a driver finds it that makes its device ready: nothing is open or owed. */
+void pv_ports_begin(struct pv_ports *ports, const struct pv_ports_activation *activation);
+/* Do what there is to do on a device that is not broken, up to the budgets. */
+void pv_port_serve(struct pv_ports *ports);
 /* The thread. */
 void *pv_port_run(void *ports);
 

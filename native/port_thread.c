@@ -19,9 +19,8 @@ static bool owes(const struct pv_ports *ports)
 	return false;
 }
 
-/* Do what there is to do, up to the budgets. Data is shown to the driver before the news that
- * their sender is gone. */
-static void serve(struct pv_ports *ports)
+/* Data is shown to the driver before the news that their sender is gone. */
+void pv_port_serve(struct pv_ports *ports)
 {
 	if (ports->control_out_wait == PV_PORT_MORE)
 		pv_port_take_messages(ports);
@@ -154,7 +153,7 @@ void *pv_port_run(void *device)
 
 	while (!atomic_load(&ports->stopping)) {
 		if (!ports->broken)
-			serve(ports);
+			pv_port_serve(ports);
 		wait(ports);
 	}
 	(void)eventfd_read(ports->wake_fd, &value);

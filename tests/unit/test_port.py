@@ -7,6 +7,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -74,6 +75,14 @@ def read_all(end: socket.socket, count: int) -> bytes:
 
 def noise(count: int) -> bytes:
     return bytes(range(251)) * (count // 251 + 1)
+
+
+def idle(seconds: float) -> bool:
+    """Tell whether this process does next to nothing for a while."""
+    before = os.times()
+    time.sleep(seconds)
+    after = os.times()
+    return after.user + after.system - before.user - before.system < seconds / 2
 
 
 # What the driver is offered
@@ -613,7 +622,19 @@ def test_a_broken_device_does_not_spin(bench: PortBench) -> None:
     bench.add(CONTROL_OUT, b"short")
     bench.wait_broken()
     bench.host[1].sendall(b"x")
-    before = os.times()
-    select.select([], [], [], 0.2)
-    after = os.times()
-    assert after.user + after.system - before.user - before.system < 0.1
+    assert idle(0.2)
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_peer_that_left_something_unread_does_not_spin(make: Make, opened: bool) -> None:
+    bench = make("agent")
+    bench.start()
+    bench.introduce(*(1,) * opened)
+    bench.host[1].sendall(b"x")
+    bench.host[1].close()
+    assert idle(0.2)
+    bench.tell(1, PORT_OPEN, 1)
+    bench.offer(IN, 1, 64)
+    assert bench.collect(IN) == [b"x"]
+    assert bench.hear() == (1, PORT_OPEN, 0, b"")
+    assert idle(0.2)
