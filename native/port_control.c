@@ -55,7 +55,7 @@ static void on_port_ready(struct pv_port *port, bool ready)
 static void on_port_open(struct pv_port *port, bool open)
 {
 	port->open = open;
-	port->in_wait = open ? PV_PORT_MORE : PV_PORT_IDLE;
+	port->in_wait = PV_PORT_MORE;
 }
 
 /* Events that this device does not know ask for nothing. */

@@ -133,6 +133,9 @@ static bool receive_some(struct pv_ports *ports, struct pv_port *port)
 		if (ports->broken || wait_for_buffers(ring, &port->in_wait))
 			return !ports->broken;
 		pv_port_count(ports, PV_PORT_STARVED, 1);
+		/* The end of what it said needs no buffer. */
+		if (port->hung_up)
+			pv_port_peer_closed(ports, port);
 		return false;
 	}
 	bytes = move(port, &ports->batch, true);

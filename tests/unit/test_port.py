@@ -255,8 +255,10 @@ def test_a_port_that_the_guest_closes_keeps_its_socket_and_what_it_holds(bench: 
 
 def test_an_idle_device_does_not_ask_for_kicks_of_receive_buffers(bench: PortBench) -> None:
     bench.offer(IN, 4, 64)
+    bench.host[1].sendall(b"x")
+    assert bench.collect(IN) == [b"x"]
     before = bench.stat("kicks")
-    for _ in range(4):
+    for _ in range(3):
         bench.host[1].sendall(b"x")
         assert bench.collect(IN) == [b"x"]
         bench.offer(IN, 1, 64)
@@ -282,6 +284,16 @@ def test_what_the_socket_does_not_take_stays_in_the_ring(bench: PortBench) -> No
     while done < PIECES:
         done += len(bench.used(OUT))
     assert bench.stat("bytes_out") == PIECES * LENGTH
+
+
+def test_a_buffer_larger_than_the_socket_goes_out_in_pieces(bench: PortBench) -> None:
+    data = noise(2 << 20)[: 2 << 20]
+    bench.add(OUT, data)
+    bench.add(OUT, b"after it", DATA + (4 << 20))
+    bench.wait_stat("blocked", 1)
+    assert read_all(bench.host[1], len(data)) == data
+    assert read_all(bench.host[1], 8) == b"after it"
+    assert bench.stat("blocked") > 2
 
 
 def test_a_guest_without_buffers_stops_the_host(bench: PortBench) -> None:
@@ -353,6 +365,22 @@ def test_what_a_dead_peer_does_not_take_is_dropped(bench: PortBench) -> None:
     assert bench.used(OUT)
 
 
+def test_what_waits_for_a_peer_that_ends_is_dropped(bench: PortBench) -> None:
+    for index in range(PIECES):
+        bench.add(OUT, noise(LENGTH)[:LENGTH], DATA + index * LENGTH)
+    bench.wait_stat("blocked", 1)
+    bench.host[1].sendall(b"x")
+    bench.host[1].shutdown(socket.SHUT_WR)
+    assert idle(0.1)
+    bench.offer(IN, 1, 64)
+    assert bench.collect(IN) == [b"x"]
+    assert bench.hear() == (1, PORT_OPEN, 0, b"")
+    bench.wait_stat("dropped", 1)
+    done = len(bench.drivers[OUT].collect())
+    while done < PIECES:
+        done += len(bench.used(OUT))
+
+
 def test_a_peer_that_will_not_read_is_still_heard(bench: PortBench) -> None:
     bench.host[1].sendall(b"farewell")
     bench.host[1].shutdown(socket.SHUT_RD)
@@ -394,6 +422,23 @@ def test_clients_of_a_path_come_one_after_the_other(make: Make, tmp_path: Path) 
     assert (bench.stat("opened"), bench.stat("closed")) == (2, 2)
     bench.add(OUT, b"nobody")
     bench.wait_stat("dropped", 6)
+
+
+def test_a_client_waits_for_the_guest_to_open_the_port(make: Make, tmp_path: Path) -> None:
+    path = str(tmp_path / "port")
+    bench = make("agent", paths={"agent": path})
+    bench.start()
+    bench.tell(0, DEVICE_READY, 1)
+    assert bench.hear() == (1, PORT_ADD, 1, b"")
+    bench.offer(IN, 4, 64)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        client.sendall(b"hello")
+        bench.wait_stat("opened", 1)
+        assert idle(0.1)
+        assert bench.stat("bytes_in") == 0
+        bench.tell(1, PORT_OPEN, 1)
+        assert bench.collect(IN) == [b"hello"]
 
 
 def test_the_next_client_waits_until_the_driver_knows_of_the_last_ones_end(
