@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import struct
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 from pyvirt.devices.chardev import ChardevConfig
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.console import MULTIPORT, Console, ConsoleConfig, PortConfig
@@ -183,3 +186,52 @@ class PortBench(DeviceBench):
         self.device.close()
         for end in self.host.values():
             end.close()
+
+
+IN, OUT = queues(1)
+PIECES, LENGTH = 30, 60_000  # more than a socket takes
+Make = Callable[..., PortBench]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Return a maker of devices; all are closed at the end."""
+    benches: list[PortBench] = []
+
+    def maker(*names: str, **options: object) -> PortBench:
+        benches.append(PortBench(*names, **options))  # type: ignore[arg-type]
+        return benches[-1]
+
+    yield maker
+    for bench in benches:
+        bench.close()
+
+
+@pytest.fixture
+def bench(make: Make) -> PortBench:
+    """Return a device with one port, open on both sides."""
+    bench = make("agent")
+    bench.start()
+    bench.introduce(1)
+    return bench
+
+
+def read_all(end: socket.socket, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        piece = end.recv(count - len(data))
+        assert piece
+        data += piece
+    return bytes(data)
+
+
+def noise(count: int) -> bytes:
+    return bytes(range(251)) * (count // 251 + 1)
+
+
+def idle(seconds: float) -> bool:
+    """Tell whether this process does next to nothing for a while."""
+    before = os.times()
+    time.sleep(seconds)
+    after = os.times()
+    return after.user + after.system - before.user - before.system < seconds / 2

@@ -1,14 +1,10 @@
-"""Ports: control messages, both directions, ends that come and go, and hostile drivers."""
+"""Ports: control messages, both directions, back-pressure, and the life of the device."""
 
 from __future__ import annotations
 
-import os
-import select
 import socket
 import struct
 import threading
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,70 +15,31 @@ from pyvirt.devices.virtio.console import MULTIPORT, Console, ConsoleConfig, Por
 from pyvirt.errors import ConfigError
 from pyvirt.native import lib
 
-from .mock_driver import Driver
 from .port_bench import (
     BUFFERS,
     CONTROL_IN,
-    CONTROL_OUT,
     DATA,
     DEVICE_READY,
+    IN,
+    LENGTH,
     MESSAGES,
+    OUT,
+    PIECES,
     PORT_ADD,
     PORT_NAME,
     PORT_OPEN,
     PORT_READY,
     SECONDS,
+    Make,
     PortBench,
+    bench,
+    make,
+    noise,
     queues,
+    read_all,
 )
 
-IN, OUT = queues(1)
-PIECES, LENGTH = 30, 60_000  # more than a socket takes
-Make = Callable[..., PortBench]
-
-
-@pytest.fixture
-def make() -> Iterator[Make]:
-    """Return a maker of devices; all are closed at the end."""
-    benches: list[PortBench] = []
-
-    def maker(*names: str, **options: object) -> PortBench:
-        benches.append(PortBench(*names, **options))  # type: ignore[arg-type]
-        return benches[-1]
-
-    yield maker
-    for bench in benches:
-        bench.close()
-
-
-@pytest.fixture
-def bench(make: Make) -> PortBench:
-    """Return a device with one port, open on both sides."""
-    bench = make("agent")
-    bench.start()
-    bench.introduce(1)
-    return bench
-
-
-def read_all(end: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        piece = end.recv(count - len(data))
-        assert piece
-        data += piece
-    return bytes(data)
-
-
-def noise(count: int) -> bytes:
-    return bytes(range(251)) * (count // 251 + 1)
-
-
-def idle(seconds: float) -> bool:
-    """Tell whether this process does next to nothing for a while."""
-    before = os.times()
-    time.sleep(seconds)
-    after = os.times()
-    return after.user + after.system - before.user - before.system < seconds / 2
+__all__ = ["bench", "make"]  # fixtures
 
 
 # What the driver is offered
@@ -323,162 +280,6 @@ def test_a_stuck_port_holds_up_no_other(make: Make) -> None:
     assert read_all(bench.host[2], 6) == b"passes"
 
 
-# The host's end comes and goes
-
-
-def test_a_peer_that_closes_is_told_of_after_all_it_said(bench: PortBench) -> None:
-    bench.offer(IN, 2, 4)
-    bench.host[1].sendall(b"0123456789")
-    assert b"".join(bench.collect(IN)) == b"01234567"
-    bench.host[1].close()
-    bench.drivers[CONTROL_IN].enable_interrupts()
-    bench.wait_stat("starved", 1)
-    assert bench.drivers[CONTROL_IN].collect() == []
-    bench.offer(IN, 2, 4)
-    assert bench.collect(IN) == [b"89"]
-    assert bench.hear() == (1, PORT_OPEN, 0, b"")
-    assert bench.stat("closed") == 1
-
-
-@pytest.mark.parametrize("opened", [False, True])
-def test_a_peer_that_closes_is_told_of_though_the_guest_does_not_read(
-    make: Make, opened: bool
-) -> None:
-    bench = make("agent")
-    bench.start()
-    bench.introduce(*(1,) * opened)
-    bench.host[1].close()
-    assert bench.hear() == (1, PORT_OPEN, 0, b"")
-
-
-def test_what_a_dead_peer_does_not_take_is_dropped(bench: PortBench) -> None:
-    for index in range(PIECES):
-        bench.add(OUT, noise(LENGTH)[:LENGTH], DATA + index * LENGTH)
-    bench.wait_stat("blocked", 1)
-    bench.host[1].close()
-    done = 0
-    while done < PIECES:
-        done += len(bench.used(OUT))
-    assert bench.hear() == (1, PORT_OPEN, 0, b"")
-    assert bench.stat("bytes_out") + bench.stat("dropped") == PIECES * LENGTH
-    bench.add(OUT, b"more")
-    assert bench.used(OUT)
-
-
-def test_what_waits_for_a_peer_that_ends_is_dropped(bench: PortBench) -> None:
-    for index in range(PIECES):
-        bench.add(OUT, noise(LENGTH)[:LENGTH], DATA + index * LENGTH)
-    bench.wait_stat("blocked", 1)
-    bench.host[1].sendall(b"x")
-    bench.host[1].shutdown(socket.SHUT_WR)
-    assert idle(0.1)
-    bench.offer(IN, 1, 64)
-    assert bench.collect(IN) == [b"x"]
-    assert bench.hear() == (1, PORT_OPEN, 0, b"")
-    bench.wait_stat("dropped", 1)
-    done = len(bench.drivers[OUT].collect())
-    while done < PIECES:
-        done += len(bench.used(OUT))
-
-
-def test_a_peer_that_will_not_read_is_still_heard(bench: PortBench) -> None:
-    bench.host[1].sendall(b"farewell")
-    bench.host[1].shutdown(socket.SHUT_RD)
-    bench.add(OUT, b"nobody")
-    assert bench.used(OUT)
-    bench.wait_stat("dropped", 6)
-    bench.offer(IN, 1, 64)
-    assert bench.collect(IN) == [b"farewell"]
-    assert not bench.broken
-
-
-def test_a_peer_that_closes_one_way_sees_the_end_of_the_other(bench: PortBench) -> None:
-    bench.host[1].shutdown(socket.SHUT_WR)
-    assert bench.hear() == (1, PORT_OPEN, 0, b"")
-    assert bench.host[1].recv(1) == b""
-
-
-def test_clients_of_a_path_come_one_after_the_other(make: Make, tmp_path: Path) -> None:
-    path = str(tmp_path / "port")
-    bench = make("agent", paths={"agent": path})
-    bench.start()
-    bench.introduce(1)
-    bench.offer(IN, 8, 64)
-    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
-        first.connect(path)
-        second.connect(path)
-        second.sendall(b"two")
-        second.settimeout(SECONDS)
-        assert bench.hear() == (1, PORT_OPEN, 1, b"")
-        first.sendall(b"one")
-        assert bench.collect(IN) == [b"one"]
-        first.close()
-        assert bench.hear() == (1, PORT_OPEN, 0, b"")
-        assert bench.hear() == (1, PORT_OPEN, 1, b"")
-        assert bench.collect(IN) == [b"two"]
-        bench.add(OUT, b"answer")
-        assert read_all(second, 6) == b"answer"
-    assert bench.hear() == (1, PORT_OPEN, 0, b"")
-    assert (bench.stat("opened"), bench.stat("closed")) == (2, 2)
-    bench.add(OUT, b"nobody")
-    bench.wait_stat("dropped", 6)
-
-
-def test_a_client_waits_for_the_guest_to_open_the_port(make: Make, tmp_path: Path) -> None:
-    path = str(tmp_path / "port")
-    bench = make("agent", paths={"agent": path})
-    bench.start()
-    bench.tell(0, DEVICE_READY, 1)
-    assert bench.hear() == (1, PORT_ADD, 1, b"")
-    bench.offer(IN, 4, 64)
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(path)
-        client.sendall(b"hello")
-        bench.wait_stat("opened", 1)
-        assert idle(0.1)
-        assert bench.stat("bytes_in") == 0
-        bench.tell(1, PORT_OPEN, 1)
-        assert bench.collect(IN) == [b"hello"]
-
-
-def test_the_next_client_waits_until_the_driver_knows_of_the_last_ones_end(
-    make: Make, tmp_path: Path
-) -> None:
-    path = str(tmp_path / "port")
-    bench = make("agent", paths={"agent": path})
-    bench.start(buffers=3)
-    bench.tell(0, DEVICE_READY, 1)
-    bench.tell(1, PORT_READY, 1)
-    bench.tell(1, PORT_OPEN, 1)
-    bench.offer(IN, 4, 64)
-    heads: list[tuple[int, int]] = []
-    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
-        first.connect(path)
-        while len(heads) < 3:  # ADD, NAME, OPEN: no buffer is left
-            heads += bench.used(CONTROL_IN)
-        first.close()
-        bench.wait_stat("closed", 1)
-        second.connect(path)
-        second.sendall(b"hello")
-        assert not select.select([bench.irq_fd], [], [], 0)[0] or bench.interrupts()
-        assert not select.select([bench.irq_fd], [], [], 0.2)[0]
-        assert (bench.stat("opened"), bench.stat("bytes_in")) == (1, 0)
-        bench.offer(CONTROL_IN, 2, 64)
-        assert bench.collect(IN) == [b"hello"]
-    assert bench.stat("opened") == 2
-
-
-def test_a_listening_socket_can_be_handed_over(make: Make, tmp_path: Path) -> None:
-    path = str(tmp_path / "listener")
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(path)
-        server.listen()
-        device = Console(
-            ConsoleConfig("s", (PortConfig(1, ChardevConfig("c", fd=os.dup(server.fileno()))),), 2)
-        )
-        device.close()
-
-
 # Life
 
 
@@ -543,143 +344,3 @@ def test_sockets_that_cannot_be_are_refused(tmp_path: Path) -> None:
         server.bind(str(tmp_path / "served"))
         server.listen()
         assert "Address already in use" in refuse(ChardevConfig("c", path=str(tmp_path / "served")))
-
-
-# Hostile drivers
-
-
-def message(port: int, event: int, value: int) -> bytes:
-    return struct.pack("<IHH", port, event, value)
-
-
-@pytest.mark.parametrize("event", [PORT_READY, PORT_OPEN])
-@pytest.mark.parametrize("port", [0, 2, 31, 0x7FFFFFFF, 0xFFFFFFFF])
-def test_a_message_about_a_port_that_there_is_not(bench: PortBench, port: int, event: int) -> None:
-    bench.add(CONTROL_OUT, message(port, event, 1))
-    assert bench.wait_broken() == (
-        f"virtio-serial serial0: a control message about port {port}, which there is not; "
-        "it needs a reset"
-    )
-
-
-@pytest.mark.parametrize("size", [0, 1, 7, 9, 4096])
-def test_a_message_of_another_size(bench: PortBench, size: int) -> None:
-    bench.add(CONTROL_OUT, message(1, PORT_OPEN, 1).ljust(size, b"x")[:size])
-    assert "a control message of the wrong size or direction" in bench.wait_broken()
-
-
-def offer(driver: Driver, readable: int, writable: int) -> None:
-    driver.add([(DATA, readable)] if readable else [], [(BUFFERS, writable)] if writable else [])
-
-
-@pytest.mark.parametrize(
-    ("index", "readable", "writable", "why"),
-    [
-        (CONTROL_OUT, 8, 8, "a control message of the wrong size or direction"),
-        (CONTROL_OUT, 0, 8, "a control message of the wrong size or direction"),
-        (IN, 8, 0, "a receive buffer of a port that is to be read"),
-        (IN, 8, 8, "a receive buffer of a port that is to be read"),
-        (OUT, 0, 8, "a transmit buffer of a port that is to be written"),
-        (OUT, 8, 8, "a transmit buffer of a port that is to be written"),
-    ],
-)
-def test_buffers_of_the_wrong_direction(
-    bench: PortBench, index: int, readable: int, writable: int, why: str
-) -> None:
-    offer(bench.drivers[index], readable, writable)
-    bench.publish(index)
-    assert why in bench.wait_broken()
-
-
-def test_a_receive_buffer_without_room(bench: PortBench) -> None:
-    bench.drivers[IN].add(writable=[(BUFFERS, 0)])
-    bench.publish(IN)
-    assert "a receive buffer of a port without room" in bench.wait_broken()
-
-
-def test_a_transmit_buffer_without_bytes_is_given_back(bench: PortBench) -> None:
-    bench.drivers[OUT].add([(DATA, 0)])
-    bench.add(OUT, b"x")
-    done = 0
-    while done < 2:
-        done += len(bench.used(OUT))
-    assert bench.host[1].recv(10) == b"x"
-
-
-@pytest.mark.parametrize(("readable", "writable"), [(0, 7), (0, 12), (8, 64), (8, 0)])
-def test_a_buffer_that_a_message_does_not_fit(make: Make, readable: int, writable: int) -> None:
-    bench = make("agent")
-    bench.start(buffers=0)
-    offer(bench.drivers[CONTROL_IN], readable, writable)
-    bench.drivers[CONTROL_IN].add(writable=[(BUFFERS, 12)])  # too small for the name
-    bench.publish(CONTROL_IN)
-    bench.add(CONTROL_OUT, message(0, DEVICE_READY, 1))
-    bench.add(CONTROL_OUT, message(1, PORT_READY, 1), MESSAGES)
-    assert "a buffer that a control message does not fit" in bench.wait_broken()
-
-
-@pytest.mark.parametrize("index", [IN, OUT, CONTROL_IN, CONTROL_OUT])
-def test_a_ring_whose_rules_are_broken(bench: PortBench, index: int) -> None:
-    ring = bench.drivers[index].ring
-    ring.offer(bench.drivers[index].position, 5)
-    ring.describe(5, DATA, 8, 1, 5)  # its own successor
-    ring.avail_idx = bench.drivers[index].position + 1
-    bench.set(r.QUEUE_NOTIFY, index)
-    if index == CONTROL_IN:
-        bench.wait_stat("messages", 3)
-        for _ in range(8):  # until the sound buffers are used up
-            bench.add(CONTROL_OUT, message(1, PORT_READY, 1), MESSAGES)
-            if bench.broken:
-                break
-            bench.used(CONTROL_OUT)
-    assert bench.wait_broken().endswith("it needs a reset")
-
-
-def test_a_driver_that_takes_no_messages_is_owed_a_fixed_number(make: Make) -> None:
-    bench = make("a", "b")
-    bench.start(buffers=0)
-    for _ in range(500):
-        bench.tell(0, DEVICE_READY, 1)
-        bench.tell(1, PORT_READY, 1)
-        bench.tell(2, PORT_READY, 1)
-    bench.tell(1, PORT_OPEN, 1)
-    bench.offer(IN, 1, 64)
-    bench.host[1].sendall(b"flows")
-    assert bench.collect(IN) == [b"flows"]
-    bench.offer(CONTROL_IN, 20, 512)
-    heard = [bench.hear()[:2] for _ in range(4)]
-    assert heard == [(1, PORT_NAME), (1, PORT_OPEN), (2, PORT_NAME), (2, PORT_OPEN)]
-    bench.tell(1, PORT_OPEN, 1)
-    assert bench.drivers[CONTROL_IN].collect() == []
-
-
-def test_a_broken_device_works_again_after_a_reset(bench: PortBench) -> None:
-    bench.add(CONTROL_OUT, b"short")
-    bench.wait_broken()
-    bench.set(r.STATUS, 0)
-    bench.start()
-    bench.introduce(1)
-    bench.add(OUT, b"well")
-    assert read_all(bench.host[1], 4) == b"well"
-
-
-def test_a_broken_device_does_not_spin(bench: PortBench) -> None:
-    bench.add(CONTROL_OUT, b"short")
-    bench.wait_broken()
-    bench.host[1].sendall(b"x")
-    assert idle(0.2)
-
-
-@pytest.mark.parametrize("opened", [False, True])
-def test_a_peer_that_left_something_unread_does_not_spin(make: Make, opened: bool) -> None:
-    bench = make("agent")
-    bench.start()
-    bench.introduce(*(1,) * opened)
-    bench.host[1].sendall(b"x")
-    bench.host[1].close()
-    assert idle(0.2)
-    bench.tell(1, PORT_OPEN, 1)
-    bench.offer(IN, 1, 64)
-    assert bench.collect(IN) == [b"x"]
-    assert bench.hear() == (1, PORT_OPEN, 0, b"")
-    assert idle(0.2)
