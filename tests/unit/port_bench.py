@@ -39,6 +39,10 @@ def queues(port: int) -> tuple[int, int]:
     return first, first + 1
 
 
+IN, OUT = queues(1)
+PIECES, LENGTH = 30, 60_000  # more than a socket takes
+
+
 class PortBench(DeviceBench):
     """A driver that keeps the rules unless told otherwise, and kicks when it is asked to.
 
@@ -188,8 +192,6 @@ class PortBench(DeviceBench):
             end.close()
 
 
-IN, OUT = queues(1)
-PIECES, LENGTH = 30, 60_000  # more than a socket takes
 Make = Callable[..., PortBench]
 
 
@@ -226,7 +228,8 @@ def read_all(end: socket.socket, count: int) -> bytes:
 
 
 def noise(count: int) -> bytes:
-    return bytes(range(251)) * (count // 251 + 1)
+    """Return `count` bytes in which a piece that is missing or moved shows."""
+    return (bytes(range(251)) * (count // 251 + 1))[:count]
 
 
 def idle(seconds: float) -> bool:

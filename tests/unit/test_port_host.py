@@ -62,7 +62,7 @@ def test_a_peer_that_closes_is_told_of_though_the_guest_does_not_read(
 
 def test_what_a_dead_peer_does_not_take_is_dropped(bench: PortBench) -> None:
     for index in range(PIECES):
-        bench.add(OUT, noise(LENGTH)[:LENGTH], DATA + index * LENGTH)
+        bench.add(OUT, noise(LENGTH), DATA + index * LENGTH)
     bench.wait_stat("blocked", 1)
     bench.host[1].close()
     done = 0
@@ -76,7 +76,7 @@ def test_what_a_dead_peer_does_not_take_is_dropped(bench: PortBench) -> None:
 
 def test_what_waits_for_a_peer_that_ends_is_dropped(bench: PortBench) -> None:
     for index in range(PIECES):
-        bench.add(OUT, noise(LENGTH)[:LENGTH], DATA + index * LENGTH)
+        bench.add(OUT, noise(LENGTH), DATA + index * LENGTH)
     bench.wait_stat("blocked", 1)
     bench.host[1].sendall(b"x")
     bench.host[1].shutdown(socket.SHUT_WR)
