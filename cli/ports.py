@@ -91,7 +91,7 @@ class Ports:
                 f"-device {SERIAL},max_ports={most}: the ports' numbers are 1 to {most - 1}, for "
                 f"0 is a console's; raise it up to {PORTS_MAX} or drop a port"
             )
-        ports = []
+        ports: list[PortConfig] = []
         for fields in self._ports:
             if fields.get("bus", f"{name}.0") != f"{name}.0":
                 raise ConfigError(
@@ -99,6 +99,11 @@ class Ports:
                 )
             number = fields.get("number") or free.pop(0)
             chardev = _chardev(monitors, fields["chardev"])
+            if chardev.fd >= 0 and any(chardev.fd == port.chardev.fd for port in ports):
+                raise ConfigError(
+                    f"-chardev id={chardev.id},fd={chardev.fd}: two ports have it; "
+                    "give each its own"
+                )
             ports.append(PortConfig(number, chardev, fields.get("name", "")))
         count = max((port.number for port in ports), default=1) + 1
         return ConsoleConfig(name, tuple(ports), self._serial.get("ports_max", count))
