@@ -90,7 +90,7 @@ void pv_ports_begin(struct pv_ports *ports, const struct pv_ports_activation *ac
 		port->queues = activation->pairs[i];
 		port->in_wait = PV_PORT_IDLE;
 		port->out_wait = port->queues.out.ring ? PV_PORT_MORE : PV_PORT_IDLE;
-		port->ready = port->open = false;
+		port->ready = port->open = port->flows = false;
 		port->owed = 0;
 		port->taken = 0;
 	}

@@ -6,7 +6,7 @@
 
 #include "port_internal.h"
 
-#define ROUNDS 16 /* system calls for a port and direction before others have their turn */
+#define ROUNDS 4 /* system calls for a port and direction before others have their turn */
 
 void pv_port_publish(struct pv_ports *ports, struct pv_virtqueue *ring)
 {
@@ -124,23 +124,34 @@ static bool wait_for_buffers(struct pv_virtqueue *ring, enum pv_port_wait *wait)
 	return pv_virtqueue_enable_kicks(ring) != 0;
 }
 
+static bool wait_to_receive(struct pv_ports *ports, struct pv_port *port)
+{
+	/* A driver that takes what it got gives several back soon, without a kick for each. */
+	if (port->flows) {
+		port->flows = false;
+		port->in_wait = PV_PORT_NAP;
+		return false;
+	}
+	if (wait_for_buffers(port->queues.in.ring, &port->in_wait))
+		return true;
+	pv_port_count(ports, PV_PORT_STARVED, 1);
+	/* The end of what it said needs no buffer. */
+	if (port->hung_up)
+		pv_port_peer_closed(ports, port);
+	return false;
+}
+
 static bool receive_some(struct pv_ports *ports, struct pv_port *port)
 {
 	struct pv_virtqueue *ring = port->queues.in.ring;
 	ssize_t bytes;
 
-	if (!gather(ports, ring, true, 0)) {
-		if (ports->broken || wait_for_buffers(ring, &port->in_wait))
-			return !ports->broken;
-		pv_port_count(ports, PV_PORT_STARVED, 1);
-		/* The end of what it said needs no buffer. */
-		if (port->hung_up)
-			pv_port_peer_closed(ports, port);
-		return false;
-	}
+	if (!gather(ports, ring, true, 0))
+		return !ports->broken && wait_to_receive(ports, port);
 	bytes = move(port, &ports->batch, true);
 	complete(ports, ring, true, bytes > 0 ? (uint64_t)bytes : 0);
 	port->in_wait = PV_PORT_HOST;
+	port->flows = bytes > 0;
 	if (bytes > 0)
 		pv_port_count(ports, PV_PORT_BYTES_IN, (uint64_t)bytes);
 	else if (bytes != -EAGAIN)

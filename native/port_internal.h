@@ -32,6 +32,7 @@ enum pv_port_wait {
 	PV_PORT_MORE, /* nothing: it has more to do */
 	PV_PORT_KICK, /* the driver */
 	PV_PORT_HOST, /* the socket */
+	PV_PORT_NAP,  /* the driver, for a moment, without asking for a kick */
 	PV_PORT_IDLE, /* that the port is opened, or has a queue */
 };
 
@@ -60,6 +61,7 @@ struct pv_port {
 	enum pv_port_wait out_wait;
 	bool ready;     /* the driver takes messages about it */
 	bool open;      /* in the guest */
+	bool flows;     /* something was read since the driver had no buffers */
 	uint32_t owed;  /* PV_PORT_OWES_... */
 	uint64_t taken; /* bytes of the next buffer of `out` that the socket took */
 };

@@ -5,7 +5,9 @@
 #include "port_internal.h"
 #include "virtio_irq.h"
 
-#define RETRY_MS 1000 /* until a client that could not be accepted is tried again */
+#define NS_PER_S 1000000000
+#define RETRY_NS NS_PER_S /* until a client that could not be accepted is tried again */
+#define NAP_NS 100000     /* PV_PORT_NAP */
 
 /* Places in the array for poll(2): three, and four for each port. */
 enum { WAKE, CONTROL_IN, CONTROL_OUT, PORTS };
@@ -94,10 +96,12 @@ static void take_kick(struct pv_ports *ports, const struct pollfd *pollfd, enum 
 	*wait = PV_PORT_MORE;
 }
 
-/* Fill the array; whether there is more to do already. */
-static bool ask(const struct pv_ports *ports, struct pollfd *fds)
+/* Fill the array; nanoseconds to wait at most, or -1. */
+static int64_t ask(const struct pv_ports *ports, struct pollfd *fds)
 {
-	bool more = ports->control_out_wait == PV_PORT_MORE;
+	int64_t timeout = ports->control_out_wait == PV_PORT_MORE ? 0
+	                : ports->refused                          ? RETRY_NS
+	                                                          : -1;
 
 	fds[CONTROL_IN] = kick(&ports->control.in, ports->control_in_wait);
 	fds[CONTROL_OUT] = kick(&ports->control.out, ports->control_out_wait);
@@ -109,9 +113,12 @@ static bool ask(const struct pv_ports *ports, struct pollfd *fds)
 		at[LISTENER] = listener(ports, port);
 		at[IN] = kick(&port->queues.in, port->in_wait);
 		at[OUT] = kick(&port->queues.out, port->out_wait);
-		more |= port->in_wait == PV_PORT_MORE || port->out_wait == PV_PORT_MORE;
+		if (port->in_wait == PV_PORT_MORE || port->out_wait == PV_PORT_MORE)
+			timeout = 0;
+		else if (port->in_wait == PV_PORT_NAP && timeout != 0)
+			timeout = NAP_NS;
 	}
-	return more;
+	return timeout;
 }
 
 static void look(struct pv_ports *ports, const struct pollfd *fds)
@@ -123,6 +130,8 @@ static void look(struct pv_ports *ports, const struct pollfd *fds)
 		struct pv_port *port = &ports->port[i];
 		const struct pollfd *at = &fds[PORTS + i * PER_PORT];
 
+		if (port->in_wait == PV_PORT_NAP)
+			port->in_wait = PV_PORT_MORE;
 		take_kick(ports, &at[IN], &port->in_wait);
 		take_kick(ports, &at[OUT], &port->out_wait);
 		if (at[SOCKET].revents)
@@ -137,12 +146,11 @@ static void wait(struct pv_ports *ports)
 {
 	struct pollfd fds[PORTS + PV_PORTS_MAX * PER_PORT];
 	nfds_t count = ports->broken ? 1 : PORTS + ports->count * PER_PORT;
-	int timeout = ports->refused ? RETRY_MS : -1;
+	int64_t timeout = ports->broken ? -1 : ask(ports, fds);
+	struct timespec time = {.tv_sec = timeout / NS_PER_S, .tv_nsec = timeout % NS_PER_S};
 
 	fds[WAKE] = (struct pollfd){.fd = ports->wake_fd, .events = POLLIN};
-	if (!ports->broken && ask(ports, fds))
-		timeout = 0;
-	if (poll(fds, count, timeout) >= 0 && !ports->broken)
+	if (ppoll(fds, count, timeout < 0 ? NULL : &time, NULL) >= 0 && !ports->broken)
 		look(ports, fds);
 }
 
