@@ -1,0 +1,308 @@
+/* A fuzz target: the input is a driver that keeps no rule, on all six queues of a console device
+ * with one port, and a host that talks, listens, and closes as it likes. Every fault that a
+ * sanitizer can see, an endless loop, a buffer that is held between rounds, and a byte that is
+ * lost or made up ends the run.
+ *
+ *     clang -g -O1 -D_GNU_SOURCE -pthread -fsanitize=fuzzer,address,undefined -Inative \
+ *         native/fuzz/fuzz_port.c native/port*.c native/{iov,memory}.c \
+ *         native/{virtqueue,virtqueue_chain,virtio_irq}.c
+ *
+ * The first byte chooses the features; then come instructions, a byte and what it takes.
+ *
+ * sources: port.c port_control.c port_data.c port_host.c port_thread.c iov.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "port_internal.h"
+#include "virtio_irq.h"
+#include "virtqueue_internal.h"
+
+#define REQUIRE(condition)                                                                         \
+	do {                                                                                       \
+		if (!(condition))                                                                  \
+			abort();                                                                   \
+	} while (0)
+
+enum { RAM = 0x8000, TABLE_AT = 0x6000, MESSAGE_AT = 0x7000, SIZE = 8, QUEUE_STEP = 0x1000 };
+enum { IN, OUT, CONTROL_IN, CONTROL_OUT, SINK_IN, SINK_OUT, QUEUES };
+
+struct input {
+	const uint8_t *data;
+	size_t size;
+};
+
+/* Little-endian; zeroes behind the end. */
+static uint64_t take(struct input *input, size_t bytes)
+{
+	uint64_t value = 0;
+	size_t count = bytes < input->size ? bytes : input->size;
+
+	memcpy(&value, input->data, count);
+	input->data += count;
+	input->size -= count;
+	return value;
+}
+
+struct bench {
+	uint8_t *ram; /* exactly as large as told, so that a byte too far is seen */
+	void *page;
+	struct pv_memory *memory;
+	struct pv_virtio_irq *irq;
+	struct pv_ports *ports;
+	struct pv_virtqueue *rings[QUEUES];
+	int host, own; /* ends of the connection */
+	uint64_t said, heard;
+	bool event_idx;
+};
+
+static struct pv_port_queue make_ring(struct bench *bench, unsigned index)
+{
+	struct pv_virtqueue_config config = {
+		.desc = index * QUEUE_STEP,
+		.avail = index * QUEUE_STEP + 0x400,
+		.used = index * QUEUE_STEP + 0x800,
+		.size = SIZE,
+		.event_idx = bench->event_idx,
+		.indirect = 1,
+	};
+
+	REQUIRE(pv_virtqueue_new(bench->memory, &config, &bench->rings[index]) == 0);
+	return (struct pv_port_queue){bench->rings[index], -1};
+}
+
+static struct pv_port_pair make_pair(struct bench *bench, unsigned index)
+{
+	struct pv_port_queue in = make_ring(bench, index);
+
+	return (struct pv_port_pair){in, make_ring(bench, index + 1)};
+}
+
+static void make_device(struct bench *bench)
+{
+	struct pv_port_config config = {1, -1, -1, "name"};
+	struct pv_ports_activation activation = {.count = 2, .irq = bench->irq};
+	struct pv_port_pair pairs[2];
+	int ends[2];
+
+	REQUIRE(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+	/* As little as there may be, that it is full soon. */
+	REQUIRE(setsockopt(ends[1], SOL_SOCKET, SO_SNDBUF, &(int){1}, sizeof(int)) == 0);
+	bench->host = ends[0];
+	bench->own = config.fd = ends[1];
+	REQUIRE(pv_ports_new(&config, 1, &bench->ports) == 0);
+	pairs[0] = make_pair(bench, SINK_IN);
+	pairs[1] = make_pair(bench, IN);
+	activation.pairs = pairs;
+	activation.control = make_pair(bench, CONTROL_IN);
+	pv_ports_begin(bench->ports, &activation);
+}
+
+static struct bench *bench_new(struct input *input)
+{
+	struct bench *bench = calloc(1, sizeof(*bench));
+
+	REQUIRE(bench);
+	bench->event_idx = take(input, 1) & 1;
+	bench->ram = aligned_alloc(4096, RAM);
+	bench->page = aligned_alloc(4096, 4096);
+	REQUIRE(bench->ram && bench->page && pv_memory_new(&bench->memory) == 0);
+	memset(bench->ram, 0, RAM);
+	memset(bench->page, 0, 4096);
+	REQUIRE(pv_memory_add(bench->memory, 0, RAM, bench->ram) == 0);
+	REQUIRE(pv_virtio_irq_new(bench->page, -1, -1, &bench->irq) == 0);
+	make_device(bench);
+	return bench;
+}
+
+static void bench_free(struct bench *bench)
+{
+	pv_ports_free(bench->ports);
+	for (unsigned i = 0; i < QUEUES; i++)
+		pv_virtqueue_free(bench->rings[i]);
+	pv_virtio_irq_free(bench->irq);
+	pv_memory_free(bench->memory);
+	if (bench->host >= 0)
+		close(bench->host);
+	close(bench->own);
+	free(bench->ram);
+	free(bench->page);
+	free(bench);
+}
+
+static void describe(struct bench *bench, struct input *input, size_t table, size_t mask)
+{
+	size_t place = table + (take(input, 1) & mask) * sizeof(struct pv_desc);
+	uint8_t kind = (uint8_t)take(input, 1);
+	struct pv_desc desc = {
+		.address = take(input, 2),
+		.length = (uint32_t)take(input, 2),
+		.flags = kind & 7,
+		.next = (uint16_t)take(input, 1),
+	};
+
+	if (kind & 8)
+		desc.length %= 64;
+	if (kind & 16)
+		desc.address %= RAM;
+	if (kind & 32)
+		desc.next = (uint16_t)(desc.next % SIZE);
+	if (kind & 64)
+		desc.address = TABLE_AT + (desc.address & 0xff0);
+	if (kind & 128)
+		desc.length = 8;
+	memcpy(bench->ram + place, &desc, sizeof(desc));
+}
+
+static void offer(struct bench *bench, unsigned queue, uint16_t head)
+{
+	uint8_t *ring = bench->ram + queue * QUEUE_STEP + 0x400;
+	struct pv_avail *avail = (struct pv_avail *)(void *)ring;
+
+	avail->ring[avail->idx % SIZE] = head;
+	avail->idx++;
+}
+
+/* What a driver sends that means well, that the rest is reached. */
+static void send_message(struct bench *bench, struct input *input)
+{
+	struct pv_desc desc = {.address = MESSAGE_AT, .length = 8};
+	uint8_t choice = (uint8_t)take(input, 1);
+
+	memset(bench->ram + MESSAGE_AT, 0, 8);
+	bench->ram[MESSAGE_AT] = choice & 0x80 ? (uint8_t)take(input, 1) : 1;
+	bench->ram[MESSAGE_AT + 4] = choice & 7;
+	bench->ram[MESSAGE_AT + 6] = choice >> 3 & 1;
+	memcpy(bench->ram + CONTROL_OUT * QUEUE_STEP, &desc, sizeof(desc));
+	offer(bench, CONTROL_OUT, 0);
+}
+
+static void offer_buffer(struct bench *bench, struct input *input, unsigned queue)
+{
+	struct pv_desc desc = {.address = TABLE_AT, .length = (uint32_t)take(input, 2) & 0x1fff};
+
+	desc.flags = queue & 1 ? 0 : PV_DESC_WRITE;
+	memcpy(bench->ram + queue * QUEUE_STEP, &desc, sizeof(desc));
+	offer(bench, queue, 0);
+}
+
+static void host_says(struct bench *bench, struct input *input)
+{
+	static const uint8_t WORDS[4096];
+	ssize_t bytes = send(bench->host, WORDS, take(input, 2) % sizeof(WORDS),
+	                     MSG_DONTWAIT | MSG_NOSIGNAL);
+
+	bench->said += bytes > 0 ? (uint64_t)bytes : 0;
+}
+
+static void host_listens(struct bench *bench)
+{
+	uint8_t words[4096];
+	ssize_t bytes;
+
+	while ((bytes = recv(bench->host, words, sizeof(words), MSG_DONTWAIT)) > 0)
+		bench->heard += (uint64_t)bytes;
+	REQUIRE(bench->heard == atomic_load(&bench->ports->counters[PV_PORT_BYTES_OUT]));
+}
+
+static void host_closes(struct bench *bench, struct input *input)
+{
+	int how = (int)(take(input, 1) % 4);
+
+	host_listens(bench);
+	if (how < 3) {
+		shutdown(bench->host, how);
+	} else {
+		close(bench->host);
+		bench->host = -1;
+	}
+}
+
+/* As if poll(2) told that everything has moved. */
+static void serve(struct bench *bench)
+{
+	struct pv_ports *ports = bench->ports;
+
+	for (uint32_t i = 0; i < ports->count; i++) {
+		if (ports->port[i].in_wait != PV_PORT_IDLE)
+			ports->port[i].in_wait = PV_PORT_MORE;
+		ports->port[i].out_wait = PV_PORT_MORE;
+	}
+	ports->control_in_wait = ports->control_out_wait = PV_PORT_MORE;
+	pv_port_serve(ports);
+}
+
+static void check(struct bench *bench)
+{
+	struct pv_port *port = &bench->ports->port[1];
+
+	REQUIRE(port->owed < 8 && bench->ports->port[0].owed == 0);
+	REQUIRE(atomic_load(&bench->ports->counters[PV_PORT_BYTES_IN]) <= bench->said);
+	if (!bench->ports->broken)
+		for (unsigned i = 0; i < QUEUES; i++)
+			REQUIRE(pv_virtqueue_in_flight(bench->rings[i]) == 0);
+}
+
+static void instruct(struct bench *bench, struct input *input)
+{
+	uint8_t code = (uint8_t)take(input, 1);
+	unsigned queue = code / 16 % QUEUES;
+
+	switch (code % 16) {
+	case 0:
+		describe(bench, input, queue * QUEUE_STEP, SIZE - 1);
+		break;
+	case 1:
+		describe(bench, input, TABLE_AT, 127);
+		break;
+	case 2:
+		offer(bench, queue, (uint16_t)take(input, 1));
+		break;
+	case 3:
+		bench->ram[take(input, 2) % RAM] = (uint8_t)take(input, 1);
+		break;
+	case 4:
+	case 5:
+		send_message(bench, input);
+		break;
+	case 6:
+	case 7:
+	case 8:
+		offer_buffer(bench, input, queue);
+		break;
+	case 9:
+	case 10:
+		if (bench->host >= 0)
+			host_says(bench, input);
+		break;
+	case 11:
+		if (bench->host >= 0 && take(input, 1) % 4 == 0)
+			host_closes(bench, input);
+		break;
+	case 12:
+		if (bench->host >= 0)
+			host_listens(bench);
+		break;
+	case 13:
+		if (bench->ports->port[1].fd >= 0)
+			pv_port_peer_closed(bench->ports, &bench->ports->port[1]);
+		break;
+	default:
+		serve(bench);
+	}
+	check(bench);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	struct input input = {data, size};
+	struct bench *bench = bench_new(&input);
+
+	while (input.size > 0 && !bench->ports->broken)
+		instruct(bench, &input);
+	bench_free(bench);
+	return 0;
+}
