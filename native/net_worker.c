@@ -16,6 +16,13 @@ void pv_net_count(struct pv_net_worker *w, enum pv_net_counter counter, uint64_t
 	atomic_store_explicit(&w->counters[counter], before + more, memory_order_relaxed);
 }
 
+bool pv_net_is_lost(struct pv_net_worker *w, uint32_t op)
+{
+	const struct pv_fault_subject subject = {.op = op};
+
+	return (w->armed & op) != 0 && pv_faults_judge(w->net->faults, &subject).dropped_by != 0;
+}
+
 void pv_net_lose(struct pv_net_worker *w)
 {
 	w->lost = true;
@@ -73,6 +80,7 @@ static void flush(struct pv_net_worker *w)
 static void serve_pair(struct pv_net_worker *w, bool has_polled)
 {
 	copy_mode(w);
+	w->armed = pv_faults_armed(w->net->faults);
 	if (!has_polled && w->rx.wait == PV_WAIT_PORT)
 		w->rx.wait = PV_WAIT_NONE;
 	if (!has_polled && w->tx.wait == PV_WAIT_PORT)
@@ -118,6 +126,10 @@ static bool pass(struct pv_net_worker *w, bool has_polled)
 	struct pv_net *net = w->net;
 	bool more = false;
 
+	if (pv_virtio_irq_is_broken(net->irq)) {
+		atomic_store(&net->broken, true);
+		return false;
+	}
 	if (!net->vhost && w->index < atomic_load(&net->active)) {
 		serve_pair(w, has_polled);
 		more = w->rx.wait == PV_WAIT_NONE || w->tx.wait == PV_WAIT_NONE;
