@@ -389,6 +389,11 @@ void pv_block_stop(struct pv_block *b)
 	b->count = 0;
 }
 
+void pv_block_set_sectors(struct pv_block *b, uint64_t sectors)
+{
+	b->limits.sectors = sectors;
+}
+
 void pv_block_stats(const struct pv_block *b, struct pv_block_stats *stats)
 {
 	*stats = (struct pv_block_stats){0};

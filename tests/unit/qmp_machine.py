@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pyvirt.devices.disk import SECTOR, Disk
+from pyvirt.devices.virtio.fault import FaultState
 from pyvirt.errors import BackendError
 from pyvirt.qmp import events
 from pyvirt.qmp.host import DEVICE, ENDED, PAUSED, RUNNING, VCPU, Chardev, Counters, Image
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from pyvirt.devices.virtio.fault import Fault
     from pyvirt.qmp.host import DiskRequest, NicRequest
     from pyvirt.vmm.hotplug import Device, Resource
 
@@ -72,6 +74,7 @@ class FakeHost:
         self.slots: dict[tuple[str, int], Device] = {}
         self.taps: set[str] = set()
         self.calls: list[str] = []
+        self.asked: list[tuple[str, FaultState]] = []  # faults
         self.quitting = threading.Event()
         self.refusal: Exception | None = None  # what attach and detach raise
         self.emit: Callable[[str, dict[str, object]], None] = lambda _name, _data: None
@@ -155,6 +158,25 @@ class FakeHost:
         if self.refusal is not None:
             raise self.refusal
         assert self.slots.pop((device.backend.kind, device.slot)) is device
+
+    def resize(self, device: Device, size: int) -> None:
+        self.calls.append(f"resize {device.id} {size}")
+
+    def set_link(self, device: Device, *, up: bool) -> None:
+        self.calls.append(f"set_link {device.id} {up}")
+
+    def add_fault(self, name: str, fault: Fault) -> int:
+        self.asked.append((name, FaultState(len(self.asked) + 1, fault, 0, 0)))
+        return len(self.asked)
+
+    def clear_faults(self, name: str | None, id: int | None) -> None:  # noqa: A002
+        self.calls.append(f"clear {name} {id}")
+
+    def faults(self) -> list[tuple[str, FaultState]]:
+        return self.asked
+
+    def break_device(self, name: str) -> None:
+        self.calls.append(f"break {name}")
 
     def plugged(self) -> dict[str, dict[int, str]]:
         """Return the ids by slot, as a guest would list them."""
