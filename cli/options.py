@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..devices.nic import NicConfig
     from ..devices.virtio.block import BlockConfig
     from ..qmp.listener import ListenerConfig
+    from .python_devices import PythonDeviceConfig
 
 ACCELERATORS = ("auto", "kvm", "lab")
 _NAME_MAX = 255
@@ -48,6 +49,7 @@ class Options:
         "name",
         "nics",
         "pidfile",
+        "python_devices",
         "serial",
         "share",
         "smp",
@@ -73,6 +75,7 @@ class Options:
         self.name = ""
         self.nics: tuple[NicConfig, ...] = ()
         self.pidfile = ""
+        self.python_devices: tuple[PythonDeviceConfig, ...] = ()
         self.serial = ""
         self.share = False
         self.smp = 1
@@ -279,8 +282,10 @@ TABLE = (
         "device",
         "virtio-blk-device,drive=ID[,id=ID][,serial=TEXT][,num-queues=N][,queue-size=N]"
         "[,iothread=ID] | "
-        "virtio-net-device,netdev=ID[,id=ID][,mac=ADDRESS][,mtu=N][,mq=on|off][,queue-size=N]",
-        "a disk from the drive, or a NIC from the netdev of that id",
+        "virtio-net-device,netdev=ID[,id=ID][,mac=ADDRESS][,mtu=N][,mq=on|off][,queue-size=N] | "
+        "python,file=FILE[,class=NAME][,id=ID][,key=value]",
+        "a disk from the drive, a NIC from the netdev of that id, or a device that is a class in a "
+        "file of Python, which gets the keys",
         _later,
         repeats=True,
     ),
@@ -333,6 +338,7 @@ TABLE = (
 _ALIASES = {"freeze": "S"}
 _OF_DISKS, _OF_NICS = ("disk", "drive", "object"), ("net", "netdev")
 _NIC_DRIVER = "virtio-net-device"
+_PYTHON_DRIVER = "python"
 MONITOR_OPTIONS = ("qmp", "api-channel", "chardev", "mon")
 _BY_NAME = {option.name: option for option in TABLE}
 
@@ -393,10 +399,12 @@ def parse(argv: list[str]) -> Options:
 
 def _gather_devices(options: Options) -> None:
     """Make disks and NICs of their options; each kind's reader is imported when there is one."""
-    disks, nics = [], []
+    disks, nics, pythons = [], [], []
     for name, text in options.given:
-        is_nic = name == "device" and text.partition(",")[0] == _NIC_DRIVER
-        if is_nic or name in _OF_NICS:
+        driver = text.partition(",")[0] if name == "device" else ""
+        if driver == _PYTHON_DRIVER:
+            pythons.append(text)
+        elif driver == _NIC_DRIVER or name in _OF_NICS:
             nics.append((name, text))
         elif name == "device" or name in _OF_DISKS:
             disks.append((name, text))
@@ -415,6 +423,10 @@ def _gather_devices(options: Options) -> None:
         for name, text in nics:
             cards.add(name, text)
         options.nics = cards.nics()
+    if pythons:
+        from .python_devices import parse as parse_python
+
+        options.python_devices = parse_python(pythons)
 
 
 def _gather_monitors(options: Options) -> None:
