@@ -161,8 +161,8 @@ if TYPE_CHECKING:
         def clear_faults(self, name: str | None, id: int | None) -> None:  # noqa: A002
             """Remove faults: of every device, of one, or one of its."""
 
-        def faults(self) -> Sequence[tuple[str, FaultState]]:
-            """Return the faults there are, each after its device's name."""
+        def faults(self, name: str | None) -> Sequence[tuple[str, FaultState]]:
+            """Return the faults of every device, or of one, each after the device's name."""
 
         def break_device(self, name: str) -> None:
             """Let a device need a reset."""

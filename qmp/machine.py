@@ -23,14 +23,12 @@ if TYPE_CHECKING:
 
     from ..devices.iothread import IoThread
     from ..devices.virtio.device import Device as VirtioDevice
-    from ..devices.virtio.fault import Fault, Faults, FaultState
+    from ..devices.virtio.fault import Fault, FaultState
     from ..vmm.hotplug import Device, Resource
     from ..vmm.machine import Machine
 
 # What the machine calls the kinds of its slots.
 _KINDS = {BLOCK: "block", NET: "net"}
-# What a guest calls the device in a slot.
-_SLOT_NAMES = {BLOCK: lambda slot: f"vd{chr(ord('a') + slot)}", NET: lambda slot: f"eth{slot}"}
 # Why a machine ended: whether the guest did it, and QEMU's word for that.
 _ENDS = {
     machine.GUEST_SHUTDOWN: (True, events.GUEST_SHUTDOWN),
@@ -223,42 +221,37 @@ class MachineHost:
                 found[transport.device.name] = transport.device
         return found
 
-    def _faults(self, name: str) -> Faults:
+    def _find(self, name: str) -> tuple[str, VirtioDevice]:
         devices = self._devices()
-        if name not in devices:
-            slots = {
-                _SLOT_NAMES[kind](device.slot): device.id
-                for kind in _KINDS
-                for device in self.inventory.devices(kind)
-            }
-            name = slots.get(name, name)
+        plugged = self.inventory.find(name)
+        name = plugged.id if plugged else name
         if name not in devices:
             raise QmpError(f"Device {name} not found; there are {', '.join(devices) or 'none'}")
-        return devices[name].faults()
+        return name, devices[name]
 
     def add_fault(self, name: str, fault: Fault) -> int:
         """Let a device commit a fault."""
-        return self._faults(name).add(fault)
+        return self._find(name)[1].faults().add(fault)
 
     def clear_faults(self, name: str | None, id: int | None) -> None:  # noqa: A002
         """Remove faults."""
         if name is not None:
-            self._faults(name).clear(id or 0)
+            self._find(name)[1].faults().clear(id or 0)
             return
         for device in self._devices().values():
             device.faults().clear()
 
-    def faults(self) -> list[tuple[str, FaultState]]:
+    def faults(self, name: str | None) -> list[tuple[str, FaultState]]:
         """Return the faults there are."""
         return [
             (name, state)
-            for name, device in self._devices().items()
+            for name, device in ([self._find(name)] if name else self._devices().items())
             for state in device.faults().states()
         ]
 
     def break_device(self, name: str) -> None:
         """Let a device need a reset."""
-        self._faults(name).break_device()
+        self._find(name)[1].faults().break_device()
 
 
 def _copy(fd: int, copies: list[int]) -> int:

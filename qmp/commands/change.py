@@ -18,20 +18,25 @@ def _block_resize(session: Session, given: Arguments) -> object:
     host = session.monitor.host
     if (given.device is None) == (given.node_name is None):
         raise QmpError("the disk is given by `device` or by `node-name`; give one of them")
-    for device in host.inventory.devices(BLOCK):
-        if given.device == device.id or given.node_name == device.backend.id:
-            host.resize(device, given.size)
-            return {}
-    raise QmpError(f"Cannot find device='{given.device or given.node_name}'; query-block lists all")
+    if given.device is not None:
+        device = host.inventory.find(given.device)
+    else:
+        by_backend = {one.backend.id: one for one in host.inventory.devices(BLOCK)}
+        device = by_backend.get(given.node_name)
+    if device is None or device.backend.kind != BLOCK:
+        name = given.device or given.node_name
+        raise QmpError(f"Cannot find device='{name}' nor node-name='{name}'; query-block lists all")
+    host.resize(device, given.size)
+    return {}
 
 
 def _set_link(session: Session, given: Arguments) -> object:
     host = session.monitor.host
-    for device in host.inventory.devices(NET):
-        if given.name in {device.id, device.backend.id}:
-            host.set_link(device, up=given.up)
-            return {}
-    raise QmpError(f"Device '{given.name}' not found; give a NIC's id")
+    device = host.inventory.find(given.name)
+    if device is None or device.backend.kind != NET:
+        raise QmpError(f"Device '{given.name}' not found; give a NIC's id")
+    host.set_link(device, up=given.up)
+    return {}
 
 
 COMMANDS = (
@@ -42,7 +47,7 @@ COMMANDS = (
         "have the new size already.",
         _block_resize,
         Struct(
-            Field("device", Text(), "the disk's id", optional=True),
+            Field("device", Text(), "the disk's id, or vda and so on", optional=True),
             Field("node-name", Text(), "or its backend's name", optional=True),
             Field("size", Integer(0, _SIZE_MAX), "bytes, a multiple of 512 and of the image's own"),
         ),
@@ -54,7 +59,7 @@ COMMANDS = (
         "Takes a NIC's link down, or up again. While it is down, packets are dropped.",
         _set_link,
         Struct(
-            Field("name", Text(), "the NIC's id"),
+            Field("name", Text(), "the NIC's id, or eth0 and so on"),
             Field("up", Boolean(), "whether there is a link"),
         ),
         since="pyvirt",

@@ -87,8 +87,8 @@ def _shown(device: str, state: FaultState) -> dict[str, object]:
     return answer
 
 
-def _query(session: Session, _: Arguments) -> object:
-    return [_shown(device, state) for device, state in session.monitor.host.faults()]
+def _query(session: Session, given: Arguments) -> object:
+    return [_shown(device, state) for device, state in session.monitor.host.faults(given.device)]
 
 
 def _break(session: Session, given: Arguments) -> object:
@@ -162,6 +162,7 @@ COMMANDS = (
         "Returns the faults and what became of them: how much there was for them (`seen`), how "
         "often they struck (`hits`), and whether that was `count` times (`spent`).",
         _query,
+        Struct(Field("device", Text(), f"only of this one: {_DEVICE}", optional=True)),
         since="pyvirt",
         example=(
             "",

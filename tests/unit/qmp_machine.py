@@ -172,8 +172,8 @@ class FakeHost:
     def clear_faults(self, name: str | None, id: int | None) -> None:  # noqa: A002
         self.calls.append(f"clear {name} {id}")
 
-    def faults(self) -> list[tuple[str, FaultState]]:
-        return self.asked
+    def faults(self, name: str | None) -> list[tuple[str, FaultState]]:
+        return [(of, state) for of, state in self.asked if name in {None, of}]
 
     def break_device(self, name: str) -> None:
         self.calls.append(f"break {name}")
