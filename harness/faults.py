@@ -34,7 +34,7 @@ _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 def microseconds(time: str | float) -> int:
     """Return a time such as "5ms", "1.5s" or "200us", or seconds as a number; ConfigError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", f"{time}s" if _is_number(time) else str(time))
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", _in_seconds(time))
     if found is None:
         raise ConfigError(f"{time!r} is no time; give one such as '5ms', '1.5s', or seconds")
     return round(Decimal(found[1]) * _TIMES[found[2]])
@@ -48,8 +48,9 @@ def size_in_bytes(size: str | int) -> int:
     return int(found[1]) * _SIZES[found[2]]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _in_seconds(time: object) -> str:
+    is_number = isinstance(time, int | float) and not isinstance(time, bool)
+    return f"{time:f}s" if is_number else str(time)
 
 
 def _words(ops: str | Iterable[str]) -> list[str]:

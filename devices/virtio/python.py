@@ -31,6 +31,8 @@ QUEUE_SIZE_MAX = 1024
 _ID_MAX = 0xFFFF
 # Bits of the transport and the rings, which it negotiates itself (virtio 1.2, chapter 6).
 _RESERVED = ((1 << 42) - 1) ^ ((1 << 24) - 1)
+# Where no user's code is: here, and in modules of Python's that have no folder.
+_OURS = (os.path.dirname(__file__), "")
 _PATIENCE = 5.0  # seconds that a reset waits for code that is handling a chain
 
 # What `handle` returns of a chain that `complete` is called for later.
@@ -158,11 +160,12 @@ class _Service:
         """Give a chain back; nothing happens to one that a reset has taken."""
         if not isinstance(written, int) or isinstance(written, bool):
             raise TypeError(f"handle returned {written!r}, not how many bytes it wrote, or LATER")
-        if not 0 <= written <= request.writable_bytes:
-            raise ValueError(f"{written} bytes written to a chain of {request.writable_bytes}")
         with self._lock:
             if not self._is_alive or request not in self._in_flight:
                 return
+            room = request.writable_bytes
+            if not 0 <= written <= room:
+                raise ValueError(f"{written} bytes written to a chain of {room}")
             self._in_flight.remove(request)
             request.release()
             ring = self._rings[request.queue]
@@ -191,6 +194,9 @@ class PythonDevice(Device):
     _service: _Service | None = None
     _config_due = False
     _size = 0
+
+    def __init__(self) -> None:
+        """Take no keywords; a derived class may, and need not call this."""
 
     def handle(self, queue: int, request: Request) -> object:
         """Serve a chain of the queue; return how many bytes were written, or LATER.
@@ -292,7 +298,7 @@ def described(error: BaseException) -> str:
     traceback, place = error.__traceback__, ""
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if code.co_filename != __file__:
+        if os.path.dirname(code.co_filename) not in _OURS:
             place = f" ({os.path.basename(code.co_filename)}:{traceback.tb_lineno})"
         traceback = traceback.tb_next
     return f"{type(error).__name__}: {text[:100]}{place}"
