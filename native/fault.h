@@ -24,7 +24,7 @@
 /* What it does. */
 #define PV_FAULT_DELAY 1   /* the request begins later; others go on */
 #define PV_FAULT_FAIL 2    /* it ends in an error, and nothing of it is done */
-#define PV_FAULT_DROP 3    /* a request has no answer before the rule goes; a packet or an interrupt is lost */
+#define PV_FAULT_DROP 3    /* no answer and no interrupt before the rule goes; a packet is lost */
 #define PV_FAULT_CORRUPT 4 /* a byte of what is read has all its bits turned */
 #define PV_FAULT_DOUBLE 5  /* the interrupt is raised again a moment later */
 

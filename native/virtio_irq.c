@@ -30,6 +30,7 @@ struct pv_virtio_irq {
 	char why[WHY_BYTES];          /* written by who set `broken`, before `reason` */
 	_Atomic uint64_t count;
 	_Atomic uint32_t doubled; /* interrupts to be raised again */
+	atomic_bool lost;         /* one was, and none has been raised instead */
 	struct pv_faults faults;
 };
 
@@ -74,6 +75,7 @@ static __attribute__((cold, noinline)) void raise_faultily(struct pv_virtio_irq 
 	if (verdict.dropped_by) {
 		/* The bit is there, as with a line that has lost an edge. */
 		atomic_fetch_or(irq->interrupt_status, USED);
+		atomic_store(&irq->lost, true);
 		return;
 	}
 	raise_line(irq, USED);
@@ -94,6 +96,12 @@ void pv_virtio_irq_used(struct pv_virtio_irq *irq)
 struct pv_faults *pv_virtio_irq_faults(struct pv_virtio_irq *irq)
 {
 	return &irq->faults;
+}
+
+void pv_virtio_irq_make_up(struct pv_virtio_irq *irq)
+{
+	if (atomic_exchange(&irq->lost, false))
+		raise_line(irq, USED);
 }
 
 void pv_virtio_irq_echo(struct pv_virtio_irq *irq)
@@ -166,6 +174,7 @@ void pv_virtio_irq_reset(struct pv_virtio_irq *irq)
 {
 	pv_faults_set_broken(&irq->faults, false);
 	atomic_store(&irq->doubled, 0);
+	atomic_store(&irq->lost, false);
 	atomic_store(&irq->standing, 0);
 	atomic_store(irq->interrupt_status, 0);
 	atomic_store(irq->status, 0);

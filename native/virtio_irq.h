@@ -50,6 +50,9 @@ struct pv_faults *pv_virtio_irq_faults(struct pv_virtio_irq *irq);
 void pv_virtio_irq_ack(struct pv_virtio_irq *irq, uint32_t bits);
 /* Set bits of Status. */
 void pv_virtio_irq_add_status(struct pv_virtio_irq *irq, uint32_t bits);
+/* Raise the line once if a fault has lost an interrupt: a driver with event indexes waits for that
+ * one, and is sent no other before. */
+void pv_virtio_irq_make_up(struct pv_virtio_irq *irq);
 /* Raise again the interrupts that a fault doubles; after pv_virtio_irq_news. */
 void pv_virtio_irq_echo(struct pv_virtio_irq *irq);
 /* Status and InterruptStatus become 0 and the device whole again; none of its threads runs. */

@@ -96,12 +96,13 @@ class FaultState:
 class Faults:
     """The rules of one device, which are in its transport; any thread."""
 
-    __slots__ = ("_rules", "_transport")
+    __slots__ = ("_irq", "_rules", "_transport")
 
-    def __init__(self, transport: Mmio, rules: Any) -> None:
-        """`rules` is the struct pv_faults."""
+    def __init__(self, transport: Mmio, irq: Any) -> None:
+        """`irq` is the struct pv_virtio_irq."""
         self._transport = transport
-        self._rules = rules
+        self._irq = irq
+        self._rules = lib.pv_virtio_irq_faults(irq)
 
     def add(self, fault: Fault) -> int:
         """Begin with a fault and return its id; ConfigError when the device cannot."""
@@ -153,6 +154,7 @@ class Faults:
         """Remove a rule, or all; what it kept goes on. ConfigError: there is none of that id."""
         if lib.pv_faults_remove(self._rules, id) < 0:
             raise ConfigError(f"{self._transport.device.name}: has no fault {id}")
+        lib.pv_virtio_irq_make_up(self._irq)
         self._transport.kick()
 
     def states(self) -> list[FaultState]:

@@ -409,7 +409,7 @@ class Mmio:
         """Return the device's faults."""
         from .fault import Faults  # noqa: PLC0415  (only tests of drivers ask for them)
 
-        return Faults(self, lib.pv_virtio_irq_faults(self._irq))
+        return Faults(self, self._irq)
 
     def kick(self) -> None:
         """Have what serves the queues look at them; any thread."""

@@ -189,6 +189,12 @@ static void test_interrupts_that_are_lost(void)
 	pv_virtio_irq_used(bench.irq);
 	CHECK_EQ(take(bench.irq_fd), 1);
 	CHECK_EQ(pv_virtio_irq_count(bench.irq), 2);
+	pv_virtio_irq_ack(bench.irq, 3);
+	for (int i = 0; i < 2; i++) {
+		pv_virtio_irq_make_up(bench.irq);
+		CHECK_EQ(word(INTERRUPT_STATUS), 1);
+		CHECK_EQ(take(bench.irq_fd), i == 0);
+	}
 	close_bench(&bench);
 }
 

@@ -209,6 +209,18 @@ def test_a_lost_interrupt_is_made_up_for_by_the_next(guest: Guest) -> None:
     assert guest.status(second) == OK
 
 
+def test_a_lost_interrupt_comes_when_the_rule_goes(guest: Guest) -> None:
+    faults = guest.block.faults()
+    faults.add(Fault("drop", ["interrupt"]))
+    guest.send(FLUSH)
+    wait_for_hits(guest, 1)
+    assert guest.interrupts() == 0
+    faults.clear()
+    assert guest.interrupts() == 1
+    faults.clear()
+    assert guest.interrupts() == 0
+
+
 def test_a_doubled_interrupt_comes_again(guest: Guest) -> None:
     guest.block.faults().add(Fault("double", count=1))
     assert guest.ask(FLUSH) == OK
