@@ -80,7 +80,6 @@ static void flush(struct pv_net_worker *w)
 static void serve_pair(struct pv_net_worker *w, bool has_polled)
 {
 	copy_mode(w);
-	w->armed = pv_faults_armed(w->net->faults);
 	if (!has_polled && w->rx.wait == PV_WAIT_PORT)
 		w->rx.wait = PV_WAIT_NONE;
 	if (!has_polled && w->tx.wait == PV_WAIT_PORT)
@@ -126,7 +125,8 @@ static bool pass(struct pv_net_worker *w, bool has_polled)
 	struct pv_net *net = w->net;
 	bool more = false;
 
-	if (pv_virtio_irq_is_broken(net->irq)) {
+	w->armed = pv_faults_armed(net->faults);
+	if (w->armed & PV_FAULT_BROKEN) {
 		atomic_store(&net->broken, true);
 		return false;
 	}

@@ -400,7 +400,7 @@ class Mmio:
             if reason:
                 why = ffi.string(reason).decode()
                 self._tell(f"{self.device.name}: {why}; it needs a reset")
-        lib.pv_virtio_irq_echo(self._irq)
+            lib.pv_virtio_irq_echo(self._irq)
         news = self.device.news()
         if news:
             self._warn(f"{self.device.name}: {news}")

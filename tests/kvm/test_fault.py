@@ -6,6 +6,7 @@ import socket
 from typing import TYPE_CHECKING, cast
 
 import pytest
+from pyvirt.cli.stats import table
 from pyvirt.devices.nic import NicConfig
 from pyvirt.devices.stream import StreamConfig
 from pyvirt.devices.virtio.fault import Fault
@@ -27,9 +28,10 @@ __all__ = ["make"]  # a fixture
 
 
 class Other(PythonDevice):
-    """A device of no kind that QMP can plug."""
+    """A device that nobody can plug, with an ID and a word of others."""
 
-    device_id = 42
+    device_id = 2
+    stats = "mine"
 
 
 def counts(host: MachineHost) -> dict[str, int]:
@@ -114,5 +116,7 @@ def test_a_device_that_is_there_for_good(kernel: Callable[[str], Path], tmp_path
             host.add_fault("other", Fault("delay"))
         host.clear_faults(None, None)
         assert host.faults(None) == []
+        assert {one.name for one in host.counters()} == {"vcpu0"}
+        assert "other: register exits 0" in table(guest)
     finally:
         guest.close()
