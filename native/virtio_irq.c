@@ -74,8 +74,10 @@ static __attribute__((cold, noinline)) void raise_faultily(struct pv_virtio_irq 
 
 	if (verdict.dropped_by) {
 		/* The bit is there, as with a line that has lost an edge. */
-		atomic_fetch_or(irq->interrupt_status, USED);
 		atomic_store(&irq->lost, true);
+		atomic_fetch_or(irq->interrupt_status, USED);
+		if (!pv_faults_has(&irq->faults, verdict.dropped_by))
+			pv_virtio_irq_make_up(irq); /* the rule went meanwhile */
 		return;
 	}
 	raise_line(irq, USED);

@@ -140,12 +140,16 @@ class Faults:
             raise ConfigError(f"{device.name}: no fault {fault.kind}; there are {kinds}")
         if fault.sectors is not None:
             fitting = [op for op in fitting if op in _WITH_SECTORS]
+            if not fitting:
+                raise ConfigError(
+                    f"{device.name}: no fault {fault.kind} of sectors; leave them out"
+                )
         for op in fault.ops:
             if op not in fitting:
                 raise ConfigError(
                     f"{device.name}: fault {fault.kind}"
                     f"{' of sectors' if fault.sectors else ''} is not for {op}, "
-                    f"but for {', '.join(fitting) or 'nothing'}"
+                    f"but for {', '.join(fitting)}"
                 )
         # Interrupts only where they are asked for, or all there is.
         return fault.ops or tuple(op for op in fitting if op != "interrupt") or INTERRUPT
@@ -154,7 +158,9 @@ class Faults:
         """Remove a rule, or all; what it kept goes on. ConfigError: there is none of that id."""
         if lib.pv_faults_remove(self._rules, id) < 0:
             raise ConfigError(f"{self._transport.device.name}: has no fault {id}")
-        lib.pv_virtio_irq_make_up(self._irq)
+        left = [state.fault for state in self.states()]
+        if not any(fault.kind == "drop" and "interrupt" in fault.ops for fault in left):
+            lib.pv_virtio_irq_make_up(self._irq)
         self._transport.kick()
 
     def states(self) -> list[FaultState]:
