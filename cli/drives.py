@@ -136,7 +136,7 @@ class Drives:
         if driver != _DRIVER:
             raise ConfigError(
                 f"-device {driver}: no such device; there are {_DRIVER}, virtio-net-device, "
-                "virtio-serial-device and virtserialport"
+                "virtio-serial-device, virtserialport and python"
             )
         fields = members.read("-device", pairs("-device", rest, "") if rest else [], _DEVICE)
         if "drive" not in fields:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..devices.virtio.block import BlockConfig
     from ..devices.virtio.console import ConsoleConfig
     from ..qmp.listener import ListenerConfig
+    from .python_devices import PythonDeviceConfig
 
 ACCELERATORS = ("auto", "kvm", "lab")
 _NAME_MAX = 255
@@ -50,6 +51,7 @@ class Options:
         "name",
         "nics",
         "pidfile",
+        "python_devices",
         "serial",
         "share",
         "smp",
@@ -76,6 +78,7 @@ class Options:
         self.name = ""
         self.nics: tuple[NicConfig, ...] = ()
         self.pidfile = ""
+        self.python_devices: tuple[PythonDeviceConfig, ...] = ()
         self.serial = ""
         self.share = False
         self.smp = 1
@@ -284,9 +287,11 @@ TABLE = (
         "[,iothread=ID] | "
         "virtio-net-device,netdev=ID[,id=ID][,mac=ADDRESS][,mtu=N][,mq=on|off][,queue-size=N] | "
         "virtio-serial-device[,id=ID][,max_ports=N] | "
-        "virtserialport,chardev=ID[,name=NAME][,nr=N][,id=ID]",
-        "a disk from the drive, a NIC from the netdev, or a port to the chardev of that id; ports "
-        "are on the one virtio-serial-device",
+        "virtserialport,chardev=ID[,name=NAME][,nr=N][,id=ID] | "
+        "python,file=FILE[,class=NAME][,id=ID][,key=value]",
+        "a disk from the drive, a NIC from the netdev, or a port to the chardev of that id (ports "
+        "are on the one virtio-serial-device), or a device that is a class in a file of Python, "
+        "which gets the keys",
         _later,
         repeats=True,
     ),
@@ -340,6 +345,7 @@ _ALIASES = {"freeze": "S"}
 _OF_DISKS, _OF_NICS = ("disk", "drive", "object"), ("net", "netdev")
 _NIC_DRIVER = "virtio-net-device"
 _PORT_DRIVERS = ("virtio-serial-device", "virtserialport")
+_PYTHON_DRIVER = "python"
 MONITOR_OPTIONS = ("qmp", "api-channel", "chardev", "mon")
 _BY_NAME = {option.name: option for option in TABLE}
 
@@ -400,10 +406,12 @@ def parse(argv: list[str]) -> Options:
 
 def _gather_devices(options: Options) -> None:
     """Make disks and NICs of their options; each kind's reader is imported when there is one."""
-    disks, nics = [], []
+    disks, nics, pythons = [], [], []
     for name, text in options.given:
         driver = text.partition(",")[0] if name == "device" else ""
-        if driver == _NIC_DRIVER or name in _OF_NICS:
+        if driver == _PYTHON_DRIVER:
+            pythons.append(text)
+        elif driver == _NIC_DRIVER or name in _OF_NICS:
             nics.append((name, text))
         elif (name == "device" and driver not in _PORT_DRIVERS) or name in _OF_DISKS:
             disks.append((name, text))
@@ -422,6 +430,10 @@ def _gather_devices(options: Options) -> None:
         for name, text in nics:
             cards.add(name, text)
         options.nics = cards.nics()
+    if pythons:
+        from .python_devices import parse as parse_python
+
+        options.python_devices = parse_python(pythons)
 
 
 def _gather_chardevs(options: Options) -> None:

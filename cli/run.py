@@ -107,7 +107,8 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
     events = _Events()
     control = Control(options, log)
     with PidFile(options.pidfile):
-        machine = Machine(config(options), log, timeline.mark)
+        devices = [device.make() for device in options.python_devices]
+        machine = Machine(config(options), log, timeline.mark, virtio=devices)
         try:
             machine.load()
             irq_fd = machine.interrupt_line(layout.COM1_IRQ).fd

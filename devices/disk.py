@@ -133,6 +133,29 @@ class Disk:
             return f"direct I/O does not work: {os.strerror(-result)}"
         return f"the size is no multiple of {aligns[0]}, the unit of direct I/O here"
 
+    def resize(self, size: int) -> None:
+        """Make the image `size` bytes long, a block device as long as it is; ConfigError.
+
+        No I/O goes on.
+        """
+        unit = max(SECTOR, self.offset_align)
+        if size == 0 or size % unit:
+            raise ConfigError(f"size {size}: not a multiple of {unit} bytes; give one")
+        try:
+            if stat.S_ISBLK(os.fstat(self.fd).st_mode):
+                there = os.lseek(self.fd, 0, os.SEEK_END)
+                if size != there:
+                    raise ConfigError(
+                        f"size {size}: it is a block device of {there} bytes; resize that first"
+                    )
+            elif fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                raise ConfigError(f"size {size}: it is read-only; plug it writable")
+            else:
+                os.ftruncate(self.fd, size)
+        except OSError as error:
+            raise ConfigError(f"size {size}: {error.strerror}; give one that can be had") from None
+        self.sectors = size // SECTOR
+
     def close(self) -> None:
         """Close and unlock; what uses the descriptor is gone."""
         os.close(self.fd)

@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <time.h>
 
+#include "block_fault_internal.h"
 #include "block_work_internal.h"
 #include "iothread_internal.h"
 #include "throttle_internal.h"
@@ -38,6 +39,7 @@ struct worker {
 	struct pv_block_request *requests; /* by head; touched as they are needed */
 	struct pv_block_request *held;     /* waits for a token of the throttle */
 	uint64_t held_ns;                  /* and how long, at least */
+	struct pv_block_faults faults;
 	uint32_t in_flight;
 	bool pushed; /* something, since the last publish */
 	struct counters *counters;
@@ -116,6 +118,8 @@ static void answer(struct worker *w, struct pv_block_request *r)
 {
 	if (r->error)
 		note_error(w->block, r);
+	if (r->corrupt && r->status == VIRTIO_BLK_S_OK)
+		*r->corrupt ^= UINT8_MAX;
 	*r->answer = r->status;
 	count_request(w->counters, r);
 	pv_virtqueue_push(w->ring, r->head, r->writable);
@@ -169,6 +173,15 @@ static void admit(struct worker *w, struct pv_block_request *r)
 		count(&w->counters->throttled, 1);
 }
 
+/* Go on with a request that the faults have looked at. */
+static void resume(struct worker *w, struct pv_block_request *r)
+{
+	if (r->status == VIRTIO_BLK_S_OK)
+		admit(w, r);
+	else
+		proceed(w, r);
+}
+
 /* Take the next request from the ring; false: there is none to be taken. */
 static bool take(struct worker *w)
 {
@@ -192,7 +205,10 @@ static bool take(struct worker *w)
 	r->io.owner = &w->member;
 	r->io.fd = w->block->file.fd;
 	w->in_flight++;
-	admit(w, r);
+	if (!w->faults.armed)
+		admit(w, r);
+	else if (!pv_block_faults_take(&w->faults, r, now_ns()))
+		resume(w, r);
 	return true;
 }
 
@@ -218,6 +234,27 @@ static void complete(struct pv_member *member, struct pv_io *io)
 	proceed((struct worker *)member, r);
 }
 
+/* Let requests begin that a fault has kept, and see whether it is to keep others. */
+static void look_at_faults(struct worker *w, bool stopping)
+{
+	struct pv_block_request *r;
+
+	w->faults.armed = pv_faults_armed(w->faults.rules);
+	if (w->faults.armed & PV_FAULT_BROKEN)
+		atomic_store(&w->block->broken, true);
+	while (!w->held && (w->faults.late || w->faults.lost) &&
+	       (r = pv_block_faults_release(&w->faults, now_ns(), stopping)))
+		resume(w, r);
+}
+
+/* How long to wait, with nothing to do. */
+static uint64_t patience(const struct worker *w)
+{
+	uint64_t late = w->faults.late ? pv_block_faults_wait(&w->faults, now_ns()) : PV_IO_FOREVER;
+
+	return w->held && w->held_ns < late ? w->held_ns : late;
+}
+
 /* What was completed is published before anything new is begun. */
 static uint64_t serve(struct pv_member *member)
 {
@@ -228,17 +265,16 @@ static uint64_t serve(struct pv_member *member)
 	pv_virtqueue_disable_kicks(w->ring);
 	if (w->held)
 		admit(w, w->held);
+	look_at_faults(w, stopping);
 	while (!w->held && take(w))
 		;
 	publish(w);
 	if (stopping && w->in_flight == 0)
 		return PV_SERVE_END;
 	/* Without kicks while a request is held or nothing is taken any more. */
-	if (w->held)
-		return w->held_ns;
-	if (stopping || atomic_load(&w->block->broken))
-		return PV_IO_FOREVER;
-	return pv_virtqueue_enable_kicks(w->ring) ? 0 : PV_IO_FOREVER;
+	if (w->held || stopping || atomic_load(&w->block->broken))
+		return patience(w);
+	return pv_virtqueue_enable_kicks(w->ring) ? 0 : patience(w);
 }
 
 static const struct pv_member_ops OPS = {.serve = serve, .complete = complete};
@@ -297,6 +333,7 @@ static int start_worker(struct pv_block *b, uint32_t index, const struct pv_bloc
 	w->block = b;
 	w->ring = queue->ring;
 	w->counters = &b->counters[index];
+	w->faults.rules = pv_virtio_irq_faults(b->irq);
 	w->thread = b->iothread;
 	w->requests = calloc(PV_VIRTQUEUE_SIZE_MAX, sizeof(w->requests[0]));
 	if (!w->requests)
@@ -350,6 +387,11 @@ void pv_block_stop(struct pv_block *b)
 	free(b->workers);
 	b->workers = NULL;
 	b->count = 0;
+}
+
+void pv_block_set_sectors(struct pv_block *b, uint64_t sectors)
+{
+	b->limits.sectors = sectors;
 }
 
 void pv_block_stats(const struct pv_block *b, struct pv_block_stats *stats)

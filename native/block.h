@@ -75,6 +75,9 @@ int pv_block_start(struct pv_block *block, uint64_t features, const struct pv_bl
 /* Take no more requests, complete those in flight, leave the threads. Stopped: nothing. */
 void pv_block_stop(struct pv_block *block);
 
+/* The file has become longer or shorter; the device is stopped. */
+void pv_block_set_sectors(struct pv_block *block, uint64_t sectors);
+
 /* The errno of a failure of the host's since the last call and the type of its request,
  * VIRTIO_BLK_T_IN and so on; 0: there was none. One a second is kept at most, and each that is
  * calls pv_virtio_irq_news. Any thread, at any time. */

@@ -108,6 +108,7 @@ const char *pv_block_parse(const struct pv_chain *chain, struct pv_block_request
 	request->range = request->ranges = 0;
 	request->by_hand = request->synced = request->misaligned = false;
 	request->bounce = NULL;
+	request->corrupt = NULL;
 	/* Beyond any capacity when it does not fit. */
 	request->offset = header.sector <= UINT64_MAX / PV_SECTOR ? header.sector * PV_SECTOR
 	                                                          : UINT64_MAX;

@@ -43,6 +43,10 @@ struct pv_block_request {
 	bool synced;
 	bool misaligned;    /* the segments are not as direct I/O wants them */
 	void *bounce;       /* an aligned buffer, or NULL */
+	uint8_t *corrupt;   /* a fault: the byte of what is read that is to be wrong, or NULL */
+	uint32_t lost_by;   /* while a fault keeps it: the rule, */
+	uint64_t time_ns;   /* since when, or until when, */
+	struct pv_block_request *next; /* and the next one */
 	struct iovec other; /* the bounce buffer as a segment */
 	struct pv_block_range zero[PV_BLOCK_RANGES];
 	struct iovec iov[PV_CHAIN_MAX]; /* the data */

@@ -174,6 +174,7 @@ int pv_net_start(struct pv_net *net, const struct pv_net_activation *activation)
 	net->features = activation->features;
 	net->ctrl = activation->ctrl;
 	net->irq = activation->irq;
+	net->faults = pv_virtio_irq_faults(net->irq);
 	net->memory = activation->memory;
 	atomic_store(&net->active, 1);
 	atomic_store(&net->broken, false);

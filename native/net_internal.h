@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
+#include "fault_internal.h"
 #include "net.h"
 #include "throttle_internal.h"
 #include "virtqueue.h"
@@ -176,6 +177,7 @@ struct pv_net_worker {
 	bool lost;                /* the port is of no use any more */
 	bool flushing;            /* the port has not sent all it took */
 	bool pushed;              /* something, since the last publish */
+	uint32_t armed;           /* pv_faults_armed, as of this batch */
 	uint32_t mode_version;    /* of the copy */
 	struct pv_net_mode mode;
 	_Atomic uint64_t *counters;
@@ -207,6 +209,7 @@ struct pv_net {
 	_Atomic uint32_t active; /* pairs in use */
 	struct pv_net_queue ctrl;
 	struct pv_virtio_irq *irq;
+	struct pv_faults *faults;
 	const struct pv_memory *memory;
 	bool vhost;         /* the kernel serves the pairs now, the first thread all else */
 	int vhost_error_fd; /* an eventfd, while it does */
@@ -229,6 +232,8 @@ void pv_net_send(struct pv_net_worker *w);
 void *pv_net_run(void *worker);
 
 void pv_net_count(struct pv_net_worker *w, enum pv_net_counter counter, uint64_t more);
+/* Whether a fault loses this packet; `op` is PV_FAULT_RX or PV_FAULT_TX. */
+bool pv_net_is_lost(struct pv_net_worker *w, uint32_t op);
 /* Break the device, once. `why` is copied. */
 void pv_net_break(struct pv_net *net, const char *why);
 /* The host's side is gone. */

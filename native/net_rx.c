@@ -257,7 +257,7 @@ static size_t receive(struct pv_net_worker *w)
 		pv_net_count(w, PV_RX_ERRORS, 1);
 		return 1;
 	}
-	if (is_wanted(w, (size_t)bytes)) {
+	if (is_wanted(w, (size_t)bytes) && !pv_net_is_lost(w, PV_FAULT_RX)) {
 		adapt(rx, (size_t)bytes);
 		pv_net_limit_charge(&w->net->rx_limit, (size_t)bytes - PV_NET_HEADER);
 		if ((uint64_t)bytes <= rx->stock.bytes) {

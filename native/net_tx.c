@@ -97,8 +97,11 @@ static void hold(struct pv_net_worker *w)
 	tx->bytes = chain->readable_bytes - PV_NET_HEADER;
 	pv_iov_gather(chain->iov, chain->readable, 0, &tx->header, PV_NET_HEADER);
 	if (tx->bytes >= PV_NET_FRAME_MIN && tx->bytes <= PV_NET_FRAME_MAX && take_frame(tx) &&
-	    check_header(w->net->features, &tx->header, tx->bytes))
+	    check_header(w->net->features, &tx->header, tx->bytes)) {
+		if (pv_net_is_lost(w, PV_FAULT_TX))
+			complete(w);
 		return;
+	}
 	pv_net_count(w, PV_TX_MALFORMED, 1);
 	complete(w);
 }
@@ -181,7 +184,7 @@ void pv_net_send(struct pv_net_worker *w)
 		if (!tx->held && !take(w))
 			return;
 		if (!tx->held)
-			continue; /* it was malformed */
+			continue; /* it was malformed, or a fault took it */
 		if (!serve(w))
 			return;
 		total += tx->bytes;

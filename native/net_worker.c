@@ -17,6 +17,13 @@ void pv_net_count(struct pv_net_worker *w, enum pv_net_counter counter, uint64_t
 	atomic_store_explicit(&w->counters[counter], before + more, memory_order_relaxed);
 }
 
+bool pv_net_is_lost(struct pv_net_worker *w, uint32_t op)
+{
+	const struct pv_fault_subject subject = {.op = op};
+
+	return (w->armed & op) != 0 && pv_faults_judge(w->net->faults, &subject).dropped_by != 0;
+}
+
 void pv_net_lose(struct pv_net_worker *w)
 {
 	w->lost = true;
@@ -119,6 +126,11 @@ static bool pass(struct pv_net_worker *w, bool has_polled)
 	struct pv_net *net = w->net;
 	bool more = false;
 
+	w->armed = pv_faults_armed(net->faults);
+	if (w->armed & PV_FAULT_BROKEN) {
+		atomic_store(&net->broken, true);
+		return false;
+	}
 	if (!net->vhost && w->index < atomic_load(&net->active)) {
 		serve_pair(w, has_polled);
 		more = w->rx.wait == PV_WAIT_NONE || w->tx.wait == PV_WAIT_NONE;

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <sys/eventfd.h>
 
+#include "fault_internal.h"
+
 #define INTERRUPT_STATUS 0x60
 #define STATUS 0x70
 #define CONFIG_SPACE 0x100
@@ -27,6 +29,9 @@ struct pv_virtio_irq {
 	_Atomic(const char *) reason; /* NULL or `why` */
 	char why[WHY_BYTES];          /* written by who set `broken`, before `reason` */
 	_Atomic uint64_t count;
+	_Atomic uint32_t doubled; /* interrupts to be raised again */
+	atomic_bool lost;         /* one was, and none has been raised instead */
+	struct pv_faults faults;
 };
 
 int pv_virtio_irq_new(void *page, int irq_fd, int broken_fd, struct pv_virtio_irq **out)
@@ -43,12 +48,15 @@ int pv_virtio_irq_new(void *page, int irq_fd, int broken_fd, struct pv_virtio_ir
 	irq->status = (_Atomic uint32_t *)((char *)page + STATUS);
 	irq->irq_fd = irq_fd;
 	irq->broken_fd = broken_fd;
+	pv_faults_init(&irq->faults);
 	*out = irq;
 	return 0;
 }
 
 void pv_virtio_irq_free(struct pv_virtio_irq *irq)
 {
+	if (irq)
+		pv_faults_destroy(&irq->faults);
 	free(irq);
 }
 
@@ -59,9 +67,49 @@ static void raise_line(struct pv_virtio_irq *irq, uint32_t bit)
 	(void)eventfd_write(irq->irq_fd, 1);
 }
 
+static __attribute__((cold, noinline)) void raise_faultily(struct pv_virtio_irq *irq)
+{
+	const struct pv_fault_subject subject = {.op = PV_FAULT_INTERRUPT};
+	struct pv_fault_verdict verdict = pv_faults_judge(&irq->faults, &subject);
+
+	if (verdict.dropped_by) {
+		/* The bit is there, as with a line that has lost an edge. */
+		atomic_store(&irq->lost, true);
+		atomic_fetch_or(irq->interrupt_status, USED);
+		if (!pv_faults_has(&irq->faults, verdict.dropped_by))
+			pv_virtio_irq_make_up(irq); /* the rule went meanwhile */
+		return;
+	}
+	raise_line(irq, USED);
+	if (verdict.doubled) {
+		atomic_fetch_add(&irq->doubled, 1);
+		pv_virtio_irq_news(irq);
+	}
+}
+
 void pv_virtio_irq_used(struct pv_virtio_irq *irq)
 {
-	raise_line(irq, USED);
+	if (pv_faults_armed(&irq->faults) & PV_FAULT_INTERRUPT)
+		raise_faultily(irq);
+	else
+		raise_line(irq, USED);
+}
+
+struct pv_faults *pv_virtio_irq_faults(struct pv_virtio_irq *irq)
+{
+	return &irq->faults;
+}
+
+void pv_virtio_irq_make_up(struct pv_virtio_irq *irq)
+{
+	if (atomic_exchange(&irq->lost, false))
+		raise_line(irq, USED);
+}
+
+void pv_virtio_irq_echo(struct pv_virtio_irq *irq)
+{
+	for (uint32_t left = atomic_exchange(&irq->doubled, 0); left > 0; left--)
+		raise_line(irq, USED);
 }
 
 void pv_virtio_irq_config(struct pv_virtio_irq *irq)
@@ -77,6 +125,7 @@ void pv_virtio_irq_broken(struct pv_virtio_irq *irq, const char *why)
 		snprintf(irq->why, sizeof(irq->why), "%s", why);
 		atomic_store(&irq->reason, irq->why);
 	}
+	pv_faults_set_broken(&irq->faults, true);
 	atomic_fetch_or(irq->status, NEEDS_RESET);
 	raise_line(irq, CONFIG);
 	(void)eventfd_write(irq->broken_fd, 1);
@@ -125,6 +174,9 @@ void pv_virtio_irq_add_status(struct pv_virtio_irq *irq, uint32_t bits)
 
 void pv_virtio_irq_reset(struct pv_virtio_irq *irq)
 {
+	pv_faults_set_broken(&irq->faults, false);
+	atomic_store(&irq->doubled, 0);
+	atomic_store(&irq->lost, false);
 	atomic_store(&irq->standing, 0);
 	atomic_store(irq->interrupt_status, 0);
 	atomic_store(irq->status, 0);

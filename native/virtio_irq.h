@@ -9,6 +9,7 @@
 
 #include <stdint.h>
 
+struct pv_faults;
 struct pv_virtio_irq;
 
 /* `page` is the register page, 4 KiB, aligned; `irq_fd` an eventfd, one edge for each write;
@@ -16,7 +17,7 @@ struct pv_virtio_irq;
 int pv_virtio_irq_new(void *page, int irq_fd, int broken_fd, struct pv_virtio_irq **out);
 void pv_virtio_irq_free(struct pv_virtio_irq *irq);
 
-/* Used buffers: set bit 0 of InterruptStatus, raise the line. */
+/* Used buffers: set bit 0 of InterruptStatus, raise the line (unless a fault forbids it). */
 void pv_virtio_irq_used(struct pv_virtio_irq *irq);
 /* A changed configuration: set bit 1, raise the line. */
 void pv_virtio_irq_config(struct pv_virtio_irq *irq);
@@ -41,11 +42,19 @@ int pv_virtio_irq_lend(struct pv_virtio_irq *irq);
 /* Interrupts raised here since the beginning; each was a write to the line. */
 uint64_t pv_virtio_irq_count(const struct pv_virtio_irq *irq);
 
+/* The rules of fault.h for this device, which live as long as this. */
+struct pv_faults *pv_virtio_irq_faults(struct pv_virtio_irq *irq);
+
 /* The transport's side. */
 /* Clear bits of InterruptStatus. */
 void pv_virtio_irq_ack(struct pv_virtio_irq *irq, uint32_t bits);
 /* Set bits of Status. */
 void pv_virtio_irq_add_status(struct pv_virtio_irq *irq, uint32_t bits);
+/* Raise the line once if a fault has lost an interrupt: a driver with event indexes waits for that
+ * one, and is sent no other before. */
+void pv_virtio_irq_make_up(struct pv_virtio_irq *irq);
+/* Raise again the interrupts that a fault doubles; after pv_virtio_irq_news. */
+void pv_virtio_irq_echo(struct pv_virtio_irq *irq);
 /* Status and InterruptStatus become 0 and the device whole again; none of its threads runs. */
 void pv_virtio_irq_reset(struct pv_virtio_irq *irq);
 /* Why the device broke: once after each break, then and otherwise NULL. It stands until the next

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Protocol
 
+    from ..devices.virtio.fault import Fault, FaultState
     from ..vmm.hotplug import Device, Inventory, Resource
 
 RUNNING, PAUSED, ENDED = "running", "paused", "ended"
@@ -182,3 +183,25 @@ if TYPE_CHECKING:
 
         def detach(self, device: Device) -> None:
             """Take the backend away: when this returns nothing uses it, and the guest is told."""
+
+        def resize(self, device: Device, size: int) -> None:
+            """Give a disk and its image another size, in bytes; the guest is told."""
+
+        def set_link(self, device: Device, *, up: bool) -> None:
+            """Pull a NIC's plug, or put it back; the guest is told."""
+
+        def add_fault(self, name: str, fault: Fault) -> int:
+            """Let a device commit a fault; return its number among those of the device.
+
+            `name` is a plugged device's id, or its slot in the guest's words (vda, eth0), or the
+            name of another virtio device.
+            """
+
+        def clear_faults(self, name: str | None, id: int | None) -> None:  # noqa: A002
+            """Remove faults: of every device, of one, or one of its."""
+
+        def faults(self, name: str | None) -> Sequence[tuple[str, FaultState]]:
+            """Return the faults of every device, or of one, each after the device's name."""
+
+        def break_device(self, name: str) -> None:
+            """Let a device need a reset."""

@@ -10,7 +10,9 @@ from ..devices.disk import SECTOR
 from ..devices.tap import Tap, TapConfig
 from ..devices.virtio.block import BlockConfig
 from ..devices.virtio.block import Image as OpenImage
+from ..devices.virtio.device import Pluggable
 from ..devices.virtio.net import Net
+from ..errors import QmpError
 from ..vmm import inspection, machine
 from ..vmm.hotplug import BLOCK, NET, Inventory
 from . import events
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..devices.iothread import IoThread
+    from ..devices.virtio.device import Device as VirtioDevice
+    from ..devices.virtio.fault import Fault, FaultState
     from ..vmm.hotplug import Device, Resource
     from ..vmm.machine import Machine
 
@@ -241,6 +245,61 @@ class MachineHost:
     def detach(self, device: Device) -> None:
         """Take it away again."""
         self._machine.detach(_KINDS[device.backend.kind], device.slot)
+
+    def resize(self, device: Device, size: int) -> None:
+        """Give a disk and its image another size."""
+        self._machine.change(
+            _KINDS[device.backend.kind], device.slot, lambda disk: disk.resize(size)
+        )
+
+    def set_link(self, device: Device, *, up: bool) -> None:
+        """Pull a NIC's plug, or put it back."""
+        self._machine.change(_KINDS[device.backend.kind], device.slot, lambda nic: nic.set_link(up))
+
+    def _devices(self) -> dict[str, VirtioDevice]:
+        """Return what faults can be asked of, by id: what is plugged, and all that is for good."""
+        assert self._machine.slots is not None
+        found: dict[str, VirtioDevice] = {
+            device.id: self._machine.slot(name, device.slot)
+            for kind, name in _KINDS.items()
+            for device in self.inventory.devices(kind)
+        }
+        for transport in self._machine.slots.transports:
+            if not isinstance(transport.device, Pluggable):
+                found[transport.device.name] = transport.device
+        return found
+
+    def _find(self, name: str) -> tuple[str, VirtioDevice]:
+        devices = self._devices()
+        plugged = self.inventory.find(name)
+        name = plugged.id if plugged else name
+        if name not in devices:
+            raise QmpError(f"Device {name} not found; there are {', '.join(devices) or 'none'}")
+        return name, devices[name]
+
+    def add_fault(self, name: str, fault: Fault) -> int:
+        """Let a device commit a fault."""
+        return self._find(name)[1].faults().add(fault)
+
+    def clear_faults(self, name: str | None, id: int | None) -> None:  # noqa: A002
+        """Remove faults."""
+        if name is not None:
+            self._find(name)[1].faults().clear(id or 0)
+            return
+        for device in self._devices().values():
+            device.faults().clear()
+
+    def faults(self, name: str | None) -> list[tuple[str, FaultState]]:
+        """Return the faults there are."""
+        return [
+            (name, state)
+            for name, device in ([self._find(name)] if name else self._devices().items())
+            for state in device.faults().states()
+        ]
+
+    def break_device(self, name: str) -> None:
+        """Let a device need a reset."""
+        self._find(name)[1].faults().break_device()
 
 
 def _addresses(listed: Any) -> list[bytes] | None:

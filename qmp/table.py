@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from .commands import foreign, hotplug, inspect, lifecycle, memory, query, session
+from .commands import (
+    change,
+    fault,
+    foreign,
+    hotplug,
+    inspect,
+    lifecycle,
+    memory,
+    query,
+    session,
+)
 from .schema import Command
 
 # Chapters of the manual, in its order.
 CHAPTERS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("The session", session.COMMANDS),
     ("The machine's life", lifecycle.COMMANDS),
-    ("Disks and NICs", hotplug.COMMANDS),
+    ("Disks and NICs", (*hotplug.COMMANDS, *change.COMMANDS)),
     ("What there is", query.COMMANDS),
     ("Looking into the guest", inspect.COMMANDS + memory.COMMANDS),
+    ("Faults", fault.COMMANDS),
     ("What other machines have", foreign.COMMANDS),
 )
 TABLE = tuple(command for _, commands in CHAPTERS for command in commands)

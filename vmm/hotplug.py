@@ -66,6 +66,12 @@ class Device:
         """Return the slot among all: the disks' come first."""
         return self.slot if self.backend.kind == BLOCK else SLOTS[BLOCK] + self.slot
 
+    @property
+    def place(self) -> str:
+        """Return what the guest calls it: vda, or eth0."""
+        disk = self.backend.kind == BLOCK
+        return f"vd{chr(ord('a') + self.slot)}" if disk else f"eth{self.slot}"
+
 
 def parse_address(device: str, addr: str | None, lun: int | None, kind: str) -> int | None:
     """Return the slot that `addr` (decimal, or hexadecimal after 0x) or `lun` stands for.
@@ -202,6 +208,11 @@ class Inventory:
     def devices(self, kind: str) -> Iterator[Device]:
         """Yield the devices of a kind, in the order in which they were plugged."""
         return (device for device in self._devices.values() if device.backend.kind == kind)
+
+    def find(self, name: str) -> Device | None:
+        """Return the device of this id, else the one that the guest calls so."""
+        places = {device.place: device for device in self._devices.values()}
+        return self._devices.get(name) or places.get(name)
 
     def backends(self, kind: str) -> Iterator[Backend]:
         """Yield the backends of a kind, plugged or not."""

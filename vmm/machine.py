@@ -336,10 +336,21 @@ class Machine:
             self.slot(kind, addr).attach(backend, **options)
 
     def detach(self, kind: str, addr: int) -> Any:
-        """Empty a slot; return what was in it, which nothing uses any more. The guest is told."""
+        """Empty a slot; return what was in it, which nothing uses any more. The guest is told.
+
+        The slot's faults go first, so that no request stays behind.
+        """
         with self._change:
             self._check_alive()
-            return self.slot(kind, addr).detach()
+            device = self.slot(kind, addr)
+            device.faults().clear()
+            return device.detach()
+
+    def change(self, kind: str, addr: int, change: Callable[[Any], None]) -> None:
+        """Let `change` change the device in a slot, while nothing else does."""
+        with self._change:
+            self._check_alive()
+            change(self.slot(kind, addr))
 
     def finish(self, end: End) -> None:
         """End the machine for the reason given; the first reason holds. Any thread."""

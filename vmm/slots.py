@@ -161,8 +161,9 @@ class Slots:
             self._set_memslot(len(self._pages))
 
     def reset(self) -> None:
-        """Reset every device; what is behind it stays. No vCPU runs."""
+        """Reset every device; what is behind it stays, its faults go. No vCPU runs."""
         for transport in self.transports:
+            transport.faults().clear()
             transport.reset()
 
     def pluggable(self, kind: str) -> list[Pluggable]:

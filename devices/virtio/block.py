@@ -158,6 +158,11 @@ class _Served:
         """Complete what is in flight and leave the threads."""
         lib.pv_block_stop(self._handle)
 
+    def resize(self, size: int) -> None:
+        """Change the image and what may be asked of it; it is stopped. ConfigError."""
+        self.image.disk.resize(size)
+        lib.pv_block_set_sectors(self._handle, self.image.disk.sectors)
+
     def read_stats(self, stats: Any) -> None:
         lib.pv_block_stats(self._handle, stats)
 
@@ -257,6 +262,12 @@ class Block(Pluggable):
         image = self._served.image
         return _CAPACITY.pack(image.disk.sectors if image else 0) + self._geometry
 
+    def operations(self) -> tuple[str, ...]:
+        """Return the kinds of requests, and the interrupt."""
+        from .fault import DISK, INTERRUPT  # noqa: PLC0415  (only tests of drivers ask)
+
+        return DISK + INTERRUPT
+
     def activate(self, activation: Activation) -> None:
         """Serve each queue that is ready."""
         if not any(activation.queues):
@@ -350,6 +361,30 @@ class Block(Pluggable):
             self._start(served, activation)
         except PyvirtError as error:
             lib.pv_virtio_irq_broken(activation.irq, str(error).encode())
+
+    def resize(self, size: int) -> None:
+        """Make image and disk `size` bytes long; what is in flight is complete before.
+
+        ConfigError, and nothing has changed. Any thread but a vCPU's.
+        """
+        served = self._served
+
+        def change(_: bool) -> None:
+            if isinstance(served, _Vacant):
+                raise ConfigError("there is no image in the slot; plug one first")
+            activation = self._activation
+            if activation is not None:
+                served.stop()
+            try:
+                served.resize(size)
+            finally:
+                if activation is not None and not lib.pv_virtio_irq_is_broken(activation.irq):
+                    self._restart(served, activation)
+
+        try:
+            self.exchange(change)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from None
 
     def take_failure(self) -> tuple[str, int] | None:
         """Return "read", "write" or "flush", and the errno; of many failures one a second."""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from .fault import Faults
+
 
 class Queue:
     """One virtqueue of an activated device; all of it is valid until `Device.reset` returns."""
@@ -59,6 +61,7 @@ class Device:
         "config_changed",
         "device_type",
         "exchange",
+        "faults",
         "features",
         "name",
         "queue_sizes",
@@ -80,6 +83,8 @@ class Device:
         # Set by the transport: the device calls it from any thread, outside the methods below,
         # when `config` answers differently; the driver is told.
         self.config_changed: Callable[[], None] = lambda: None
+        # Set by the transport: return the device's faults.
+        self.faults: Callable[[], Faults]
         # Set by the transport, for a Pluggable device.
         self.exchange: Callable[[Callable[[bool], None]], None] = lambda change: change(False)
 
@@ -114,6 +119,10 @@ class Device:
         Requests in flight have come to their end. Called once for each `activate` that succeeded.
         """
         raise NotImplementedError
+
+    def operations(self) -> tuple[str, ...]:
+        """Return what of the device's doings faults can strike (`fault.OPERATIONS`)."""
+        return ("interrupt",)
 
     def news(self) -> str:
         """Return a line for the log on what the data path met with, empty for nothing.

@@ -23,7 +23,7 @@ import _thread
 import errno
 import os
 
-from ...errors import GuestError, PyvirtError
+from ...errors import ConfigError, GuestError, PyvirtError
 from ...native import check, ffi, lib
 from . import registers as r
 from .device import Activation, Queue
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar
 
     from .device import Device
+    from .fault import Faults
 
 
 class _QueueRegisters:
@@ -148,6 +149,7 @@ class Mmio:
         self._forget()
         device.config_changed = self.config_changed
         device.exchange = self.exchange
+        device.faults = self.faults
 
     def _set(self, offset: int, value: int) -> None:
         """Let a register read as `value`; one store of four bytes."""
@@ -398,9 +400,29 @@ class Mmio:
             if reason:
                 why = ffi.string(reason).decode()
                 self._tell(f"{self.device.name}: {why}; it needs a reset")
+            lib.pv_virtio_irq_echo(self._irq)
         news = self.device.news()
         if news:
             self._warn(f"{self.device.name}: {news}")
+
+    def faults(self) -> Faults:
+        """Return the device's faults."""
+        from .fault import Faults  # noqa: PLC0415  (only tests of drivers ask for them)
+
+        return Faults(self, self._irq)
+
+    def kick(self) -> None:
+        """Have what serves the queues look at them; any thread."""
+        for fd in self._kicks:
+            os.eventfd_write(fd, 1)
+
+    def break_device(self, why: str) -> None:
+        """Let the device need a reset; ConfigError when no driver is at work. Any thread."""
+        with self._lock:
+            if not self.status & r.DRIVER_OK:
+                raise ConfigError(f"{self.device.name}: no driver is at work on it; start one")
+            lib.pv_virtio_irq_broken(self._irq, why.encode())
+        self.kick()
 
     def interrupts(self) -> int:
         """Return how many interrupts the device raised; any thread."""

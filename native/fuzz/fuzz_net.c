@@ -8,7 +8,7 @@
  *
  * The first bytes choose the features; then come instructions, a byte and what it takes.
  *
- * sources: net.c net_ctrl.c net_limit.c net_mode.c net_rx.c net_stream.c net_tap.c net_tx.c net_vhost.c net_worker.c iov.c memory.c throttle.c virtqueue.c virtqueue_chain.c virtio_irq.c */
+ * sources: net.c net_ctrl.c net_limit.c net_mode.c net_rx.c net_stream.c net_tap.c net_tx.c net_vhost.c net_worker.c iov.c memory.c throttle.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -36,13 +36,15 @@
 		test();                                                                            \
 	} while (0)
 
-/* Wait until `condition` holds, looking every 100 microseconds, for ten seconds at most. */
+/* Wait until `condition` holds once, looking every 100 microseconds, for ten seconds at least. */
 #define WAIT_FOR(condition)                                                                        \
 	do {                                                                                       \
 		int tries_ = 100000;                                                               \
-		while (!(condition) && tries_-- > 0)                                               \
+		while (!(condition)) {                                                             \
 			usleep(100);                                                               \
-		CHECK(condition);                                                                  \
+			if (tries_-- == 0)                                                         \
+				CHECK(condition);                                                  \
+		}                                                                                  \
 	} while (0)
 
 static inline int readable(int fd, int timeout_ms)

@@ -1,7 +1,7 @@
 /* The block device's data path: starting, stopping, several queues, batches and interrupts.
  *
- * sources: block.c block_alignment.c block_request.c block_work.c iothread.c io.c uring.c pool.c
- * throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c */
+ * sources: block.c block_alignment.c block_request.c block_fault.c block_work.c iothread.c io.c uring.c pool.c
+ * throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c */
 #include "block_device.h"
 
 static void test_stop_completes_what_is_in_flight(void)

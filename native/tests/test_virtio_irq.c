@@ -1,6 +1,6 @@
 /* Interrupts of one virtio device, raised by many threads at once while the driver acknowledges.
  *
- * sources: virtio_irq.c */
+ * sources: virtio_irq.c fault.c */
 #include "virtio_irq.h"
 
 #include <errno.h>
@@ -10,6 +10,7 @@
 #include <sys/eventfd.h>
 
 #include "check.h"
+#include "fault.h"
 
 enum { THREADS = 4, ROUNDS = 2000, INTERRUPT_STATUS = 0x60, STATUS = 0x70, NEEDS_RESET = 64 };
 
@@ -163,6 +164,64 @@ static void test_news_and_configuration_raise_no_interrupt(void)
 	close_bench(&bench);
 }
 
+static int add_rule(struct bench *bench, uint32_t kind, uint64_t count)
+{
+	struct pv_fault fault = {.kind = kind, .ops = PV_FAULT_INTERRUPT, .last = UINT64_MAX,
+	                         .every = 1, .count = count};
+
+	return pv_faults_add(pv_virtio_irq_faults(bench->irq), &fault);
+}
+
+static void test_interrupts_that_are_lost(void)
+{
+	struct bench bench = open_bench();
+
+	CHECK_EQ(add_rule(&bench, PV_FAULT_DROP, 2), 1);
+	for (int i = 0; i < 2; i++) {
+		pv_virtio_irq_used(bench.irq);
+		CHECK_EQ(word(INTERRUPT_STATUS), 1);
+		CHECK_EQ(take(bench.irq_fd), 0);
+		pv_virtio_irq_ack(bench.irq, 1);
+	}
+	/* Of the configuration it loses none. */
+	pv_virtio_irq_config(bench.irq);
+	CHECK_EQ(take(bench.irq_fd), 1);
+	pv_virtio_irq_used(bench.irq);
+	CHECK_EQ(take(bench.irq_fd), 1);
+	CHECK_EQ(pv_virtio_irq_count(bench.irq), 2);
+	pv_virtio_irq_ack(bench.irq, 3);
+	for (int i = 0; i < 2; i++) {
+		pv_virtio_irq_make_up(bench.irq);
+		CHECK_EQ(word(INTERRUPT_STATUS), 1);
+		CHECK_EQ(take(bench.irq_fd), i == 0);
+	}
+	close_bench(&bench);
+}
+
+static void test_interrupts_that_come_twice(void)
+{
+	struct bench bench = open_bench();
+
+	CHECK_EQ(add_rule(&bench, PV_FAULT_DOUBLE, 1), 1);
+	for (int i = 0; i < 2; i++) {
+		pv_virtio_irq_used(bench.irq);
+		CHECK_EQ(take(bench.irq_fd), 1);
+		CHECK_EQ(take(bench.broken_fd), i == 0);
+		pv_virtio_irq_ack(bench.irq, 1);
+		pv_virtio_irq_echo(bench.irq);
+		CHECK_EQ(take(bench.irq_fd), i == 0);
+		CHECK_EQ(word(INTERRUPT_STATUS), i == 0);
+	}
+	/* Not beyond a reset. */
+	CHECK_EQ(add_rule(&bench, PV_FAULT_DOUBLE, 1), 2);
+	pv_virtio_irq_used(bench.irq);
+	CHECK_EQ(take(bench.irq_fd), 1);
+	pv_virtio_irq_reset(bench.irq);
+	pv_virtio_irq_echo(bench.irq);
+	CHECK_EQ(take(bench.irq_fd), 0);
+	close_bench(&bench);
+}
+
 int main(void)
 {
 	RUN(test_a_page_that_cannot_be_is_refused);
@@ -170,5 +229,7 @@ int main(void)
 	RUN(test_a_device_breaks_once_in_a_life);
 	RUN(test_a_line_that_is_lent_leaves_its_bit_standing);
 	RUN(test_news_and_configuration_raise_no_interrupt);
+	RUN(test_interrupts_that_are_lost);
+	RUN(test_interrupts_that_come_twice);
 	return 0;
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvirt.devices.disk import SECTOR, Disk
+from pyvirt.devices.virtio.fault import FaultState
 from pyvirt.errors import BackendError
 from pyvirt.qmp import events
 from pyvirt.qmp.host import (
@@ -37,6 +38,7 @@ from pyvirt.vmm.log import Log
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pyvirt.devices.virtio.fault import Fault
     from pyvirt.qmp.host import DiskRequest, NicRequest
     from pyvirt.vmm.hotplug import Device, Resource
 
@@ -83,6 +85,7 @@ class FakeHost:
         self.slots: dict[tuple[str, int], Device] = {}
         self.taps: set[str] = set()
         self.calls: list[str] = []
+        self.asked: list[tuple[str, FaultState]] = []  # faults
         self.quitting = threading.Event()
         self.refusal: Exception | None = None  # what attach and detach raise
         self.emit: Callable[[str, dict[str, object]], None] = lambda _name, _data: None
@@ -188,6 +191,25 @@ class FakeHost:
         if self.refusal is not None:
             raise self.refusal
         assert self.slots.pop((device.backend.kind, device.slot)) is device
+
+    def resize(self, device: Device, size: int) -> None:
+        self.calls.append(f"resize {device.id} {size}")
+
+    def set_link(self, device: Device, *, up: bool) -> None:
+        self.calls.append(f"set_link {device.id} {up}")
+
+    def add_fault(self, name: str, fault: Fault) -> int:
+        self.asked.append((name, FaultState(len(self.asked) + 1, fault, 0, 0)))
+        return len(self.asked)
+
+    def clear_faults(self, name: str | None, id: int | None) -> None:  # noqa: A002
+        self.calls.append(f"clear {name} {id}")
+
+    def faults(self, name: str | None) -> list[tuple[str, FaultState]]:
+        return [(of, state) for of, state in self.asked if name in {None, of}]
+
+    def break_device(self, name: str) -> None:
+        self.calls.append(f"break {name}")
 
     def plugged(self) -> dict[str, dict[int, str]]:
         """Return the ids by slot, as a guest would list them."""

@@ -1,0 +1,212 @@
+"""What Linux's own drivers make of faults, and of a device that is thirty lines of Python."""
+
+from __future__ import annotations
+
+import re
+import select
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyvirt.harness.faults import Faults
+from pyvirt.qmp.client import Client
+from pyvirt.qmp.listener import UNIX, ListenerConfig
+from pyvirt.qmp.machine import MachineHost
+from pyvirt.qmp.server import Server
+from pyvirt.vmm.log import Log
+
+from .conftest import Boot
+from .live import Live
+from .test_hotplug import MIB, folder, guest, sizes, wait_for_sizes
+
+__all__ = ["folder", "guest"]  # fixtures
+
+OWN = 16 * MIB // 512
+READ = "dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct"
+EXAMPLE = Path(__file__).resolve().parents[2] / "docs/python-devices.md"
+
+
+@pytest.fixture
+def faults(guest: Live, folder: Path) -> Iterator[Faults]:
+    path = str(folder / "qmp.sock")
+    host = MachineHost(guest.machine)
+    config = ListenerConfig("-qmp", UNIX, path=path, throttled=False)
+    server = Server(host, [config], Log())
+    host.tell(server.emit)
+    server.start()
+    client = Client(path, lambda _: None)
+    faults = Faults(client)
+    yield faults
+    faults.clear()
+    client.close()
+    server.close()
+
+
+def refused(guest: Live, command: str) -> str:
+    """Return what a command says that ends with another status than 0."""
+    guest.begin(f"{command} 2>&1")
+    output, status = guest.finish()
+    assert status != 0
+    return output
+
+
+def test_a_read_that_fails(guest: Live, faults: Faults) -> None:
+    with faults.block("vda").fail("read", errno="EIO", after=1, count=1) as disk:
+        guest.run(READ)
+        assert "Input/output error" in refused(guest, READ)
+        assert disk.hits == 1
+        guest.run(READ)
+    assert "I/O error, dev vda, sector 0 op 0x0:(READ)" in guest.run("dmesg | tail -n 5")
+
+
+def test_a_range_of_sectors_that_is_bad(guest: Live, faults: Faults) -> None:
+    with faults.block("vda").fail("read", sectors=(80, 87)):
+        guest.run(f"{READ} skip=9")
+        assert "Input/output error" in refused(guest, f"{READ} skip=10")
+        guest.run(f"{READ} skip=11")
+
+
+def test_a_full_disk_behind_the_guests(guest: Live, faults: Faults) -> None:
+    write = "dd if=/dev/zero of=/dev/vda bs=4k count=1 oflag=direct"
+    with faults.block().fail("write", errno="ENOSPC"):
+        assert "Input/output error" in refused(guest, write)
+    assert select.select([guest.machine.notices_fd], [], [], 10)[0]
+    guest.machine.report()
+    ((name, data),) = guest.events
+    assert (name, data["operation"], data["nospace"]) == ("BLOCK_IO_ERROR", "write", True)
+    guest.run(write)
+
+
+def test_a_slow_flush_takes_its_time(guest: Live, faults: Faults) -> None:
+    flush = "dd if=/dev/zero of=/dev/vda bs=4k count=1 conv=fsync 2>/dev/null"
+    guest.run(flush)
+    with faults.block("vda").delay("2s", ops="flush") as disk:
+        start = time.monotonic()
+        guest.begin(flush)
+        # Whatever else the disk does goes on.
+        guest.finish()
+        assert time.monotonic() - start >= 2
+        assert disk.hits >= 1
+
+
+def test_a_wrong_byte(guest: Live, faults: Faults) -> None:
+    words = "dd if=/dev/vda bs=4k count=1 iflag=direct 2>/dev/null | md5sum"
+    right = guest.run(words)
+    with faults.block("vda").corrupt(4095):
+        assert guest.run(words) != right
+    assert guest.run(words) == right
+
+
+def background(guest: Live) -> None:
+    """Begin a read beside the shell; /tmp/done is there when it is complete."""
+    guest.run(f"rm -f /tmp/done; ({READ} 2>/dev/null && echo >/tmp/done) & :")
+
+
+def is_done(guest: Live) -> bool:
+    return guest.run("[ ! -e /tmp/done ] || echo done") == "done"
+
+
+def wait_for_hit(disk: object) -> None:
+    until = time.monotonic() + 10
+    while disk.hits == 0:  # type: ignore[attr-defined]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_lost_request(guest: Live, faults: Faults) -> None:
+    with faults.block("vda").drop("read", count=1) as disk:
+        background(guest)
+        wait_for_hit(disk)
+        guest.run(f"{READ} skip=1")
+        assert not is_done(guest)
+    guest.run("until [ -e /tmp/done ]; do sleep 0.1; done")
+
+
+@pytest.mark.parametrize("way", ["clear", "configuration"])
+def test_a_lost_interrupt(guest: Live, faults: Faults, way: str) -> None:
+    disk = faults.block("vda").interrupts.drop(1)
+    background(guest)
+    wait_for_hit(disk)
+    guest.run("sleep 0.5")
+    assert not is_done(guest)
+    if way == "clear":
+        disk.clear()
+    else:
+        faults.block("vda").resize("32M")
+    guest.run("until [ -e /tmp/done ]; do sleep 0.1; done")
+
+
+def interrupts(guest: Live) -> int:
+    found = re.search(r"^ *\d+: +(\d+) .*virtio0$", guest.run("cat /proc/interrupts"), re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
+def test_doubled_interrupts_do_no_harm(guest: Live, faults: Faults) -> None:
+    with faults.block("vda").interrupts.double() as disk:
+        before = interrupts(guest)
+        for _ in range(5):
+            guest.run(READ)
+            assert select.select([guest.machine.notices_fd], [], [], 10)[0]
+            guest.machine.report()
+        assert disk.hits == 5
+        assert interrupts(guest) >= before + 10
+
+
+def test_a_disk_grows_and_shrinks(guest: Live, faults: Faults) -> None:
+    assert sizes(guest)[0] == OWN
+    for mib in (64, 4, 16):
+        faults.block("vda").resize(f"{mib}M")
+        wait_for_sizes(guest, [mib * MIB // 512, 0, 0, 0, 0, 0])
+        assert re.search(rf" {mib * 1024} vda$", guest.run("cat /proc/partitions"), re.MULTILINE)
+        guest.run(f"{READ} skip={mib * 256 - 1}")
+
+
+def test_a_device_that_needs_a_reset(guest: Live, faults: Faults) -> None:
+    faults.block("vda").break_device()
+    assert select.select([guest.machine.notices_fd], [], [], 10)[0]
+    guest.machine.report()
+    assert re.search(r"DEVICE_NEEDS_RESET; it needs a reset$", guest.log.read_text(), re.MULTILINE)
+    # Linux's driver takes no notice, until it begins anew.
+    driver = "/sys/bus/virtio/drivers/virtio_blk"
+    guest.run(f"echo virtio0 >{driver}/unbind; echo virtio0 >{driver}/bind")
+    guest.run(READ)
+
+
+def test_an_entropy_device_in_python(boot: Boot, shm: Path) -> None:
+    """The page's example, under the driver that every kernel has."""
+    found = re.search(r"```python\n(.*?)```", EXAMPLE.read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    file = shm / "entropy.py"
+    file.write_text(found[1])
+    script = (
+        "cat /sys/class/misc/hw_random/rng_current; "
+        "for i in 1 2; do head -c 1000 /dev/hwrng | md5sum; done; "
+        "head -c 1000 /dev/hwrng | wc -c"
+    )
+    ended = boot(script, "-device", f"python,file={file},most=64")
+    assert (ended.status, ended.messages) == (0, "")
+    driver, first, second, length = ended.console.split("\n")[:4]
+    assert driver.startswith("virtio_rng")
+    assert re.fullmatch("[0-9a-f]{32}  -", first)
+    assert first != second
+    assert length == "1000"
+
+
+def test_a_device_with_a_fault_of_its_own(boot: Boot, shm: Path) -> None:
+    """The guest ends well, and so does the monitor."""
+    file = shm / "broken.py"
+    file.write_text(
+        "from pyvirt.devices.virtio.python import PythonDevice\n"
+        "class Broken(PythonDevice):\n"
+        "    device_id = 4\n"
+        "    def handle(self, queue, request):\n"
+        "        return 1 // 0\n"
+    )
+    ended = boot("echo alive", "-device", f"python,file={file},id=rng0")
+    assert ended.status == 0
+    assert "alive" in ended.console
+    assert re.fullmatch(
+        r".*rng0: ZeroDivisionError: .* \(broken.py:5\); it needs a reset\n", ended.messages
+    )
