@@ -39,7 +39,7 @@ static int write_all(int fd, const uint8_t *bytes, size_t length)
 
 static int copy(int from, int to)
 {
-    static uint8_t buffer[COPY_SIZE];
+    uint8_t buffer[COPY_SIZE];
     ssize_t n;
     int err = 0;
 
@@ -69,7 +69,7 @@ static void make_parents(char *path)
 /* Copies stdin to `to`; -EINTR after SIGTERM, by which a client that gives up asks to stop. */
 static int receive(int to)
 {
-    static uint8_t buffer[COPY_SIZE];
+    uint8_t buffer[COPY_SIZE];
     struct pollfd polls[2] = { { .fd = STDIN_FILENO, .events = POLLIN }, { .events = POLLIN } };
     sigset_t set;
     ssize_t n;
