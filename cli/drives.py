@@ -135,7 +135,8 @@ class Drives:
         driver, _, rest = text.partition(",")
         if driver != _DRIVER:
             raise ConfigError(
-                f"-device {driver}: no such device; there are {_DRIVER} and virtio-net-device"
+                f"-device {driver}: no such device; there are {_DRIVER}, virtio-net-device, "
+                "virtio-serial-device and virtserialport"
             )
         fields = members.read("-device", pairs("-device", rest, "") if rest else [], _DEVICE)
         if "drive" not in fields:

@@ -1,4 +1,4 @@
-"""The options that describe QMP monitors: `-qmp`, or `-chardev` with `-mon`.
+"""The options that describe QMP monitors: `-qmp`, or `-chardev` with `-mon`; and all chardevs.
 
 Imported only when one of them is given.
 """
@@ -127,11 +127,12 @@ def _qmp(text: str, option: str = "-qmp") -> ListenerConfig:
 class Monitors:
     """What the options say so far, in their order."""
 
-    __slots__ = ("_chardevs", "_found")
+    __slots__ = ("_chardevs", "_found", "_users")
 
     def __init__(self) -> None:
         self._chardevs: dict[str, ListenerConfig] = {}
         self._found: list[ListenerConfig | tuple[str, str, bool, bool]] = []
+        self._users: dict[str, str] = {}  # of chardevs, by their ids
 
     def add(self, option: str, text: str) -> None:
         """Take the value of one option: `qmp`, `api-channel`, `chardev` or `mon`."""
@@ -183,21 +184,33 @@ class Monitors:
         members.end()
         self._found.append((text, name, throttled, events_last))
 
+    def take_chardev(self, user: str, name: str) -> ListenerConfig:
+        """Return the chardev `name`, which `user` and nobody else uses; ConfigError."""
+        if name not in self._chardevs:
+            raise ConfigError(f"{user}: {name} is no -chardev; add -chardev socket,id={name},...")
+        if name in self._users:
+            raise ConfigError(
+                f"{user}: {name} has {self._users[name]} already; give each its own -chardev"
+            )
+        self._users[name] = user
+        return self._chardevs[name]
+
     def listeners(self) -> tuple[ListenerConfig, ...]:
-        """Return the monitors in the order of their options; ConfigError when they do not match."""
-        found, free = [], dict(self._chardevs)
+        """Return the monitors in the order of their options; ConfigError when they do not match.
+
+        To be called when all others have taken their chardevs.
+        """
+        found = []
         for one in self._found:
             if isinstance(one, ListenerConfig):
                 found.append(one)
                 continue
             text, name, throttled, events_last = one
-            if name not in free:
-                reason = "has a -mon already" if name in self._chardevs else "is no -chardev"
-                raise ConfigError(f"-mon {text}: {name} {reason}; give each -mon its own -chardev")
-            config = free.pop(name)
+            config = self.take_chardev(f"-mon {text}", name)
             found.append(replace(config, throttled=throttled, events_last=events_last))
-        for name in free:
+        for name in (name for name in self._chardevs if name not in self._users):
             raise ConfigError(
-                f"-chardev id={name}: nothing uses it; add -mon chardev={name},mode=control"
+                f"-chardev id={name}: nothing uses it; add -mon chardev={name},mode=control "
+                f"or -device virtserialport,chardev={name}"
             )
         return tuple(found)

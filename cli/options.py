@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..devices.iothread import IoThread
     from ..devices.nic import NicConfig
     from ..devices.virtio.block import BlockConfig
+    from ..devices.virtio.console import ConsoleConfig
     from ..qmp.listener import ListenerConfig
 
 ACCELERATORS = ("auto", "kvm", "lab")
@@ -33,6 +34,7 @@ class Options:
     __slots__ = (
         "accel",
         "append",
+        "console",
         "daemonize",
         "discovery",
         "disks",
@@ -58,6 +60,7 @@ class Options:
     def __init__(self) -> None:
         self.accel = "auto"
         self.append: str | None = None
+        self.console: ConsoleConfig | None = None
         self.daemonize = False
         self.discovery = "auto"
         self.disks: tuple[BlockConfig, ...] = ()
@@ -279,8 +282,11 @@ TABLE = (
         "device",
         "virtio-blk-device,drive=ID[,id=ID][,serial=TEXT][,num-queues=N][,queue-size=N]"
         "[,iothread=ID] | "
-        "virtio-net-device,netdev=ID[,id=ID][,mac=ADDRESS][,mtu=N][,mq=on|off][,queue-size=N]",
-        "a disk from the drive, or a NIC from the netdev of that id",
+        "virtio-net-device,netdev=ID[,id=ID][,mac=ADDRESS][,mtu=N][,mq=on|off][,queue-size=N] | "
+        "virtio-serial-device[,id=ID][,max_ports=N] | "
+        "virtserialport,chardev=ID[,name=NAME][,nr=N][,id=ID]",
+        "a disk from the drive, a NIC from the netdev, or a port to the chardev of that id; ports "
+        "are on the one virtio-serial-device",
         _later,
         repeats=True,
     ),
@@ -303,7 +309,7 @@ TABLE = (
     Option(
         "chardev",
         "socket,id=ID,path=PATH|host=HOST,port=PORT|fd=N,server,nowait",
-        "a socket for -mon",
+        "a socket for -mon or a port",
         _later,
         repeats=True,
     ),
@@ -333,6 +339,7 @@ TABLE = (
 _ALIASES = {"freeze": "S"}
 _OF_DISKS, _OF_NICS = ("disk", "drive", "object"), ("net", "netdev")
 _NIC_DRIVER = "virtio-net-device"
+_PORT_DRIVERS = ("virtio-serial-device", "virtserialport")
 MONITOR_OPTIONS = ("qmp", "api-channel", "chardev", "mon")
 _BY_NAME = {option.name: option for option in TABLE}
 
@@ -387,7 +394,7 @@ def parse(argv: list[str]) -> Options:
         options.given.append((name, value))
     _check_together(options)
     _gather_devices(options)
-    _gather_monitors(options)
+    _gather_chardevs(options)
     return options
 
 
@@ -395,10 +402,10 @@ def _gather_devices(options: Options) -> None:
     """Make disks and NICs of their options; each kind's reader is imported when there is one."""
     disks, nics = [], []
     for name, text in options.given:
-        is_nic = name == "device" and text.partition(",")[0] == _NIC_DRIVER
-        if is_nic or name in _OF_NICS:
+        driver = text.partition(",")[0] if name == "device" else ""
+        if driver == _NIC_DRIVER or name in _OF_NICS:
             nics.append((name, text))
-        elif name == "device" or name in _OF_DISKS:
+        elif (name == "device" and driver not in _PORT_DRIVERS) or name in _OF_DISKS:
             disks.append((name, text))
     if disks:
         from .drives import Drives
@@ -417,15 +424,28 @@ def _gather_devices(options: Options) -> None:
         options.nics = cards.nics()
 
 
-def _gather_monitors(options: Options) -> None:
+def _gather_chardevs(options: Options) -> None:
+    """Make ports and monitors of their options, which share the chardevs."""
     words = [(name, text) for name, text in options.given if name in MONITOR_OPTIONS]
-    if not words:
+    devices = [
+        text
+        for name, text in options.given
+        if name == "device" and text.partition(",")[0] in _PORT_DRIVERS
+    ]
+    if not words and not devices:
         return
     from .monitors import Monitors
 
     monitors = Monitors()
     for name, text in words:
         monitors.add(name, text)
+    if devices:
+        from .ports import Ports
+
+        ports = Ports()
+        for text in devices:
+            ports.add(text)
+        options.console = ports.console(monitors)
     options.monitors = monitors.listeners()
 
 

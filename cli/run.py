@@ -68,6 +68,7 @@ def config(options: Options) -> MachineConfig:
         frozen=options.freeze,
         disks=options.disks,
         nics=options.nics,
+        console=options.console,
         hotplug=bool(options.monitors),
     )
 

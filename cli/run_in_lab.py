@@ -47,6 +47,17 @@ def _words(options: Options, forward: list[tuple[str, str]]) -> list[str]:
             words.append(f"-serial=socket,path={inside},server,nowait")
         else:
             words.append(f"-{name}={value}" if value else f"-{name}")
+    for port in options.console.ports if options.console else ():
+        chardev = port.chardev
+        if not chardev.path:
+            raise ConfigError(
+                f"-chardev id={chardev.id}: no way into the lab for fd={chardev.fd}; "
+                "give path=PATH,server,nowait"
+            )
+        inside = f"{_SOCKETS}/pyvirt-{len(forward)}.sock"
+        forward.append((chardev.path, inside))
+        name = chardev.id.replace(",", ",,")
+        words.append(f"-chardev=socket,id={name},path={inside},server,nowait")
     for monitor in options.monitors:
         if monitor.kind != "unix":
             raise ConfigError(f"{monitor.option}: no way into the lab; give -qmp unix:PATH instead")

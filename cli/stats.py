@@ -65,8 +65,18 @@ def _nic(stats: Any) -> str:
     )
 
 
+def _ports(stats: Any) -> str:
+    return (
+        f"  received {stats.bytes_in / _MIB:.1f} MiB, starved {stats.starved}, "
+        f"sent {stats.bytes_out / _MIB:.1f} MiB, blocked {stats.blocked}, "
+        f"dropped {stats.dropped / _MIB:.1f} MiB, host's ends opened {stats.opened}, "
+        f"closed {stats.closed}, messages {stats.messages}, kicks {stats.kicks}, "
+        f"batches with an interrupt {stats.interrupts}"
+    )
+
+
 # By the virtio device ID, for a device's own module need not be there.
-_OF_DEVICE = {1: _nic, 2: _disk}
+_OF_DEVICE = {1: _nic, 2: _disk, 3: _ports}
 
 
 def table(machine: Machine) -> str:

@@ -6,6 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..devices.nic import NicConfig
     from ..devices.virtio.block import BlockConfig
+    from ..devices.virtio.console import ConsoleConfig
 
 VCPUS_MAX = 254
 DISCOVERIES = ("auto", "acpi", "cmdline")
@@ -16,6 +17,7 @@ class MachineConfig:
 
     __slots__ = (
         "cmdline",
+        "console",
         "discovery",
         "disks",
         "frozen",
@@ -44,6 +46,7 @@ class MachineConfig:
         frozen: bool = False,
         disks: tuple[BlockConfig, ...] = (),
         nics: tuple[NicConfig, ...] = (),
+        console: ConsoleConfig | None = None,
         hotplug: bool = False,
         read_exits: bool = False,
     ) -> None:
@@ -51,9 +54,10 @@ class MachineConfig:
 
         `discovery` says how the guest finds its devices: `acpi`, `cmdline` (with an MP table
         and no ACPI), or `auto`, which is ACPI. `share` makes guest memory a memfd. `disks` are in
-        the order of their slots, and so are `nics`, after them. `hotplug` adds the slots that are
-        empty, for what comes while the guest runs. `read_exits` keeps KVM's read-only memory from
-        the virtio devices' registers, as on a KVM that has none.
+        the order of their slots, and so are `nics`, after them; then comes the `console` with its
+        ports. `hotplug` adds the slots that are empty, for what comes while the guest runs.
+        `read_exits` keeps KVM's read-only memory from the virtio devices' registers, as on a KVM
+        that has none.
         """
         self.kernel = kernel
         self.initrd = initrd
@@ -66,5 +70,6 @@ class MachineConfig:
         self.frozen = frozen
         self.disks = disks
         self.nics = nics
+        self.console = console
         self.hotplug = hotplug
         self.read_exits = read_exits

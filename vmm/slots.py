@@ -67,6 +67,10 @@ def fill(config: MachineConfig, devices: list[Device]) -> None:
             what = given[addr] if addr < len(given) else None
             devices.insert(place, make(what, addr, config.name))
             place += 1
+    if config.console:
+        from ..devices.virtio.console import Console  # noqa: PLC0415
+
+        devices.insert(place, Console(config.console))
 
 
 def windows(count: int) -> list[VirtioMmio]:

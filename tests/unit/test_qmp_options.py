@@ -133,7 +133,8 @@ REFUSED = [
      f"port=1{ENDS}: give one of path=PATH, host=HOST,port=PORT and fd=N")),
     (["-chardev", "socket,id=c,path=/a"], f"-chardev socket,id=c,path=/a: {LISTENS}"),
     (["-chardev", f"socket,id=c,path=/a{ENDS}"],
-     "-chardev id=c: nothing uses it; add -mon chardev=c,mode=control"),
+     ("-chardev id=c: nothing uses it; add -mon chardev=c,mode=control "
+      "or -device virtserialport,chardev=c")),
     (["-chardev", "socket,id=c,fd=3", "-chardev", "socket,id=c,fd=4"],
      "-chardev socket,id=c,fd=4: there is one of id c; give another"),
     (["-mon", "mode=control"], "-mon mode=control: names no chardev; give chardev=ID,mode=control"),
@@ -141,9 +142,9 @@ REFUSED = [
     (["-mon", "chardev=c,mode=readline"],
      "-mon chardev=c,mode=readline: the only mode is control; give mode=control"),
     (["-mon", "chardev=c,mode=control"],
-     "-mon chardev=c,mode=control: c is no -chardev; give each -mon its own -chardev"),
+     "-mon chardev=c,mode=control: c is no -chardev; add -chardev socket,id=c,..."),
     (["-chardev", "socket,id=c,fd=3", "-mon", "c,mode=control", "-mon", "c,mode=control"],
-     "-mon c,mode=control: c has a -mon already; give each -mon its own -chardev"),
+     "-mon c,mode=control: c has -mon c,mode=control already; give each its own -chardev"),
 ]  # fmt: skip
 
 

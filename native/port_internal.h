@@ -1,0 +1,131 @@
+/* What the parts of the console device share: both directions of a port (port_data.c), the host's
+ * end of one (port_host.c), control messages (port_control.c), the thread (port_thread.c), and the
+ * device's life (port.c). */
+#ifndef PV_PORT_INTERNAL_H
+#define PV_PORT_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "port.h"
+#include "virtqueue.h"
+
+/* In the order of struct pv_ports_stats. */
+enum pv_port_counter {
+	PV_PORT_BYTES_IN,
+	PV_PORT_BYTES_OUT,
+	PV_PORT_DROPPED,
+	PV_PORT_OPENED,
+	PV_PORT_CLOSED,
+	PV_PORT_STARVED,
+	PV_PORT_BLOCKED,
+	PV_PORT_MESSAGES,
+	PV_PORT_KICKS,
+	PV_PORT_INTERRUPTS,
+	PV_PORT_COUNTERS,
+};
+
+/* What a direction waits for when it does nothing. */
+enum pv_port_wait {
+	PV_PORT_MORE, /* nothing: it has more to do */
+	PV_PORT_KICK, /* the driver */
+	PV_PORT_HOST, /* the socket */
+	PV_PORT_IDLE, /* that the port is opened, or has a queue */
+};
+
+/* Control messages that a port owes the driver, in the order in which they are sent: one of each
+ * kind at most, so that a driver that takes none costs nothing. */
+enum pv_port_owed {
+	PV_PORT_OWES_ADD = 1,
+	PV_PORT_OWES_NAME = 2,
+	PV_PORT_OWES_OPEN = 4, /* whether the host's end is, at the moment of sending */
+};
+
+/* Used by the thread alone while that runs. */
+struct pv_port {
+	/* The host's end; outlives activations. */
+	int listen_fd; /* -1: none */
+	int fd;        /* -1: it is not open */
+	bool exists;
+	bool accepted; /* `fd` is the device's own */
+	bool deaf;     /* the peer takes nothing any more */
+	bool hung_up;  /* the peer says nothing any more; something of it may be left */
+	char name[PV_PORT_NAME_MAX + 1];
+
+	/* From start to stop. */
+	struct pv_port_pair queues;
+	enum pv_port_wait in_wait;
+	enum pv_port_wait out_wait;
+	bool ready;     /* the driver takes messages about it */
+	bool open;      /* in the guest */
+	uint32_t owed;  /* PV_PORT_OWES_... */
+	uint64_t taken; /* bytes of the next buffer of `out` that the socket took */
+};
+
+#define PV_PORT_SEGMENTS 1024 /* IOV_MAX: of one system call */
+#define PV_PORT_CHAINS 16     /* in one */
+#define PV_PORT_BATCH (1 << 20) /* bytes in one */
+
+/* Buffers popped together, to be moved by one system call. */
+struct pv_port_batch {
+	uint32_t chains;
+	uint32_t segments;
+	uint32_t completed; /* of the chains, the first ones */
+	uint64_t bytes;     /* of the segments, which may hold less than the chains */
+	struct {
+		uint16_t head;
+		uint64_t end; /* where it ends, counted from the first byte of the first */
+	} chain[PV_PORT_CHAINS];
+	struct iovec iov[PV_PORT_SEGMENTS];
+};
+
+struct pv_ports {
+	struct pv_port port[PV_PORTS_MAX];
+	int wake_fd;
+
+	/* From start to stop. */
+	bool running;
+	pthread_t thread;
+	uint32_t count; /* of the ports that the driver knows */
+	struct pv_port_pair control;
+	struct pv_virtio_irq *irq;
+	enum pv_port_wait control_in_wait;
+	enum pv_port_wait control_out_wait;
+	bool notify;  /* the driver asked for an interrupt, this round */
+	bool refused; /* a client could not be accepted; to be tried again */
+	bool broken;
+	atomic_bool stopping;
+	struct pv_chain chain; /* while it is looked at */
+	struct pv_port_batch batch;
+
+	_Atomic uint64_t counters[PV_PORT_COUNTERS];
+};
+
+/* One direction of a port, for a while; its `wait` says what for, then. */
+void pv_port_receive(struct pv_ports *ports, struct pv_port *port);
+void pv_port_send(struct pv_ports *ports, struct pv_port *port);
+
+/* Take the next client, if there is one. */
+void pv_port_accept(struct pv_ports *ports, struct pv_port *port);
+/* The host's end is closed. */
+void pv_port_hang_up(struct pv_ports *ports, struct pv_port *port);
+/* The peer closed its end: see whether it left anything. */
+void pv_port_peer_closed(struct pv_ports *ports, struct pv_port *port);
+
+/* Take messages of the driver, for a while. */
+void pv_port_take_messages(struct pv_ports *ports);
+/* Send what is owed, as far as the driver has buffers. */
+void pv_port_send_messages(struct pv_ports *ports);
+
+/* The thread. */
+void *pv_port_run(void *ports);
+
+void pv_port_count(struct pv_ports *ports, enum pv_port_counter counter, uint64_t more);
+/* Break the device; what it says is copied. */
+void pv_port_break(struct pv_ports *ports, const char *why);
+/* Show the driver what was pushed. */
+void pv_port_publish(struct pv_ports *ports, struct pv_virtqueue *ring);
+
+#endif
