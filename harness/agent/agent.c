@@ -382,7 +382,7 @@ static void fill_standard_streams(void)
 int main(int argc, char **argv)
 {
     bool init = getpid() == 1, by_number = !init && argc == 3 && strcmp(argv[1], "-fd") == 0;
-    struct agent *a = calloc(1, sizeof(*a));
+    struct agent *a;
     int over;
 
     if (!init && argc != 1 && !by_number) {
@@ -390,6 +390,7 @@ int main(int argc, char **argv)
         return 2;
     }
     fill_standard_streams();
+    a = calloc(1, sizeof(*a));
     if (!a || (a->signals = watch_children()) < 0) {
         say("start: %s", strerror(errno));
         return 1;

@@ -198,8 +198,7 @@ static int mount_root(const char *device, unsigned long flags)
     for (int left = ROOT_WAIT_MS / NAP_MS;; left--, nap(NAP_MS)) {
         if (mount(device, "/newroot", "ext4", flags, NULL) == 0)
             return 0;
-        /* ENOTBLK or ENXIO: a node whose driver is not there yet. */
-        if ((errno != ENOENT && errno != ENXIO && errno != ENOTBLK) || left == 0)
+        if ((errno != ENOENT && errno != ENXIO) || left == 0) /* else its driver is to come */
             return -errno;
     }
 }

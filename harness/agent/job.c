@@ -235,8 +235,11 @@ void job_move(struct job *j, struct link *l, const struct pollfd polls[JOB_POLLS
 
 void job_kill(const struct job *j, int number)
 {
-    if (!j->told)
-        (void)kill(-j->group, number); /* a number that is none is refused by the kernel */
+    if (j->told)
+        return;
+    /* A number that is none is refused by the kernel. A child may not yet have its group. */
+    if (kill(-j->group, number) < 0 && errno == ESRCH && j->pid)
+        (void)kill(j->pid, number);
 }
 
 /* Its end. */

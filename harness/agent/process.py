@@ -221,31 +221,25 @@ class _Kept:
 
     def __init__(self, limit: int) -> None:
         self._half = limit // 2
-        self._first: list[bytes] = []
-        self._first_size = 0
-        self._last: deque[bytes] = deque()
-        self._last_size = 0
-        self.dropped = 0
+        self._first = bytearray()
+        self._last = bytearray()
+        self._total = 0
+
+    @property
+    def dropped(self) -> int:
+        return max(0, self._total - len(self._first) - self._half)
 
     def add(self, data: bytes) -> None:
-        room = self._half - self._first_size
-        if room > 0:
-            self._first.append(data[:room])
-            self._first_size += len(self._first[-1])
-            data = data[room:]
-        if data:
-            self._last.append(data)
-            self._last_size += len(data)
-        while self._last_size > self._half:
-            part = self._last.popleft()
-            rest = part[self._last_size - self._half :]
-            self.dropped += len(part) - len(rest)
-            self._last_size -= len(part) - len(rest)
-            if rest:
-                self._last.appendleft(rest)
+        room = self._half - len(self._first)
+        self._first += data[:room]
+        self._last += data[room:]
+        self._total += len(data)
+        # Seldom, for it moves what stays.
+        if len(self._last) > 2 * self._half:
+            del self._last[: len(self._last) - self._half]
 
     def read(self) -> bytes:
-        return b"".join((*self._first, *self._last))
+        return bytes(self._first + self._last[max(0, len(self._last) - self._half) :])
 
 
 def _short(argv: Sequence[str]) -> str:
