@@ -10,6 +10,7 @@
 #define _GNU_SOURCE
 #include "boot.h"
 #include "builtin.h"
+#include "clock.h"
 #include "job.h"
 #include "link.h"
 

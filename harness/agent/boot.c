@@ -1,11 +1,12 @@
 #define _GNU_SOURCE
 #include "boot.h"
+#include "clock.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
-#include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -67,11 +68,6 @@ void say(const char *format, ...)
     dprintf(log < 0 ? STDERR_FILENO : log, "%spyvirt-agent: %s\n", log < 0 ? "" : "<4>", line);
     if (log >= 0)
         close(log);
-}
-
-void nap(int ms)
-{
-    poll(NULL, 0, ms);
 }
 
 int read_text(const char *path, char *text, size_t size)
@@ -194,11 +190,13 @@ static bool wanted_root(char *device, size_t size, bool *read_only)
 
 static int mount_root(const char *device, unsigned long flags)
 {
+    int64_t end = now_us() + ROOT_WAIT_MS * 1000;
+
     (void)mkdir("/newroot", 0755);
-    for (int left = ROOT_WAIT_MS / NAP_MS;; left--, nap(NAP_MS)) {
+    for (;; nap(NAP_MS)) {
         if (mount(device, "/newroot", "ext4", flags, NULL) == 0)
             return 0;
-        if ((errno != ENOENT && errno != ENXIO) || left == 0) /* else its driver is to come */
+        if ((errno != ENOENT && errno != ENXIO) || now_us() > end) /* else its driver is to come */
             return -errno;
     }
 }
@@ -261,9 +259,10 @@ static int find_port(const char *name, char *node, size_t size)
 
 int boot_port(const char *name, int wait_ms)
 {
+    int64_t end = now_us() + (int64_t)wait_ms * 1000;
     char node[300];
 
-    for (int left = wait_ms / NAP_MS;; left--, nap(NAP_MS)) {
+    for (;; nap(NAP_MS)) {
         int err = find_port(name, node, sizeof(node));
         int fd = err ? -1 : open(node, O_RDWR | O_NONBLOCK | O_CLOEXEC);
 
@@ -271,15 +270,20 @@ int boot_port(const char *name, int wait_ms)
             return fd;
         /* The node comes a little after its folder in /sys. */
         err = err ? err : -errno;
-        if (err != -ENOENT || left <= 0)
+        if (err != -ENOENT || now_us() > end)
             return err;
     }
 }
 
 void boot_shell(const char *why)
 {
+    sigset_t none;
+
     say("%s; a shell runs on the console", why);
-    execl("/bin/sh", "sh", "-c", "setsid cttyhack sh -l; exec poweroff", NULL);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_DFL);
+    execl("/bin/sh", "sh", "-c", "setsid cttyhack sh -l; exec /sbin/poweroff", NULL);
     say("/bin/sh: %s", strerror(errno));
     for (;;)
         pause();

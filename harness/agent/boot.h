@@ -28,7 +28,4 @@ int read_text(const char *path, char *text, size_t size);
 /* Puts a line into the kernel's log, or on stderr where that is not to be had. */
 __attribute__((format(printf, 1, 2))) void say(const char *format, ...);
 
-/* Sleeps for some milliseconds. */
-void nap(int ms);
-
 #endif

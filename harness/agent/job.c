@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "job.h"
+#include "clock.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -10,7 +11,6 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -20,14 +20,6 @@ enum {
     STATUS_NOT_EXECUTABLE = 126,
     STATUS_MISSING = 127,
 };
-
-int64_t now_us(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
-}
 
 static void close_fd(int *fd)
 {

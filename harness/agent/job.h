@@ -28,9 +28,6 @@ struct job {
     bool input_ended;
 };
 
-/* Microseconds of CLOCK_MONOTONIC. */
-int64_t now_us(void);
-
 /* Runs a program of the agent's own (see builtin.c); returns its exit status. */
 typedef int (*builtin_fn)(char **argv);
 

@@ -20,7 +20,7 @@ from pyvirt.harness.agent.process import Result
 from pyvirt.harness.agent.protocol import AgentError
 from pyvirt.harness.guest import initramfs, kernel
 
-from .conftest import APPEND, SECONDS, command, make
+from .conftest import APPEND, SECONDS, Running, command, make
 
 MIB = 1 << 20
 
@@ -255,12 +255,8 @@ exec sleep 1000
 
 
 def test_without_its_port_it_gives_a_shell(micro: kernel.Kernel) -> None:
-    done = subprocess.run(
-        command(micro.image, "-initrd", str(image.initramfs(micro)), append=APPEND),
-        input=b"echo got $((40 + 2)); exit\n",
-        capture_output=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert b"got 42" in done.stdout
-    assert done.returncode == 0
+    with Running(micro.image, "-initrd", str(image.initramfs(micro))) as running:
+        running.expect("# ")
+        running.type("echo got $((40 + 2)); exit\n")
+        assert running.end() == 0
+        assert "got 42" in running.console
