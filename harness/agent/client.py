@@ -140,7 +140,7 @@ class Agent:
 
     def get(self, path: str, *, timeout: float = TRANSFER_S, limit: int = GET_MAX) -> bytes:
         """Return what is in the file `path`, `limit` bytes at most. Raises as `put` does."""
-        process = self._start(["get", path], builtin=True, keep=2 * limit)
+        process = self._start(["get", path], builtin=True, keep=limit + 2)
         result = self._finish(process, time.monotonic() + timeout)
         if len(result.stdout) > limit or result.dropped:
             raise AgentError(f"agent: get {path}: it is larger than {limit} bytes")
