@@ -42,8 +42,8 @@ struct agent {
     builtin_fn builtin;
     struct job *jobs;
     uint32_t n_jobs;
-    struct order order; /* of the command that is coming in */
-    bool stalled; /* there was something to send, and no room */
+    struct order order; /* for the command that is coming in */
+    bool stalled;       /* there was something to send, and no room */
     uint32_t held;      /* bytes of STARTED at the end of which nothing is urgent */
     int64_t held_until; /* microseconds */
     struct pollfd polls[2 + JOB_POLLS * JOBS_MAX];
@@ -340,7 +340,7 @@ static int serve_port(struct agent *a)
     return port;
 }
 
-/* The root comes before the first client is greeted; what is wrong with it is told in place of that. */
+/* The root comes before the first client is greeted, or is told what is wrong with it. */
 static _Noreturn void serve_as_init(struct agent *a)
 {
     char why[320];

@@ -275,12 +275,11 @@ int job_patience(const struct job *j)
 
 static void tell_end(struct job *j, struct link *l)
 {
-    uint64_t duration = (uint64_t)(j->ended_us - j->started_us);
+    uint64_t us = (uint64_t)(j->ended_us - j->started_us);
     uint32_t flags = j->flags | (output_open(j) ? EXIT_STILL_OPEN : 0);
+    const uint32_t words[] = { j->status, flags, (uint32_t)us, (uint32_t)(us >> 32) };
 
-    link_send(l, j->id, KIND_EXIT,
-              (const uint32_t[]){ j->status, flags, (uint32_t)duration, (uint32_t)(duration >> 32) },
-              4, NULL, 0);
+    link_send(l, j->id, KIND_EXIT, words, 4, NULL, 0);
     close_fd(&j->in);
     j->told = true;
 }

@@ -105,18 +105,13 @@ def test_what_programs_expect_is_there(guest: Guest) -> None:
     mounted = guest.lines("cut -d' ' -f2 /proc/mounts")
     assert {"/proc", "/sys", "/dev", "/dev/pts", "/dev/shm", "/run", "/tmp"} <= set(mounted)
     assert "/sys/kernel/debug" in mounted
-    assert guest.lines("readlink /dev/fd /dev/stderr; cat <<E\nhere\nE") == [
+    assert guest.lines("readlink /dev/fd; readlink /dev/stderr; cat <<E\nhere\nE") == [
         "/proc/self/fd",
         "fd/2",
         "here",
     ]
-    assert "UP" in guest.lines("ip -o link show lo")[0]
-    assert guest.lines("echo $HOME; pwd; id -u; stat -c %F /dev/vport*p1")[:3] == [
-        "/root",
-        "/",
-        "0",
-    ]
-    assert guest.run("cat").code == 0
+    assert ",UP" in guest.lines("ip link show lo")[0]
+    assert guest.lines("echo $HOME; pwd; id -u") == ["/root", "/", "0"]
 
 
 def test_a_process_that_loses_its_parent_leaves_no_zombie(guest: Guest) -> None:
@@ -139,7 +134,7 @@ def test_files_both_ways(guest: Guest) -> None:
 
 def test_files_of_the_kernel(guest: Guest) -> None:
     symbols = guest.agent.get("/proc/kallsyms")
-    assert len(symbols) > MIB
+    assert b" T start_kernel\n" in symbols
     assert symbols.endswith(b"\n")
     guest.agent.put("/proc/sys/kernel/hostname", b"named\n")
     assert guest.lines("hostname") == ["named"]
