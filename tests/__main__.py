@@ -17,6 +17,7 @@ from pathlib import Path
 from pyvirt.cli.accel import kvm_failure
 from pyvirt.errors import PyvirtError
 from pyvirt.harness import lab
+from pyvirt.harness.agent import image
 from pyvirt.harness.guest import kernel
 
 from .guest import UNUSABLE, root
@@ -68,7 +69,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_DFL)
     # Made before the lab boots, where making them would be slow.
     for name in ("cloud", "micro"):
-        kernel.find(name)
+        image.initramfs(kernel.find(name))
     root.image()
     failure = kvm_failure()
     here = ["tests/unit", "tests/native", "tests/compat"]

@@ -46,16 +46,16 @@ def build(
     *,
     modules: Sequence[str] = (),
     script: str | Path | None = None,
-    init: str | None = None,
+    init: str | Path | None = None,
     files: Mapping[str, Path | bytes] = MappingProxyType({}),
 ) -> Path:
     """Return an initramfs for `kernel` as a file in the cache, not compressed.
 
     `modules` are loaded with all they depend on, before `script` runs: the text of a shell
     script, or a host's file with a script or program. The machine powers off when it ends; with
-    no script there is a shell on the console. `init` is the text of a script that runs as
-    process 1 in place of all that, and finds the modules by the list LOAD_LIST. `files` maps
-    paths in the guest to the host's files (their execute permission is kept) or to bytes.
+    no script there is a shell on the console. `init`, the text of a script or a host's program,
+    runs as process 1 in place of all that, and finds the modules by the list LOAD_LIST. `files`
+    maps paths in the guest to the host's files (their execute permission is kept) or to bytes.
 
     Raises ConfigError for a module that the kernel does not have, and for files that cannot be
     read or collide; BackendError when there is no static busybox to be had.
@@ -72,7 +72,7 @@ def build(
         for path, source in INIT_FILES.items():
             archive.file(path, source, 0o755)
     else:
-        archive.file("/init", init.encode(), 0o755)
+        archive.file("/init", init.encode() if isinstance(init, str) else init, 0o755)
     if script is not None:
         archive.file(SCRIPT, _script(script), 0o755)
     _add_modules(archive, kernel, modules)

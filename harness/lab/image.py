@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import BackendError
-from .. import cache
 from ..guest import initramfs, kernel
-from ..guest.tool import run
+from ..guest.program import program
 
 # The transports, the root file system and the agent's port; KVM; what networks need.
 MODULES = (
@@ -16,20 +15,7 @@ MODULES = (
     *("kvm-amd",),
     *("tun", "vhost_net", "bridge"),
 )
-COMPILER = (
-    "gcc",
-    "-static",
-    "-O2",
-    "-s",
-    "-std=c11",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-Wconversion",
-)
-_SOURCES = ("agent.c", "mux.c", "mux.h")
 _HERE = Path(__file__).parent
-_COMPILE_TIMEOUT_S = 120.0
 
 
 class Image(NamedTuple):
@@ -53,15 +39,4 @@ def prepare() -> Image:
 
 def agent() -> Path:
     """Return the agent, compiled on first use and again when its sources change."""
-    texts = [(_HERE / name).read_bytes() for name in _SOURCES]
-
-    def build(place: Path) -> None:
-        compile_agent(place, COMPILER)
-
-    return cache.entry(f"lab-agent-{cache.digest(' '.join(COMPILER), *texts)}", build)
-
-
-def compile_agent(place: Path, compiler: tuple[str, ...]) -> None:
-    """Compile the agent into the file `place`."""
-    sources = [str(_HERE / name) for name in _SOURCES if name.endswith(".c")]
-    run([*compiler, "-o", str(place), *sources], timeout=_COMPILE_TIMEOUT_S)
+    return program("lab-agent", _HERE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import lzma
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from pyvirt.errors import ConfigError
+from pyvirt.harness.agent import image as agent_image
 from pyvirt.harness.guest import default, initramfs, packages
 from pyvirt.harness.guest.kernel import Kernel
 
@@ -71,6 +73,27 @@ def test_init_busybox_and_console(kernel: Kernel) -> None:
     assert stat.S_ISREG(found["sbin/poweroff"].mode), "ours comes before busybox's"
     assert initramfs.SCRIPT[1:] not in found
     assert initramfs.LOAD_LIST[1:] not in found
+
+
+def test_an_init_that_is_a_program(kernel: Kernel, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_bytes(b"\x7fELF of ours")
+    found = members(initramfs.build(kernel, init=program))
+    assert found["init"].data == b"\x7fELF of ours"
+    assert found["init"].mode == stat.S_IFREG | 0o755
+
+
+def test_the_agents_initramfs(kernel: Kernel) -> None:
+    with pytest.raises(ConfigError, match=r"module virtio_mmio: the kernel .* has no such module"):
+        agent_image.initramfs(kernel)
+    made = agent_image.initramfs(
+        dataclasses.replace(kernel, modules=None), files={"/sbin/reboot": b"mine"}
+    )
+    found = members(made)
+    assert found["init"].data == agent_image.agent().read_bytes()
+    assert initramfs.is_static(agent_image.agent())
+    assert found["sbin/poweroff"].data == initramfs.INIT_FILES["/sbin/poweroff"].read_bytes()
+    assert found["sbin/reboot"].data == b"mine"
 
 
 def test_directories_that_init_mounts_on_are_there(kernel: Kernel) -> None:

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyvirt.errors import BackendError
+from pyvirt.harness.guest import program
 from pyvirt.harness.lab import client as client_module
 from pyvirt.harness.lab import image, protocol
 from pyvirt.harness.lab.client import Client, Command, LabHangsError, LinkClosedError
@@ -38,7 +39,7 @@ PATIENCE = 30.0
 @pytest.fixture(scope="session")
 def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("agent") / "agent"
-    image.compile_agent(path, SANITIZED)
+    program.compile_into(path, Path(image.__file__).parent, SANITIZED)
     return path
 
 

@@ -26,7 +26,7 @@ def test_every_package_is_listed() -> None:
 
 def test_every_file_beside_the_modules_is_listed() -> None:
     listed = settings()["package-data"]
-    for folder in ("harness/guest", "harness/lab"):
+    for folder in ("harness/agent", "harness/guest", "harness/lab"):
         patterns = listed["pyvirt." + folder.replace("/", ".")]
         for file in (ROOT / folder).iterdir():
             if file.is_file() and file.suffix not in {".py", ".pyc"}:

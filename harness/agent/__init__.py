@@ -1,0 +1,1 @@
+"""The agent that runs commands in a guest under test, and its client on the host."""

@@ -1,0 +1,290 @@
+#define _GNU_SOURCE
+#include "boot.h"
+#include "clock.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+enum {
+    NAP_MS = 2,
+    ROOT_WAIT_MS = 10000,
+    TIMER_PORT = 0x505, /* the monitor's boot timer, and its value for "init runs" */
+    TIMER_ADDRESS = 0xc0000000,
+    TIMER_INIT = 1,
+};
+
+/* In the order of mounting; a kernel that lacks one goes without. */
+static const struct {
+    const char *type, *target, *options;
+    unsigned long flags;
+} mounts[] = {
+    { "proc", "/proc", NULL, MS_NOSUID | MS_NODEV | MS_NOEXEC },
+    { "sysfs", "/sys", NULL, MS_NOSUID | MS_NODEV | MS_NOEXEC },
+    { "devtmpfs", "/dev", "mode=755", MS_NOSUID },
+    { "devpts", "/dev/pts", "mode=620,ptmxmode=666", MS_NOSUID | MS_NOEXEC },
+    { "tmpfs", "/dev/shm", "mode=1777", MS_NOSUID | MS_NODEV },
+    { "tmpfs", "/run", "mode=755", MS_NOSUID | MS_NODEV },
+    { "tmpfs", "/tmp", "mode=1777", MS_NOSUID | MS_NODEV },
+    { "debugfs", "/sys/kernel/debug", NULL, 0 },
+};
+
+static const struct {
+    const char *target, *path;
+} links[] = {
+    { "/proc/self/fd", "/dev/fd" },
+    { "fd/0", "/dev/stdin" },
+    { "fd/1", "/dev/stdout" },
+    { "fd/2", "/dev/stderr" },
+};
+
+/* Those that go along to another root; what is mounted in them goes with them. */
+static const char *const moved[] = { "/proc", "/sys", "/dev", "/run", "/tmp" };
+
+void say(const char *format, ...)
+{
+    int log = getpid() == 1 ? open("/dev/kmsg", O_WRONLY | O_CLOEXEC) : -1;
+    char line[512];
+    va_list rest;
+
+    va_start(rest, format);
+    vsnprintf(line, sizeof(line), format, rest);
+    va_end(rest);
+    dprintf(log < 0 ? STDERR_FILENO : log, "%spyvirt-agent: %s\n", log < 0 ? "" : "<4>", line);
+    if (log >= 0)
+        close(log);
+}
+
+int read_text(const char *path, char *text, size_t size)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n;
+
+    if (fd < 0)
+        return -errno;
+    n = read(fd, text, size - 1);
+    close(fd);
+    if (n < 0)
+        return -errno;
+    text[n] = '\0';
+    return (int)n;
+}
+
+/* Where the kernel has neither device, or locks both down, nothing is told. */
+static void tell_boot_timer(void)
+{
+    int fd = open("/dev/port", O_WRONLY | O_CLOEXEC);
+    ssize_t told = fd < 0 ? -1 : pwrite(fd, (const char[]){ TIMER_INIT }, 1, TIMER_PORT);
+    volatile char *page;
+
+    if (fd >= 0)
+        close(fd);
+    if (told == 1)
+        return;
+    fd = open("/dev/mem", O_RDWR | O_SYNC | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    page = mmap(NULL, 4096, PROT_WRITE, MAP_SHARED, fd, (off_t)TIMER_ADDRESS);
+    close(fd);
+    if (page == MAP_FAILED)
+        return;
+    *page = TIMER_INIT;
+    munmap((void *)page, 4096);
+}
+
+static void mount_all(void)
+{
+    for (size_t i = 0; i < sizeof(mounts) / sizeof(*mounts); i++) {
+        (void)mkdir(mounts[i].target, 0755);
+        (void)mount(mounts[i].type, mounts[i].target, mounts[i].type, mounts[i].flags,
+                    mounts[i].options);
+    }
+    for (size_t i = 0; i < sizeof(links) / sizeof(*links); i++)
+        (void)symlink(links[i].target, links[i].path);
+}
+
+static void loopback_up(void)
+{
+    struct ifreq lo = { .ifr_name = "lo", .ifr_flags = IFF_UP };
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    if (fd < 0)
+        return;
+    (void)ioctl(fd, SIOCSIFFLAGS, &lo);
+    close(fd);
+}
+
+static void load_module(const char *path, bool soft)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    long err = fd < 0 ? -1 : syscall(SYS_finit_module, fd, "", 0);
+
+    if (err && !soft && errno != EEXIST)
+        say("module %s was not loaded: %s", path, strerror(errno));
+    if (fd >= 0)
+        close(fd);
+}
+
+/* A path a line, with the word "soft" after one that the kernel may refuse. */
+static void load_modules(void)
+{
+    FILE *list = fopen("/lib/modules/load", "re");
+    char *line = NULL;
+    size_t size = 0;
+
+    while (list && getline(&line, &size, list) > 0) {
+        char *rest, *path = strtok_r(line, " \n", &rest);
+
+        if (path)
+            load_module(path, strtok_r(NULL, " \n", &rest) != NULL);
+    }
+    free(line);
+    if (list)
+        fclose(list);
+}
+
+void boot(void)
+{
+    tell_boot_timer();
+    (void)setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 1);
+    (void)setenv("HOME", "/root", 1);
+    umask(022);
+    mount_all();
+    loopback_up();
+    load_modules();
+}
+
+/* Another root. */
+
+/* Copies what pyvirt.root= names; false when the command line has none. */
+static bool wanted_root(char *device, size_t size, bool *read_only)
+{
+    char line[4096], *rest, *word;
+
+    if (read_text("/proc/cmdline", line, sizeof(line)) < 0)
+        return false;
+    for (word = strtok_r(line, " \n", &rest); word; word = strtok_r(NULL, " \n", &rest)) {
+        if (strncmp(word, "pyvirt.root=", 12) != 0)
+            continue;
+        *read_only = strlen(word) > 3 && strcmp(word + strlen(word) - 3, ",ro") == 0;
+        snprintf(device, size, "%.*s", (int)strcspn(word + 12, ","), word + 12);
+        return true;
+    }
+    return false;
+}
+
+static int mount_root(const char *device, unsigned long flags)
+{
+    int64_t end = now_us() + ROOT_WAIT_MS * 1000;
+
+    (void)mkdir("/newroot", 0755);
+    for (;; nap(NAP_MS)) {
+        if (mount(device, "/newroot", "ext4", flags, NULL) == 0)
+            return 0;
+        if ((errno != ENOENT && errno != ENXIO) || now_us() > end) /* else its driver is to come */
+            return -errno;
+    }
+}
+
+static int enter_root(void)
+{
+    char target[64];
+
+    for (size_t i = 0; i < sizeof(moved) / sizeof(*moved); i++) {
+        snprintf(target, sizeof(target), "/newroot%s", moved[i]);
+        (void)mkdir(target, 0755); /* it may be there, or the file system read-only */
+        if (mount(moved[i], target, NULL, MS_MOVE, NULL) < 0 && errno != EINVAL)
+            return -errno;
+    }
+    if (chdir("/newroot") < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0)
+        return -errno;
+    return chdir("/") < 0 ? -errno : 0;
+}
+
+int boot_root(char *why, size_t size)
+{
+    char device[256];
+    bool read_only = false;
+    int err;
+
+    if (!wanted_root(device, sizeof(device), &read_only))
+        return 0;
+    err = mount_root(device, read_only ? MS_RDONLY : 0);
+    if (!err)
+        err = enter_root();
+    if (err)
+        snprintf(why, size, "pyvirt.root=%s: %s", device, strerror(-err));
+    return err;
+}
+
+/* The port. */
+
+static int find_port(const char *name, char *node, size_t size)
+{
+    DIR *ports = opendir("/sys/class/virtio-ports");
+    int err = -ENOENT;
+    struct dirent *entry;
+
+    while (err && ports && (entry = readdir(ports))) {
+        char path[300], text[128];
+
+        snprintf(path, sizeof(path), "/sys/class/virtio-ports/%s/name", entry->d_name);
+        if (read_text(path, text, sizeof(text)) <= 0)
+            continue;
+        text[strcspn(text, "\n")] = '\0';
+        if (strcmp(text, name) != 0)
+            continue;
+        snprintf(node, size, "/dev/%s", entry->d_name);
+        err = 0;
+    }
+    if (ports)
+        closedir(ports);
+    return err;
+}
+
+int boot_port(const char *name, int wait_ms)
+{
+    int64_t end = now_us() + (int64_t)wait_ms * 1000;
+    char node[300];
+
+    for (;; nap(NAP_MS)) {
+        int err = find_port(name, node, sizeof(node));
+        int fd = err ? -1 : open(node, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+
+        if (fd >= 0)
+            return fd;
+        /* The node comes a little after its folder in /sys. */
+        err = err ? err : -errno;
+        if (err != -ENOENT || now_us() > end)
+            return err;
+    }
+}
+
+void boot_shell(const char *why)
+{
+    sigset_t none;
+
+    say("%s; a shell runs on the console", why);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_DFL);
+    execl("/bin/sh", "sh", "-c", "setsid cttyhack sh -l; exec /sbin/poweroff", NULL);
+    say("/bin/sh: %s", strerror(errno));
+    for (;;)
+        pause();
+}
