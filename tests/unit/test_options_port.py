@@ -126,7 +126,7 @@ REFUSED = [
      ("-device virtio-serial-device,max_ports=31: the ports' numbers are 1 to 30, for 0 is a "
      "console's; raise it up to 31 or drop a port")),
     (["-device", ""], ("-device : no such device; there are virtio-blk-device, virtio-net-device, "
-     "virtio-serial-device and virtserialport")),
+     "virtio-serial-device, virtserialport and python")),
 ]  # fmt: skip
 
 
