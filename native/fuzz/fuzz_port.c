@@ -9,7 +9,7 @@
  *
  * The first byte chooses the features; then come instructions, a byte and what it takes.
  *
- * sources: port.c port_control.c port_data.c port_host.c port_thread.c iov.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c */
+ * sources: port.c port_control.c port_data.c port_host.c port_thread.c iov.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shutil
 import socket
 import subprocess
 import threading
@@ -95,9 +97,12 @@ def running(
     """Run the micro kernel (or `image`) with `script`; killed when left before its end."""
     image = image or kernel.find("micro")
     initrd = initramfs.build(image, script=script, modules=modules)
-    command = [*prefix, str(PYVIRT), "run", "-accel", "kvm", "-kernel", str(image.image)]
-    command += ["-initrd", str(initrd), *options, "-append", CMDLINE]
     with TemporaryDirectory(prefix="pyvirt-net-", dir="/dev/shm") as folder:
+        # Where any user can read them.
+        os.chmod(folder, 0o755)
+        files = [shutil.copy(file, folder) for file in (image.image, initrd)]
+        command = [*prefix, str(PYVIRT), "run", "-accel", "kvm", "-kernel", files[0]]
+        command += ["-initrd", files[1], *options, "-append", CMDLINE]
         guest = Guest(command, Path(folder))
         try:
             yield guest
