@@ -23,10 +23,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import side_by_side
-from pyvirt.cli.accel import kvm_failure
 from pyvirt.errors import PyvirtError
 from pyvirt.harness.guest import initramfs, kernel
 from pyvirt.qmp.client import Client
+from pyvirt.vmm.accel import kvm_failure
 
 TURNS_MIN, TURNS = 3, 3
 PLUGS = 50  # of a turn

@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
-from pyvirt.cli.accel import kvm_failure
 from pyvirt.harness import lab
+from pyvirt.vmm.accel import kvm_failure
 
 # By monitor, for each job: first the rate or time, then counts.
 Figures = dict[str, list[list[float]]]

@@ -13,18 +13,20 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _STDERR = 2
-COMMANDS = ("run", "ps", "qmp", "doctor", "net", "guest", "lab", "demo")
+COMMANDS = ("run", "ps", "qmp", "doctor", "net", "guest", "lab", "demo", "test", "fork-server")
 USAGE = """\
 usage: pyvirt COMMAND [OPTIONS]
 
-  run      boot a guest; without options a small Debian one, to a shell
-  ps       the machines that run, and where their monitors are
-  qmp      talk to a machine's monitor: one command, or a shell
-  doctor   what this host can do, and what to do about the rest
-  net      make and remove taps and bridges for guests' networks
-  guest    make guest images: kernel, initramfs, root file system
-  lab      run a command in the nested lab, where KVM is real
-  demo     a stock kernel, and a disk plugged into it while it runs
+  run          boot a guest; without options a small Debian one, to a shell
+  ps           the machines that run, and where their monitors are
+  qmp          talk to a machine's monitor: one command, or a shell
+  doctor       what this host can do, and what to do about the rest
+  net          make and remove taps and bridges for guests' networks
+  guest        make guest images: kernel, initramfs, root file system
+  lab          run a command in the nested lab, where KVM is real
+  demo         a stock kernel, and a disk plugged into it while it runs
+  test         boot a kernel, run a script in it, say how it ended
+  fork-server  monitors for the test harness, without the wait for imports
 
 pyvirt COMMAND -help tells more.
 """
@@ -35,7 +37,8 @@ def dispatch(arguments: list[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
     if command in COMMANDS:
         # importlib would cost a module more on the start-up path.
-        module = __import__(f"pyvirt.cli.{command}", fromlist=["main"])
+        name = command.replace("-", "_")
+        module = __import__(f"pyvirt.cli.{name}", fromlist=["main"])
         return int(module.main(rest))
     word = command.lstrip("-")
     if word in {"help", "h"}:

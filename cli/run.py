@@ -38,7 +38,7 @@ def _use_lab(options: Options) -> str:
         return ""
     if options.accel == "lab":
         return "asked for"
-    from .accel import kvm_failure
+    from ..vmm.accel import kvm_failure
 
     return kvm_failure()
 

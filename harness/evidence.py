@@ -77,12 +77,12 @@ def vcpus(qmp: Client, symbols: Symbols) -> str:
 
 
 def _state(qmp: Client, symbols: Symbols, one: dict[str, Any]) -> str:
-    memory = _Memory(qmp, one["cpu-index"])
+    memory = Memory(qmp, one["cpu-index"])
     registers = one["registers"]
     return vcpu_state(registers, backtrace(registers, memory.read, symbols))
 
 
-class _Memory:
+class Memory:
     """Virtual memory as a vCPU of a standing machine sees it, each page asked for once."""
 
     def __init__(self, qmp: Client, vcpu: int) -> None:

@@ -14,11 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pyvirt.cli.accel import kvm_failure
 from pyvirt.errors import PyvirtError
 from pyvirt.harness import lab
 from pyvirt.harness.agent import image
 from pyvirt.harness.guest import kernel
+from pyvirt.vmm.accel import kvm_failure
 
 from .guest import UNUSABLE, root
 
@@ -27,6 +27,7 @@ HOST_SECONDS = 900
 LAB_SECONDS = 600
 LAB_MIB = 6144
 TRIES = 3
+EXAMPLES = ("--vm-kernel", "micro", "--vm-kernel", "cloud")
 NOTHING_COLLECTED = 5  # pytest's status
 
 
@@ -79,6 +80,10 @@ def main() -> int:
         here.append("tests/guest")
     command = pytest(*here, *extra)
     status = subprocess.run(command, cwd=ROOT, check=False, timeout=HOST_SECONDS).returncode
+    # These see to a lab themselves.
+    command = pytest("tests/examples", *EXAMPLES, *extra)
+    done = subprocess.run(command, cwd=ROOT, check=False, timeout=LAB_SECONDS).returncode
+    status = status or (0 if done == NOTHING_COLLECTED else done)
     if not failure:
         return status
     print(f"The rest runs in the nested lab, because: {failure}", flush=True)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import mmap
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import BackendError, ConfigError
 from .. import cache
-from . import micro, packages, vmlinux
+from . import kconfig, micro, packages, vmlinux
 from .tool import run
 
 META_PACKAGES = {"cloud": "linux-image-cloud-amd64", "generic": "linux-image-amd64"}
@@ -42,6 +43,11 @@ class Kernel:
     modules: Path | None
     vmlinux: Path | None
     symbols: Path | None = None
+
+    @property
+    def config(self) -> Mapping[str, str] | None:
+        """Return the options it was built with, CONFIG_X: y; None where nothing tells them."""
+        return kconfig.read(self)
 
 
 def find(name: str, *, renew: bool = False) -> Kernel:

@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from pyvirt.cli import accel
 from pyvirt.errors import KvmError, PyvirtError
-from pyvirt.vmm import kvm
+from pyvirt.vmm import accel, kvm
 
 WHY = "exit 17 (internal error)"
 

@@ -1,4 +1,4 @@
-"""Where `pyvirt run` runs the guest: on this host's KVM, or in the nested lab.
+"""Whether this host's KVM can run a stock kernel, or guests must run in the nested lab.
 
 The probe's verdict is kept until the host boots again; it costs 8 ms, reading it nothing.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 
 from ..errors import PyvirtError
-from ..vmm import kvm
-from ..vmm.paths import cache_folder
+from . import kvm
+from .paths import cache_folder
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _WORKS = "works"
@@ -23,7 +23,7 @@ def _verdict_file() -> str:
 
 def _probe() -> str:
     """Return "works" or what is wrong, in one line."""
-    from ..vmm import probe
+    from . import probe  # noqa: PLC0415  (few runs come here)
 
     fd = kvm.open_device()
     try:

@@ -1,0 +1,134 @@
+"""`pyvirt test`: boot a kernel, run a script in it, and say how it ended."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import PyvirtError
+from ..harness import report
+from ..harness.canary import canary
+from ..harness.config import Limits, VmConfig
+from ..harness.end import LabLostError, MonitorDiedError, VerdictError
+from ..harness.guest import kernel
+from ..harness.place import Session
+from ..harness.verdict import Verdict
+from ..harness.vm import VM
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+DESCRIPTION = """\
+Boots KERNEL with an initramfs of busybox and runs COMMAND in it: a program or script of this host,
+which is copied there, or else a command of the guest's. What it writes comes out here; the last
+line, on stderr, is the verdict. The kernel runs in the nested lab where this host cannot run it."""
+EPILOG = """\
+exit status: 0 the command succeeded, and the kernel found no fault in itself; 1 otherwise; 125 the
+kernel did not boot, or could not be tried, so that `git bisect run` skips it; 2 wrong usage"""
+PASSED, FAILED, NOT_TRIED = 0, 1, 125
+_CALL_S = 600.0
+_SHOWN = (report.CONSOLE, report.KERNEL, report.VCPU, report.REPRODUCE)
+
+
+def main(argv: list[str]) -> int:
+    """Run `pyvirt test ARGV`; return the exit status."""
+    options = _parser().parse_args(argv)
+    started = time.monotonic()
+    try:
+        verdict, why, status = _run(options)
+    except PyvirtError as error:
+        verdict, why, status = "not tried", str(error), NOT_TRIED
+    seconds = time.monotonic() - started
+    _say(f"{verdict}" + (f": {why}" if why else "") + f" ({options.kernel}, {seconds:.1f} s)")
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pyvirt test", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--kernel", required=True, help="bzImage or vmlinux; or cloud, generic, micro")
+    add("--initrd", type=Path, metavar="FILE", help="an initramfs that starts the agent")
+    add("--disk", action="append", default=[], metavar="DISK", help="scratch:64M, or as for run")
+    add("--module", action="append", default=[], metavar="NAME", help="a module to load")
+    add("--cmdline", default="", metavar="TEXT", help="added to the kernel's command line")
+    add("--smp", type=int, default=1, metavar="N", help="vCPUs (1)")
+    add("--memory", default="256M", metavar="SIZE", help="the guest's memory (256M)")
+    add("--timeout", type=float, default=_CALL_S, metavar="S", help=f"of COMMAND ({_CALL_S:.0f} s)")
+    add("--boot-timeout", type=float, default=Limits.boot, metavar="S", help="of the boot (60 s)")
+    add("--log-dir", type=Path, metavar="DIR", help="where to keep the log files")
+    add("command", nargs="+", metavar="-- COMMAND", help="what to run, and its arguments")
+    return parser
+
+
+def _say(line: str) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(f"pyvirt test: {line}\n")
+    sys.stderr.flush()
+
+
+def _config(options: argparse.Namespace) -> VmConfig:
+    return VmConfig(
+        vcpus=options.smp,
+        memory=options.memory,
+        cmdline=options.cmdline,
+        disks=tuple(options.disk),
+        modules=tuple(options.module),
+        initrd=options.initrd.absolute() if options.initrd else None,
+        limits=Limits(boot=options.boot_timeout, call=options.timeout),
+    )
+
+
+def _run(options: argparse.Namespace) -> tuple[str, str, int]:
+    """Return the verdict, the reason, and the exit status; PyvirtError: it could not be tried."""
+    under_test = kernel.find(options.kernel)
+    with ExitStack() as resources:
+        session = Session(canary, _say)
+        resources.callback(session.close)
+        folder = options.log_dir or Path(
+            resources.enter_context(tempfile.TemporaryDirectory(prefix="pyvirt-test-"))
+        )
+        vm = resources.enter_context(VM(under_test, _config(options), session, folder.absolute()))
+        try:
+            vm.start()
+            return _judge(vm, options.command)
+        except VerdictError as error:
+            _show(error.evidence)
+            tried = vm.has_booted and not isinstance(error, LabLostError | MonitorDiedError)
+            return error.verdict, str(error), FAILED if tried else NOT_TRIED
+
+
+def _judge(vm: VM, command: Sequence[str]) -> tuple[str, str, int]:
+    """Run the command, and look at what the kernel said meanwhile."""
+    program, *arguments = command
+    if os.path.isfile(program):
+        inside = f"/tmp/{os.path.basename(program)}"  # noqa: S108  (the guest's)
+        vm.put(inside, Path(program), 0o755)
+        program = inside
+    result = vm.run([program, *arguments], on_output=_copy)
+    charges = vm.charges()
+    if not charges and result.code == 0:
+        return Verdict.PASSED, "", PASSED
+    _show(vm.evidence())
+    if charges:
+        return Verdict.WARNED, charges[0], FAILED
+    return Verdict.FAILED, f"{command[0]}: status {result.code}", FAILED
+
+
+def _copy(stream: int, data: bytes) -> None:
+    target = sys.stdout if stream == 1 else sys.stderr
+    target.buffer.write(data)
+    target.flush()
+
+
+def _show(evidence: Mapping[str, str]) -> None:
+    for title in _SHOWN:
+        if title in evidence:
+            sys.stderr.write(f"--- {title}\n{evidence[title]}\n")

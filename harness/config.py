@@ -1,0 +1,125 @@
+"""What a VM of the harness is to be, and the `pyvirt run` command line that makes it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# The console shows warnings while the kernel boots, since each byte costs, and everything from the
+# start of init on. A panic leaves time to look at the guest. Symbols hold without KASLR.
+CMDLINE = "console=ttyS0 loglevel=5 sysctl.kernel.printk=8 panic=20 nokaslr"
+SCRATCH = "scratch:"
+_UNITS = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_SIZE = re.compile(r"([0-9]{1,9})([KMG]?)")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds: from start to the agent's hello, for a verb, and without a sign of life."""
+
+    boot: float = 60.0
+    call: float = 60.0
+    quiet: float = 20.0
+
+    def scaled(self, factor: float) -> Limits:
+        """Return all of them times `factor`."""
+        return Limits(self.boot * factor, self.call * factor, self.quiet * factor)
+
+
+@dataclass(frozen=True)
+class VmConfig:
+    """A VM.
+
+    `memory` is as for `pyvirt run -m`; `cmdline` is added to CMDLINE; a disk is "scratch:SIZE", an
+    empty one that lasts as long as the VM, or what `-disk` takes; a net is what `-net` takes;
+    `modules` are loaded before the agent answers; `files` maps paths in the guest to the host's
+    files or to bytes. `initrd` is one of the user's that starts the agent, in place of all that.
+    """
+
+    vcpus: int = 1
+    memory: str = "256M"
+    cmdline: str = ""
+    disks: tuple[str, ...] = ()
+    nets: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    files: Mapping[str, Path | bytes] = field(default_factory=lambda: MappingProxyType({}))
+    initrd: Path | None = None
+    options: tuple[str, ...] = ()  # more words for `pyvirt run`
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant; ConfigError."""
+        for name in ("disks", "nets", "modules", "options"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not all(isinstance(word, str) for word in value):
+                raise ConfigError(f"vm: {name} {value!r}: give a list of texts")
+            object.__setattr__(self, name, tuple(value))
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of 64, 64M, 512K or 1G (MiB without a unit); ConfigError."""
+    match = _SIZE.fullmatch(str(text).upper())
+    if match is None or int(match[1]) == 0:
+        raise ConfigError(f"size {text}: give one such as 64M")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def scratch(folder: Path, name: str, size: str) -> Path:
+    """Make an empty image in `folder` that takes no room before it is written."""
+    path = folder / f"{name}.img"
+    with path.open("xb") as file:
+        os.truncate(file.fileno(), parse_size(size))
+    return path
+
+
+def _disk(text: str, number: int, folder: Path) -> str:
+    if not text.startswith(SCRATCH):
+        return text
+    size, comma, members = text.removeprefix(SCRATCH).partition(",")
+    path = scratch(folder, f"disk{number}", size)
+    return str(path).replace(",", ",,") + comma + members
+
+
+def words(
+    config: VmConfig, kernel: Path, initrd: Path, folder: Path, cmdline: str = ""
+) -> list[str]:
+    """Return the words for `pyvirt run`, channels apart; scratch disks are made in `folder`."""
+    append = " ".join(part for part in (CMDLINE, config.cmdline, cmdline) if part)
+    found = ["-smp", str(config.vcpus), "-m", str(config.memory)]
+    found += ["-kernel", str(kernel), "-initrd", str(initrd), f"-append={append}"]
+    for number, disk in enumerate(config.disks):
+        found += ["-disk", _disk(disk, number, folder)]
+    for net in config.nets:
+        found += ["-net", net]
+    return found + list(config.options)
+
+
+# Console on 0 and 1, messages on 2, then the agent's port and two monitors: one for commands, one
+# that only tells of events.
+STREAMS: Mapping[str, Sequence[int]] = MappingProxyType(
+    {"console": (0, 1), "messages": (2,), "agent": (3,), "qmp": (4,), "events": (5,)}
+)
+PORT = "pyvirt.agent"
+CHANNELS = (
+    *(
+        "-accel",
+        "kvm",
+        "-serial",
+        "stdio",
+        "-qmp",
+        "fd:4,throttle=off",
+        "-qmp",
+        "fd:5,throttle=off",
+    ),
+    *("-chardev", "socket,id=agent,fd=3", "-device", "virtio-serial-device"),
+    *("-device", f"virtserialport,chardev=agent,name={PORT}"),
+)

@@ -1,0 +1,431 @@
+"""The pytest plugin: VMs as fixtures, their verdicts in the reports. docs/testing.md tells more."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ..errors import PyvirtError
+from . import markers, results
+from . import report as sections
+from .canary import canary
+from .config import VmConfig
+from .console import Console
+from .end import VerdictError, error_of
+from .guest import kernel as kernels
+from .guest.kernel import Kernel
+from .monitor import Monitor
+from .place import Broker, Remote, Session
+from .verdict import Verdict
+from .vm import VM
+
+if TYPE_CHECKING:
+    from .end import End
+
+DEFAULT_KERNEL = "micro"
+_VM_MIB = 256 + 64  # of a usual VM and its monitor
+_PANICS = (Verdict.PANICKED, Verdict.BOOT_FAILED, Verdict.FAILED)
+_NAME_MAX = 120
+_OURS = __name__.rpartition(".")[0]
+_PLACE = "pyvirt_place"
+_STATE = pytest.StashKey["State"]()
+_VMS = pytest.StashKey[list[VM]]()
+_REPORTS = pytest.StashKey[list[bool]]()  # whether each phase of the test has failed
+
+
+class State:
+    """A session's: options, where VMs run, results. `--vm-kernel` names are in `kernels`."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        """Check the options; UsageError."""
+        self.config = config
+        self.kernels: list[str] = config.getoption("--vm-kernel") or []
+        self.cmdline: str = config.getoption("--vm-cmdline")
+        self.console: str = config.getoption("--vm-console")
+        self.keep: str = config.getoption("--vm-keep")
+        self.scale: float = config.getoption("--vm-timeout-scale")
+        initrd: str | None = config.getoption("--vm-initrd")
+        self.base = VmConfig(initrd=Path(initrd).absolute() if initrd else None)
+        self.is_worker = hasattr(config, "workerinput")
+        self.broker: Broker | None = None
+        self.results: results.Results | None = None
+        self.vms: list[VM] = []  # those that have not been closed, of whatever test
+        self._check()
+        self.place: Session | Remote
+        if self.is_worker:
+            given = config.workerinput  # type: ignore[attr-defined]
+            self.place = Remote(given[_PLACE], int(given["workerid"].removeprefix("gw")))
+        else:
+            self.place = self._session()
+            path = config.getoption("--vm-results")
+            if path:
+                self.results = results.Results(Path(path))
+                config.pluginmanager.register(self.results)
+
+    def _session(self) -> Session:
+        return Session(canary, self._say)
+
+    def share(self) -> str:
+        """Return the socket at which workers of pytest-xdist find their sessions."""
+        if self.broker is None:
+            assert isinstance(self.place, Session)
+            self.broker = Broker(self.place, self._session)
+        return self.broker.path
+
+    def _check(self) -> None:
+        for name in self.kernels:
+            if name not in kernels.NAMES and not Path(name).is_file():
+                raise pytest.UsageError(
+                    f"--vm-kernel {name}: neither a file nor one of {', '.join(kernels.NAMES)}"
+                )
+        if self.base.initrd and not self.base.initrd.is_file():
+            raise pytest.UsageError(f"--vm-initrd {self.base.initrd}: there is no such file")
+        if self.scale <= 0:
+            raise pytest.UsageError(f"--vm-timeout-scale {self.scale}: give a number above 0")
+        if self.console == "live" and self.config.getoption("numprocesses", None):
+            raise pytest.UsageError(
+                "--vm-console live: not with -n, whose workers have no terminal; "
+                "leave one of them out, or use --vm-console always"
+            )
+
+    def _say(self, line: str) -> None:
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.ensure_newline()
+            reporter.write_line(f"pyvirt: {line}")
+
+    def echo(self, data: bytes) -> None:
+        """Show bytes of a console as they come."""
+        writer = self.config.get_terminal_writer()
+        writer.write(data.decode(errors="replace").replace("\r", ""), flush=True)
+
+    def folder(self, item: pytest.Item) -> Path:
+        """Return the log folder of a test."""
+        base = self.config.getoption("--vm-log-dir")
+        if base is None:
+            # pytest's own, of which the last few are kept.
+            factory = self.config._tmp_path_factory  # type: ignore[attr-defined]  # noqa: SLF001
+            base = Path(factory.getbasetemp()) / "vm"
+        name = re.sub(r"[^\w.=-]+", "_", item.nodeid)
+        if len(name) > _NAME_MAX:
+            digest = hashlib.sha256(item.nodeid.encode()).hexdigest()[:8]
+            name = f"{name[: _NAME_MAX - 9]}-{digest}"
+        return Path(base).absolute() / name
+
+    def find_kernel(self, name: str) -> Kernel:
+        """Return a kernel by its name; making it shows how far it is. PyvirtError."""
+        capture = self.config.pluginmanager.get_plugin("capturemanager")
+        if capture is None:
+            return kernels.find(name)
+        with capture.global_and_fixture_disabled():
+            return kernels.find(name)
+
+    def close(self) -> None:
+        """End all that runs for the session; Ctrl-C leaves a test's VMs to us."""
+        for vm in self.vms:
+            vm.close()
+        if self.broker is not None:
+            self.broker.close()
+        self.place.close()
+        if self.results is not None:
+            self.results.close()
+
+
+def state_of(config: pytest.Config) -> State:
+    """Return the session's state, for other plugins of the harness too."""
+    return config.stash[_STATE]
+
+
+def make_vm(item: pytest.Item, kernel: Kernel, name: str = "vm", **overrides: Any) -> VM:
+    """Return a VM for a test, which ends with it and is judged with it; ConfigError."""
+    state = state_of(item.config)
+    vms = item.stash.setdefault(_VMS, [])
+    taken = {vm.name for vm in vms}
+    unique = next(n for n in (name, *(f"{name}{i}" for i in range(2, 1000))) if n not in taken)
+    vm = VM(
+        kernel,
+        markers.vm_config(item, state.scale, state.base, **overrides),
+        state.place,
+        state.folder(item) / unique,
+        name=unique,
+        cmdline=state.cmdline,
+        allowed=markers.patterns(item, "allow_splat"),
+        echo=state.echo if state.console == "live" else None,
+    )
+    vms.append(vm)
+    state.vms.append(vm)
+    return vm
+
+
+# Options and the session.
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options."""
+    group = parser.getgroup("pyvirt", "guest kernels under test (pyvirt)")
+    group.addoption(
+        "--vm-kernel",
+        action="append",
+        metavar="KERNEL",
+        help="cloud, generic, micro (default), or a bzImage or vmlinux; "
+        "may be repeated: the tests run for each",
+    )
+    group.addoption("--vm-initrd", metavar="FILE", help="an initramfs that starts the agent")
+    group.addoption("--vm-cmdline", default="", metavar="TEXT", help="added to the command line")
+    group.addoption(
+        "--vm-console",
+        choices=("fail", "live", "always", "never"),
+        default="fail",
+        help="show the console of tests that fail (default), as it comes, of all tests, or never",
+    )
+    group.addoption(
+        "--vm-keep",
+        choices=("never", "failed", "always"),
+        default="failed",
+        help="of which tests the log files are kept (default: failed)",
+    )
+    group.addoption(
+        "--vm-log-dir", metavar="DIR", help="folder of the log files (default: pytest's temporary)"
+    )
+    group.addoption(
+        "--vm-timeout-scale",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="multiply all limits of time by F",
+    )
+    group.addoption(
+        "--vm-results", metavar="FILE", help="write a line of JSON for each test to FILE"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marks, check the options."""
+    for line in markers.MARKERS:
+        config.addinivalue_line("markers", line)
+    try:
+        config.stash[_STATE] = State(config)
+    except PyvirtError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End everything."""
+    state = config.stash.get(_STATE, None)
+    if state is not None:
+        state.close()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist where the session is."""
+    node.workerinput[_PLACE] = state_of(node.config).share()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return as many workers as there are cores, and memory for their VMs."""
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    return max(1, min(len(os.sched_getaffinity(0)), pages // _VM_MIB))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests that have a kernel for each of the kernels named."""
+    names = state_of(metafunc.config).kernels
+    if names and "kernel" in metafunc.fixturenames:
+        ids = [Path(name).name for name in names]
+        metafunc.parametrize("kernel", names, ids=ids, indirect=True, scope="session")
+
+
+# Fixtures.
+
+
+@pytest.fixture(scope="session")
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """Return the kernel under test: its image, release, and config."""
+    name: str = getattr(request, "param", DEFAULT_KERNEL)
+    try:
+        return state_of(request.config).find_kernel(name)
+    except PyvirtError as error:
+        pytest.fail(f"kernel {name}: {error}", pytrace=False)
+
+
+@pytest.fixture
+def vm_factory(request: pytest.FixtureRequest, kernel: Kernel) -> Callable[..., VM]:
+    """Return a maker of VMs that end with the test; it takes a name, and what the mark takes."""
+
+    def make(name: str = "vm", **overrides: Any) -> VM:
+        return make_vm(request.node, kernel, name, **overrides)
+
+    return make
+
+
+@pytest.fixture
+def vm(vm_factory: Callable[..., VM]) -> VM:
+    """Return the test's VM; the first verb boots it."""
+    return vm_factory()
+
+
+@pytest.fixture
+def console(vm: VM) -> Console:
+    """Return the console of the test's VM, which boots for it."""
+    return vm.start().console
+
+
+@pytest.fixture
+def qmp(vm: VM) -> Monitor:
+    """Return the client of the monitor of the test's VM, which boots for it."""
+    return vm.start().qmp
+
+
+# The course of a test.
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Skip a test whose kernel is not what it needs."""
+    yield
+    found = getattr(item, "funcargs", {}).get("kernel")
+    if isinstance(found, Kernel):
+        reason = markers.unfit(item, found)
+        if reason:
+            pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Judge the VMs when the test itself has passed."""
+    expected = markers.patterns(item, "expects_panic")
+    try:
+        yield
+    except VerdictError as error:
+        if not expected or error.verdict not in _PANICS:
+            raise
+    vms = item.stash.get(_VMS, [])
+    if expected:
+        _check_panic(vms, expected)
+    for vm in vms:
+        _check_faults(vm, panics=bool(expected))
+
+
+def _check_panic(vms: list[VM], expected: list[re.Pattern[str]]) -> None:
+    """Fail unless a guest panics, be it a moment from now."""
+    for vm in vms:
+        if vm.is_running:
+            try:
+                vm.wait_for_end()
+            except VerdictError:
+                continue
+    said = ["\n".join((s.title, *s.lines)) for vm in vms for s in vm.splats()]
+    for pattern in expected:
+        if not any(pattern.search(text) for text in said):
+            ends = "; ".join(f"{vm.name}: {_end_text(vm.end)}" for vm in vms) or "there is no VM"
+            pytest.fail(f"no guest panicked with {pattern.pattern!r} ({ends})", pytrace=False)
+
+
+def _end_text(end: End | None) -> str:
+    return "it runs" if end is None else end.reason
+
+
+def _check_faults(vm: VM, *, panics: bool) -> None:
+    """Fail for what the VM's kernel did while the test looked elsewhere."""
+    if panics:
+        return
+    end = vm.end
+    if end is not None and not end.expected and end.verdict != Verdict.PASSED:
+        raise error_of(end, vm.evidence)
+    if end is None or not end.expected:
+        for charge in vm.charges():
+            pytest.fail(charge, pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put the verdict, and the evidence of a failure, on the report."""
+    if call.excinfo is not None and isinstance(call.excinfo.value, VerdictError):
+        _cut_traceback(call.excinfo.value)
+    made = yield
+    item.stash.setdefault(_REPORTS, []).append(made.failed)
+    vms = item.stash.get(_VMS, [])
+    verdict = _verdict(made, call, vms)
+    splats = [splat for vm in vms for splat in vm.faults()]
+    releases = {vm.kernel.release for vm in vms}
+    facts = {
+        "verdict": verdict,
+        "kernel": ", ".join(sorted(releases)) or None,
+        "fingerprint": splats[-1].fingerprint if splats else None,
+    }
+    setattr(made, results.FACTS, facts)
+    if made.when == "teardown":
+        return made
+    if vms and verdict is not None and made.when == "call":
+        item.user_properties.append(("vm_verdict", verdict))
+    shows = state_of(item.config).console
+    if made.failed or (made.when == "call" and shows == "always"):
+        for vm in vms:
+            _add_sections(made, vm, "" if len(vms) == 1 else f"{vm.name}: ", shows)
+    return made
+
+
+def _cut_traceback(error: VerdictError) -> None:
+    """Let the report end where the test called a verb, not where the verb raised."""
+    entry, last = error.__traceback__, None
+    while entry is not None:
+        module = str(entry.tb_frame.f_globals.get("__name__"))
+        if module != "contextlib" and not module.startswith(_OURS):
+            last = entry
+        entry = entry.tb_next
+    if last is not None:
+        last.tb_next = None
+
+
+def _verdict(made: pytest.TestReport, call: pytest.CallInfo[None], vms: list[VM]) -> str | None:
+    if made.skipped:
+        return None
+    if made.passed:
+        return Verdict.PASSED.value
+    error = call.excinfo.value if call.excinfo is not None else None
+    if isinstance(error, VerdictError) and error.verdict != Verdict.FAILED:
+        return error.verdict.value
+    worst = (vm.verdict for vm in vms)
+    return next((v.value for v in worst if v not in (None, Verdict.PASSED)), Verdict.FAILED.value)
+
+
+def _add_sections(made: pytest.TestReport, vm: VM, prefix: str, shows: str) -> None:
+    if made.passed:
+        made.sections.append((prefix + sections.CONSOLE, sections.console(vm)))
+        return
+    for title, text in vm.evidence().items():
+        if title != sections.CONSOLE or shows != "never":
+            made.sections.append((prefix + title, text))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """End the VMs after the test's own fixtures; keep or remove their files."""
+    try:
+        yield
+    finally:
+        vms = item.stash.get(_VMS, [])
+        state = state_of(item.config)
+        for vm in vms:
+            vm.close()
+            state.vms.remove(vm)
+        if vms:
+            vms.clear()
+            _tidy(state, item)
+
+
+def _tidy(state: State, item: pytest.Item) -> None:
+    failures: list[bool] = item.stash.get(_REPORTS, [])
+    if state.keep == "never" or (state.keep == "failed" and not any(failures)):
+        shutil.rmtree(state.folder(item), ignore_errors=True)
