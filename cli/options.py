@@ -227,7 +227,7 @@ class Option:
 
 
 TABLE = (
-    Option("kernel", "FILE", "bzImage, ELF vmlinux or raw vmlinux.bin", _file("kernel")),
+    Option("kernel", "FILE", "bzImage, ELF vmlinux, raw vmlinux.bin, multiboot", _file("kernel")),
     Option("initrd", "FILE", "initial RAM disk", _file("initrd")),
     Option("append", "TEXT", "kernel command line; several words may follow", _text("append")),
     Option("smp", "[cpus=]N", "vCPUs, 1 to 254 (default 1)", _smp),

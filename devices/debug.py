@@ -51,6 +51,33 @@ class BootTimer:
         self._on_stage(value & 0xFF)
 
 
+class BochsPowerOff:
+    """The port where Bochs, and QEMU once, were switched off: by the word "Shutdown"."""
+
+    SIZE = 1
+    _WORD = b"Shutdown"
+
+    __slots__ = ("_next", "_on_shutdown")
+
+    def __init__(self, on_shutdown: Callable[[], None]) -> None:
+        self._on_shutdown = on_shutdown
+        self._next = 0
+
+    def read(self, offset: int, size: int) -> int:
+        """Nothing to read."""
+        return ONES
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Take the word's next letter; another one begins it anew."""
+        letter = value & 0xFF
+        self._next = self._next + 1 if letter == self._WORD[self._next] else 0
+        if self._next == 0 and letter == self._WORD[0]:
+            self._next = 1
+        if self._next == len(self._WORD):
+            self._next = 0
+            self._on_shutdown()
+
+
 class PanicPort:
     """The pvpanic device: a kernel that panics writes what happened, if it has the driver.
 

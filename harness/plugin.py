@@ -19,6 +19,7 @@ from .canary import canary
 from .config import VmConfig
 from .console import Console
 from .end import VerdictError, error_of
+from .faults import Faults
 from .guest import kernel as kernels
 from .guest.kernel import Kernel
 from .monitor import Monitor
@@ -28,6 +29,8 @@ from .vm import VM
 
 if TYPE_CHECKING:
     from .end import End
+
+pytest_plugins = ("pyvirt.harness.subtests", "pyvirt.harness.collect.plugin")
 
 DEFAULT_KERNEL = "micro"
 _VM_MIB = 256 + 64  # of a usual VM and its monitor
@@ -285,6 +288,12 @@ def qmp(vm: VM) -> Monitor:
     return vm.start().qmp
 
 
+@pytest.fixture
+def faults(qmp: Monitor) -> Faults:
+    """Return what has the devices of the test's VM fail; it ends with the VM."""
+    return Faults(qmp)
+
+
 # The course of a test.
 
 
@@ -354,7 +363,10 @@ def pytest_runtest_makereport(
     if call.excinfo is not None and isinstance(call.excinfo.value, VerdictError):
         _cut_traceback(call.excinfo.value)
     made = yield
-    item.stash.setdefault(_REPORTS, []).append(made.failed)
+    failures = item.stash.setdefault(_REPORTS, [])
+    # Subtests may fail by the hundred: the evidence is shown once.
+    is_first_failure = made.failed and not any(failures)
+    failures.append(made.failed)
     vms = item.stash.get(_VMS, [])
     verdict = _verdict(made, call, vms)
     splats = [splat for vm in vms for splat in vm.faults()]
@@ -367,10 +379,11 @@ def pytest_runtest_makereport(
     setattr(made, results.FACTS, facts)
     if made.when == "teardown":
         return made
-    if vms and verdict is not None and made.when == "call":
-        item.user_properties.append(("vm_verdict", verdict))
+    told = ("vm_verdict", verdict)
+    if vms and verdict is not None and made.when == "call" and told not in item.user_properties:
+        item.user_properties.append(told)
     shows = state_of(item.config).console
-    if made.failed or (made.when == "call" and shows == "always"):
+    if is_first_failure or (made.passed and made.when == "call" and shows == "always"):
         for vm in vms:
             _add_sections(made, vm, "" if len(vms) == 1 else f"{vm.name}: ", shows)
     return made

@@ -15,6 +15,7 @@ GIB = 1 << 30
 GDT = 0x500
 IDT = 0x520
 PVH_START_INFO = 0x6000
+MULTIBOOT_INFO = 0x6000  # the same page: a kernel is entered by one protocol
 ZERO_PAGE = 0x7000
 BOOT_STACK = 0x8FF0  # grows down to the end of the zero page
 PML4 = 0x9000
@@ -64,6 +65,7 @@ COM1 = 0x3F8
 COM1_IRQ = 4
 DEBUG_EXIT = 0xF4
 BOOT_TIMER = 0x505
+BOCHS_POWER_OFF = 0x8900
 
 # ACPI hardware-reduced registers; a byte each but the last.
 SLEEP_CONTROL = 0x600

@@ -11,7 +11,7 @@ import _thread
 import errno
 import os
 
-from ..devices.debug import BootTimer, DebugExit, PanicPort
+from ..devices.debug import BochsPowerOff, BootTimer, DebugExit, PanicPort
 from ..devices.power import I8042, AcpiPower, EventDevice
 from ..errors import ConfigError, GuestError, PyvirtError
 from ..native import check, ffi, lib
@@ -44,7 +44,7 @@ class End:
         self.status = status
 
 
-GUEST_SHUTDOWN = "guest-shutdown"  # ACPI S5
+GUEST_SHUTDOWN = "guest-shutdown"  # ACPI S5, or as with Bochs
 GUEST_RESET = "guest-reset"  # ACPI reset register, i8042
 DEBUG_EXIT = "debug-exit"
 TRIPLE_FAULT = "triple-fault"
@@ -131,6 +131,8 @@ class Machine:
         self.bus.add(pio, layout.GED_SELECTOR, EventDevice.SIZE, self._events)
         exit_port = DebugExit(lambda value: self.finish(End(DEBUG_EXIT, value)))
         self.bus.add(pio, layout.DEBUG_EXIT, exit_port.SIZE, exit_port)
+        off = BochsPowerOff(end(GUEST_SHUTDOWN))
+        self.bus.add(pio, layout.BOCHS_POWER_OFF, off.SIZE, off)
         panic = PanicPort(self._on_panic)
         self.bus.add(pio, layout.PANIC, panic.SIZE, panic)
         timer = BootTimer(self._on_boot_stage)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from pyvirt.harness.faults import Faults
 from pyvirt.harness.guest.kernel import Kernel
 from pyvirt.harness.vm import VM
 
@@ -43,6 +44,15 @@ def test_disk_comes_and_goes(vm: VM) -> None:
     with vm.expect_event("DEVICE_DELETED", device="disk1"):
         vm.hotplug.remove("disk1")
     vm.wait_until_succeeds(f"test $({size}) = 0")
+
+
+@pytest.mark.vm(disks=["scratch:16M"])
+def test_a_disk_that_fails(vm: VM, faults: Faults) -> None:
+    read = "dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct"
+    with faults.block("vda").fail("read", errno="EIO") as disk:
+        assert "I/O error" in vm.run(read).stderr
+    assert disk.hits
+    vm.succeed(read)
 
 
 @pytest.mark.expects_panic("sysrq triggered crash")

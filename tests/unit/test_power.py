@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from pyvirt.devices.debug import BootTimer, DebugExit, PanicPort
+from pyvirt.devices.debug import BochsPowerOff, BootTimer, DebugExit, PanicPort
 from pyvirt.devices.power import I8042, AcpiPower, EventDevice
 from pyvirt.vmm import layout
 
@@ -132,3 +132,17 @@ def test_a_panic_is_told_with_what_comes_next(value: int, told: list[bool]) -> N
     assert device.read(0, 1) == PanicPort.PANICKED | PanicPort.CRASH_LOADED
     device.write(0, 1, value)
     assert seen == told
+
+
+@pytest.mark.parametrize(
+    ("word", "times"),
+    [(b"Shutdown", 1), (b"SShutdown", 1), (b"ShutShutdown", 1), (b"Shutdow", 0), (b"shutdown", 0),
+     (b"ShutdownShutdown", 2), (b"Shutdwn", 0)],
+)  # fmt: skip
+def test_the_word_that_switches_a_bochs_off(word: bytes, times: int) -> None:
+    seen: list[None] = []
+    device = BochsPowerOff(lambda: seen.append(None))
+    assert device.read(0, 1) & 0xFF == 0xFF
+    for letter in word:
+        device.write(0, 1, letter)
+    assert len(seen) == times

@@ -1,6 +1,6 @@
-"""ELF vmlinux: entered by its PVH note, else by Linux's 64-bit entry.
+"""ELF files, and the vmlinux among them: entered by its PVH note, else by Linux's 64-bit entry.
 
-Sources: System V ABI (ELF-64), xen/include/public/elfnote.h for the note.
+Sources: System V ABI (ELF-32 and ELF-64), xen/include/public/elfnote.h for the note.
 """
 
 from __future__ import annotations
@@ -10,13 +10,22 @@ from struct import unpack, unpack_from
 from ..memory import GuestMemory
 from .kernel import LINUX64, PVH, Kernel, KernelFile
 
-_ELFCLASS64 = 2
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ELFCLASS32, ELFCLASS64 = 1, 2
 _LITTLE_ENDIAN = 1
 _ET_EXEC, _ET_DYN = 2, 3
-_EM_X86_64 = 62
+EM_386, EM_X86_64 = 3, 62
 _MACHINES = {3: "i386", 40: "ARM", 183: "arm64", 243: "RISC-V", 21: "PowerPC", 22: "S/390"}
 _PT_LOAD, _PT_INTERP, _PT_NOTE, _PT_TLS = 1, 3, 4, 7
-_PHENTSIZE = 56
+# By class: size of the ELF header, entry and place of the program headers (from 24), where their
+# size and number are, their size, and type, offset, paddr, filesz, memsz in each.
+_LAYOUTS = {
+    ELFCLASS32: (52, "<II", 42, 32, "<II4xIII"),
+    ELFCLASS64: (64, "<QQ", 54, 56, "<I4xQ8xQQQ"),
+}
 _NOTE_MAX = 1 << 20
 _XEN_ELFNOTE_PHYS32_ENTRY = 18
 _LOW_LIMIT = 1 << 20
@@ -27,32 +36,36 @@ def recognises(file: KernelFile) -> bool:
     return file.head.startswith(b"\x7fELF")
 
 
-def _headers(file: KernelFile) -> tuple[int, list[tuple[int, int, int, int, int]]]:
-    """Return the entry point and (type, offset, paddr, filesz, memsz) of each segment."""
+def headers(
+    file: KernelFile, machine: int = EM_X86_64
+) -> tuple[int, list[tuple[int, int, int, int, int]]]:
+    """Return the entry point and (type, offset, paddr, filesz, memsz) of each segment.
+
+    The class is to be checked before.
+    """
     head = file.head
-    if len(head) < 64:
-        raise file.truncated(64)
-    if head[4] != _ELFCLASS64 or head[5] != _LITTLE_ENDIAN:
-        raise file.error("not a 64-bit little-endian ELF file; name an x86-64 vmlinux")
-    kind, machine = unpack_from("<HH", head, 16)
-    if machine != _EM_X86_64:
-        name = _MACHINES.get(machine, f"ELF machine {machine}")
+    head_size, entry_format, counts_at, phentsize, phdr = _LAYOUTS[head[4]]
+    if len(head) < head_size:
+        raise file.truncated(head_size)
+    kind, found = unpack_from("<HH", head, 16)
+    if found != machine:
+        name = _MACHINES.get(found, f"ELF machine {found}")
         raise file.error(f"a file for {name}; name an x86-64 vmlinux")
     if kind not in (_ET_EXEC, _ET_DYN):
         raise file.error("an ELF file that is not executable; name a vmlinux")
-    entry, table = unpack_from("<QQ", head, 24)
-    size, count = unpack_from("<HH", head, 54)
-    if size != _PHENTSIZE or count == 0:
+    entry, table = unpack_from(entry_format, head, 24)
+    size, count = unpack_from("<HH", head, counts_at)
+    if size != phentsize or count == 0:
         raise file.error("an ELF file without program headers; name a vmlinux")
     data = file.read(table, size * count)
     if len(data) < size * count:
         raise file.truncated(table + size * count)
     segments = []
     for at in range(0, len(data), size):
-        kind, offset, paddr, filesz, memsz = unpack_from("<I4xQ8xQQQ", data, at)
-        if kind in (_PT_INTERP, _PT_TLS):
+        segment = unpack_from(phdr, data, at)
+        if segment[0] in (_PT_INTERP, _PT_TLS):
             raise file.error("a program, not a kernel; name a vmlinux")
-        segments.append((kind, offset, paddr, filesz, memsz))
+        segments.append(segment)
     return entry, segments
 
 
@@ -71,14 +84,12 @@ def _pvh_entry(file: KernelFile, offset: int, length: int) -> int | None:
     return None
 
 
-def load(file: KernelFile, memory: GuestMemory) -> Kernel:
-    """Put the loadable segments at their physical addresses."""
-    entry, segments = _headers(file)
-    pvh: int | None = None
+def place(
+    file: KernelFile, memory: GuestMemory, segments: Iterable[tuple[int, int, int, int, int]]
+) -> tuple[int, int]:
+    """Put the loadable segments at their physical addresses; return where they begin and end."""
     start, end = memory.size, 0
     for kind, offset, paddr, filesz, memsz in segments:
-        if kind == _PT_NOTE and pvh is None:
-            pvh = _pvh_entry(file, offset, filesz)
         if kind != _PT_LOAD or memsz == 0:
             continue
         if filesz > memsz:
@@ -93,7 +104,29 @@ def load(file: KernelFile, memory: GuestMemory) -> Kernel:
         start, end = min(start, paddr), max(end, paddr + memsz)
     if end == 0:
         raise file.error("an ELF file with nothing to load; name a vmlinux")
-    protocol, entry = (LINUX64, entry) if pvh is None else (PVH, pvh)
+    return start, end
+
+
+def check_entry(file: KernelFile, entry: int, start: int, end: int) -> None:
+    """Raise ConfigError when a kernel is not entered where it is."""
     if not start <= entry < end:
         raise file.error(f"entered at {entry:#x}, outside its segments: no kernel; name a vmlinux")
+
+
+def load(file: KernelFile, memory: GuestMemory) -> Kernel:
+    """Put a 64-bit kernel into memory."""
+    if len(file.head) < _LAYOUTS[ELFCLASS64][0]:
+        raise file.truncated(_LAYOUTS[ELFCLASS64][0])
+    if file.head[4] != ELFCLASS64 or file.head[5] != _LITTLE_ENDIAN:
+        raise file.error("not a 64-bit little-endian ELF file; name an x86-64 vmlinux")
+    entry, segments = headers(file)
+    notes = (
+        _pvh_entry(file, offset, filesz)
+        for kind, offset, _, filesz, _ in segments
+        if kind == _PT_NOTE
+    )
+    pvh = next((note for note in notes if note is not None), None)
+    start, end = place(file, memory, segments)
+    protocol, entry = (LINUX64, entry) if pvh is None else (PVH, pvh)
+    check_entry(file, entry, start, end)
     return Kernel(protocol, entry, end)

@@ -1,7 +1,7 @@
 """The state of the boot vCPU at a kernel's first instruction.
 
 Sources: Documentation/arch/x86/boot.rst (64-bit boot protocol); Xen's PVH boot ABI
-(docs/misc/pvh.pandoc); Intel SDM volume 3, chapter 9.
+(docs/misc/pvh.pandoc); Multiboot Specification 0.6.96, 3.2; Intel SDM volume 3, chapter 9.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from struct import pack
 from ...native import ffi
 from .. import kvm, layout
 from ..memory import GuestMemory
-from .kernel import PVH, Kernel
+from . import multiboot
+from .kernel import MULTIBOOT, PVH, Kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,12 +84,16 @@ def prepare(memory: GuestMemory, vcpu_fd: int, kernel: Kernel) -> None:
     regs = ffi.new("struct kvm_regs *")
     regs.rflags = _RFLAGS_FIXED
     regs.rip = kernel.entry
-    if kernel.protocol == PVH:
+    if kernel.protocol in (PVH, MULTIBOOT):
         _set_segments(memory, sregs, code64=False)
         sregs.cr0 = _CR0_PE | _CR0_ET
         sregs.cr4 = 0
         sregs.efer = 0
-        regs.rbx = layout.PVH_START_INFO
+        if kernel.protocol == PVH:
+            regs.rbx = layout.PVH_START_INFO
+        else:
+            regs.rax = multiboot.IN_EAX
+            regs.rbx = layout.MULTIBOOT_INFO
     else:
         _set_segments(memory, sregs, code64=True)
         _identity_map(memory)

@@ -1,7 +1,7 @@
 """What every kind of kernel file comes to once it is in guest memory, and the file itself.
 
-The loaders (bzimage, elf, raw) read a `KernelFile` and return a `Kernel`; an unfit file is a
-ConfigError that says what it is instead and what would do.
+The loaders (bzimage, elf, multiboot, raw) read a `KernelFile` and return a `Kernel`; an unfit file
+is a ConfigError that says what it is instead and what would do.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ..memory import GuestMemory
 
 LINUX64 = "linux64"  # long mode, RSI = zero page (Documentation/arch/x86/boot.rst)
 PVH = "pvh"  # 32-bit protected mode, EBX = start info (xen/include/public/arch-x86/hvm)
+MULTIBOOT = "multiboot"  # 32-bit protected mode, EBX = boot information (Multiboot 0.6.96)
 
 # COMMAND_LINE_SIZE of Linux/x86 less its final zero, where no header says otherwise.
 CMDLINE_MAX = 2047

@@ -8,8 +8,8 @@ from ...errors import ConfigError
 from .. import layout
 from ..config import MachineConfig
 from ..memory import GuestMemory
-from . import acpi, bios, bzimage, elf, entry, mptable, params, raw
-from .kernel import PVH, Kernel, KernelFile
+from . import acpi, bios, bzimage, elf, entry, mptable, multiboot, params, raw
+from .kernel import MULTIBOOT, PVH, Kernel, KernelFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ def _load_kernel(path: str, memory: GuestMemory) -> Kernel:
     with KernelFile("-kernel", path) as file:
         if bzimage.recognises(file):
             return bzimage.load(file, memory)
+        if multiboot.recognises(file):
+            return multiboot.load(file, memory)
         if elf.recognises(file):
             return elf.load(file, memory)
         return raw.load(file, memory)
@@ -87,11 +89,17 @@ def place(
     """
     kernel = _load_kernel(config.kernel, memory)
     initrd = _load_initrd(config.initrd, memory, kernel) if config.initrd else (0, 0)
-    words = _device_words(devices) if config.discovery == "cmdline" else ""
+    if kernel.protocol == MULTIBOOT:
+        # Its first word is the program's name, as QEMU has it.
+        words = f"{os.path.basename(config.kernel)} "
+    else:
+        words = _device_words(devices) if config.discovery == "cmdline" else ""
     _write_cmdline(words + config.cmdline, memory, kernel)
     rsdp = _write_tables(config, memory, devices)
     if kernel.protocol == PVH:
         params.start_info(memory, initrd, rsdp)
+    elif kernel.protocol == MULTIBOOT:
+        multiboot.boot_information(memory, initrd)
     else:
         params.zero_page(memory, kernel, initrd, kernel.cmdline_max, rsdp)
     return kernel

@@ -1,0 +1,1 @@
+"""Test suites that others wrote for kernels and for KVM, collected as pytest items."""

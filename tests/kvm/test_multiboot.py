@@ -1,0 +1,67 @@
+"""Small kernels by the multiboot protocol, as kvm-unit-tests are."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .support import PATIENCE
+from .test_run import command, run
+
+Kernel = Callable[[str], Path]
+ENTERED = b"PASS: entry: entered by pyvirt\n"
+SUMMARY = b"SUMMARY: 1 tests\n"
+
+
+@pytest.fixture
+def flat(kernel: Kernel, tmp_path: Path) -> Path:
+    """Return the guest as kvm-unit-tests make theirs: 64-bit code in a 32-bit ELF file."""
+    path = tmp_path / "test.flat"
+    copy = ["objcopy", "-O", "elf32-i386", str(kernel("multiboot")), str(path)]
+    subprocess.run(copy, check=True, timeout=PATIENCE)
+    return path
+
+
+def test_entry_and_command_line(flat: Path) -> None:
+    status, out, err = run(*command(flat, "-append", "0 two 'words here'"))
+    words = b"INFO: entry: test.flat 0 two 'words here'\n"
+    assert (status, out, err) == (0, ENTERED + words + SUMMARY, "")
+
+
+def test_64_bit_file(kernel: Kernel) -> None:
+    status, out, _ = run(*command(kernel("multiboot"), "-append", ""))
+    assert (status, out) == (0, ENTERED + b"INFO: entry: multiboot.elf \n" + SUMMARY)
+
+
+def test_module(flat: Path, tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("NR_CPUS=1")
+    status, out, _ = run(*command(flat, "-append", "0", "-initrd", str(tmp_path / "env")))
+    assert status == 0
+    assert b"INFO: module: NR_CPUS=1\n" in out
+
+
+@pytest.mark.parametrize("vcpus", [1, 2, 4])
+def test_processors(flat: Path, vcpus: int) -> None:
+    status, out, err = run(*command(flat, "-append", str(vcpus), "-smp", str(vcpus)))
+    assert (status, err) == (0, "")
+    assert out.endswith(b"PASS: smp: all arrived\n" + SUMMARY)
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "line"),
+    [
+        ("f", 1, b"FAIL: choice: asked to"),
+        ("s", 38, b"SKIP: choice: asked to"),
+        ("a", 127, b"ABORT: choice: asked to"),
+        ("o", 0, b"INFO: entry: test.flat o"),
+    ],
+)
+def test_the_value_written_is_the_exit_status(
+    flat: Path, word: str, status: int, line: bytes
+) -> None:
+    ended, out, err = run(*command(flat, "-append", word))
+    assert (ended, err) == (status, "")
+    assert line in out.splitlines()
