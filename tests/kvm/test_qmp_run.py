@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 class Monitored:
     """A guest that counts in its mailbox for ever, and a client of its monitor."""
 
-    def __init__(self, kernel: Path, *words: str) -> None:
+    def __init__(self, kernel: Path, *words: str, throttle: bool = True) -> None:
         # Not every file system of the lab takes sockets.
         self._sockets = tempfile.TemporaryDirectory(dir="/dev/shm")
         self.path = f"{self._sockets.name}/qmp.sock"
+        monitor = f"unix:{self.path},server,nowait,throttle={'on' if throttle else 'off'}"
         self.process = subprocess.Popen(
-            command(kernel, "-qmp", f"unix:{self.path},server,nowait", "-name", "counts", *words),
+            command(kernel, "-qmp", monitor, "-name", "counts", *words),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,0 +1,75 @@
+"""A thousand disks and NICs that come and go by QMP leave nothing behind in the monitor."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ..unit.namespace import ip, network_namespace
+from .test_qmp_run import Monitored
+
+MIB = 1 << 20
+# The emulated machine of the lab stops under much of that.
+CYCLES = 50 if os.environ.get("PYVIRT_LAB") else 500  # of disks, and as many of NICs
+WARM_UP = CYCLES // 5  # cycles, after which all is allocated that is kept
+
+GROWTH_KIB = 256
+
+
+class Usage(NamedTuple):
+    """What a monitor holds of the host, but for the guest's memory, which is shared."""
+
+    descriptors: list[str]
+    threads: int
+    memory_kib: int
+
+
+def usage(pid: int) -> Usage:
+    process = Path(f"/proc/{pid}")
+    status = (process / "status").read_text(encoding="ascii")
+    anonymous = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+    assert anonymous
+    names = [(task / "comm").read_text() for task in (process / "task").iterdir()]
+    return Usage(
+        sorted(re.sub(r"\d+", "N", os.readlink(fd)) for fd in (process / "fd").iterdir()),
+        # The kernel starts and ends workers of io_uring as it sees fit.
+        sum(not name.startswith("iou-") for name in names),
+        int(anonymous[1]),
+    )
+
+
+def cycle(guest: Monitored, image: Path) -> None:
+    do = guest.client.execute
+    do("blockdev-add", {"node-name": "disk", "file": {"driver": "file", "filename": str(image)}})
+    do("device_add", {"id": "disk", "driver": "virtio-blk-mmio", "addr": "0x1"})
+    do("netdev_add", {"id": "nic", "ifname": "tap0"})
+    do("device_add", {"id": "nic", "driver": "virtio-net-mmio", "addr": "0x1"})
+    do("device_del", {"id": "disk"})
+    do("device_del", {"id": "nic"})
+
+
+def test_a_thousand_cycles_leave_nothing(kernel: Callable[[str], Path], tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(MIB))
+    with network_namespace():
+        ip("tuntap add tap0 mode tap")
+        guest = Monitored(kernel("spin"), "-machine", "microvm,mem-share=on", throttle=False)
+        try:
+            for _ in range(WARM_UP):
+                cycle(guest, image)
+            before = usage(guest.process.pid)
+            for _ in range(CYCLES - WARM_UP):
+                cycle(guest, image)
+            after = usage(guest.process.pid)
+            runs = guest.mailbox()
+            assert guest.client.execute("query-status")["running"]
+            assert guest.names().count("DEVICE_DELETED") == 2 * CYCLES
+        finally:
+            guest.close()
+    assert runs
+    assert after.descriptors == before.descriptors
+    assert after.threads == before.threads
+    assert after.memory_kib - before.memory_kib < GROWTH_KIB
