@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 NATIVE := $(wildcard native/*.c native/*.h native/*.cdef native/*.py)
 
 .PHONY: demo test check setup packages clean \
-  bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug
+  bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm
 
 demo: setup
 	@$(BIN)/pyvirt demo
@@ -22,7 +22,7 @@ check: setup
 	@$(BIN)/python -m pyvirt.native.check
 	@echo "check: clean"
 
-bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug: bench-%: setup $(VENV)/.bench
+bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm: bench-%: setup $(VENV)/.bench
 	@$(BIN)/python benches/$*.py
 
 setup: packages $(VENV)/.ready
