@@ -51,7 +51,8 @@ static _Noreturn void become(const struct order *o, const int ends[3], builtin_f
 
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    signal(SIGPIPE, SIG_DFL);
+    for (int number = 1; number < NSIG; number++)
+        signal(number, SIG_DFL);
     for (int fd = 0; fd < 3; fd++)
         if (dup2(ends[fd], fd) < 0)
             _exit(STATUS_SETUP);

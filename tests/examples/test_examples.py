@@ -50,7 +50,7 @@ def test_disk_comes_and_goes(vm: VM) -> None:
 def test_a_disk_that_fails(vm: VM, faults: Faults) -> None:
     read = "dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct"
     with faults.block("vda").fail("read", errno="EIO") as disk:
-        assert "I/O error" in vm.run(read).stderr
+        assert "Input/output error" in vm.run(read).stderr
     assert disk.hits
     vm.succeed(read)
 

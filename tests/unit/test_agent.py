@@ -143,7 +143,8 @@ def test_arguments_environment_and_folder(agent: Agent, tmp_path: Path) -> None:
 def test_it_has_descriptors_signals_and_a_session_as_programs_expect(agent: Agent) -> None:
     assert agent.spawn(["ls", "/proc/self/fd"]).wait(PATIENCE).stdout == b"0\n1\n2\n3\n"
     result = agent.spawn(["grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"]).wait(PATIENCE)
-    assert result.stdout.split()[1::2] == [b"0" * 16] * 2
+    # Numbers from 32 on are the C library's own affair.
+    assert [int(mask, 16) & 0x7FFFFFFF for mask in result.stdout.split()[1::2]] == [0, 0]
     assert shell(agent, "readlink /proc/self/fd/0").stdout == b"/dev/null\n"
     process = agent.spawn(["sleep", "100"])
     assert os.getsid(process.pid) == os.getpgid(process.pid) == process.pid
