@@ -282,6 +282,8 @@ static int control(void *context, const struct frame *f)
         return f->length == 4 ? resize(a, f) : -EPROTO;
     case KIND_SIGNAL:
         return f->length == 4 ? pass_signal(a, f) : -EPROTO;
+    case KIND_ALIVE: /* its interrupt is all that it is for */
+        return 0;
     default:
         return -EPROTO;
     }

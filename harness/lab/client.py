@@ -20,6 +20,10 @@ from .signals import Signals
 _TX_HIGH = 262144  # with more than that still to be sent, nothing more is read
 _BOOT = 120.0  # seconds until the agent must have said HELLO
 _SILENCE = 60.0  # seconds without a sign of life, of which there is one a second
+# Seconds between interrupts to the lab. The emulator can lose one that comes with an exit of a
+# guest (its SVM code changes the CPU's pending interrupts without the lock); the next one makes it
+# look again. Without a next one, such as after a timer's, the lab would hang.
+_KNOCK = 0.05
 _GRACE = 10.0  # seconds that a command has for ending after SIGTERM and the like
 _LINGER = 1.0  # seconds for writing out what has arrived on sockets when it has ended
 _STDIO = (protocol.STDIN, protocol.STDOUT, protocol.STDERR)
@@ -70,6 +74,7 @@ class Client:
         self._boot_end: float | None = time.monotonic() + _BOOT
         self._silence_end: float | None = None
         self._grace_end: float | None = None
+        self._next_knock: float | None = None
         self._linger_end = 0.0
         self._decoder = Decoder()
         self._tx = bytearray()
@@ -105,6 +110,7 @@ class Client:
         )
 
     def _turn(self) -> None:
+        self._knock()
         self._settle()
         reading = self._status is None and len(self._tx) < _TX_HIGH
         ready = self._wait(reading)
@@ -116,6 +122,13 @@ class Client:
                 self._accept(listener, path)
         if self._link.fileno() in ready:
             self._talk(ready[self._link.fileno()])
+
+    def _knock(self) -> None:
+        now = time.monotonic()
+        if self._next_knock is not None and now >= self._next_knock:
+            self._next_knock = now + _KNOCK
+            if not self._tx:
+                self._send(Frame(protocol.CONTROL, Kind.ALIVE))
 
     def _settle(self) -> None:
         """Send what the channels owe; forget those that are over."""
@@ -171,7 +184,10 @@ class Client:
             raise LinkClosedError(f"lab: the agent did not answer within {_BOOT:.0f} s")
         if self._silence_end is not None and now >= self._silence_end:
             raise LabHangsError(f"lab: no sign of life for {_SILENCE:.0f} s; run it again")
-        limits = (self._deadline, self._grace_end, self._boot_end, self._silence_end)
+        limits = (
+            *(self._deadline, self._grace_end, self._boot_end, self._silence_end),
+            self._next_knock,
+        )
         ends = [end for end in limits if end is not None]
         return (min(ends) - now) * 1000 if ends else None
 
@@ -223,6 +239,7 @@ class Client:
             raise ProtocolError(f"lab: the agent speaks version {version}, not {protocol.VERSION}")
         self._started = True
         self._boot_end = None
+        self._next_knock = time.monotonic()
         for name, value in self._command.env.items():
             self._text(Kind.ENV, f"{name}={value}")
         for argument in self._command.argv:

@@ -14,7 +14,8 @@
  *   FAILED    agent    0         stage u32, errno u32: the command could not be started
  *   EXIT      agent    0         exit status u32 (128+N after signal N); all its output
  *                                has been sent before
- *   ALIVE     agent    0         nothing; about once a second, so that a lab that hangs is noticed
+ *   ALIVE     both     0         nothing; the agent's, about once a second, so that a lab that hangs
+ *                                is noticed; the host's, more often, to keep it from hanging
  *   WINSIZE   host     0         rows u16, columns u16
  *   SIGNAL    host     0         signal number u32, for the command's process group
  *   OPEN      host     16..79    path of a Unix socket in the lab, to be connected

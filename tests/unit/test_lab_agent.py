@@ -34,6 +34,7 @@ SANITIZED = (
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
 )
 PATIENCE = 30.0
+HELLO = Frame(0, Kind.HELLO, protocol.VERSION.to_bytes(4, "little"))
 
 
 @pytest.fixture(scope="session")
@@ -238,11 +239,22 @@ def test_a_lab_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(client_module, "_SILENCE", 0.2)
     link, theirs = socket.socketpair()
     with link, theirs, files(b"") as fds, Signals() as signals:
-        hello = Frame(0, Kind.HELLO, protocol.VERSION.to_bytes(4, "little"))
-        theirs.sendall(protocol.encode(hello))
+        theirs.sendall(protocol.encode(HELLO))
         client = Client(link, Command(["true"], "/", {}), signals, fds=fds, timeout=PATIENCE)
         with pytest.raises(LabHangsError, match=r"no sign of life .* run it again"):
             client.run()
+
+
+def test_the_client_keeps_interrupting_a_lab() -> None:
+    """An interrupt that the emulator lost is taken with the next one, if there is a next one."""
+    link, theirs = socket.socketpair()
+    with link, theirs, files(b"") as fds, Signals() as signals:
+        theirs.sendall(protocol.encode(HELLO))
+        client = Client(link, Command(["true"], "/", {}), signals, fds=fds, timeout=0.5)
+        with pytest.raises(BackendError, match="not ended"):
+            client.run()
+        sent = Decoder().feed(theirs.recv(1 << 20))
+    assert 3 <= sent.count(Frame(0, Kind.ALIVE)) <= 11
 
 
 def test_signals_act_as_before_afterwards() -> None:
@@ -303,6 +315,14 @@ def test_the_agent_shows_that_it_lives(agent: Agent) -> None:
     talk = Talk(agent)
     for _ in range(3):
         talk.until(lambda f: f == Frame(0, Kind.ALIVE))
+
+
+def test_a_knock_changes_nothing_in_the_lab(agent: Agent) -> None:
+    talk = Talk(agent)
+    talk.send(Frame(0, Kind.ALIVE))
+    talk.start("sh", "-c", "exit 3")
+    talk.send(Frame(0, Kind.ALIVE))
+    assert talk.status() == 3
 
 
 def test_frames_may_come_byte_by_byte(agent: Agent) -> None:
