@@ -23,7 +23,6 @@ from pyvirt.errors import PyvirtError
 from pyvirt.harness import config
 from pyvirt.harness.agent import image
 from pyvirt.harness.agent.client import Agent
-from pyvirt.harness.canary import canary
 from pyvirt.harness.guest import kernel
 from pyvirt.harness.place import Session
 from pyvirt.harness.vm import VM
@@ -78,7 +77,7 @@ def under_qemu(guest: kernel.Kernel, initrd: Path) -> float:
 
 def measure(guest: kernel.Kernel, initrd: Path) -> side_by_side.Figures:
     """Return the seconds of each round trip, one VM of each in turn."""
-    session = Session(canary, lambda line: print(line, file=sys.stderr))
+    session = Session(lambda line: print(line, file=sys.stderr))
     found: side_by_side.Figures = {"pyvirt": [], "QEMU": []}
     with TemporaryDirectory(prefix="pyvirt-bench-") as folder:
         try:

@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from pyvirt.errors import BackendError
 from pyvirt.harness import lab
 from pyvirt.vmm.accel import kvm_failure
 
@@ -26,7 +27,7 @@ from pyvirt.vmm.accel import kvm_failure
 Figures = dict[str, list[list[float]]]
 # Where a turn in the lab leaves its figures.
 _TURN = "PYVIRT_BENCH_TURN"
-_TRIES = 3
+_TRIES = 2
 PYVIRT = Path(sys.prefix, "bin", "pyvirt")
 QEMU = "qemu-system-x86_64"
 # QEMU's best configuration for a microVM: PIT, PIC and RTC spare the guest its calibrations.
@@ -72,19 +73,21 @@ def _turn_in_lab(seconds: float) -> Figures:
     with TemporaryDirectory(prefix="pyvirt-bench-") as folder:
         place = os.path.join(folder, "figures")
         for _ in range(_TRIES):
-            status = lab.run(
-                [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]],
-                env={**os.environ, _TURN: place},
-                timeout=seconds,
-                tries=_TRIES,
-            )
+            try:
+                status = lab.run(
+                    [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]],
+                    env={**os.environ, _TURN: place},
+                    timeout=seconds,
+                )
+            except BackendError as error:
+                print(error, file=sys.stderr, flush=True)
+                continue
             if not status:
                 with open(place, encoding="utf-8") as file:
                     figures: Figures = json.load(file)
                 return figures
-            # In some boots of the lab no guest's timer works, whoever runs it (docs/lab.md).
-            print("the turn failed; it is taken again", file=sys.stderr, flush=True)
-    sys.exit(status)
+            print(f"the turn failed, status {status}", file=sys.stderr, flush=True)
+    sys.exit(f"the turn failed {_TRIES} times")
 
 
 def console(command: Sequence[str], seconds: float) -> Iterator[str]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import PyvirtError
 from ..harness import report
-from ..harness.canary import canary
 from ..harness.config import Limits, VmConfig
 from ..harness.end import LabLostError, MonitorDiedError, VerdictError
 from ..harness.guest import kernel
@@ -90,7 +89,7 @@ def _run(options: argparse.Namespace) -> tuple[str, str, int]:
     """Return the verdict, the reason, and the exit status; PyvirtError: it could not be tried."""
     under_test = kernel.find(options.kernel)
     with ExitStack() as resources:
-        session = Session(canary, _say)
+        session = Session(_say)
         resources.callback(session.close)
         folder = options.log_dir or Path(
             resources.enter_context(tempfile.TemporaryDirectory(prefix="pyvirt-test-"))

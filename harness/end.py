@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 class End(NamedTuple):
     """Why a VM is of no use any more: the first cause. PASSED: it ended as guests do.
 
-    `expected` says that a verb asked for it, `lost` that the server of its monitor is gone, `late`
-    that the time to boot was up.
+    `expected` says that a verb asked for it, `lost` that the server of its monitor is gone.
     """
 
     verdict: Verdict
@@ -39,7 +38,6 @@ class End(NamedTuple):
     splat: Splat | None = None
     expected: bool = False
     lost: bool = False
-    late: bool = False
 
 
 class VerdictError(GuestError):

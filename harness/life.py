@@ -13,7 +13,6 @@ import shlex
 import shutil
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,6 @@ from .agent.protocol import AgentError, AgentTimeoutError
 from .boot import CLOSE_S, Boot
 from .console import Console
 from .end import GuestTimeoutError, LabLostError, VerdictError, error_of
-from .place import is_emulated
 from .verdict import Verdict
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from .agent.client import Agent
-    from .config import Limits, VmConfig
+    from .config import VmConfig
     from .end import End
     from .guest.kernel import Kernel
     from .monitor import Monitor
@@ -61,9 +59,6 @@ class Life:
 
     For one thread at a time.
     """
-
-    # In the lab a boot may hang by the emulator's fault; the tries share the time for one.
-    tries = 2
 
     def __init__(
         self,
@@ -161,22 +156,17 @@ class Life:
             self.words = configuration.words(
                 self.config, self.kernel.image, initrd, self._folder, self._cmdline
             )
-        tries = self.tries if is_emulated() else 1
-        limits = replace(self.config.limits, boot=self.config.limits.boot / tries)
-        for _ in range(tries):
-            if self._try_boot(limits):
-                break
+        self._wait_for_boot()
         self._check()
 
-    def _try_boot(self, limits: Limits) -> bool:
-        """Boot; return False for a guest that did not come up in time."""
+    def _wait_for_boot(self) -> None:
         self._put_away()
         suffix = f"-{self.boots + 1}" if self.boots else ""
         self._boot = Boot(
             self._place.server(),
             [*self.words, "-name", self.name],
             self.log_dir / f"console{suffix}.log",
-            limits,
+            self.config.limits,
             allows=self._allows,
             echo=self._echo,
         )
@@ -184,12 +174,10 @@ class Life:
         try:
             self._boot.wait_ready()
         except AgentError:
-            end = self._boot.watch.end
-            if end is None:
+            if self._boot.watch.end is None:
                 raise
-            return not end.late
-        self.boots += 1
-        return True
+        else:
+            self.boots += 1
 
     def _initramfs(self) -> Path:
         modules = self.config.modules

@@ -1,6 +1,6 @@
 """Where the VMs of a test session run: beside a fork server, here or in a nested lab.
 
-The lab is booted when the first VM asks, and anew when it is found to be of no use. It has one CPU
+The lab is booted when the first VM asks, and anew when it has stopped. It has one CPU
 (docs/lab.md), so that the workers of pytest-xdist get one each, as far as there are cores.
 """
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LAB_MIB = 4096
-_TRIES = 3
 _ALIVE_S = 10.0
 _ASK_S = 600.0  # for a lab, three times, behind others who ask
 _LINE_MAX = 1 << 16
@@ -32,7 +31,7 @@ _BACKLOG = 64
 
 
 def is_emulated() -> bool:
-    """Say whether VMs run in the nested lab, where a guest can lose its timer for good."""
+    """Say whether VMs run in the nested lab."""
     return "PYVIRT_LAB" in os.environ or kvm_failure() != ""
 
 
@@ -52,13 +51,8 @@ class Place(Protocol):
 class Session:
     """Owns a fork server, and the lab around it, until `close`. Any thread."""
 
-    def __init__(self, canary: Callable[[Session], None], say: Callable[[str], None]) -> None:
-        """Start nothing yet.
-
-        `canary` tries a first guest in a new lab, and raises when it is of no use; `say` gets
-        lines for the user.
-        """
-        self._canary = canary
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """Start nothing yet; `say` gets lines for the user."""
         self._say = say
         self._lock = threading.RLock()
         self._server: ForkServer | None = None
@@ -70,30 +64,15 @@ class Session:
             if self._server is not None and not self._server.is_alive:
                 self.why(self._server.path)
             if self._server is None:
-                self._start()
-            assert self._server is not None
+                self._server = self._start()
             return self._server.path
 
-    def _start(self) -> None:
+    def _start(self) -> ForkServer:
         failure = kvm_failure()
         if not failure:
-            self._server = ForkServer()
-            return
+            return ForkServer()
         self._say(f"the VMs run in the nested lab, because: {failure}")
-        for left in range(_TRIES - 1, -1, -1):
-            self._server = ForkServer(lab_mib=LAB_MIB)
-            try:
-                self._canary(self)
-            except PyvirtError as error:
-                self._end(str(error))
-                if not left:
-                    raise BackendError(f"no usable lab in {_TRIES} boots: {error}") from None
-                self._say(f"no guest can sleep in this boot of the lab: {error}; again")
-            except BaseException:
-                self._end("it was not wanted any more")
-                raise
-            else:
-                return
+        return ForkServer(lab_mib=LAB_MIB)
 
     def _end(self, why: str) -> None:
         if self._server is not None:

@@ -15,7 +15,6 @@ import pytest
 from ..errors import PyvirtError
 from . import markers, results
 from . import report as sections
-from .canary import canary
 from .config import VmConfig
 from .console import Console
 from .end import VerdictError, error_of
@@ -73,7 +72,7 @@ class State:
                 config.pluginmanager.register(self.results)
 
     def _session(self) -> Session:
-        return Session(canary, self._say)
+        return Session(self._say)
 
     def share(self) -> str:
         """Return the socket at which workers of pytest-xdist find their sessions."""

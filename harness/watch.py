@@ -206,7 +206,6 @@ class Watch:
                 End(
                     Verdict.BOOT_FAILED,
                     f"no agent answered in {self._limits.boot:g} s; does the initrd start one?",
-                    late=True,
                 )
             )
         elif self.is_ready and self._waiting:

@@ -7,13 +7,12 @@ import errno
 import os
 import socket
 import stat
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ...errors import BackendError, ConfigError
 from . import image, qemu
-from .client import Client, Command, LabHangsError, LinkClosedError
+from .client import Client, Command, LinkClosedError
 from .protocol import TEXT_MAX
 from .signals import Signals
 
@@ -30,7 +29,6 @@ def run(
     memory_mib: int = 4096,
     cpus: int = 1,
     timeout: float | None = None,
-    tries: int = 1,
 ) -> int:
     """Boot the lab, run `command` in it, and return its exit status.
 
@@ -43,36 +41,16 @@ def run(
     0600) and removes, are carried to the second. `timeout` is in seconds, from the lab's
     start.
 
-    The emulator can hang, with more than one CPU more often (LabHangsError; docs/lab.md). With
-    `tries` of more than 1 the lab is then booted again and the command started anew.
-
     In the main thread, SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to the command; a
     second one, or 10 s without an end, ends the lab. Raises ConfigError for bad values,
-    BackendError when something is missing, the lab fails or time is up.
+    BackendError when something is missing, the lab fails or time is up; LabHangsError, which is
+    one, when the lab has stopped (docs/lab.md).
     """
     what = _command(command, cwd, env)
     qemu.check(memory_mib, cpus)
     for pair in forward:
         _check_forward(*pair)
     lab_image = image.prepare()
-    for left in range(tries - 1, -1, -1):
-        try:
-            return _run_once(lab_image, what, forward, memory_mib, cpus, timeout)
-        except LabHangsError as error:
-            if not left:
-                raise
-            print(f"{error.args[0].partition(';')[0]}; it runs again", file=sys.stderr, flush=True)
-    raise ConfigError(f"tries {tries}: give at least 1")
-
-
-def _run_once(
-    lab_image: image.Image,
-    what: Command,
-    forward: Sequence[tuple[str, str]],
-    memory_mib: int,
-    cpus: int,
-    timeout: float | None,
-) -> int:
     with contextlib.ExitStack() as resources:
         signals = resources.enter_context(Signals())
         listeners = [(resources.enter_context(_listening(h)), p) for h, p in forward]

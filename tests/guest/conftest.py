@@ -15,11 +15,10 @@ from typing import Protocol
 import pytest
 from pyvirt.harness.guest import initramfs, kernel
 
-from . import UNUSABLE, root
+from . import root
 
 PYVIRT = Path(sys.prefix, "bin", "pyvirt")
 SECONDS = 120
-CANARY_SECONDS = 30
 APPEND = "console=ttyS0 quiet panic=-1"
 SHM = Path("/dev/shm")  # a tmpfs: fast, and it can punch holes
 
@@ -61,26 +60,6 @@ def cloud() -> kernel.Kernel:
 @pytest.fixture(scope="session")
 def micro() -> kernel.Kernel:
     return kernel.find("micro")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def usable_lab(micro: kernel.Kernel) -> None:
-    """Stop at once in a boot of the lab in which QEMU's guest cannot sleep either."""
-    if not os.environ.get("PYVIRT_LAB"):
-        return
-    initrd = initramfs.build(micro, script="sleep 0.5; sleep 0.5; reboot -f")
-    qemu = ["qemu-system-x86_64", "-M", "microvm,pit=on,pic=on,rtc=on,acpi=off", "-accel", "kvm"]
-    qemu += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "256"]
-    qemu += ["-kernel", str(micro.image), "-initrd", str(initrd)]
-    try:
-        subprocess.run(
-            [*qemu, "-cpu", "host", "-append", "quiet panic=-1 reboot=t"],
-            stdin=subprocess.DEVNULL,
-            check=True,
-            timeout=CANARY_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        pytest.exit("no guest can sleep in this boot of the lab", UNUSABLE)
 
 
 def command(image: Path, *options: str, append: str) -> list[str]:

@@ -3,7 +3,7 @@
 In place of a guest there is the agent, as a program of this host; what it runs can write to two
 FIFOs, named by the environment: to $CONSOLE what a kernel would say, to $MONITOR what the monitor
 is to do, one line each: `say TEXT` (on stderr), `event NAME DATA`, `exit STATUS`, `mute` (the
-agent stops). With a file mute-once in its folder, which it removes, there is none.
+agent stops).
 """
 
 from __future__ import annotations
@@ -55,10 +55,7 @@ class Monitor:
             self.selector.register(connection, selectors.EVENT_READ, self.on_request)
         self.events = connection
         self.agent: subprocess.Popen[bytes] | None = None
-        muted = os.path.exists("mute-once")
-        if muted:
-            os.unlink("mute-once")
-        elif "-initrd" not in sys.argv or "no-agent" not in sys.argv[sys.argv.index("-initrd") + 1]:
+        if "-initrd" not in sys.argv or "no-agent" not in sys.argv[sys.argv.index("-initrd") + 1]:
             self.agent = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", image.agent(), "-fd", str(AGENT)],
                 pass_fds=[AGENT],

@@ -202,23 +202,6 @@ def test_it(vm):
     assert rows()[0]["verdict"] == "boot-failed"
 
 
-def test_boot_that_hangs_in_a_lab_is_tried_again(
-    run: Run, monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester
-) -> None:
-    """There a guest can lose its timer for good; here it is its agent that stops, once."""
-    monkeypatch.setenv("PYVIRT_LAB", "1")
-    result = run(
-        """
-@pytest.mark.vm_timeout(boot=6)
-def test_it(vm):
-    open("mute-once", "w").close()
-    assert vm.succeed("echo it runs") == "it runs\\n"
-    assert not os.path.exists("mute-once")
-"""
-    )
-    result.assert_outcomes(passed=1)
-
-
 def test_monitor_that_refuses_to_start(run: Run, rows: Rows, pytester: pytest.Pytester) -> None:
     """The words for the monitor are what a fake one cannot judge, so this one is real."""
     with pytest.MonkeyPatch.context() as patch:

@@ -106,45 +106,6 @@ def test_a_machine_that_says_nothing_ends_with_the_deadline(emulator: Path) -> N
     assert time.monotonic() - begin < 10
 
 
-@pytest.mark.parametrize(("tries", "boots"), [(1, 1), (3, 3)])
-def test_a_lab_that_hangs_is_tried_again(
-    tries: int, boots: int, emulator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def hang(_client: object) -> int:
-        raise lab.LabHangsError("lab: no sign of life for 60 s; run it again")
-
-    monkeypatch.setattr("pyvirt.harness.lab.session.Client.run", hang)
-    script(emulator, "exec sleep 30")
-    seen = []
-
-    class Machine(qemu.Machine):
-        def close(self) -> None:
-            seen.append(self)
-            super().close()
-
-    monkeypatch.setattr(qemu, "Machine", Machine)
-    with pytest.raises(lab.LabHangsError):
-        lab.run(["true"], tries=tries)
-    assert len(seen) == boots
-
-
-def test_a_lab_that_hung_once_answers_with_the_second_status(
-    emulator: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    answers: list[int] = []
-
-    def run(_client: object) -> int:
-        answers.append(1)
-        if len(answers) == 1:
-            raise lab.LabHangsError("lab: no sign of life for 60 s; run it again")
-        return 7
-
-    monkeypatch.setattr("pyvirt.harness.lab.session.Client.run", run)
-    script(emulator, "exec sleep 30")
-    assert lab.run(["true"], tries=2) == 7
-    assert capfd.readouterr().err == "lab: no sign of life for 60 s; it runs again\n"
-
-
 def test_an_emulator_that_ignores_sigterm_is_killed(
     emulator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
