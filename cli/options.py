@@ -430,10 +430,19 @@ def _gather_devices(options: Options) -> None:
         for name, text in nics:
             cards.add(name, text)
         options.nics = cards.nics()
+    _check_ids(options)
     if pythons:
         from .python_devices import parse as parse_python
 
         options.python_devices = parse_python(pythons)
+
+
+def _check_ids(options: Options) -> None:
+    """Refuse an id that a disk and a NIC share: requests name either by it."""
+    disks = {disk.id for disk in options.disks}
+    for nic in options.nics:
+        if nic.id in disks:
+            raise ConfigError(f"-netdev id={nic.id}: a disk has that id; give another")
 
 
 def _gather_chardevs(options: Options) -> None:

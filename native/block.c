@@ -17,6 +17,7 @@
 
 #define ALIGN_MAX 4096
 #define NS_PER_S UINT64_C(1000000000)
+#define LOOK_NS 100000 /* between two looks at what is in flight */
 #define WHY_BYTES 160
 
 /* Each is written by one thread only, and read by any. */
@@ -40,10 +41,16 @@ struct worker {
 	struct pv_block_request *held;     /* waits for a token of the throttle */
 	uint64_t held_ns;                  /* and how long, at least */
 	struct pv_block_faults faults;
-	uint32_t in_flight;
+	_Atomic uint32_t in_flight; /* written by the thread only */
 	bool pushed; /* something, since the last publish */
 	struct counters *counters;
 	struct pv_chain chain;
+};
+
+enum phase {
+	SERVING,
+	DRAINING, /* nothing new is begun */
+	STOPPING, /* and with nothing in flight the threads are left */
 };
 
 struct pv_block {
@@ -54,7 +61,7 @@ struct pv_block {
 	struct pv_virtio_irq *irq;
 	struct worker *workers;
 	uint32_t count;
-	atomic_bool stopping;
+	_Atomic enum phase phase;
 	atomic_bool broken;
 	_Atomic uint64_t noted_ns; /* when the last failure of the host's was noted */
 	_Atomic uint64_t noted;    /* its errno, and above that its type; 0: it was taken */
@@ -67,6 +74,13 @@ static void count(_Atomic uint64_t *counter, uint64_t more)
 	uint64_t before = atomic_load_explicit(counter, memory_order_relaxed);
 
 	atomic_store_explicit(counter, before + more, memory_order_relaxed);
+}
+
+static void count_in_flight(struct worker *w, int more)
+{
+	uint32_t before = atomic_load_explicit(&w->in_flight, memory_order_relaxed);
+
+	atomic_store_explicit(&w->in_flight, before + (uint32_t)more, memory_order_release);
 }
 
 static uint64_t now_ns(void)
@@ -124,7 +138,7 @@ static void answer(struct worker *w, struct pv_block_request *r)
 	count_request(w->counters, r);
 	pv_virtqueue_push(w->ring, r->head, r->writable);
 	w->pushed = true;
-	w->in_flight--;
+	count_in_flight(w, -1);
 }
 
 /* Begin the next operation of a request, or answer it. */
@@ -165,7 +179,7 @@ static void admit(struct worker *w, struct pv_block_request *r)
 	struct pv_block *b = w->block;
 	bool again = w->held != NULL;
 
-	w->held_ns = atomic_load(&b->stopping) ? 0 : pv_throttle_take(&b->throttle, now_ns());
+	w->held_ns = atomic_load(&b->phase) ? 0 : pv_throttle_take(&b->throttle, now_ns());
 	w->held = w->held_ns ? r : NULL;
 	if (!w->held)
 		begin(w, r);
@@ -189,7 +203,7 @@ static bool take(struct worker *w)
 	const char *why;
 	int result;
 
-	if (atomic_load(&w->block->stopping) || atomic_load(&w->block->broken))
+	if (atomic_load(&w->block->phase) || atomic_load(&w->block->broken))
 		return false;
 	result = pv_virtqueue_pop(w->ring, &w->chain);
 	if (result < 0)
@@ -204,7 +218,7 @@ static bool take(struct worker *w)
 	}
 	r->io.owner = &w->member;
 	r->io.fd = w->block->file.fd;
-	w->in_flight++;
+	count_in_flight(w, 1);
 	if (!w->faults.armed)
 		admit(w, r);
 	else if (!pv_block_faults_take(&w->faults, r, now_ns()))
@@ -235,7 +249,7 @@ static void complete(struct pv_member *member, struct pv_io *io)
 }
 
 /* Let requests begin that a fault has kept, and see whether it is to keep others. */
-static void look_at_faults(struct worker *w, bool stopping)
+static void look_at_faults(struct worker *w, bool ending)
 {
 	struct pv_block_request *r;
 
@@ -243,7 +257,7 @@ static void look_at_faults(struct worker *w, bool stopping)
 	if (w->faults.armed & PV_FAULT_BROKEN)
 		atomic_store(&w->block->broken, true);
 	while (!w->held && (w->faults.late || w->faults.lost) &&
-	       (r = pv_block_faults_release(&w->faults, now_ns(), stopping)))
+	       (r = pv_block_faults_release(&w->faults, now_ns(), ending)))
 		resume(w, r);
 }
 
@@ -259,20 +273,20 @@ static uint64_t patience(const struct worker *w)
 static uint64_t serve(struct pv_member *member)
 {
 	struct worker *w = (struct worker *)member;
-	bool stopping = atomic_load(&w->block->stopping);
+	enum phase phase = atomic_load(&w->block->phase);
 
 	publish(w);
 	pv_virtqueue_disable_kicks(w->ring);
 	if (w->held)
 		admit(w, w->held);
-	look_at_faults(w, stopping);
+	look_at_faults(w, phase != SERVING);
 	while (!w->held && take(w))
 		;
 	publish(w);
-	if (stopping && w->in_flight == 0)
+	if (phase == STOPPING && w->in_flight == 0)
 		return PV_SERVE_END;
 	/* Without kicks while a request is held or nothing is taken any more. */
-	if (w->held || stopping || atomic_load(&w->block->broken))
+	if (w->held || phase != SERVING || atomic_load(&w->block->broken))
 		return patience(w);
 	return pv_virtqueue_enable_kicks(w->ring) ? 0 : patience(w);
 }
@@ -363,7 +377,7 @@ int pv_block_start(struct pv_block *b, uint64_t features, const struct pv_block_
 	b->irq = irq;
 	b->limits.features = features;
 	b->file.write_through = (features >> VIRTIO_BLK_F_FLUSH & 1) == 0;
-	atomic_store(&b->stopping, false);
+	atomic_store(&b->phase, SERVING);
 	atomic_store(&b->broken, false);
 	for (b->count = 0; b->count < queue_count && result == 0;) {
 		result = start_worker(b, b->count, &queues[b->count]);
@@ -375,11 +389,40 @@ int pv_block_start(struct pv_block *b, uint64_t features, const struct pv_block_
 	return result;
 }
 
-void pv_block_stop(struct pv_block *b)
+static void enter(struct pv_block *b, enum phase phase)
 {
-	atomic_store(&b->stopping, true);
+	atomic_store(&b->phase, phase);
 	for (uint32_t i = 0; i < b->count; i++)
 		(void)eventfd_write(b->workers[i].member.kick.fd, 1);
+}
+
+static bool is_idle(const struct pv_block *b)
+{
+	for (uint32_t i = 0; i < b->count; i++)
+		if (atomic_load_explicit(&b->workers[i].in_flight, memory_order_acquire))
+			return false;
+	return true;
+}
+
+int pv_block_drain(struct pv_block *b, uint64_t timeout_ns)
+{
+	const struct timespec pause = {.tv_nsec = LOOK_NS};
+	uint64_t end = now_ns() + timeout_ns;
+
+	enter(b, DRAINING);
+	while (!is_idle(b)) {
+		if (now_ns() >= end) {
+			enter(b, SERVING);
+			return -ETIMEDOUT;
+		}
+		nanosleep(&pause, NULL);
+	}
+	return 0;
+}
+
+void pv_block_stop(struct pv_block *b)
+{
+	enter(b, STOPPING);
 	for (uint32_t i = 0; i < b->count; i++) {
 		pv_iothread_detach(b->workers[i].thread, &b->workers[i].member);
 		drop_worker(&b->workers[i]);

@@ -72,6 +72,11 @@ void pv_block_free(struct pv_block *block);
 int pv_block_start(struct pv_block *block, uint64_t features, const struct pv_block_queue *queues,
                    uint32_t count, struct pv_virtio_irq *irq);
 
+/* Begin no more requests, and wait until those that were begun are complete. -ETIMEDOUT: the host
+ * did not complete them; all goes on as before. Any thread that may call pv_block_stop, which is
+ * what is to follow. */
+int pv_block_drain(struct pv_block *block, uint64_t timeout_ns);
+
 /* Take no more requests, complete those in flight, leave the threads. Stopped: nothing. */
 void pv_block_stop(struct pv_block *block);
 

@@ -22,6 +22,7 @@ DEVICE_TYPE = 2
 QUEUES_MAX = 64
 QUEUE_SIZE, QUEUE_SIZE_MIN, QUEUE_SIZE_MAX = 256, 2, 1024
 PHYSICAL = 4096  # block size, in bytes, of a disk that is yet to come
+DRAIN_S = 5.0  # that an unplug waits for the host, while no other request is served
 SERIAL_BYTES = 20
 IOPS_MAX = 1_000_000
 ENGINES = ("auto", "io_uring", "threads")
@@ -153,6 +154,14 @@ class _Served:
         """Serve each queue; `queues` is a struct pv_block_queue[]."""
         result = lib.pv_block_start(self._handle, features, queues, len(queues), irq)
         check(result, f"{self.name}: cannot start {self._engine}")
+
+    def drain(self) -> None:
+        """Complete what is in flight before `stop`; BackendError, and it goes on, if that hangs."""
+        if lib.pv_block_drain(self._handle, int(DRAIN_S * 1e9)) < 0:
+            raise BackendError(
+                f"{self.name}: the host has not completed its requests within {DRAIN_S:g} s; "
+                "see to the storage, then ask again"
+            )
 
     def stop(self) -> None:
         """Complete what is in flight and leave the threads."""
@@ -326,7 +335,10 @@ class Block(Pluggable):
             raise
 
     def detach(self) -> Image | None:
-        """Take the image away; in-flight requests are complete, later ones end in errors."""
+        """Take the image away; in-flight requests are complete, later ones end in errors.
+
+        BackendError, and nothing has changed, when the host does not complete them.
+        """
         image = self._served.image
         if image is not None:
             self._withdraw()
@@ -334,8 +346,14 @@ class Block(Pluggable):
 
     def _withdraw(self) -> None:
         before = self._served
+
+        def change(_: bool) -> None:
+            if isinstance(before, _Served) and self._activation is not None:
+                before.drain()
+            self._replace(self._vacant)
+
         try:
-            self.exchange(lambda _: self._replace(self._vacant))
+            self.exchange(change)
         finally:
             if self._served is not before:
                 before.free()
@@ -365,7 +383,7 @@ class Block(Pluggable):
     def resize(self, size: int) -> None:
         """Make image and disk `size` bytes long; what is in flight is complete before.
 
-        ConfigError, and nothing has changed. Any thread but a vCPU's.
+        ConfigError or BackendError, and nothing has changed. Any thread but a vCPU's.
         """
         served = self._served
 
@@ -374,6 +392,7 @@ class Block(Pluggable):
                 raise ConfigError("there is no image in the slot; plug one first")
             activation = self._activation
             if activation is not None:
+                served.drain()
                 served.stop()
             try:
                 served.resize(size)

@@ -4,6 +4,12 @@
  * throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c */
 #include "block_device.h"
 
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+
+#define MS UINT64_C(1000000)
+
 static void test_stop_completes_what_is_in_flight(void)
 {
 	struct device d;
@@ -33,6 +39,61 @@ static void test_stop_completes_what_is_in_flight(void)
 		stop(&d);
 		start(&d, FEATURES, 1);
 	}
+	unmake(&d);
+}
+
+/* Make a page of the guest's one that the host's I/O waits for, until `release_page`. */
+static int hold_page(char *page)
+{
+	struct uffdio_api api = {.api = UFFD_API};
+	struct uffdio_register range = {.range = {(uintptr_t)page, 4096},
+	                                .mode = UFFDIO_REGISTER_MODE_MISSING};
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+
+	CHECK(fd >= 0);
+	CHECK_EQ(ioctl(fd, UFFDIO_API, &api), 0);
+	CHECK_EQ(madvise(page, 4096, MADV_DONTNEED), 0);
+	CHECK_EQ(ioctl(fd, UFFDIO_REGISTER, &range), 0);
+	return fd;
+}
+
+static void release_page(int fd, char *page)
+{
+	struct uffdio_zeropage range = {.range = {(uintptr_t)page, 4096}};
+
+	CHECK_EQ(ioctl(fd, UFFDIO_ZEROPAGE, &range), 0);
+	close(fd);
+}
+
+static void test_drain_of_an_image_that_hangs(void)
+{
+	struct device d;
+	struct queue *q = &d.queues[0];
+	char *page;
+	uint8_t *stuck, *later;
+	int held;
+
+	make_started(&d, 0);
+	page = data_at(&d, DATA - 4096);
+	held = hold_page(page);
+	stuck = request(&d, q, 0, VIRTIO_BLK_T_OUT, 0, page, 4096);
+	kick(q);
+	WAIT_FOR(pv_virtqueue_in_flight(q->ring) == 1);
+	CHECK_EQ(pv_block_drain(d.block, 20 * MS), -ETIMEDOUT);
+	CHECK_EQ(*stuck, UNANSWERED);
+	/* And it goes on. */
+	release_page(held, page);
+	later = request(&d, q, 1, VIRTIO_BLK_T_OUT, 8, data_at(&d, 0), 4096);
+	kick(q);
+	WAIT_FOR(used(q) == 2);
+	CHECK_EQ(*stuck, VIRTIO_BLK_S_OK);
+	CHECK_EQ(*later, VIRTIO_BLK_S_OK);
+	CHECK_EQ(pv_block_drain(d.block, 10000 * MS), 0);
+	/* What comes now is left to who serves the queue next. */
+	later = request(&d, q, 2, VIRTIO_BLK_T_OUT, 8, data_at(&d, 0), 4096);
+	kick(q);
+	nanosleep(&(struct timespec){.tv_nsec = 20 * MS}, NULL);
+	CHECK_EQ(*(volatile uint8_t *)later, UNANSWERED);
 	unmake(&d);
 }
 
@@ -121,6 +182,7 @@ static void test_started_again_and_again(void)
 static void run_all(void)
 {
 	RUN(test_stop_completes_what_is_in_flight);
+	RUN(test_drain_of_an_image_that_hangs);
 	RUN(test_several_queues_at_once);
 	RUN(test_a_batch_has_one_interrupt);
 	RUN(test_started_again_and_again);

@@ -43,6 +43,7 @@ EXPECTED: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "panic_expected": ("passed", "passed", ()),
     "panic_missing": ("failed", "failed", ("no guest panicked with 'dumptest' (vm: it runs)",)),
     "warning_allowed": ("passed", "passed", ()),
+    "hotplug": ("passed", "passed", ()),
     "power": ("passed", "passed", ()),
     "crash": ("passed", "passed", ()),
     "pause": ("passed", "passed", ()),
@@ -64,8 +65,8 @@ class Session:
 def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     folder = tmp_path_factory.mktemp("session")
     (folder / "pytest.ini").write_text("[pytest]\n")
-    words = [sys.executable, "-m", "pytest", "-c", f"{folder}/pytest.ini", "--noconftest"]
-    words += ["-p", "no:cacheprovider", f"--basetemp={folder}/base", "--tb=short"]
+    words = ["unshare", "--net", sys.executable, "-m", "pytest", "-c", f"{folder}/pytest.ini"]
+    words += ["--noconftest", "-p", "no:cacheprovider", f"--basetemp={folder}/base", "--tb=short"]
     words += [f"--vm-results={folder}/results", f"--vm-log-dir={folder}/logs", str(SUITE)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr

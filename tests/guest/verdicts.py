@@ -1,4 +1,7 @@
-"""A suite whose tests end in every way that there is; test_harness.py runs it and reads of it."""
+"""A suite whose tests end in every way that there is; test_harness.py runs it and reads of it.
+
+It runs in a network namespace of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from pyvirt.harness.guest import initramfs
 from pyvirt.harness.guest.kernel import Kernel
 from pyvirt.harness.verdict import Verdict
 from pyvirt.harness.vm import VM
+
+from ..unit.namespace import ip
 
 Make = Callable[..., VM]
 DIRECT = "/sys/kernel/debug/provoke-crash/DIRECT"
@@ -98,6 +103,24 @@ def test_panic_missing(vm: VM) -> None:
 @pytest.mark.allow_splat("lkdtm_WARNING")
 def test_warning_allowed(vm: VM) -> None:
     provoke(vm, "WARNING")
+
+
+def test_hotplug(vm: VM) -> None:
+    ip("tuntap add tap0 mode tap")
+    ip("addr add 10.0.0.1/24 dev tap0")
+    ip("link set tap0 up")
+    vm.hotplug.net("nic", ifname="tap0")
+    vm.succeed("ip addr add 10.0.0.2/24 dev eth0; ip link set eth0 up")
+    vm.wait_until_succeeds("ping -c 1 -W 1 10.0.0.1")
+    image = vm.hotplug.disk("disk", size="16M")
+    vm.wait_until_succeeds("[ $(cat /sys/block/vda/size) = 32768 ]")
+    vm.succeed("echo written >/dev/vda; sync")
+    vm.hotplug.remove("nic")
+    vm.hotplug.remove("disk")
+    vm.wait_until_succeeds("[ $(cat /sys/class/net/eth0/carrier) = 0 ]")
+    vm.wait_until_succeeds("[ $(cat /sys/block/vda/size) = 0 ]")
+    assert image.read_bytes().startswith(b"written\n")
+    assert [event["data"]["device"] for event in vm.events("DEVICE_DELETED")] == ["nic", "disk"]
 
 
 @pytest.mark.vm(disks=["scratch:16M"])

@@ -18,12 +18,13 @@ import pytest
 from pyvirt.devices.virtio import block as block_module
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.block import RO, Block, BlockConfig, Image
-from pyvirt.errors import KvmError, PyvirtError
+from pyvirt.errors import BackendError, KvmError, PyvirtError
 from pyvirt.native import ffi, lib
 from pyvirt.vmm.memory import GuestMemory
 
 from .mock_driver import Driver, Layout
 from .refusal import refusal
+from .stuck import stuck
 from .virtio import NEGOTIATED, RINGS, RUNNING, DeviceBench, take
 
 SECTORS = 2048
@@ -199,6 +200,29 @@ def test_a_detached_image_can_be_closed_and_opened_by_others(guest: Guest, tmp_p
     first.close()
     first.close()
     Image(first.config).close()
+
+
+def test_an_image_that_hangs_stays(
+    guest: Guest, image: Image, memory: GuestMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_module, "DRAIN_S", 0.05)
+    guest.bind()
+    guest.block.attach(image)
+    generation = guest.get(r.CONFIG_GENERATION)
+    with stuck(memory, DATA) as page:
+        place = guest.send(IN, 0, b"", 512)
+        page.wait_for_somebody()
+        for change in (guest.block.detach, lambda: guest.block.resize(4096)):
+            with pytest.raises(BackendError, match=r"has not completed .* within 0\.05 s"):
+                change()
+            assert (guest.capacity, guest.get(r.CONFIG_GENERATION)) == (SECTORS, generation)
+            assert guest.status(place) == UNANSWERED
+        page.release()
+        guest.collect(1)
+    assert guest.status(place) == OK
+    assert guest.read(0) == b"A" * 512
+    guest.block.detach()
+    assert guest.capacity == 0
 
 
 def test_another_image_in_the_same_slot(guest: Guest, image: Image, tmp_path: Path) -> None:

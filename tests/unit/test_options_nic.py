@@ -210,6 +210,11 @@ def test_refused(argv: list[str], words: str) -> None:
     assert words in refusal(lambda: parse(argv))
 
 
+def test_a_disk_and_a_nic_of_one_name_are_refused() -> None:
+    words = ["-drive", "id=x,file=disk", "-netdev", "user,id=x"]
+    assert refusal(lambda: parse(words)) == "-netdev id=x: a disk has that id; give another"
+
+
 def test_two_devices_of_one_name_are_refused() -> None:
     argv = ["-netdev", "tap,id=a,ifname=a", "-netdev", "tap,id=b,ifname=b"]
     argv += ["-device", "virtio-net-device,netdev=a,id=x"]
