@@ -63,6 +63,7 @@ class _Faulty:
     def __init__(self, qmp: Qmp, device: str) -> None:
         self._qmp = qmp
         self.device = device
+        self._past_hits = 0  # of faults that have been ended
         self.interrupts = Interrupts(self)
 
     def ask(self, command: str, **arguments: Any) -> Any:
@@ -88,11 +89,12 @@ class _Faulty:
 
     @property
     def hits(self) -> int:
-        """Return how often the faults that are in force have struck."""
-        return sum(state["hits"] for state in self.states)
+        """Return how often the faults have struck, those that `clear` has ended included."""
+        return self._past_hits + sum(int(state["hits"]) for state in self.states)
 
     def clear(self) -> Self:
         """End the device's faults; what they kept goes on."""
+        self._past_hits = self.hits
         self.ask("x-fault-clear")
         return self
 

@@ -52,8 +52,19 @@ def test_a_chain_of_them(faults: Faults, qmp: Qmp) -> None:
         ("x-fault-add", {"device": "vda", "kind": "drop", "ops": ["read", "write"], "count": 2,
                          "sectors": {"first": 8, "last": 15}, **counts}),
         ("x-fault-add", {"device": "vda", "kind": "corrupt", "offset": 7, "after": 0, "every": 3}),
+        ("query-x-faults", {"device": "vda"}),
         ("x-fault-clear", {"device": "vda"}),
     ]  # fmt: skip
+
+
+def test_hits_are_known_afterwards(faults: Faults, qmp: Qmp) -> None:
+    qmp.answers["query-x-faults"] = [{"hits": 2}, {"hits": 3}]
+    with faults.block("vda").fail() as disk:
+        assert disk.hits == 5
+    qmp.answers["query-x-faults"] = []
+    assert disk.hits == 5
+    qmp.answers["query-x-faults"] = [{"hits": 1}]
+    assert disk.fail().hits == 6
 
 
 def test_interrupts(faults: Faults, qmp: Qmp) -> None:
@@ -80,8 +91,10 @@ def test_a_nic(faults: Faults, qmp: Qmp) -> None:
         ("set_link", {"name": "eth0", "up": True}),
         ("set_link", {"name": "eth0", "up": False}),
         ("set_link", {"name": "eth0", "up": True}),
+        ("query-x-faults", {"device": "eth0"}),
         ("x-fault-clear", {"device": "eth0"}),
         ("x-fault-add", {**add, "ops": ["rx"], "every": 1}),
+        ("query-x-faults", {"device": "eth0"}),
         ("x-fault-clear", {"device": "eth0"}),
     ]
     assert refusal(lambda: faults.net().link("sideways")) == (
