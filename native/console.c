@@ -2,13 +2,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "console_state_internal.h"
+#include "thread_internal.h"
 
 #define NS_PER_MS UINT64_C(1000000)
 
@@ -165,16 +165,11 @@ static void close_all(struct pv_console *c)
 
 static int create_thread(struct pv_console *c)
 {
-	sigset_t all, before;
-	int error;
+	int result = pv_thread_start(&c->thread, pv_console_thread, c);
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = pthread_create(&c->thread, NULL, pv_console_thread, c);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	if (!error)
+	if (result == 0)
 		pthread_setname_np(c->thread, "pv-console");
-	return -error;
+	return result;
 }
 
 int pv_console_start(struct pv_console *c, const struct pv_console_config *config)

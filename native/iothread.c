@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -10,6 +9,7 @@
 #include <unistd.h>
 
 #include "iothread_internal.h"
+#include "thread_internal.h"
 
 struct pv_iothread {
 	pthread_mutex_t control; /* held while the thread is started or ended */
@@ -147,19 +147,6 @@ static void notify(struct pv_iothread *t)
 	(void)eventfd_write(t->wake.fd, 1);
 }
 
-/* Signals are for the main thread. */
-static int start_thread(struct pv_iothread *t)
-{
-	sigset_t all, before;
-	int result;
-
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	result = pthread_create(&t->thread, NULL, run, t);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	return -result;
-}
-
 /* With `control` held. */
 static int start(struct pv_iothread *t, pv_engine_make *make)
 {
@@ -168,7 +155,7 @@ static int start(struct pv_iothread *t, pv_engine_make *make)
 	if (result < 0)
 		return result;
 	t->ending = false;
-	result = start_thread(t);
+	result = pv_thread_start(&t->thread, run, t);
 	if (result < 0)
 		t->engine->ops->free(t->engine);
 	else

@@ -1,7 +1,6 @@
 #include "net.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +8,7 @@
 #include <unistd.h>
 
 #include "net_internal.h"
+#include "thread_internal.h"
 #include "virtio_irq.h"
 
 _Static_assert(sizeof(struct pv_net_stats) == PV_NET_COUNTERS * sizeof(uint64_t), "same order");
@@ -75,18 +75,12 @@ int pv_net_use_pairs(struct pv_net *net, uint32_t count)
 	return 0;
 }
 
-/* Signals are for the main thread. */
 static int start_thread(struct pv_net_worker *w)
 {
-	sigset_t all, before;
-	int result;
+	int result = pv_thread_start(&w->thread, pv_net_run, w);
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	result = pthread_create(&w->thread, NULL, pv_net_run, w);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	w->running = result == 0;
-	return -result;
+	return result;
 }
 
 /* What was in flight is as if it had never been popped; a packet that was held is lost. */

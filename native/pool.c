@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <limits.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -16,9 +15,9 @@
 #include <unistd.h>
 
 #include "io_internal.h"
+#include "thread_internal.h"
 
 #define THREADS 16
-#define STACK (64 * 1024)
 #define NS_PER_MS 1000000
 
 struct list {
@@ -61,23 +60,14 @@ static void append(struct list *list, struct list *more)
 
 static void *run(void *argument);
 
-/* With the lock held. Signals are for the main thread. */
+/* With the lock held. */
 static int add_thread(struct pool *p)
 {
-	pthread_attr_t attributes;
-	sigset_t all, before;
-	int result;
+	int result = pv_thread_start(&p->threads[p->count], run, p);
 
-	sigfillset(&all);
-	pthread_attr_init(&attributes);
-	pthread_attr_setstacksize(&attributes, STACK);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	result = pthread_create(&p->threads[p->count], &attributes, run, p);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	pthread_attr_destroy(&attributes);
 	if (result == 0)
 		p->count++;
-	return -result;
+	return result;
 }
 
 /* With the lock held: whether a thread is to be called, by `more`, once the lock is free. */

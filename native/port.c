@@ -1,13 +1,13 @@
 #include "port.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "port_internal.h"
+#include "thread_internal.h"
 #include "virtio_irq.h"
 
 _Static_assert(sizeof(struct pv_ports_stats) == PV_PORT_COUNTERS * sizeof(uint64_t), "same order");
@@ -98,7 +98,6 @@ void pv_ports_begin(struct pv_ports *ports, const struct pv_ports_activation *ac
 
 int pv_ports_start(struct pv_ports *ports, const struct pv_ports_activation *activation)
 {
-	sigset_t all, before;
 	int result;
 
 	if (ports->running)
@@ -107,13 +106,9 @@ int pv_ports_start(struct pv_ports *ports, const struct pv_ports_activation *act
 		return -EINVAL;
 	pv_ports_begin(ports, activation);
 	atomic_store(&ports->stopping, false);
-	/* Signals are for the main thread. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	result = pthread_create(&ports->thread, NULL, pv_port_run, ports);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	result = pv_thread_start(&ports->thread, pv_port_run, ports);
 	ports->running = result == 0;
-	return -result;
+	return result;
 }
 
 void pv_ports_stop(struct pv_ports *ports)

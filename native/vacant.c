@@ -4,13 +4,13 @@
 #include <linux/virtio_blk.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "thread_internal.h"
 #include "virtio_irq.h"
 #include "virtqueue.h"
 
@@ -82,19 +82,6 @@ static void *run(void *argument)
 	return NULL;
 }
 
-/* Signals are for the main thread. */
-static int start_thread(struct pv_vacant *v)
-{
-	sigset_t all, before;
-	int result;
-
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	result = pthread_create(&v->thread, NULL, run, v);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	return -result;
-}
-
 static void free_all(struct pv_vacant *v)
 {
 	close(v->fds[v->count].fd);
@@ -125,7 +112,7 @@ int pv_vacant_start(const struct pv_block_queue *queues, uint32_t count, struct 
 	for (uint32_t i = 0; i < count; i++)
 		v->fds[i] = (struct pollfd){.fd = queues[i].kick_fd, .events = POLLIN};
 	v->fds[count] = (struct pollfd){.fd = end_fd, .events = POLLIN};
-	result = start_thread(v);
+	result = pv_thread_start(&v->thread, run, v);
 	if (result < 0)
 		free_all(v);
 	else

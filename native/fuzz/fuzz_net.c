@@ -3,12 +3,14 @@
  * a buffer outside guest memory or a header that was not negotiated ends the run.
  *
  *     clang -g -O1 -D_GNU_SOURCE -pthread -fsanitize=fuzzer,address,undefined -Inative \
- *         native/fuzz/fuzz_net.c native/net*.c native/{iov,memory,throttle}.c \
- *         native/{virtqueue,virtqueue_chain,virtio_irq}.c
+ *         native/fuzz/fuzz_net.c native/net*.c native/{iov,memory,thread,throttle}.c \
+ *         native/{virtqueue,virtqueue_chain,virtio_irq,fault}.c
  *
  * The first bytes choose the features; then come instructions, a byte and what it takes.
  *
- * sources: net.c net_ctrl.c net_limit.c net_mode.c net_rx.c net_stream.c net_tap.c net_tx.c net_vhost.c net_worker.c iov.c memory.c throttle.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c */
+ * sources: net.c net_ctrl.c net_limit.c net_mode.c net_rx.c net_stream.c net_tap.c net_tx.c
+ * net_vhost.c net_worker.c iov.c memory.c throttle.c virtqueue.c virtqueue_chain.c virtio_irq.c
+ * fault.c thread.c */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

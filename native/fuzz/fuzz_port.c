@@ -4,12 +4,13 @@
  * lost or made up ends the run.
  *
  *     clang -g -O1 -D_GNU_SOURCE -pthread -fsanitize=fuzzer,address,undefined -Inative \
- *         native/fuzz/fuzz_port.c native/port*.c native/{iov,memory}.c \
- *         native/{virtqueue,virtqueue_chain,virtio_irq}.c
+ *         native/fuzz/fuzz_port.c native/port*.c native/{iov,memory,thread}.c \
+ *         native/{virtqueue,virtqueue_chain,virtio_irq,fault}.c
  *
  * The first byte chooses the features; then come instructions, a byte and what it takes.
  *
- * sources: port.c port_control.c port_data.c port_host.c port_thread.c iov.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c */
+ * sources: port.c port_control.c port_data.c port_host.c port_thread.c iov.c memory.c
+ * virtqueue.c virtqueue_chain.c virtio_irq.c fault.c thread.c */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>

@@ -6,8 +6,8 @@
  * prints "REQUESTS_PER_SECOND CPU_NS_PER_REQUEST REQUESTS_PER_KICK REQUESTS_PER_INTERRUPT", the
  * second of the device's threads alone.
  *
- * sources: block.c block_alignment.c block_request.c block_fault.c block_work.c iothread.c io.c uring.c pool.c
- * throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c */
+ * sources: block.c block_alignment.c block_request.c block_fault.c block_work.c iothread.c io.c
+ * uring.c pool.c throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c thread.c */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/virtio_blk.h>

@@ -6,7 +6,6 @@ its comment says and give it a folder for what it finds.
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +13,12 @@ from pathlib import Path
 import pytest
 from pyvirt.native.build import FLAGS, HERE, WARNINGS
 
+from .sources import sources
+
 TARGETS = sorted((HERE / "fuzz").glob("fuzz_*.c"))
 FUZZER = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
 RUNS = 150_000
 RUN_SECONDS = 120
-
-
-def sources(target: Path) -> list[str]:
-    """Return the files of native/ that the target's comment names."""
-    found = re.search(r"^ \* sources: ([^*\n]*)", target.read_text(encoding="utf-8"), re.MULTILINE)
-    assert found, f"{target.name} has no `sources:` in its comment"
-    return [str(HERE / name) for name in found[1].split()]
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda path: path.stem)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-NATIVE = Path(__file__).resolve().parents[2] / "native"
+from .sources import NATIVE, sources
+
 PROGRAMS = sorted((NATIVE / "tests").glob("test_*.c"))
 RUN_SECONDS = 120
 
@@ -41,13 +41,6 @@ def build_flags() -> tuple[list[str], list[str]]:
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
     return [*build.FLAGS, *build.WARNINGS], [f"-l{name}" for name in build.LIBRARIES]
-
-
-def sources(program: Path) -> list[str]:
-    """Return the files that the program's comment names."""
-    found = re.search(r"^ \* sources:((?:[^*]|\*(?!/))*)", program.read_text(), re.MULTILINE)
-    assert found, f"{program.name} has no `sources:` in its comment"
-    return [str(NATIVE / name) for name in found[1].replace("*", " ").split()]
 
 
 def without_address_randomization() -> list[str]:

@@ -1,0 +1,1 @@
+"""The C code by itself, under sanitizers."""
