@@ -1,10 +1,11 @@
 /* The block device's data path: starting, stopping, several queues, batches and interrupts.
  *
- * sources: block.c block_alignment.c block_request.c block_fault.c block_work.c iothread.c io.c uring.c pool.c
- * throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c */
+ * sources: block.c block_alignment.c block_request.c block_fault.c block_work.c iothread.c io.c
+ * uring.c pool.c throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c thread.c */
 #include "block_device.h"
 
 #include <linux/userfaultfd.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
@@ -48,7 +49,7 @@ static int hold_page(char *page)
 	struct uffdio_api api = {.api = UFFD_API};
 	struct uffdio_register range = {.range = {(uintptr_t)page, 4096},
 	                                .mode = UFFDIO_REGISTER_MODE_MISSING};
-	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
 	CHECK(fd >= 0);
 	CHECK_EQ(ioctl(fd, UFFDIO_API, &api), 0);
@@ -78,9 +79,9 @@ static void test_drain_of_an_image_that_hangs(void)
 	held = hold_page(page);
 	stuck = request(&d, q, 0, VIRTIO_BLK_T_OUT, 0, page, 4096);
 	kick(q);
-	WAIT_FOR(pv_virtqueue_in_flight(q->ring) == 1);
+	CHECK_EQ(poll(&(struct pollfd){.fd = held, .events = POLLIN}, 1, 10000), 1);
 	CHECK_EQ(pv_block_drain(d.block, 20 * MS), -ETIMEDOUT);
-	CHECK_EQ(*stuck, UNANSWERED);
+	CHECK_EQ(used(q), 0);
 	/* And it goes on. */
 	release_page(held, page);
 	later = request(&d, q, 1, VIRTIO_BLK_T_OUT, 8, data_at(&d, 0), 4096);
@@ -90,10 +91,10 @@ static void test_drain_of_an_image_that_hangs(void)
 	CHECK_EQ(*later, VIRTIO_BLK_S_OK);
 	CHECK_EQ(pv_block_drain(d.block, 10000 * MS), 0);
 	/* What comes now is left to who serves the queue next. */
-	later = request(&d, q, 2, VIRTIO_BLK_T_OUT, 8, data_at(&d, 0), 4096);
+	request(&d, q, 2, VIRTIO_BLK_T_OUT, 8, data_at(&d, 0), 4096);
 	kick(q);
 	nanosleep(&(struct timespec){.tv_nsec = 20 * MS}, NULL);
-	CHECK_EQ(*(volatile uint8_t *)later, UNANSWERED);
+	CHECK_EQ(used(q), 2);
 	unmake(&d);
 }
 
