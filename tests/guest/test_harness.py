@@ -35,7 +35,7 @@ EXPECTED: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "boot_failed_without_agent": (
         *("failed", "boot-failed"),
-        ("no agent answered in 4 s; does the initrd start one?", STATE),
+        ("no agent answered in 8 s; does the initrd start one?", STATE),
     ),
     "monitor_died": ("failed", "monitor-died", ("the monitor was killed by signal 9",)),
     "timeout": ("failed", "timeout", ("sleep 60: not within 1 s", STATE)),
