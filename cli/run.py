@@ -6,6 +6,7 @@ and our own (tests/unit/test_imports.py holds the list).
 
 from __future__ import annotations
 
+import _thread
 import os
 import select
 import sys
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _CMDLINE = "console=ttyS0 panic=-1"
 # What is still in the serial port at the end is given this long to reach its reader.
 _FLUSH_MS = 1000
+# Of Python's threads, in bytes. In one that has room for a huge page the kernel puts one.
+_STACK = 1 << 20
 
 
 def _use_lab(options: Options) -> str:
@@ -104,6 +107,7 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
     """Run the guest on this host's KVM; return the exit status."""
     backend = parse_backend(options.serial or ("none" if options.daemonize else "stdio"))
     started = daemonize() if options.daemonize else lambda: None
+    _thread.stack_size(_STACK)
     events = _Events()
     control = Control(options, log)
     with PidFile(options.pidfile):
