@@ -50,11 +50,13 @@ class Operator:
 
     def line(self, *, filters: bool = False) -> str:
         """Return the next line; those on what NICs receive come when the guest likes."""
+        self.skipped = 0
         while True:
             line = self._lines.readline()
             assert line.endswith("\r\n")
             if filters or "NIC_RX_FILTER_CHANGED" not in line:
                 return line[:-2]
+            self.skipped += 1
 
     def says(self, request: str) -> str:
         self._socket.sendall(request.encode())

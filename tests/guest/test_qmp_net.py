@@ -115,7 +115,9 @@ def test_what_the_guest_wants_to_receive_is_told(linked: Live, operator: Operato
     assert operator.says(PLUG) == DONE
     wait_for_carriers(linked, [1, 0])
     for switch, told in (("on", "true"), ("off", "false")):
-        operator.says('{"execute":"query-rx-filter"}')
+        # An event that comes with the answer may be of a change after it, and the next has none.
+        while operator.says('{"execute":"query-rx-filter"}') and operator.skipped:
+            pass
         linked.run(f"ip link set eth0 promisc {switch}")
         event = operator.line(filters=True)
         assert '"NIC_RX_FILTER_CHANGED","data":{"name":"net-0","path":"net-0"}' in event
