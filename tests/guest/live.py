@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -78,6 +79,25 @@ class Live:
 
 
 @contextmanager
+def _reporting(machine: Machine) -> Iterator[None]:
+    """Do what the main thread of `pyvirt run` does: have devices say what they have to say."""
+    over, notices = threading.Event(), machine.notices_fd
+
+    def serve() -> None:
+        while not over.is_set() and machine.end is None:
+            if select.select([notices], [], [], 0.1)[0]:
+                machine.report()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
 def live(
     image: kernel.Kernel, folder: Path, *, modules: Sequence[str] = (), **config: Any
 ) -> Iterator[Live]:
@@ -101,6 +121,7 @@ def live(
             tempfile.TemporaryDirectory(dir="/dev/shm") as sockets,
             Serial(Backend("socket", where := f"{sockets}/console"), irq_fd=irq_fd) as serial,
             socket.socket(socket.AF_UNIX) as console,
+            _reporting(machine),
         ):
             machine.on_reset.append(serial.reset)
             serial.attach(machine.bus, layout.COM1)
@@ -110,7 +131,7 @@ def live(
             machine.start()
             guest.ready()
             yield guest
-            machine.close()
+            machine.stop()
     finally:
         machine.close()
         os.close(log._fd)
