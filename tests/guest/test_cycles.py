@@ -25,8 +25,9 @@ MIB = 1 << 20
 CYCLES = 500  # of disks, and as many of NICs
 WARM_UP = 50  # cycles, after which all is allocated that is kept
 LOOK = 50  # the guest is asked after each so many
-GROWTH_KIB = 256
-HUGE_KIB = 2048
+# Two huge pages, which the host's kernel makes of small ones as it sees fit; the test of the same
+# name in tests/kvm looks more closely.
+GROWTH_KIB = 4096
 DONE = '{"return":{}}'
 DISK = '{"id":"disk","driver":"virtio-blk-mmio","addr":"0x2"}'
 NIC = '{"id":"nic","driver":"virtio-net-mmio","addr":"0x1"}'
@@ -58,22 +59,19 @@ class Usage(NamedTuple):
 
     descriptors: list[str]
     threads: int
-    small_kib: int  # memory in pages of 4 KiB
-    huge_kib: int  # and in pages of 2 MiB, which come and go as the host's kernel sees fit
+    memory_kib: int
 
 
 def usage(pid: int) -> Usage:
     process = Path(f"/proc/{pid}")
     smaps = (process / "smaps_rollup").read_text(encoding="ascii")
     memory = dict(re.findall(r"^(\w+):\s+(\d+) kB$", smaps, re.MULTILINE))
-    huge = int(memory["AnonHugePages"])
     names = [(task / "comm").read_text() for task in (process / "task").iterdir()]
     return Usage(
         sorted(re.sub(r"\d+", "N", os.readlink(fd)) for fd in (process / "fd").iterdir()),
         # The kernel starts and ends workers of io_uring as it sees fit.
         sum(not name.startswith("iou-") for name in names),
-        int(memory["Anonymous"]) - huge,
-        huge,
+        int(memory["Anonymous"]),
     )
 
 
@@ -161,9 +159,10 @@ def namespace() -> Iterator[None]:
 def check_load(said: dict[str, str], seconds: float) -> None:
     """Neither stopped before it was told to, and both got on."""
     assert "terminating on signal 2" in said["fio"]
-    found = re.search(r"err= *(\d+).*?\n.*?read: .*?\((\d+)([kM]?)i?B/", said["fio"], re.DOTALL)
-    assert found, said["fio"]
-    assert found[1] == "0", said["fio"]
+    assert re.search(r"err= *0:", said["fio"]), said["fio"]
+    requests = re.search(r"issued rwts: total=(\d+),(\d+),", said["fio"])
+    assert requests, said["fio"]
+    assert min(map(int, requests.groups())) > 5 * seconds, said["fio"]
     ran = max(map(float, re.findall(r"-(\d+\.\d+) +sec", said["iperf"])))
     assert "the client has terminated" in said["iperf"], said["iperf"]
     assert ran > 0.8 * seconds, said["iperf"]
@@ -202,6 +201,5 @@ def test_cycles_under_load_leave_nothing(shm: Path) -> None:
     assert (ended.status, ended.messages) == (0, "")
     assert after.descriptors == before.descriptors
     assert after.threads == before.threads
-    assert after.small_kib - before.small_kib < GROWTH_KIB
-    assert after.huge_kib - before.huge_kib < 2 * HUGE_KIB
+    assert after.memory_kib - before.memory_kib < GROWTH_KIB
     check_load(said, seconds)
