@@ -4,6 +4,8 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
+# pip writes a start script of its own, which imports more than pyvirt does.
+LAUNCHER = $(BIN)/python cli/launcher.py >$(BIN)/pyvirt && chmod 755 $(BIN)/pyvirt
 NATIVE := $(wildcard native/*.c native/*.h native/*.cdef native/*.py)
 
 .PHONY: demo test check setup packages clean \
@@ -43,12 +45,13 @@ $(VENV)/.ready: pyproject.toml setup.py cli/launcher.py $(NATIVE) | build/pyvirt
 	@echo "setting up $(VENV)"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@$(BIN)/python cli/launcher.py >$(BIN)/pyvirt && chmod 755 $(BIN)/pyvirt
+	@$(LAUNCHER)
 	@touch $@
 
 # What the benchmarks draw with, and nothing else needs.
 $(VENV)/.bench: $(VENV)/.ready
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@$(LAUNCHER)
 	@touch $@
 
 # The checkout as a package, for the launcher and for type checkers.

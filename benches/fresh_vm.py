@@ -102,7 +102,7 @@ def report(turns: list[side_by_side.Figures]) -> str:
     )
     return "\n".join(
         [
-            f"{len(turns)} boots of the host, {VMS} pairs in each; micro kernel, 1 vCPU, 256 MiB.",
+            f"{len(turns)} turns of {VMS} pairs; micro kernel, 1 vCPU, 256 MiB.",
             f"{side_by_side.qemu_version()}, -M {side_by_side.MACHINE}.",
             "Seconds, median (least to most).",
             "",
