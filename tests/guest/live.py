@@ -79,7 +79,7 @@ class Live:
 
 
 @contextmanager
-def _reporting(machine: Machine) -> Iterator[None]:
+def reporting(machine: Machine) -> Iterator[None]:
     """Do what the main thread of `pyvirt run` does: have devices say what they have to say."""
     over, notices = threading.Event(), machine.notices_fd
 
@@ -121,7 +121,6 @@ def live(
             tempfile.TemporaryDirectory(dir="/dev/shm") as sockets,
             Serial(Backend("socket", where := f"{sockets}/console"), irq_fd=irq_fd) as serial,
             socket.socket(socket.AF_UNIX) as console,
-            _reporting(machine),
         ):
             machine.on_reset.append(serial.reset)
             serial.attach(machine.bus, layout.COM1)
@@ -131,7 +130,7 @@ def live(
             machine.start()
             guest.ready()
             yield guest
-            machine.stop()
+            machine.close()
     finally:
         machine.close()
         os.close(log._fd)

@@ -16,7 +16,7 @@ from pyvirt.devices.tap import Tap, TapConfig
 from pyvirt.errors import ConfigError
 
 from ..unit.namespace import ip, network_namespace
-from .live import Live
+from .live import Live, reporting
 from .network import interface
 from .test_hotplug import folder, guest
 from .test_qmp import Operator, operator
@@ -110,19 +110,25 @@ def test_nic_by_the_book(linked: Live, operator: Operator) -> None:
     assert linked.log.read_text() == ""
 
 
+def change_promiscuity(linked: Live, operator: Operator, switch: str, told: str) -> None:
+    """Change it in the guest; an event must tell, and a request then show what it is."""
+    # An event that comes with the answer may be of a change after it, and the next has none.
+    while operator.says('{"execute":"query-rx-filter"}') and operator.skipped:
+        pass
+    linked.run(f"ip link set eth0 promisc {switch}")
+    event = operator.line(filters=True)
+    assert '"NIC_RX_FILTER_CHANGED","data":{"name":"net-0","path":"net-0"}' in event
+    answer = operator.says('{"execute":"query-rx-filter"}')
+    assert f'"name":"net-0","promiscuous":{told}' in answer
+
+
 def test_what_the_guest_wants_to_receive_is_told(linked: Live, operator: Operator) -> None:
     assert operator.says(ADD) == DONE
     assert operator.says(PLUG) == DONE
     wait_for_carriers(linked, [1, 0])
-    for switch, told in (("on", "true"), ("off", "false")):
-        # An event that comes with the answer may be of a change after it, and the next has none.
-        while operator.says('{"execute":"query-rx-filter"}') and operator.skipped:
-            pass
-        linked.run(f"ip link set eth0 promisc {switch}")
-        event = operator.line(filters=True)
-        assert '"NIC_RX_FILTER_CHANGED","data":{"name":"net-0","path":"net-0"}' in event
-        answer = operator.says('{"execute":"query-rx-filter"}')
-        assert f'"name":"net-0","promiscuous":{told}' in answer
+    with reporting(linked.machine):
+        for switch, told in (("on", "true"), ("off", "false")):
+            change_promiscuity(linked, operator, switch, told)
     unplug(operator)
 
 
