@@ -19,6 +19,7 @@ from .options import pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Container
     from typing import Any
 
     from ..devices.nic import Netdev
@@ -80,7 +81,7 @@ _QUEUE_SIZE = (
     members.queue_size(net.QUEUE_SIZE_MIN, net.QUEUE_SIZE_MAX),
 )
 # Each pair of queues has a thread of its own, whoever is to be the one of a device.
-_IOTHREAD = ("iothread", "", members.name)
+_IOTHREAD = ("iothread", "iothread", members.name)
 _LIMITS: tuple[members.Member, ...] = (
     ("throttling.rx-bytes", "rx_bytes", _rate),
     ("throttling.rx-packets", "rx_packets", _rate),
@@ -196,11 +197,18 @@ class Nics:
             self._devices.add(name)
         self._given.append(("device", fields))
 
-    def nics(self) -> tuple[NicConfig, ...]:
+    def nics(self, threads: Container[str] = ()) -> tuple[NicConfig, ...]:
         """Return the NICs in the order of their options; ConfigError when they do not match.
 
-        A netdev that no device names is a NIC by itself, in its own place.
+        A netdev that no device names is a NIC by itself, in its own place. `threads` are the ids
+        that an `iothread` may have.
         """
+        for _, fields in self._given:
+            name = fields.get("iothread")
+            if name is not None and name not in threads:
+                raise ConfigError(
+                    f"iothread={name}: there is no such thread; add -object iothread,id={name}"
+                )
         by_netdev: dict[str, dict[str, Any]] = {}
         for kind, fields in self._given:
             if kind != "device":

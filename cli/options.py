@@ -429,7 +429,7 @@ def _gather_devices(options: Options) -> None:
         cards = Nics()
         for name, text in nics:
             cards.add(name, text)
-        options.nics = cards.nics()
+        options.nics = cards.nics({thread.id for thread in options.iothreads})
     _check_ids(options)
     if pythons:
         from .python_devices import parse as parse_python

@@ -61,7 +61,8 @@ def test_netdev_and_device_are_one_nic() -> None:
     expected = [wanted("n0", ifname="tap0")]
     assert nics("-netdev", TAP, "-device", DEVICE) == expected
     assert nics("-device", DEVICE, "-netdev", TAP) == expected
-    assert nics("-device", f"{DEVICE},id=eth0,iothread=io1,mq=on", f"--netdev={TAP}") == expected
+    device = f"{DEVICE},id=eth0,iothread=io1,mq=on"
+    assert nics("-object", "iothread,id=io1", "-device", device, f"--netdev={TAP}") == expected
     assert nics("-netdev", TAP) == expected
 
 
@@ -208,6 +209,14 @@ def test_members_of_a_device(text: str, changed: dict[str, Any]) -> None:
 )
 def test_refused(argv: list[str], words: str) -> None:
     assert words in refusal(lambda: parse(argv))
+
+
+@pytest.mark.parametrize(
+    "words", [["-net", "tap0,iothread=x"], ["-netdev", TAP, "-device", f"{DEVICE},iothread=x"]]
+)
+def test_a_thread_that_is_not_there_is_refused(words: list[str]) -> None:
+    message = "iothread=x: there is no such thread; add -object iothread,id=x"
+    assert refusal(lambda: parse(["-object", "iothread,id=y", *words])) == message
 
 
 def test_a_disk_and_a_nic_of_one_name_are_refused() -> None:
