@@ -184,9 +184,7 @@ def report(turns: list[side_by_side.Figures]) -> str:
 
 def main() -> int:
     """Measure here or in the lab; print the table and keep it, with a plot, under results/."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else RUNS
-    if runs < RUNS_MIN:
-        sys.exit(f"RUNS {runs}: fewer than {RUNS_MIN} say nothing; give more")
+    runs = side_by_side.how_many("RUNS", RUNS_MIN, RUNS)
     guest = kernel.find("micro")
     initrd = initramfs.build(guest, script=script(JOB_SECONDS))
     root = rootfs.build(rootfs.MEASURE)

@@ -102,9 +102,7 @@ def report(image: str, turns: list[side_by_side.Figures]) -> str:
 
 def main() -> int:
     """Measure here or in the lab; print the table and keep it under results/."""
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else PAIRS
-    if pairs < PAIRS_MIN:
-        sys.exit(f"PAIRS {pairs}: fewer than {PAIRS_MIN} say nothing; give more")
+    pairs = side_by_side.how_many("PAIRS", PAIRS_MIN, PAIRS)
     guest = kernel.find("micro")
     initrd = initramfs.build(guest, script=SCRIPT)
     words = (str(guest.image), str(initrd))

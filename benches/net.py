@@ -266,9 +266,7 @@ def report(turns: list[side_by_side.Figures]) -> str:
 
 def main() -> int:
     """Measure here or in the lab; print the tables and keep them, with a plot, under results/."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else RUNS
-    if runs < RUNS_MIN:
-        sys.exit(f"RUNS {runs}: fewer than {RUNS_MIN} say nothing; give more")
+    runs = side_by_side.how_many("RUNS", RUNS_MIN, RUNS)
     program = round_trip()
     guest = kernel.find("micro")
     files = {"/bin/round_trip": program}

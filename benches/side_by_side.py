@@ -44,6 +44,14 @@ _EXITS = [Path("/sys/kernel/debug/kvm", f"{kind}_exits") for kind in ("mmio", "i
 RESULTS = Path(__file__).parent / "results"
 
 
+def how_many(what: str, least: int, default: int) -> int:
+    """Return how many runs the command line asks for; `what` is their name."""
+    given = int(sys.argv[1]) if len(sys.argv) > 1 else default
+    if given < least:
+        sys.exit(f"{what} {given}: fewer than {least} say nothing; give more")
+    return given
+
+
 def turns(measure: Callable[[], Figures], count: int, seconds: float) -> list[Figures]:
     """Return what `measure`, which takes each monitor once, found in `count` turns.
 

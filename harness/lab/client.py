@@ -185,7 +185,10 @@ class Client:
         if self._silence_end is not None and now >= self._silence_end:
             raise LabHangsError(f"lab: no sign of life for {_SILENCE:.0f} s; run it again")
         limits = (
-            *(self._deadline, self._grace_end, self._boot_end, self._silence_end),
+            self._deadline,
+            self._grace_end,
+            self._boot_end,
+            self._silence_end,
             self._next_knock,
         )
         ends = [end for end in limits if end is not None]

@@ -10,11 +10,11 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from ..unit.namespace import ip, network_namespace
+from ..unit.usage import usage
 from .conftest import make
 from .live import SCRIPT
 from .network import TOOLS, Guest, interface, running, tools_disk
@@ -52,27 +52,6 @@ USERS = """
 (while :; do dd if=/dev/vdc of=/dev/vdc bs=4k count=8 2>/dev/null; sleep 0.1; done) &
 (while :; do ping -c 1 -W 1 10.0.1.1 >/dev/null 2>&1; sleep 0.1; done) &
 """
-
-
-class Usage(NamedTuple):
-    """What a monitor holds of the host, but for the guest's memory, which is shared."""
-
-    descriptors: list[str]
-    threads: int
-    memory_kib: int
-
-
-def usage(pid: int) -> Usage:
-    process = Path(f"/proc/{pid}")
-    smaps = (process / "smaps_rollup").read_text(encoding="ascii")
-    memory = dict(re.findall(r"^(\w+):\s+(\d+) kB$", smaps, re.MULTILINE))
-    names = [(task / "comm").read_text() for task in (process / "task").iterdir()]
-    return Usage(
-        sorted(re.sub(r"\d+", "N", os.readlink(fd)) for fd in (process / "fd").iterdir()),
-        # The kernel starts and ends workers of io_uring as it sees fit.
-        sum(not name.startswith("iou-") for name in names),
-        int(memory["Anonymous"]),
-    )
 
 
 class Asked:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from ..unit.namespace import ip, network_namespace
+from ..unit.usage import usage
 from .test_qmp_run import Monitored
 
 MIB = 1 << 20
@@ -17,28 +16,6 @@ CYCLES = 50 if os.environ.get("PYVIRT_LAB") else 500  # of disks, and as many of
 WARM_UP = CYCLES // 5  # cycles, after which all is allocated that is kept
 
 GROWTH_KIB = 256
-
-
-class Usage(NamedTuple):
-    """What a monitor holds of the host, but for the guest's memory, which is shared."""
-
-    descriptors: list[str]
-    threads: int
-    memory_kib: int
-
-
-def usage(pid: int) -> Usage:
-    process = Path(f"/proc/{pid}")
-    status = (process / "status").read_text(encoding="ascii")
-    anonymous = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
-    assert anonymous
-    names = [(task / "comm").read_text() for task in (process / "task").iterdir()]
-    return Usage(
-        sorted(re.sub(r"\d+", "N", os.readlink(fd)) for fd in (process / "fd").iterdir()),
-        # The kernel starts and ends workers of io_uring as it sees fit.
-        sum(not name.startswith("iou-") for name in names),
-        int(anonymous[1]),
-    )
 
 
 def cycle(guest: Monitored, image: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from pyvirt.harness import config
 from pyvirt.harness.fork_server import ForkServer, Process
 
+from ..unit.fork_server import read_all, telling_of_imports
 from .support import PATIENCE
 
 Kernel = Callable[[str], Path]
@@ -18,19 +18,8 @@ Kernel = Callable[[str], Path]
 
 @pytest.fixture
 def server() -> Iterator[ForkServer]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPROFILEIMPORTTIME", "1")
-        server = ForkServer()
-    yield server
-    server.close()
-
-
-def read_all(stream: socket.socket) -> str:
-    stream.settimeout(PATIENCE)
-    data = b""
-    while chunk := stream.recv(65536):
-        data += chunk
-    return data.decode()
+    with telling_of_imports() as server:
+        yield server
 
 
 def run(server: ForkServer, kernel: Path, *words: str) -> Process:

@@ -20,24 +20,15 @@ from pyvirt.errors import BackendError, ConfigError
 from pyvirt.harness import config, fork_server
 from pyvirt.harness.fork_server import ForkServer, Process, ServerGoneError
 
+from .fork_server import read_all, telling_of_imports
+
 SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ForkServer]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPROFILEIMPORTTIME", "1")
-        server = ForkServer()
-    yield server
-    server.close()
-
-
-def read_all(stream: socket.socket) -> str:
-    stream.settimeout(SECONDS)
-    data = b""
-    while chunk := stream.recv(65536):
-        data += chunk
-    return data.decode()
+    with telling_of_imports() as server:
+        yield server
 
 
 def say(server: ForkServer, *lines: bytes) -> socket.socket:
