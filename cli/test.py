@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import PyvirtError
-from ..harness import report
 from ..harness.config import Limits, VmConfig
 from ..harness.end import LabLostError, MonitorDiedError, VerdictError
 from ..harness.guest import kernel
+from ..harness.judge import report
+from ..harness.judge.verdict import Verdict
 from ..harness.place import Session
-from ..harness.verdict import Verdict
 from ..harness.vm import VM
 
 if TYPE_CHECKING:

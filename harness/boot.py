@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .config import Limits
-    from .splat import Splat
+    from .judge.splat import Splat
 
 CLOSE_S = 5.0
 

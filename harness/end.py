@@ -19,12 +19,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import GuestError
-from .verdict import Verdict
+from .judge.verdict import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .splat import Splat
+    from .judge.splat import Splat
 
 
 class End(NamedTuple):

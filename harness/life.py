@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import PyvirtError
 from . import config as configuration
-from . import report, symbols
 from .agent import image
 from .agent.protocol import AgentError, AgentTimeoutError
 from .boot import CLOSE_S, Boot
 from .console import Console
 from .end import GuestTimeoutError, LabLostError, VerdictError, error_of
-from .verdict import Verdict
+from .judge import report, symbols
+from .judge.verdict import Verdict
 
 if TYPE_CHECKING:
     import re
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from .config import VmConfig
     from .end import End
     from .guest.kernel import Kernel
+    from .judge.splat import Splat
+    from .judge.symbols import Symbols
     from .monitor import Monitor
     from .place import Place
-    from .splat import Splat
-    from .symbols import Symbols
 
 SETTLE_S = 2.0  # for the kernel to say what is wrong when it is known that something is
 _REPORT_S = 0.6  # without a byte, and a report is over (console.py)

@@ -14,16 +14,16 @@ import pytest
 
 from ..errors import PyvirtError
 from . import markers, results
-from . import report as sections
 from .config import VmConfig
 from .console import Console
 from .end import VerdictError, error_of
 from .faults import Faults
 from .guest import kernel as kernels
 from .guest.kernel import Kernel
+from .judge import report as sections
+from .judge.verdict import Verdict
 from .monitor import Monitor
 from .place import Broker, Remote, Session
-from .verdict import Verdict
 from .vm import VM
 
 if TYPE_CHECKING:

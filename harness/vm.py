@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from . import report
 from .agent.protocol import AgentError
 from .boot import CLOSE_S
 from .console import Console, ConsoleEndedError, ConsoleTimeoutError
 from .end import CommandFailedError
 from .hotplug import Hotplug
+from .judge import report
 from .life import SETTLE_S, Life
 from .watch import GOOD_ENDS
 

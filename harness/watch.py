@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..qmp import events
 from .end import End
-from .verdict import Verdict
+from .judge.verdict import Verdict
 
 if TYPE_CHECKING:
     import socket
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .config import Limits
     from .console import Console
     from .fork_server import Process
-    from .splat import Splat
+    from .judge.splat import Splat
 
 _READ_BYTES = 1 << 18
 _MESSAGES_MAX = 1 << 20  # bytes of the monitor's messages that are kept

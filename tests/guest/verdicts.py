@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pyvirt.harness.guest import initramfs
 from pyvirt.harness.guest.kernel import Kernel
-from pyvirt.harness.verdict import Verdict
+from pyvirt.harness.judge.verdict import Verdict
 from pyvirt.harness.vm import VM
 
 from ..unit.namespace import ip

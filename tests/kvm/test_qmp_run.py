@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pyvirt.cli import registry
 from pyvirt.errors import BackendError
-from pyvirt.harness import evidence
-from pyvirt.harness.symbols import Symbols
+from pyvirt.harness.judge import evidence
+from pyvirt.harness.judge.symbols import Symbols
 from pyvirt.qmp.client import Client, CommandError
 
 from .support import MAILBOX, PATIENCE

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyvirt.harness import backtrace as module
-from pyvirt.harness.backtrace import LINES_MAX, backtrace
-from pyvirt.harness.symbols import Symbols
+from pyvirt.harness.judge import backtrace as module
+from pyvirt.harness.judge.backtrace import LINES_MAX, backtrace
+from pyvirt.harness.judge.symbols import Symbols
 
 if TYPE_CHECKING:
     from pathlib import Path

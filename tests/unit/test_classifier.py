@@ -9,10 +9,10 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyvirt.harness import classifier
-from pyvirt.harness.classifier import LINES_MAX, QUIET_S, SPLATS_MAX, Classifier
-from pyvirt.harness.splat import Splat
-from pyvirt.harness.verdict import Verdict
+from pyvirt.harness.judge import classifier
+from pyvirt.harness.judge.classifier import LINES_MAX, QUIET_S, SPLATS_MAX, Classifier
+from pyvirt.harness.judge.splat import Splat
+from pyvirt.harness.judge.verdict import Verdict
 
 from .kernel_log import BOOT, kasan, lockdep, oops, panic, stall, stamped, warning
 

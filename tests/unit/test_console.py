@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyvirt.harness import console as module
-from pyvirt.harness.classifier import QUIET_S
 from pyvirt.harness.console import (
     KEPT_MAX,
     Console,
@@ -19,8 +18,9 @@ from pyvirt.harness.console import (
     ConsoleError,
     ConsoleTimeoutError,
 )
+from pyvirt.harness.judge.classifier import QUIET_S
+from pyvirt.harness.judge.verdict import Verdict
 from pyvirt.harness.text import clean
-from pyvirt.harness.verdict import Verdict
 
 from .kernel_log import BOOT, oops, panic, stamped, warning
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from pyvirt.harness import splat
-from pyvirt.harness.classifier import Classifier
-from pyvirt.harness.splat import HEADS, Splat
-from pyvirt.harness.verdict import Verdict
+from pyvirt.harness.judge import splat
+from pyvirt.harness.judge.classifier import Classifier
+from pyvirt.harness.judge.splat import HEADS, Splat
+from pyvirt.harness.judge.verdict import Verdict
 
 from .kernel_log import BOOT, oops, stamped, warning
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyvirt.errors import BackendError, ConfigError
 from pyvirt.harness.guest.kernel import Kernel
-from pyvirt.harness.symbols import Symbols, for_kernel
+from pyvirt.harness.judge.symbols import Symbols, for_kernel
 
 KALLSYMS = """\
 0000000000000000 A fixed_percpu_data

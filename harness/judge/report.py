@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import PyvirtError
+from ...errors import PyvirtError
 from . import evidence
 from .backtrace import backtrace as walk
 
 if TYPE_CHECKING:
-    from .life import Life
-    from .vm import VM
+    from ..life import Life
+    from ..vm import VM
 
 CONSOLE = "guest console (last lines)"
 KERNEL = "kernel report"

@@ -12,14 +12,14 @@ from array import array
 from bisect import bisect_right
 from typing import TYPE_CHECKING
 
-from ..errors import BackendError, ConfigError
-from . import cache
+from ...errors import BackendError, ConfigError
+from .. import cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from .guest.kernel import Kernel
+    from ..guest.kernel import Kernel
 
 _SIZE_MAX = 1 << 20  # bytes of a function; what is further behind a symbol is not its
 _ADDRESS_END = 1 << 64

@@ -6,13 +6,13 @@ import base64
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..qmp.client import Client, CommandError
+from ...qmp.client import Client, CommandError
 from .backtrace import backtrace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .console import Console
+    from ..console import Console
     from .splat import Splat
     from .symbols import Symbols
 

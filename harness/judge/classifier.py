@@ -15,8 +15,8 @@ import functools
 import re
 from typing import TYPE_CHECKING
 
+from ..text import clean
 from .splat import DEATH, HEADS, Splat, fingerprint, title
-from .text import clean
 from .verdict import Verdict
 
 if TYPE_CHECKING:
