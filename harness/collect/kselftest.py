@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..guest.kernel import Kernel
-    from ..subtests import Ktap
+    from ..plugin.subtests import Ktap
     from ..vm import VM
 
 LIST = "kselftest-list.txt"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..guest.kernel import Kernel
     from ..place import Place
-    from ..subtests import Ktap
+    from ..plugin.subtests import Ktap
 
 BOOT_S = 300.0
 # KUnit tells of its results at a level that a console does not show unless asked to.

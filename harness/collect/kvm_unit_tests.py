@@ -16,7 +16,7 @@ import pytest
 
 from ...errors import PyvirtError
 from ..fork_server import Process
-from ..ktap import (
+from ..plugin.ktap import (
     ERROR,
     FAILED,
     LINES_MAX,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..place import Place
-    from ..subtests import Ktap
+    from ..plugin.subtests import Ktap
 
 TIMEOUT_S = 90.0
 MEMORY = "128M"  # QEMU's default

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ...errors import PyvirtError
-from ..plugin import DEFAULT_KERNEL, state_of
+from ..plugin.plugin import DEFAULT_KERNEL, state_of
 from . import kselftest, kunit, kvm_unit_tests
 from .cases import Case, Suite
 

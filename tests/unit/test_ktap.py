@@ -7,8 +7,8 @@ from textwrap import dedent
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyvirt.harness import ktap
-from pyvirt.harness.ktap import LINE_MAX, Lines, Parser, Point
+from pyvirt.harness.plugin import ktap
+from pyvirt.harness.plugin.ktap import LINE_MAX, Lines, Parser, Point
 
 KUNIT = """\
     [    0.310001] printk: console enabled

@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ..errors import PyvirtError
+from ...errors import PyvirtError
+from ..config import VmConfig
+from ..console import Console
+from ..end import VerdictError, error_of
+from ..faults import Faults
+from ..guest import kernel as kernels
+from ..guest.kernel import Kernel
+from ..judge import report as sections
+from ..judge.verdict import Verdict
+from ..monitor import Monitor
+from ..place import Broker, Remote, Session
+from ..vm import VM
 from . import markers, results
-from .config import VmConfig
-from .console import Console
-from .end import VerdictError, error_of
-from .faults import Faults
-from .guest import kernel as kernels
-from .guest.kernel import Kernel
-from .judge import report as sections
-from .judge.verdict import Verdict
-from .monitor import Monitor
-from .place import Broker, Remote, Session
-from .vm import VM
 
 if TYPE_CHECKING:
-    from .end import End
+    from ..end import End
 
-pytest_plugins = ("pyvirt.harness.subtests", "pyvirt.harness.collect.plugin")
+pytest_plugins = ("pyvirt.harness.plugin.subtests", "pyvirt.harness.collect.plugin")
 
 DEFAULT_KERNEL = "micro"
 _VM_MIB = 256 + 64  # of a usual VM and its monitor

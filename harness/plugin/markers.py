@@ -6,15 +6,15 @@ import re
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
-from .config import Limits, VmConfig
+from ...errors import ConfigError
+from ..config import Limits, VmConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pytest
 
-    from .guest.kernel import Kernel
+    from ..guest.kernel import Kernel
 
 MARKERS = (
     "vm(vcpus=, memory=, cmdline=, disks=, nets=, modules=, files=, initrd=, options=): the VMs",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from ..errors import PyvirtError
+from ...errors import PyvirtError
 from .ktap import BAD, CRASHED, FAILED, SKIPPED, XFAILED, Lines, Parser, Point
 
 if TYPE_CHECKING:
