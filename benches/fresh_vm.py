@@ -20,12 +20,12 @@ from tempfile import TemporaryDirectory
 
 import side_by_side
 from pyvirt.errors import PyvirtError
-from pyvirt.harness import config
 from pyvirt.harness.agent import image
 from pyvirt.harness.agent.client import Agent
 from pyvirt.harness.guest import kernel
-from pyvirt.harness.place import Session
-from pyvirt.harness.vm import VM
+from pyvirt.harness.vm import config
+from pyvirt.harness.vm.place import Session
+from pyvirt.harness.vm.vm import VM
 
 PAIRS_MIN, PAIRS = 5, 7
 VMS = 5  # of each in a turn

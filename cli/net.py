@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     """Run `pyvirt net ARGV`; return its exit status. Raises PyvirtError."""
     arguments = _parser().parse_args(_one_dash(argv))
     try:
-        from ..harness import network
+        from ..harness.vm import network
     except ModuleNotFoundError as error:
         raise BackendError(f"net: {error.name} is not installed; run: make setup") from None
     name = network.check_name(f"net {arguments.command}", arguments.name)

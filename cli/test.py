@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import PyvirtError
-from ..harness.config import Limits, VmConfig
-from ..harness.end import LabLostError, MonitorDiedError, VerdictError
 from ..harness.guest import kernel
 from ..harness.judge import report
 from ..harness.judge.verdict import Verdict
-from ..harness.place import Session
-from ..harness.vm import VM
+from ..harness.vm.config import Limits, VmConfig
+from ..harness.vm.end import LabLostError, MonitorDiedError, VerdictError
+from ..harness.vm.place import Session
+from ..harness.vm.vm import VM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

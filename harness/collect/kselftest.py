@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ..guest.kernel import Kernel
     from ..plugin.subtests import Ktap
-    from ..vm import VM
+    from ..vm.vm import VM
 
 LIST = "kselftest-list.txt"
 TIMEOUT_S = 45.0  # kselftest/runner.sh

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from .. import cache
-from ..config import Limits, VmConfig
-from ..vm import VM
+from ..vm.config import Limits, VmConfig
+from ..vm.vm import VM
 from .cases import Case
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..guest.kernel import Kernel
-    from ..place import Place
     from ..plugin.subtests import Ktap
+    from ..vm.place import Place
 
 BOOT_S = 300.0
 # KUnit tells of its results at a level that a console does not show unless asked to.

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from ...errors import PyvirtError
-from ..fork_server import Process
 from ..plugin.ktap import (
     ERROR,
     FAILED,
@@ -28,14 +27,15 @@ from ..plugin.ktap import (
     Point,
     printable,
 )
+from ..vm.fork_server import Process
 from .cases import Case
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ..place import Place
     from ..plugin.subtests import Ktap
+    from ..vm.place import Place
 
 TIMEOUT_S = 90.0
 MEMORY = "128M"  # QEMU's default

@@ -20,7 +20,7 @@ from .cases import Case, Suite
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from ..place import Place
+    from ..vm.place import Place
 
 _CASES = pytest.StashKey[dict[str, list[Case]]]()
 

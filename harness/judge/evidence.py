@@ -12,7 +12,7 @@ from .backtrace import backtrace
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..console import Console
+    from ..vm.console import Console
     from .splat import Splat
     from .symbols import Symbols
 

@@ -9,8 +9,8 @@ from . import evidence
 from .backtrace import backtrace as walk
 
 if TYPE_CHECKING:
-    from ..life import Life
-    from ..vm import VM
+    from ..vm.life import Life
+    from ..vm.vm import VM
 
 CONSOLE = "guest console (last lines)"
 KERNEL = "kernel report"

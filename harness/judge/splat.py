@@ -22,7 +22,7 @@ class Splat(NamedTuple):
 
     `kind` is PANICKED, OOPSED, WARNED or HUNG. `title` has no addresses and no process ids;
     `fingerprint` is the same for reports of one kind from the same place. `mark` is where in the
-    console's stream it begins (see ../console.py).
+    console's stream it begins (see ../vm/console.py).
     """
 
     kind: Verdict

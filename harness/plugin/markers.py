@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
-from ..config import Limits, VmConfig
+from ..vm.config import Limits, VmConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

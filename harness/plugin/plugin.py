@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ...errors import PyvirtError
-from ..config import VmConfig
-from ..console import Console
-from ..end import VerdictError, error_of
-from ..faults import Faults
 from ..guest import kernel as kernels
 from ..guest.kernel import Kernel
 from ..judge import report as sections
 from ..judge.verdict import Verdict
-from ..monitor import Monitor
-from ..place import Broker, Remote, Session
-from ..vm import VM
+from ..vm.config import VmConfig
+from ..vm.console import Console
+from ..vm.end import VerdictError, error_of
+from ..vm.faults import Faults
+from ..vm.monitor import Monitor
+from ..vm.place import Broker, Remote, Session
+from ..vm.vm import VM
 from . import markers, results
 
 if TYPE_CHECKING:
-    from ..end import End
+    from ..vm.end import End
 
 pytest_plugins = ("pyvirt.harness.plugin.subtests", "pyvirt.harness.collect.plugin")
 

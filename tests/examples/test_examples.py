@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from pyvirt.harness.faults import Faults
 from pyvirt.harness.guest.kernel import Kernel
-from pyvirt.harness.vm import VM
+from pyvirt.harness.vm.faults import Faults
+from pyvirt.harness.vm.vm import VM
 
 
 def test_boots(vm: VM, kernel: Kernel) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pyvirt.harness.faults import Faults
+from pyvirt.harness.vm.faults import Faults
 from pyvirt.qmp.client import Client
 from pyvirt.qmp.listener import UNIX, ListenerConfig
 from pyvirt.qmp.machine import MachineHost

@@ -10,11 +10,11 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from pyvirt.harness.console import Console
 from pyvirt.harness.guest import initramfs
 from pyvirt.harness.judge import evidence
 from pyvirt.harness.judge.symbols import Symbols, for_kernel
 from pyvirt.harness.judge.verdict import Verdict
+from pyvirt.harness.vm.console import Console
 from pyvirt.qmp.client import Client
 
 from .conftest import SECONDS, command

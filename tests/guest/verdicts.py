@@ -13,7 +13,7 @@ import pytest
 from pyvirt.harness.guest import initramfs
 from pyvirt.harness.guest.kernel import Kernel
 from pyvirt.harness.judge.verdict import Verdict
-from pyvirt.harness.vm import VM
+from pyvirt.harness.vm.vm import VM
 
 from ..unit.namespace import ip
 

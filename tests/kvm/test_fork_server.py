@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pyvirt.harness import config
-from pyvirt.harness.fork_server import ForkServer, Process
+from pyvirt.harness.vm import config
+from pyvirt.harness.vm.fork_server import ForkServer, Process
 
 from ..unit.fork_server import read_all, telling_of_imports
 from .support import PATIENCE

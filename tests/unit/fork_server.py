@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from pyvirt.harness.fork_server import ForkServer
+from pyvirt.harness.vm.fork_server import ForkServer
 
 PATIENCE = 30.0
 

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyvirt.harness import console as module
-from pyvirt.harness.console import (
+from pyvirt.harness.judge.classifier import QUIET_S
+from pyvirt.harness.judge.verdict import Verdict
+from pyvirt.harness.text import clean
+from pyvirt.harness.vm import console as module
+from pyvirt.harness.vm.console import (
     KEPT_MAX,
     Console,
     ConsoleEndedError,
     ConsoleError,
     ConsoleTimeoutError,
 )
-from pyvirt.harness.judge.classifier import QUIET_S
-from pyvirt.harness.judge.verdict import Verdict
-from pyvirt.harness.text import clean
 
 from .kernel_log import BOOT, oops, panic, stamped, warning
 

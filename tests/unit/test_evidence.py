@@ -7,9 +7,9 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from pyvirt.harness.console import Console
 from pyvirt.harness.judge import evidence
 from pyvirt.harness.judge.symbols import Symbols
+from pyvirt.harness.vm.console import Console
 from pyvirt.qmp.client import Client, CommandError
 
 from .kernel_log import BOOT, stamped, warning

@@ -17,8 +17,8 @@ import pytest
 from pyvirt.cli import fork_server as server_side
 from pyvirt.cli import options
 from pyvirt.errors import BackendError, ConfigError
-from pyvirt.harness import config, fork_server
-from pyvirt.harness.fork_server import ForkServer, Process, ServerGoneError
+from pyvirt.harness.vm import config, fork_server
+from pyvirt.harness.vm.fork_server import ForkServer, Process, ServerGoneError
 
 from .fork_server import read_all, telling_of_imports
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from pyvirt.errors import BackendError, PyvirtError
-from pyvirt.harness.faults import Faults, microseconds, size_in_bytes
+from pyvirt.harness.vm.faults import Faults, microseconds, size_in_bytes
 from pyvirt.qmp.table import BY_NAME
 
 from .refusal import refusal

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pyvirt.harness import fork_server, place
+from pyvirt.harness.vm import fork_server, place
 from pyvirt.vmm.paths import cache_folder
 
 pytest_plugins = ["pytester"]

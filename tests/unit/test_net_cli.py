@@ -13,8 +13,8 @@ import pytest
 from pyvirt.cli import net
 from pyvirt.devices.tap import TapConfig
 from pyvirt.errors import BackendError, ConfigError, PyvirtError
-from pyvirt.harness import network
 from pyvirt.harness.guest import tool
+from pyvirt.harness.vm import network
 
 from .namespace import ip, network_namespace
 from .refusal import refusal

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from pyvirt.errors import BackendError
-from pyvirt.harness import fork_server, place
-from pyvirt.harness.place import Broker, Remote, Session
+from pyvirt.harness.vm import fork_server, place
+from pyvirt.harness.vm.place import Broker, Remote, Session
 
 FAKE = Path(__file__).with_name("fake_monitor.py")
 

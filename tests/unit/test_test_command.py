@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from pyvirt.cli import test as command
-from pyvirt.harness import fork_server, place
+from pyvirt.harness.vm import fork_server, place
 
 FAKE = Path(__file__).with_name("fake_monitor.py")
 WARNING = """\

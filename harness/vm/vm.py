@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
-from .agent.protocol import AgentError
+from ...errors import ConfigError
+from ..agent.protocol import AgentError
+from ..judge import report
 from .boot import CLOSE_S
 from .console import Console, ConsoleEndedError, ConsoleTimeoutError
 from .end import CommandFailedError
 from .hotplug import Hotplug
-from .judge import report
 from .life import SETTLE_S, Life
 from .watch import GOOD_ENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from .agent.process import Process as GuestProcess
+    from ..agent.process import Process as GuestProcess
 
 _SLICE_S = 0.2
 

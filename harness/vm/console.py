@@ -13,15 +13,15 @@ from bisect import bisect_right
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import PyvirtError
-from .judge.classifier import Classifier
-from .text import clean
+from ...errors import PyvirtError
+from ..judge.classifier import Classifier
+from ..text import clean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from .judge.splat import Splat
+    from ..judge.splat import Splat
 
 KEPT_MAX = 4 << 20
 _SLACK = 1 << 20  # that much more is kept for a while, so that not every chunk moves memory

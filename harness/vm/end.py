@@ -18,13 +18,13 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import GuestError
-from .judge.verdict import Verdict
+from ...errors import GuestError
+from ..judge.verdict import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .judge.splat import Splat
+    from ..judge.splat import Splat
 
 
 class End(NamedTuple):

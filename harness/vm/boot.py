@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from ..agent.client import Agent
+from ..agent.protocol import AgentError
 from . import config
-from .agent.client import Agent
-from .agent.protocol import AgentError
 from .console import Console
 from .fork_server import Process
 from .monitor import Monitor
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from ..judge.splat import Splat
     from .config import Limits
-    from .judge.splat import Splat
 
 CLOSE_S = 5.0
 

@@ -17,9 +17,9 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from ..devices import mac, tap
-from ..errors import BackendError, ConfigError
-from .guest import tool
+from ...devices import mac, tap
+from ...errors import BackendError, ConfigError
+from ..guest import tool
 
 MARK = "made by pyvirt"
 MARK_NAT = f"{MARK}, with nat"

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from ..qmp.client import ANSWER_S, Client
+from ...qmp.client import ANSWER_S, Client
 
 if TYPE_CHECKING:
     import socket

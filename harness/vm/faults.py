@@ -14,7 +14,7 @@ import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, PyvirtError
+from ...errors import ConfigError, PyvirtError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -15,8 +15,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import BackendError, PyvirtError
-from ..vmm.accel import kvm_failure
+from ...errors import BackendError, PyvirtError
+from ...vmm.accel import kvm_failure
 from . import fork_server
 from .fork_server import ForkServer
 

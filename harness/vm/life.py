@@ -16,27 +16,27 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import PyvirtError
+from ...errors import PyvirtError
+from ..agent import image
+from ..agent.protocol import AgentError, AgentTimeoutError
+from ..judge import report, symbols
+from ..judge.verdict import Verdict
 from . import config as configuration
-from .agent import image
-from .agent.protocol import AgentError, AgentTimeoutError
 from .boot import CLOSE_S, Boot
 from .console import Console
 from .end import GuestTimeoutError, LabLostError, VerdictError, error_of
-from .judge import report, symbols
-from .judge.verdict import Verdict
 
 if TYPE_CHECKING:
     import re
     from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
-    from .agent.client import Agent
+    from ..agent.client import Agent
+    from ..guest.kernel import Kernel
+    from ..judge.splat import Splat
+    from ..judge.symbols import Symbols
     from .config import VmConfig
     from .end import End
-    from .guest.kernel import Kernel
-    from .judge.splat import Splat
-    from .judge.symbols import Symbols
     from .monitor import Monitor
     from .place import Place
 

@@ -13,19 +13,19 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..qmp import events
+from ...qmp import events
+from ..judge.verdict import Verdict
 from .end import End
-from .judge.verdict import Verdict
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from ..judge.splat import Splat
     from .config import Limits
     from .console import Console
     from .fork_server import Process
-    from .judge.splat import Splat
 
 _READ_BYTES = 1 << 18
 _MESSAGES_MAX = 1 << 20  # bytes of the monitor's messages that are kept

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..errors import BackendError, PyvirtError
+from ...errors import BackendError, PyvirtError
 
 CONNECT_S = 20.0
 START_S = 150.0  # for a server in a lab that is to boot first
