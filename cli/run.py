@@ -19,14 +19,14 @@ from ..vmm import layout
 from ..vmm.config import MachineConfig
 from ..vmm.log import Log
 from ..vmm.machine import HOST, End, Machine
-from . import options as run_options
 from .control import Control
 from .daemon import PidFile, daemonize
+from .options import table as run_options
 from .timeline import Timeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .options import Options
+    from .options.table import Options
 
 _CMDLINE = "console=ttyS0 panic=-1"
 # What is still in the serial port at the end is given this long to reach its reader.

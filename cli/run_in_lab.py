@@ -19,13 +19,13 @@ from ..vmm.boot import loader
 from ..vmm.log import Log
 from ..vmm.memory import GuestMemory
 from .daemon import PidFile, daemonize
-from .options import MONITOR_OPTIONS
+from .options.table import MONITOR_OPTIONS
 from .registry import register
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..vmm.config import MachineConfig
-    from .options import Options
+    from .options.table import Options
 
 # The lab needs room for its own kernel beside the guest's memory.
 _LAB_MIB = 1024

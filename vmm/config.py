@@ -13,7 +13,7 @@ DISCOVERIES = ("auto", "acpi", "cmdline")
 
 
 class MachineConfig:
-    """One machine. Every value has been checked by who made it (cli/options.py)."""
+    """One machine. Every value has been checked by who made it (cli/options)."""
 
     __slots__ = (
         "cmdline",

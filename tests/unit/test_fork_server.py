@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from pyvirt.cli import fork_server as server_side
-from pyvirt.cli import options
+from pyvirt.cli.options import table as options
 from pyvirt.errors import BackendError, ConfigError
 from pyvirt.harness.vm import config, fork_server
 from pyvirt.harness.vm.fork_server import ForkServer, Process, ServerGoneError

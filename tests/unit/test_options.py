@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pyvirt.cli import options
-from pyvirt.cli.options import Options, parse
+from pyvirt.cli.options import table as options
+from pyvirt.cli.options.table import Options, parse
 from pyvirt.vmm.memory import MIB
 
 from .refusal import attempt, refusal

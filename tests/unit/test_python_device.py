@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyvirt.cli import options as run_options
+from pyvirt.cli.options import table as run_options
 from pyvirt.devices.virtio import python as python_module
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.python import LATER, PythonDevice, Request, described

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..errors import ConfigError
-from .options import FALSE, TRUE, one_of
+from ...errors import ConfigError
+from .table import FALSE, TRUE, one_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

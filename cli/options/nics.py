@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import os
 
-from ..devices import mac
-from ..devices.nic import NicConfig
-from ..devices.passt import PasstConfig
-from ..devices.stream import PATH_BYTES, StreamConfig
-from ..devices.tap import NAME_BYTES, TapConfig
-from ..devices.virtio import net
-from ..errors import ConfigError
+from ...devices import mac
+from ...devices.nic import NicConfig
+from ...devices.passt import PasstConfig
+from ...devices.stream import PATH_BYTES, StreamConfig
+from ...devices.tap import NAME_BYTES, TapConfig
+from ...devices.virtio import net
+from ...errors import ConfigError
 from . import members
-from .options import pairs
+from .table import pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container
     from typing import Any
 
-    from ..devices.nic import Netdev
+    from ...devices.nic import Netdev
 
 _MTU_MIN, _MTU_MAX = 68, 65535
 _RATE_MAX = 1 << 40

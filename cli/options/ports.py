@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 
-from ..devices.chardev import ChardevConfig
-from ..devices.virtio.console import NAME_BYTES, PORTS_MAX, ConsoleConfig, PortConfig
-from ..errors import ConfigError
-from ..qmp.listener import TCP
+from ...devices.chardev import ChardevConfig
+from ...devices.virtio.console import NAME_BYTES, PORTS_MAX, ConsoleConfig, PortConfig
+from ...errors import ConfigError
+from ...qmp.listener import TCP
 from . import members
-from .options import pairs
+from .table import pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

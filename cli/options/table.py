@@ -6,19 +6,19 @@ so when it begins with a dash).
 
 from __future__ import annotations
 
-from ..errors import ConfigError
-from ..vmm.config import DISCOVERIES, VCPUS_MAX
-from ..vmm.memory import MIB, SIZE_MAX, SIZE_MIN
+from ...errors import ConfigError
+from ...vmm.config import DISCOVERIES, VCPUS_MAX
+from ...vmm.memory import MIB, SIZE_MAX, SIZE_MIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..devices.iothread import IoThread
-    from ..devices.nic import NicConfig
-    from ..devices.virtio.block import BlockConfig
-    from ..devices.virtio.console import ConsoleConfig
-    from ..qmp.listener import ListenerConfig
+    from ...devices.iothread import IoThread
+    from ...devices.nic import NicConfig
+    from ...devices.virtio.block import BlockConfig
+    from ...devices.virtio.console import ConsoleConfig
+    from ...qmp.listener import ListenerConfig
     from .python_devices import PythonDeviceConfig
 
 ACCELERATORS = ("auto", "kvm", "lab")
@@ -416,7 +416,7 @@ def _gather_devices(options: Options) -> None:
         elif (name == "device" and driver not in _PORT_DRIVERS) or name in _OF_DISKS:
             disks.append((name, text))
     if disks:
-        from .drives import Drives
+        from .disks import Drives
 
         drives = Drives()
         for name, text in disks:

@@ -5,15 +5,15 @@ Imported only when it is given.
 
 from __future__ import annotations
 
-from ..errors import ConfigError
+from ...errors import ConfigError
 from . import members
-from .options import pairs
+from .table import pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ..devices.virtio.device import Device
+    from ...devices.virtio.device import Device
 
 _OWN = ("file", "class", "id")
 
@@ -31,7 +31,7 @@ class PythonDeviceConfig:
 
     def make(self) -> Device:
         """Import the file and make the device; ConfigError."""
-        from ..devices.virtio.python_file import load
+        from ...devices.virtio.python_file import load
 
         return load(self.path, self.id, self.class_name, self.options)
 

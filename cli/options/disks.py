@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 
-from ..devices.iothread import IoThread
-from ..devices.virtio import block
-from ..errors import ConfigError
+from ...devices.iothread import IoThread
+from ...devices.virtio import block
+from ...errors import ConfigError
 from . import members
-from .options import one_of, pairs
+from .table import one_of, pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
