@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ..unit.qmp_machine import TIMEOUT, Running, running
+from ..unit.qmp.fake_machine import TIMEOUT, Running, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ import pytest
 from qemu.qmp import EventListener, ExecuteError, QMPClient
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
-from ..unit.qmp_machine import TIMEOUT, Running, running
+from ..unit.qmp.fake_machine import TIMEOUT, Running, running
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

@@ -14,9 +14,9 @@ from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.net import NetConfig
 from pyvirt.harness.lab import module
 
+from ..unit.devices.virtio.nic_bench import NicBench, frame
+from ..unit.devices.virtio.test_net_tap import HOST, MAC, host_socket
 from ..unit.namespace import ip, network_namespace
-from ..unit.nic_bench import NicBench, frame
-from ..unit.test_net_tap import HOST, MAC, host_socket
 
 
 @pytest.fixture(autouse=True)

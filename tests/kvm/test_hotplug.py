@@ -17,7 +17,7 @@ from pyvirt.errors import ConfigError, KvmError, PyvirtError
 from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.machine import ENDED, PAUSED, RUNNING, End
 
-from ..unit.virtio import RUNNING as DRIVER_RUNS
+from ..unit.devices.virtio.bench import RUNNING as DRIVER_RUNS
 from .support import MAILBOX, MEMORY, PATIENCE, Guest
 from .test_access import carry_out
 from .test_create import fail_at

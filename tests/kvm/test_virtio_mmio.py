@@ -14,7 +14,15 @@ from pyvirt.native import ffi, lib
 from pyvirt.vmm import layout, slots
 from pyvirt.vmm.config import MachineConfig
 
-from ..unit.virtio import NEGOTIATED, OFFERED, OWN_FEATURES, RINGS, RUNNING, Notes, take
+from ..unit.devices.virtio.bench import (
+    NEGOTIATED,
+    OFFERED,
+    OWN_FEATURES,
+    RINGS,
+    RUNNING,
+    Notes,
+    take,
+)
 from .support import MAILBOX, MEMORY, Guest
 from .test_access import carry_out
 

@@ -1,0 +1,150 @@
+"""The options of ports: what they make, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyvirt.cli.options.table import parse
+from pyvirt.cli.run import config
+from pyvirt.devices.virtio.console import ConsoleConfig
+
+from ...refusal import attempt, refusal
+
+SERIAL = ["-device", "virtio-serial-device"]
+ENDS = ",server,nowait"
+
+
+def chardevs(*names: str) -> list[str]:
+    return [w for name in names for w in ("-chardev", f"socket,id={name},path=/{name}{ENDS}")]
+
+
+def port(text: str) -> list[str]:
+    return ["-device", f"virtserialport,{text}"]
+
+
+def console(*words: str) -> ConsoleConfig:
+    found = config(parse(list(words))).console
+    assert found
+    return found
+
+
+def test_a_port() -> None:
+    words = ["-chardev", "socket,id=c,fd=7", *SERIAL, *port("chardev=c,name=pyvirt.agent")]
+    made = console(*words)
+    (one,) = made.ports
+    assert (made.id, made.ports_max) == ("serial0", 2)
+    assert (one.number, one.name) == (1, "pyvirt.agent")
+    assert (one.chardev.id, one.chardev.fd, one.chardev.path) == ("c", 7, "")
+    assert parse(words).monitors == ()
+
+
+def test_in_any_order_and_numbered_around_each_other() -> None:
+    made = console(
+        *port("chardev=a,id=p0"),
+        *port("chardev=b,nr=1,bus=s.0"),
+        *port("chardev=c,nr=5"),
+        *port("chardev=d"),
+        *chardevs("d", "c", "b", "a"),
+        *("-device", "virtio-serial-device,id=s"),
+    )
+    assert [(p.number, p.chardev.path) for p in made.ports] == [
+        (2, "/a"), (1, "/b"), (5, "/c"), (3, "/d"),
+    ]  # fmt: skip
+    assert (made.id, made.ports_max) == ("s", 6)
+
+
+def test_beside_a_monitor() -> None:
+    options = parse(
+        [*chardevs("m", "c"), "-mon", "chardev=m,mode=control", *SERIAL, *port("chardev=c")]
+    )
+    assert [monitor.path for monitor in options.monitors] == ["/m"]
+    assert options.console
+    assert [p.chardev.path for p in options.console.ports] == ["/c"]
+
+
+def test_a_device_without_ports() -> None:
+    assert (console(*SERIAL).ports, console(*SERIAL).ports_max) == ((), 2)
+    assert console("-device", "virtio-serial-device,max_ports=31").ports_max == 31
+
+
+def test_thirty_ports() -> None:
+    names = [f"c{n}" for n in range(30)]
+    made = console(*SERIAL, *chardevs(*names), *(w for n in names for w in port(f"chardev={n}")))
+    assert [p.number for p in made.ports] == list(range(1, 31))
+    assert made.ports_max == 31
+
+
+REFUSED = [
+    (port("chardev=c"), ("-device virtserialport: has no device to be on; "
+     "add -device virtio-serial-device")),
+    ([*SERIAL, *port("name=x")],
+     "-device virtserialport,name=x: names no chardev; give chardev=ID"),
+    ([*SERIAL, *port("chardev=c")],
+     "-device virtserialport,chardev=c: c is no -chardev; add -chardev socket,id=c,..."),
+    ([*SERIAL, *chardevs("c"), *port("chardev=c"), *port("chardev=c")],
+     ("-device virtserialport,chardev=c: c has -device virtserialport,chardev=c already; "
+     "give each its own -chardev")),
+    ([*SERIAL, *chardevs("c"), *port("chardev=c"), "-mon", "c,mode=control"],
+     ("-mon c,mode=control: c has -device virtserialport,chardev=c already; "
+     "give each its own -chardev")),
+    ([*SERIAL, *chardevs("c", "d"), *port("chardev=c")],
+     ("-chardev id=d: nothing uses it; add -mon chardev=d,mode=control "
+     "or -device virtserialport,chardev=d")),
+    ([*SERIAL, "-chardev", f"socket,id=c,port=99{ENDS}", *port("chardev=c")],
+     "-chardev id=c: a port has path=PATH or fd=N; give one of these"),
+    ([*SERIAL, *SERIAL],
+     "-device virtio-serial-device: there is one already; put all ports on that"),
+    ([*SERIAL, *chardevs("c", "d"), *port("chardev=c,name=x"), *port("chardev=d,name=x")],
+     "-device virtserialport,name=x: two ports have it; give each its own"),
+    ([*SERIAL, *chardevs("c", "d"), *port("chardev=c,nr=3"), *port("chardev=d,nr=3")],
+     "-device virtserialport,nr=3: two ports have it; give each its own"),
+    ([*SERIAL, *chardevs("c", "d"), *port("chardev=c,id=i"), *port("chardev=d,id=i")],
+     "-device virtserialport,id=i: two ports have it; give each its own"),
+    ([*SERIAL, *chardevs("c"), *port("chardev=c,nr=0")],
+     "-device nr 0: not a number from 1 to 30"),
+    ([*SERIAL, *chardevs("c"), *port("chardev=c,nr=31")],
+     "-device nr 31: not a number from 1 to 30"),
+    ([*SERIAL, *chardevs("c"), *port("chardev=c,name=")],
+     "-device name: 0 bytes, a port's name has 1 to 255"),
+    ([*SERIAL, *chardevs("c"), *port(f"chardev=c,name={'é' * 128}")],
+     "-device name: 256 bytes, a port's name has 1 to 255"),
+    ([*SERIAL, *chardevs("c"), *port("chardev=c,bus=other.0")],
+     "-device virtserialport,bus=other.0: there is only serial0.0; leave it out"),
+    ([*SERIAL, *chardevs("c"), *port("chardev=c,color=red")],
+     "-device color: not understood here; accepted are chardev, id, name, nr, bus"),
+    ([*SERIAL, "-chardev", "socket,id=a,fd=9", "-chardev", "socket,id=b,fd=9",
+      *port("chardev=a"), *port("chardev=b")],
+     "-chardev id=b,fd=9: two ports have it; give each its own"),
+    (["-device", "virtio-serial-device,max_ports=32"],
+     "-device max_ports 32: not a number from 2 to 31"),
+    (["-device", "virtio-serial-device,max_ports=3", *chardevs("c"), *port("chardev=c,nr=3")],
+     ("-device virtio-serial-device,max_ports=3: the ports' numbers are 1 to 2, for 0 is a "
+     "console's; raise it up to 31 or drop a port")),
+    ([*SERIAL, *chardevs(*"abcdefghijklmnopqrstuvwxyzABCDE"),
+      *(w for c in "abcdefghijklmnopqrstuvwxyzABCDE" for w in port(f"chardev={c}"))],
+     ("-device virtio-serial-device,max_ports=31: the ports' numbers are 1 to 30, for 0 is a "
+     "console's; raise it up to 31 or drop a port")),
+    (["-device", ""], ("-device : no such device; there are virtio-blk-device, virtio-net-device, "
+     "virtio-serial-device, virtserialport and python")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "text"), REFUSED, ids=range(len(REFUSED)))
+def test_refused(words: list[str], text: str) -> None:
+    assert refusal(lambda: parse(words)) == text
+
+
+@given(
+    st.lists(
+        st.sampled_from([*SERIAL, *chardevs("c"), *port("chardev=c"), "-device=virtserialport"])
+        | st.lists(
+            st.sampled_from(
+                ["chardev=c", ",", "nr=", "7", "name=", "é", "id=", "max_ports=", "bus="]
+            )
+        ).map(lambda words: f"-device=virtserialport,{''.join(words)}"),
+        max_size=8,
+    )
+)
+def test_any_text_is_understood_or_refused(words: list[str]) -> None:
+    attempt(lambda: parse(words))

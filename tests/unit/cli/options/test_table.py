@@ -1,0 +1,314 @@
+"""The command line of `pyvirt run`: what is understood, and what is refused in which words."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pyvirt.cli.options import table as options
+from pyvirt.cli.options.table import Options, parse
+from pyvirt.vmm.memory import MIB
+
+from ...refusal import attempt, refusal
+
+GIB = 1024 * MIB
+
+
+def plain(value: object) -> object:
+    """Return a value in which our configurations are dicts, for comparison."""
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    names: tuple[str, ...] = getattr(type(value), "__slots__", ())
+    if not names:
+        return value
+    return {name: plain(getattr(value, name)) for name in names if name not in {"given", "handle"}}
+
+
+def fields(parsed: Options) -> dict[str, object]:
+    """Return what was asked for, less how it was written."""
+    return {name: plain(getattr(parsed, name)) for name in Options.__slots__ if name != "given"}
+
+
+def changed(*argv: str) -> dict[str, object]:
+    """Return the fields that a command line changes."""
+    before = fields(Options())
+    return {
+        name: value for name, value in fields(parse(list(argv))).items() if value != before[name]
+    }
+
+
+def test_defaults() -> None:
+    assert changed() == {}
+    given = Options()
+    assert (given.memory, given.smp, given.accel, given.append) == (256 * MIB, 1, "auto", None)
+
+
+# Option, field, text, value; flags have no text.
+EACH = [
+    ("kernel", "kernel", "/boot/vmlinuz", "/boot/vmlinuz"),
+    ("append", "append", "console=ttyS0 root=/dev/vda", "console=ttyS0 root=/dev/vda"),
+    ("append", "append", "", ""),
+    ("smp", "smp", "2", 2),
+    ("smp", "smp", "cpus=254", 254),
+    ("smp", "smp", "8,maxcpus=8,sockets=1,dies=1,clusters=1,cores=8,threads=1", 8),
+    ("m", "memory", "512", 512 * MIB),
+    ("m", "memory", "size=2G", 2 * GIB),
+    ("serial", "serial", "file,path=/tmp/x", "file,path=/tmp/x"),
+    ("machine", "discovery", "microvm,discovery=acpi,dump-guest-core=off", "acpi"),
+    ("machine", "discovery", "type=MicroVM,discovery=cmdline,usb=no", "cmdline"),
+    ("machine", "accel", "microvm,accel=kvm", "kvm"),
+    ("machine", "share", "microvm,mem-share=on", True),
+    ("accel", "accel", "lab", "lab"),
+    ("name", "name", "guest one", "guest one"),
+    ("name", "name", "é" * 255, "é" * 255),
+    ("S", "freeze", None, True),
+    ("freeze", "freeze", None, True),
+    ("daemonize", "daemonize", None, True),
+    ("pidfile", "pidfile", "/run/x.pid", "/run/x.pid"),
+    ("D", "log", "/tmp/log", "/tmp/log"),
+]
+
+
+@pytest.mark.parametrize("dashes", ["-", "--"])
+@pytest.mark.parametrize(("name", "field", "text", "value"), EACH)
+def test_each_option_in_every_spelling(
+    dashes: str, name: str, field: str, text: str | None, value: object
+) -> None:
+    word = f"{dashes}{name}"
+    if text is None:
+        assert changed(word) == {field: value}
+    else:
+        assert changed(word, text) == {field: value}
+        assert changed(f"{word}={text}") == {field: value}
+
+
+def test_value_after_equals_may_hold_anything() -> None:
+    assert changed("-append=a=b -c --d") == {"append": "a=b -c --d"}
+    assert changed("--kernel=-odd=name") == {"kernel": "-odd=name"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["-append", "a", "b", "c"], "a b c"),
+        (["-append", "a b", "c"], "a b c"),
+        (["-append", "a", "b", "-S"], "a b"),
+        (["-S", "-append", ""], ""),
+    ],
+)
+def test_words_after_append_belong_to_it(argv: list[str], text: str) -> None:
+    assert parse(argv).append == text
+    assert parse(argv).freeze == ("-S" in argv)
+
+
+def test_words_after_append_with_equals_do_not() -> None:
+    assert refusal(lambda: parse(["-append=a", "b"])) == (
+        "b: not an option; pyvirt run -help lists them"
+    )
+
+
+@pytest.mark.parametrize("argv", [["-D"], ["-D", "-S"], ["-D="]])
+def test_log_without_a_file_goes_to_stderr(argv: list[str]) -> None:
+    assert parse(argv).log == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "where"), [(["-timeline"], ""), (["-timeline=a.svg"], "a.svg"), ([], None)]
+)
+def test_timeline(argv: list[str], where: str | None) -> None:
+    assert parse(argv).timeline == where
+
+
+def test_timeline_takes_no_word() -> None:
+    assert "a.svg: not an option" in refusal(lambda: parse(["-timeline", "a.svg"]))
+
+
+def test_what_was_given_is_kept_as_written() -> None:
+    argv = ["--m=1G", "-append", "a", "b", "-freeze", "-smp", "cpus=2", "-nographic"]
+    assert parse(argv).given == [("m", "1G"), ("append", "a b"), ("S", ""), ("smp", "cpus=2")]
+
+
+@pytest.mark.parametrize("word", ["-nodefaults", "--no-user-config", "-disable-seccomp"])
+def test_habits_of_others_ask_for_nothing(word: str) -> None:
+    assert changed(word, "-S", word) == {"freeze": True}
+
+
+@pytest.mark.parametrize("word", ["-h", "--help", "-help"])
+def test_help(word: str) -> None:
+    assert changed(word) == {"help": True}
+
+
+@pytest.mark.parametrize("word", ["-bogus", "--bogus", "-bogus=1", "-", "--", "---kernel", "-K"])
+def test_unknown_option(word: str) -> None:
+    assert refusal(lambda: parse([word])) == f"{word}: no such option; pyvirt run -help lists them"
+
+
+@pytest.mark.parametrize("word", ["kernel", "", "+S", "/boot/vmlinuz"])
+def test_word_that_is_no_option(word: str) -> None:
+    assert refusal(lambda: parse([word])) == f"{word}: not an option; pyvirt run -help lists them"
+
+
+VALUED = [o.name for o in options.TABLE if o.value and o.name != "D" and o.value[:2] != "[="]
+
+
+@pytest.mark.parametrize("name", VALUED)
+@pytest.mark.parametrize("rest", [[], ["-S"], ["--name", "x"]])
+def test_option_without_its_value(name: str, rest: list[str]) -> None:
+    message = refusal(lambda: parse([f"-{name}", *rest]))
+    assert message.startswith(f"-{name}: needs a value, ")
+
+
+@pytest.mark.parametrize("word", ["-S=1", "--daemonize=yes", "-freeze="])
+def test_flag_with_a_value(word: str) -> None:
+    assert "takes no value; leave " in refusal(lambda: parse([word]))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["-m", "512", "--m=512"], ["-S", "-freeze"], ["-append", "a", "-append", "b"], ["-D", "-D"]],
+)
+def test_repeated_option(argv: list[str]) -> None:
+    assert refusal(lambda: parse(argv)).endswith("given twice; give it once")
+
+
+@pytest.mark.parametrize("name", ["kernel", "initrd", "pidfile"])
+def test_empty_file_name(name: str) -> None:
+    assert refusal(lambda: parse([f"-{name}="])) == f"-{name}: an empty file name; name a file"
+
+
+@pytest.mark.parametrize("size", ["127", "127M", "0", "524289", "513G", "999999999G"])
+def test_memory_out_of_range(size: str) -> None:
+    assert refusal(lambda: parse(["-m", size])) == (
+        f"-m {size}: not between 128M and 512G; give a size in that range"
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "value"), [("128", 128 * MIB), ("524288M", 512 * GIB), ("512g", 512 * GIB)]
+)
+def test_memory_at_the_edges(size: str, value: int) -> None:
+    assert parse(["-m", size]).memory == value
+
+
+@pytest.mark.parametrize(
+    "size",
+    ["", "M", "G", "1T", "1.5G", "0x200", "256MB", "256 M", "+256", "1_000", "²56", "٢٥٦", "1e3",
+     "1" * 10, "9" * 5000],
+)  # fmt: skip
+def test_memory_that_is_no_size(size: str) -> None:
+    message = refusal(lambda: parse([f"-m={size}"]))
+    assert message == f"-m {size}: not a size; give one such as 256, 256M or 1G"
+
+
+@pytest.mark.parametrize("text", ["size=1G,slots=2", "1G,size=1G", "slots=2", ","])
+def test_memory_members(text: str) -> None:
+    assert refusal(lambda: parse(["-m", text])).startswith(f"-m {text}: ")
+
+
+@pytest.mark.parametrize(
+    "count",
+    ["0", "255", "1000000", "", "two", "-1", "1.0", "0x2", "²", "٢", "cpus=", "cpus=0", "maxcpus=2",
+     "0000002549", "254" + "0" * 5000],
+)  # fmt: skip
+def test_vcpu_count_out_of_range(count: str) -> None:
+    message = refusal(lambda: parse([f"-smp={count}"]))
+    assert message == f"-smp {count}: the vCPU count is a number from 1 to 254"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("4,maxcpus=8", "maxcpus can only be 4"),
+        ("4,sockets=2", "sockets can only be 1"),
+        ("4,threads=2", "threads can only be 1"),
+        ("4,cores=2", "cores can only be 4"),
+        ("4,books=1", "no such member as books; give -smp cpus=N"),
+        ("4,cpus=4", "cpus is given twice; give it once"),
+        ("4,", "no such member as "),
+    ],
+)
+def test_vcpu_shape(text: str, problem: str) -> None:
+    assert refusal(lambda: parse(["-smp", text])).startswith(f"-smp {text}: {problem}")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["-machine", "q35"], "-machine q35: the only machine type is microvm"),
+        (["-machine", "discovery=dt"], "-machine discovery dt: not one of auto, acpi, cmdline"),
+        (["-machine", "accel=tcg"], "-accel tcg: not one of auto, kvm, lab"),
+        (["-machine", "usb=maybe"], "-machine usb maybe: not one of on, yes, true, off, no, false"),
+        (["-machine", "x=1"], "-machine x=1: no such member as x; see pyvirt run -help"),
+        (["-accel", "KVM"], "-accel KVM: not one of auto, kvm, lab"),
+        (["-name", "x" * 256], "-name: 256 characters, 255 is the most; shorten it"),
+        (["-initrd", "i"], "-initrd i: needs a -kernel to go with it"),
+    ],
+)
+def test_refusals(argv: list[str], message: str) -> None:
+    assert refusal(lambda: parse(argv)) == message
+
+
+def test_daemon_has_no_terminal() -> None:
+    message = refusal(lambda: parse(["-daemonize", "-serial", "stdio"]))
+    assert message == "-serial stdio: not with -daemonize; use -serial file,path=FILE or none"
+
+
+def test_daemon_that_says_nothing_of_its_serial_port() -> None:
+    assert parse(["-daemonize"]).serial == ""
+    assert parse(["-daemonize", "-serial", "none"]).serial == "none"
+
+
+def test_usage_names_every_option() -> None:
+    text = options.usage()
+    for option in options.TABLE:
+        assert f"\n  -{option.name}" in text
+        assert option.doc in text
+    assert text.endswith("\n")
+
+
+@given(st.integers(128, 512 * 1024), st.sampled_from(["", "M", "m"]))
+def test_size_in_mib_is_read_back(mib: int, unit: str) -> None:
+    assert options.parse_size("-m", f"{mib}{unit}") == mib * MIB
+
+
+@given(st.integers(1, 512), st.sampled_from("Gg"))
+def test_size_in_gib_is_read_back(gib: int, unit: str) -> None:
+    assert options.parse_size("-m", f"{gib}{unit}") == gib * GIB
+
+
+# One line is promised for words of one line.
+printable = st.text(st.characters(exclude_categories=["Cc", "Zl", "Zp"]), max_size=20)
+names = st.sampled_from([o.name for o in options.TABLE] + ["freeze", "help", "nodefaults"])
+members = st.sampled_from(["cpus", "size", "maxcpus", "cores", "type", "discovery", "accel", "usb"])
+values = (
+    printable
+    | st.integers(-5, 10**12).map(str)
+    | st.builds("{}={}".format, members, printable | st.integers(0, 300).map(str))
+    | st.lists(st.builds("{}={}".format, members, st.integers(0, 9)), max_size=3).map(",".join)
+)
+words = (
+    st.builds("{}{}".format, st.sampled_from(["-", "--"]), names)
+    | st.builds("{}{}={}".format, st.sampled_from(["-", "--"]), names, values)
+    | values
+)
+
+
+@given(st.lists(words, max_size=8))
+@example(["-smp", "1" * 9])
+def test_any_command_line_is_understood_or_refused(argv: list[str]) -> None:
+    parsed = attempt(lambda: parse(argv))
+    if parsed is not None:
+        assert 1 <= parsed.smp <= 254
+        assert 128 * MIB <= parsed.memory <= 512 * GIB
+        assert parsed.accel in options.ACCELERATORS
+        assert parsed.kernel or not parsed.initrd
+
+
+@given(st.lists(words, max_size=8))
+@example(["-object=iothread,id=t", "-disk=a,iothread=t"])
+def test_what_was_given_means_the_same_again(argv: list[str]) -> None:
+    parsed = attempt(lambda: parse(argv))
+    if parsed is not None:
+        flags = [option.name for option in options.TABLE if not option.value]
+        again = [f"-{name}" if name in flags else f"-{name}={text}" for name, text in parsed.given]
+        assert fields(parse(again)) | {"help": parsed.help} == fields(parsed)

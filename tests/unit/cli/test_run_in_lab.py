@@ -1,0 +1,76 @@
+"""Disks and NICs of a guest that runs in the lab: checked before it boots; disks stay locked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyvirt.cli import run_in_lab
+from pyvirt.cli.options.table import parse
+from pyvirt.cli.run import config
+from pyvirt.devices.disk import Disk
+
+from ..refusal import refusal
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.touch()
+    os.truncate(path, 1 << 20)
+    return path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, argv: list[str], lab: Any) -> int:
+    """Run with `lab` in place of the nested lab, and a kernel that nobody looks at."""
+    monkeypatch.setattr(run_in_lab, "_check", lambda _config: None)
+    monkeypatch.setattr("pyvirt.harness.lab.run", lab)
+    options = parse([*argv, "-kernel", "k", "-accel", "lab"])
+    return run_in_lab.run(options, config(options), "asked for")
+
+
+def test_an_image_is_locked_while_the_lab_has_it(
+    monkeypatch: pytest.MonkeyPatch, image: Path
+) -> None:
+    commands = []
+
+    def lab(command: list[str], **_: object) -> int:
+        commands.append(command)
+        assert "in use" in refusal(lambda: Disk(str(image)))
+        return 5
+
+    argv = ["-drive", f"id=a,file={image}", "-device", "virtio-blk-device,drive=a"]
+    assert run(monkeypatch, argv, lab) == 5
+    assert f"-drive=id=a,file={image}" in commands[0]
+    assert "-device=virtio-blk-device,drive=a" in commands[0]
+    Disk(str(image)).close()
+
+
+def test_a_missing_image_is_refused_before_the_lab_boots(
+    monkeypatch: pytest.MonkeyPatch, image: Path, tmp_path: Path
+) -> None:
+    def lab(_command: list[str], **_: object) -> int:
+        raise AssertionError("the lab was started")
+
+    argv = ["-disk", str(image), "-disk", str(tmp_path / "none.img")]
+    assert "none.img: No such file" in refusal(lambda: run(monkeypatch, argv, lab))
+    Disk(str(image)).close()
+
+
+def test_the_same_image_twice_is_refused(monkeypatch: pytest.MonkeyPatch, image: Path) -> None:
+    argv = ["-disk", str(image), "-disk", str(image)]
+    message = refusal(lambda: run(monkeypatch, argv, lambda *_, **__: 0))
+    assert "in use by another process or drive" in message
+    readers = [f"-disk={image},readonly=on"] * 2
+    assert run(monkeypatch, readers, lambda *_, **__: 0) == 0
+
+
+@pytest.mark.parametrize("words", ["tap0", "user"])
+def test_a_nic_is_refused_before_the_lab_boots(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    def lab(_command: list[str], **_: object) -> int:
+        raise AssertionError("the lab was started")
+
+    message = refusal(lambda: run(monkeypatch, ["-net", words], lab))
+    assert message.startswith("-netdev id=net0: this host's networks are not in the lab; run ")

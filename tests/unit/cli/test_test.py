@@ -1,0 +1,108 @@
+"""`pyvirt test` with monitors that have no guest (fake_monitor.py): one line, and the status."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pyvirt.cli import test as command
+from pyvirt.harness.vm import fork_server, place
+
+FAKE = Path(__file__).resolve().parents[1] / "fake_monitor.py"
+WARNING = """\
+[    1.500000] WARNING: CPU: 0 PID: 99 at drivers/fake.c:12 fake_function+0x10/0x20
+[    1.500001] ---[ end trace 0000000000000000 ]---
+"""
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs the command on a kernel that boots; status, stdout, stderr."""
+    words = [sys.executable, "-P", str(FAKE)]
+    monkeypatch.setattr(fork_server, "command", lambda *given: [*words, *given[1:]])
+    monkeypatch.setattr(place, "kvm_failure", lambda: "")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "bzImage").write_text("Linux version 6.1.7-fake (me)")
+    (tmp_path / "initrd").touch()
+    (tmp_path / "no-agent").touch()
+    (tmp_path / "warning").write_text(WARNING)
+
+    def run(
+        *command_line: str, initrd: str = "initrd", kernel: str = "bzImage"
+    ) -> tuple[int, str, str]:
+        options = ["--kernel", kernel, "--initrd", initrd, "--boot-timeout", "20"]
+        status = command.main([*options, *command_line])
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_script_that_succeeds(run: Run, tmp_path: Path) -> None:
+    script = tmp_path / "script.sh"
+    script.write_text("#!/bin/sh\necho out $1; echo err >&2\n")
+    try:
+        status, out, err = run("--", str(script), "argument")
+    finally:
+        Path("/tmp/script.sh").unlink(missing_ok=True)  # where it is in the guest, which is here
+    assert (status, out) == (0, "out argument\n")
+    said, verdict = err.splitlines()
+    assert said == "err"
+    assert verdict.startswith("pyvirt test: passed (bzImage, ")
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict"),
+    [
+        (["sh", "-c", "exit 3"], "failed: sh: status 3"),
+        (["sh", "-c", "cat warning >$CONSOLE; sleep 1"], "warned: the kernel warned: WARNING: "),
+        (
+            ["sh", "-c", "echo 'event GUEST_PANICKED {}' >$MONITOR; sleep 60"],
+            "panicked: Kernel panic;",
+        ),
+    ],
+)
+def test_script_that_fails(words: list[str], verdict: str, run: Run, tmp_path: Path) -> None:
+    status, _, err = run("--", "env", "-C", str(tmp_path), *words)
+    assert status == 1
+    assert f"pyvirt test: {verdict}".replace("sh:", "env:") in err.splitlines()[-1]
+    assert "--- guest console (last lines)" in err
+    assert "--- reproduce\npyvirt run " in err
+
+
+def test_command_that_takes_too_long(run: Run) -> None:
+    status, _, err = run("--timeout", "0.5", "--", "sleep", "60")
+    assert status == 1
+    assert "pyvirt test: timeout: sleep 60: not within 0.5 s" in err
+
+
+def test_kernel_that_does_not_boot(run: Run) -> None:
+    status, _, err = run("--boot-timeout", "1", "--", "true", initrd="no-agent")
+    assert status == 125
+    assert "pyvirt test: boot-failed: no agent answered in 1 s" in err
+
+
+def test_kernel_that_is_none(run: Run) -> None:
+    status, _, err = run("--", "true", kernel="/none")
+    assert status == 125
+    assert err.startswith("pyvirt test: not tried: kernel /none: it is neither a file nor")
+
+
+def test_monitor_that_dies_says_nothing_of_the_kernel(run: Run) -> None:
+    status, _, err = run("--", "sh", "-c", "echo exit 7 >$MONITOR; sleep 60")
+    assert status == 125
+    assert "pyvirt test: monitor-died: the monitor ended with status 7" in err
+
+
+def test_log_files_are_kept_on_request(run: Run, tmp_path: Path) -> None:
+    assert run("--log-dir", "logs", "--", "true")[0] == 0
+    assert {path.name for path in (tmp_path / "logs").iterdir()} >= {"console.log"}
+    assert os.listdir(tempfile.gettempdir()) == []

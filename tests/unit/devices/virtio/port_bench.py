@@ -1,0 +1,240 @@
+"""A virtio console device behind its transport, with a driver and the host's ends of its ports."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from pyvirt.devices.chardev import ChardevConfig
+from pyvirt.devices.virtio import registers as r
+from pyvirt.devices.virtio.console import MULTIPORT, Console, ConsoleConfig, PortConfig
+
+from .bench import RING_STEP, RINGS, DeviceBench
+from .mock_driver import Driver, Layout, Ram
+
+SIZE = 32
+SECONDS = 10
+RAM = 0x400_0000
+MESSAGES = 0xE0_0000  # where the driver's control messages are
+DATA = 0x100_0000  # what it sends
+BUFFERS = 0x200_0000  # its receive buffers, 64 KiB apart
+
+CONTROL_IN, CONTROL_OUT = 2, 3
+DEVICE_READY, PORT_ADD, PORT_READY, PORT_OPEN, PORT_NAME = 0, 1, 3, 6, 7
+_MESSAGE = struct.Struct("<IHH")
+
+Message = tuple[int, int, int, bytes]
+"""Port, event, value, and what follows."""
+
+
+def queues(port: int) -> tuple[int, int]:
+    """Return the indexes of a port's input and output."""
+    first = 2 * port + 2 if port else 0
+    return first, first + 1
+
+
+IN, OUT = queues(1)
+PIECES, LENGTH = 30, 60_000  # more than a socket takes
+
+
+class PortBench(DeviceBench):
+    """A driver that keeps the rules unless told otherwise, and kicks when it is asked to.
+
+    `host` has our end of each port on a connected socket; a port with a path has none.
+    """
+
+    def __init__(
+        self, *names: str, paths: dict[str, str] | None = None, ports_max: int = 0
+    ) -> None:
+        self.host: dict[int, socket.socket] = {}
+        ports = []
+        for number, name in enumerate(names, 1):
+            if paths and name in paths:
+                chardev = ChardevConfig(name, path=paths[name])
+            else:
+                ours, theirs = socket.socketpair()
+                ours.settimeout(SECONDS)
+                self.host[number] = ours
+                chardev = ChardevConfig(name, fd=theirs.detach())
+            ports.append(PortConfig(number, chardev, name))
+        config = ConsoleConfig("serial0", tuple(ports), ports_max or len(names) + 1)
+        self.ram = Ram([(0, RAM)])
+        super().__init__(self.ram, Console(config))  # type: ignore[arg-type]
+        self.drivers: list[Driver] = []
+        self._heard: list[Message] = []
+        self._spans: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def start(self, features: int = MULTIPORT, *, event_idx: bool = True, buffers: int = 8) -> None:
+        """Go from reset to DRIVER_OK, with `buffers` for control messages."""
+        self.drivers.clear()
+        self._heard.clear()
+        self._spans.clear()
+        self.negotiate(features | r.VERSION_1 | (r.EVENT_IDX if event_idx else 0))
+        for index in range(len(self.device.queue_sizes)):
+            base = RINGS + index * RING_STEP
+            self.ram.view(base, RING_STEP)[:] = bytes(RING_STEP)
+            layout = Layout(base, base + 0x4000, base + 0x8000, SIZE, event_idx)
+            self.drivers.append(Driver(self.ram, layout))
+            self.set_queue(index, SIZE)
+        assert self.set_status(r.DRIVER_OK) & (r.DRIVER_OK | r.NEEDS_RESET) == r.DRIVER_OK
+        self.offer(CONTROL_IN, buffers, 512)
+
+    def introduce(self, *numbers: int) -> None:
+        """Greet the device, and open its ports `numbers`, of which messages are consumed."""
+        self.tell(0xFFFFFFFF, DEVICE_READY, 1)
+        for number in sorted(self.host.keys() | set(numbers)):
+            assert self.hear() == (number, PORT_ADD, 1, b"")
+        for number in sorted(self.host.keys() | set(numbers)):
+            self.tell(number, PORT_READY, 1)
+            assert self.hear()[:3] == (number, PORT_NAME, 1)
+            if number in self.host:
+                assert self.hear() == (number, PORT_OPEN, 1, b"")
+        for number in numbers:
+            self.tell(number, PORT_OPEN, 1)
+
+    def publish(self, index: int) -> None:
+        """Show the device what was added to a queue."""
+        if self.drivers[index].publish():
+            self.set(r.QUEUE_NOTIFY, index)
+
+    def offer(self, index: int, count: int, length: int) -> None:
+        """Offer `count` receive buffers of up to 64 KiB."""
+        for _ in range(count):
+            driver = self.drivers[index]
+            address = BUFFERS + ((index * SIZE + driver.position) % 0x200) * 0x1_0000
+            self._spans[index, driver.add(writable=[(address, length)])] = address, length
+        self.publish(index)
+
+    def add(self, index: int, data: bytes, address: int = DATA) -> None:
+        """Offer `data` to be sent."""
+        self.ram.view(address, len(data))[:] = data
+        self.drivers[index].add([(address, len(data))])
+        self.publish(index)
+
+    def used(self, index: int) -> list[tuple[int, int]]:
+        """Return what was used of a queue; wait for something."""
+        deadline = time.monotonic() + SECONDS
+        while True:
+            # As a driver does: ask for the interrupt, then look.
+            self.drivers[index].enable_interrupts()
+            if done := self.drivers[index].collect():
+                return done
+            assert time.monotonic() < deadline, f"nothing was used of queue {index}"
+            select.select([self.irq_fd], [], [], 0.01)
+
+    def collect(self, index: int) -> list[bytes]:
+        """Return what receive buffers hold that were used; wait for one."""
+        pieces = []
+        for head, length in self.used(index):
+            address, size = self._spans.pop((index, head))
+            assert length <= size
+            pieces.append(bytes(self.ram.view(address, length)))
+        return pieces
+
+    def receive(self, port: int, count: int) -> bytes:
+        """Return `count` bytes from a port; offer as many buffers as were used."""
+        data = b""
+        while len(data) < count:
+            pieces = self.collect(queues(port)[0])
+            data += b"".join(pieces)
+            self.offer(queues(port)[0], len(pieces), 4096)
+        assert len(data) == count
+        return data
+
+    def tell(self, port: int, event: int, value: int) -> None:
+        """Send a control message, as Linux does: wait until it is taken."""
+        self.add(CONTROL_OUT, _MESSAGE.pack(port, event, value), MESSAGES)
+        assert len(self.used(CONTROL_OUT)) == 1
+
+    def hear(self) -> Message:
+        """Return the next control message of the device; its buffer is offered again."""
+        if not self._heard:
+            pieces = self.collect(CONTROL_IN)
+            self.offer(CONTROL_IN, len(pieces), 512)
+            self._heard += [(*_MESSAGE.unpack_from(piece), piece[8:]) for piece in pieces]
+        return self._heard.pop(0)
+
+    @property
+    def broken(self) -> bool:
+        """Tell whether the device needs a reset."""
+        return bool(self.get(r.STATUS) & r.NEEDS_RESET)
+
+    def wait_broken(self) -> str:
+        """Return the log's line on why the device broke; wait for it."""
+        assert select.select([self.broken_fd], [], [], SECONDS)[0]
+        assert self.broken
+        self.transport.report()
+        return self.log[-1]
+
+    def stat(self, name: str) -> int:
+        """Return a counter."""
+        device: Any = self.device
+        return int(getattr(device.stats(), name))
+
+    def wait_stat(self, name: str, least: int) -> None:
+        """Wait until a counter has reached `least`."""
+        deadline = time.monotonic() + SECONDS
+        while self.stat(name) < least:
+            assert time.monotonic() < deadline, f"{name} is {self.stat(name)}, not {least}"
+            time.sleep(0.001)
+
+    def close(self) -> None:
+        """Close everything."""
+        super().close()
+        self.device.close()
+        for end in self.host.values():
+            end.close()
+
+
+Make = Callable[..., PortBench]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Return a maker of devices; all are closed at the end."""
+    benches: list[PortBench] = []
+
+    def maker(*names: str, **options: object) -> PortBench:
+        benches.append(PortBench(*names, **options))  # type: ignore[arg-type]
+        return benches[-1]
+
+    yield maker
+    for bench in benches:
+        bench.close()
+
+
+@pytest.fixture
+def bench(make: Make) -> PortBench:
+    """Return a device with one port, open on both sides."""
+    bench = make("agent")
+    bench.start()
+    bench.introduce(1)
+    return bench
+
+
+def read_all(end: socket.socket, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        piece = end.recv(count - len(data))
+        assert piece
+        data += piece
+    return bytes(data)
+
+
+def noise(count: int) -> bytes:
+    """Return `count` bytes in which a piece that is missing or moved shows."""
+    return (bytes(range(251)) * (count // 251 + 1))[:count]
+
+
+def idle(seconds: float) -> bool:
+    """Tell whether this process does next to nothing for a while."""
+    before = os.times()
+    time.sleep(seconds)
+    after = os.times()
+    return after.user + after.system - before.user - before.system < seconds / 2

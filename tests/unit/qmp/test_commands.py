@@ -1,0 +1,362 @@
+"""The commands apart from plugging: what each answers, and how requests are framed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pyvirt.qmp import events, introspect
+from pyvirt.qmp.table import BY_NAME, TABLE
+
+from .fake_machine import Bench
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+GENERIC = "GenericError"
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    path = tmp_path / "image"
+    path.write_bytes(bytes(1 << 20))
+    return str(path)
+
+
+def file(path: str) -> dict[str, str]:
+    return {"driver": "file", "filename": path}
+
+
+def add_disk(bench: Bench, image: str, name: str = "drive-0", **more: Any) -> None:
+    bench.do("blockdev-add", node_name=name, file=file(image), **more)
+
+
+# The frame of a request.
+
+FRAMES: list[tuple[dict[str, Any], str, str]] = [
+    ({}, GENERIC, "missing field `execute`"),
+    ({"arguments": {}}, GENERIC, "missing field `execute`"),
+    ({"execute": 1}, GENERIC, "invalid type: integer `1`, expected a string for `execute`"),
+    ({"execute": None}, GENERIC, "invalid type: null, expected a string for `execute`"),
+    ({"execute": "x"}, "CommandNotFound",
+     "The command x has not been found; query-commands lists them"),
+    ({"execute": "x\n" * 99}, "CommandNotFound", "The command " + "x\\n" * 26
+     + "x\\... has not been found; query-commands lists them"),
+    ({"execute": "stop", "foo": 1}, GENERIC,
+     "unknown field `foo`, expected one of `execute`, `arguments`, `id`"),
+    ({"exec-oob": "stop"}, GENERIC,
+     "unknown field `exec-oob`, expected one of `execute`, `arguments`, `id`"),
+    ({"execute": "stop", "arguments": None}, GENERIC,
+     "invalid type: null, expected a map for `arguments`"),
+    ({"execute": "stop", "arguments": []}, GENERIC,
+     "invalid type: sequence, expected a map for `arguments`"),
+    ({"execute": "stop", "arguments": {"x": 1}}, GENERIC,
+     "unknown field `x`, there are no fields"),
+    ({"execute": "device_del"}, GENERIC, "missing field `arguments`"),
+    ({"execute": "device_del", "arguments": {}}, GENERIC, "missing field `id`"),
+    ({"execute": "device_del", "arguments": {"id": {}}}, GENERIC,
+     "invalid type: map, expected a string for `id`"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("request_", "kind", "text"), FRAMES, ids=range(len(FRAMES)))
+@pytest.mark.parametrize("id_", [[], ["a"]])
+def test_frame(
+    bench: Bench, request_: dict[str, Any], kind: str, text: str, id_: list[str]
+) -> None:
+    was = bench.state()
+    sent = request_ | ({"id": id_[0]} if id_ else {})
+    expected: dict[str, object] = {"error": {"class": kind, "desc": text}}
+    if id_:
+        expected["id"] = id_[0]
+    assert bench.monitor.execute(bench.session, sent).message == expected
+    assert bench.state() == was
+
+
+@pytest.mark.parametrize("id_", [None, 0, 7, -1.5, "", "a", True, [], [1, {"a": None}], {}])
+def test_id_comes_back_as_it_was(bench: Bench, id_: object) -> None:
+    for request in ({"execute": "query-name"}, {"execute": "x"}, {"execute": "stop", "a": 1}):
+        answer = bench.monitor.execute(bench.session, request | {"id": id_}).message
+        assert list(answer)[-1] == "id"
+        assert answer["id"] == id_
+        assert type(answer["id"]) is type(id_)
+
+
+def test_fault_of_ours_costs_one_command(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+    bench.host.refusal = ZeroDivisionError("x")
+    bench.do("netdev_add", id="n", ifname="tap0")
+    assert bench.refused("device_add", id="n", driver="net") == (
+        GENERIC,
+        "internal error: ZeroDivisionError; see the log",
+    )
+    assert capfd.readouterr().err == (
+        "pyvirt: QMP device_add: ZeroDivisionError: x; please report\n"
+    )
+    assert bench.do("query-status")["running"]
+
+
+# The machine's life.
+
+
+def test_stop_and_cont(bench: Bench) -> None:
+    running = {"running": True, "singlestep": False, "status": "running"}
+    paused = {"running": False, "singlestep": False, "status": "paused"}
+    assert bench.do("query-status") == running
+    for _ in range(2):
+        assert bench.do("stop") == {}
+        assert bench.do("query-status") == paused
+        assert bench.events == [("STOP", {})]
+    bench.events.clear()
+    for _ in range(2):
+        assert bench.do("cont") == {}
+        assert bench.do("query-status") == running
+        assert bench.events == [("RESUME", {})]
+    assert bench.host.calls == ["stop", "cont"]
+
+
+def test_plug_while_paused(bench: Bench, image: str) -> None:
+    bench.do("stop")
+    add_disk(bench, image)
+    bench.do("device_add", id="drive-0", driver="blk")
+    bench.do("device_del", id="drive-0")
+    assert bench.host.state() == "paused"
+
+
+@pytest.mark.parametrize(
+    ("command", "call", "event"),
+    [
+        ("system_powerdown", "powerdown", ("POWERDOWN", {})),
+        ("system_reset", "reset", ("RESET", {"guest": False, "reason": "host-qmp-system-reset"})),
+    ],
+)
+def test_buttons(bench: Bench, command: str, call: str, event: object) -> None:
+    assert bench.do(command) == {}
+    assert bench.host.calls == [call]
+    assert bench.events == [event]
+
+
+def test_what_an_ended_machine_refuses(bench: Bench) -> None:
+    assert bench.do("quit") == {}
+    assert bench.do("quit") == {}
+    assert bench.do("query-status") == {
+        "running": False, "singlestep": False, "status": "shutdown"
+    }  # fmt: skip
+    for command in ("stop", "cont", "system_reset", "system_powerdown"):
+        assert bench.refused(command) == (GENERIC, "The machine has ended")
+
+
+# What is only told.
+
+PROPS = [{"core-id": n, "socket-id": 0, "thread-id": 0} for n in range(2)]
+TOLD: dict[str, object] = {
+    "query-name": {"name": "guest"},
+    "query-kvm": {"enabled": True, "present": True},
+    "query-target": {"arch": "x86_64"},
+    "query-iothreads": [
+        {"id": "io0", "thread-id": 1100, "poll-max-ns": 0, "poll-grow": 0, "poll-shrink": 0}
+    ],
+    "query-chardev": [{"frontend-open": True, "filename": "stdio", "label": "serial0"}],
+    "query-cpus": [
+        {"arch": "x86", "CPU": n, "current": True, "halted": False, "props": PROPS[n],
+         "qom_path": f"/machine/unattached/device[{n}]", "thread_id": 1000 + n}
+        for n in range(2)
+    ],
+    "query-cpus-fast": [
+        {"cpu-index": n, "props": PROPS[n], "qom-path": f"/machine/unattached/device[{n}]",
+         "target": "x86_64", "thread-id": 1000 + n}
+        for n in range(2)
+    ],
+    "query-hotpluggable-cpus": [
+        {"type": "host-x86-cpu", "vcpus-count": 1, "props": PROPS[n],
+         "qom-path": f"/machine/unattached/device[{n}]"}
+        for n in range(2)
+    ],
+    "query-block": [],
+    "query-blockstats": [],
+    "query-named-block-nodes": [],
+    "query-migrate": {"status": "none"},
+    "qom-list-types": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_told(bench: Bench, name: str) -> None:
+    assert bench.do(name) == TOLD[name]
+
+
+def test_disks_are_told(bench: Bench, image: str) -> None:
+    add_disk(bench, image, cache={"direct": False}, read_only=True)
+    node = {
+        "node-name": "drive-0",
+        "drv": "raw",
+        "file": image,
+        "ro": True,
+        "cache": {"direct": False, "no-flush": False, "writeback": True},
+        "image": {"filename": image, "format": "raw", "virtual-size": 1 << 20},
+    }
+    assert bench.do("query-named-block-nodes") == [node]
+    assert bench.do("query-block") == []
+    bench.do("device_add", id="vdb", driver="blk", drive="drive-0", lun=0)
+    (block,) = bench.do("query-block")
+    assert (block["device"], block["inserted"]) == ("vdb", node)
+    (stats,) = bench.do("query-blockstats")
+    assert stats["device"] == "vdb"
+    assert stats["node-name"] == "drive-0"
+    assert (stats["stats"]["rd_bytes"], stats["stats"]["wr_operations"]) == (12288, 1)
+    text = bench.do("human-monitor-command", command_line=" info  block ")
+    assert text == f"vdb: slot 1, {image}, 1048576 bytes, read-only\r\n"
+
+
+def test_what_nics_receive_is_told(bench: Bench) -> None:
+    assert bench.do("query-rx-filter") == []
+    for number in range(2):
+        bench.do("netdev_add", id=f"net-{number}", ifname=f"tap{number}")
+        bench.do("device_add", id=f"net-{number}", driver="virtio-net-mmio", addr=hex(number))
+    filtered, every = bench.do("query-rx-filter")
+    assert bench.do("query-rx-filter", name="net-1") == [every]
+    assert filtered == {
+        "name": "net-0",
+        "promiscuous": False,
+        "multicast": "normal",
+        "unicast": "none",
+        "vlan": "normal",
+        "broadcast-allowed": True,
+        "multicast-overflow": False,
+        "unicast-overflow": False,
+        "main-mac": "52:54:00:00:00:01",
+        "vlan-table": [7],
+        "unicast-table": [],
+        "multicast-table": ["01:00:5e:00:00:01"],
+    }
+    assert (every["multicast"], every["unicast"], every["vlan"]) == ("all", "all", "all")
+    assert every["multicast-overflow"]
+    assert every["unicast-overflow"]
+    text = "name tap0: there is no such NIC; device_add makes one"
+    assert bench.ask("query-rx-filter", name="tap0")["error"]["desc"] == text
+
+
+def test_counters(bench: Bench) -> None:
+    one = {"provider": "pyvirt", "target": "vcpu", "name": "vcpu1",
+           "stats": [{"name": "exits", "value": 8}]}  # fmt: skip
+    assert len(bench.do("query-stats")) == 3
+    assert bench.do("query-stats", target="vcpu", name="vcpu1") == [one]
+    (vm,) = bench.do("query-stats", target="vm")
+    assert (vm["name"], vm["stats"]) == ("vm", [{"name": "exits", "value": 15}])
+
+
+def test_looking_into_the_guest(bench: Bench) -> None:
+    assert bench.do("query-mem-gpa", gpa="0x0") == "B9000001"
+    assert bench.do("query-mem-gpa", gpa="FF") == "B9000100"
+    assert bench.do("query-vcpu-reg", addr="rip", vcpu=1) == "FFFFFFFF81C013F0"
+    assert bench.do("query-vcpu-reg", addr="rax", vcpu=1) == "1"
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("info snapshots", "There is no snapshot available.\r\n"),
+        ("info status", "VM status: running\r\n"),
+        ("info name", "guest\r\n"),
+    ],
+)
+def test_human_monitor(bench: Bench, line: str, text: str) -> None:
+    assert bench.do("human-monitor-command", command_line=line) == text
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "text"),
+    [
+        ("balloon", "DeviceNotActive", "No balloon device has been activated"),
+        ("query-balloon", "DeviceNotActive", "No balloon device has been activated"),
+        ("chardev-add", GENERIC, "chardev_add not supported yet for microVM"),
+        ("chardev-remove", GENERIC, "chardev_remove not supported yet for microVM"),
+        ("cameradev_add", GENERIC, "cameradev_add not supported for MicroVM"),
+        ("cameradev_del", GENERIC, "cameradev_del not supported for MicroVM"),
+        ("migrate", GENERIC, "MicroVM does not support migration"),
+        ("query-vnc", GENERIC, "The service of VNC is not supported"),
+        ("query-display-image", GENERIC, "query-display-image is not supported"),
+        ("update_region", GENERIC, "The micro vm is not supported"),
+    ],
+)
+def test_what_only_other_machines_have(bench: Bench, command: str, kind: str, text: str) -> None:
+    assert bench.refused(command) == (kind, text)
+    assert bench.refused(command, anything=1) == (kind, text)
+
+
+# The table.
+
+ASKED_FOR = {
+    "qmp_capabilities", "query-version", "query-commands", "query-status", "query-cpus",
+    "query-cpus-fast", "query-hotpluggable-cpus", "query-events", "query-name", "query-kvm",
+    "query-machines", "query-target", "query-iothreads", "query-chardev", "query-block",
+    "query-blockstats", "query-named-block-nodes", "stop", "cont", "quit", "system_powerdown",
+    "system_reset", "blockdev-add", "blockdev-del", "netdev_add", "netdev_del", "device_add",
+    "device_del", "getfd", "closefd", "query-mem-gpa", "query-vcpu-reg", "query-stats",
+    "human-monitor-command", "query-qmp-schema",
+}  # fmt: skip
+
+
+def test_commands_are_all_there_once(bench: Bench) -> None:
+    names = [entry["name"] for entry in bench.do("query-commands")]
+    assert set(names) >= ASKED_FOR
+    assert len(names) == len(set(names)) == len(BY_NAME)
+
+
+def test_events_are_all_there(bench: Bench) -> None:
+    assert {entry["name"] for entry in bench.do("query-events")} == {
+        "STOP", "RESUME", "SHUTDOWN", "RESET", "POWERDOWN", "DEVICE_DELETED", "BLOCK_IO_ERROR",
+        "GUEST_PANICKED", "GUEST_CRASHLOADED", "NIC_RX_FILTER_CHANGED",
+    }  # fmt: skip
+
+
+def test_version_is_what_the_greeting_says(bench: Bench) -> None:
+    version = bench.do("query-version")
+    assert version["qemu"] == {"micro": 1, "minor": 0, "major": 5}
+    assert version["package"].startswith("pyvirt-")
+
+
+@pytest.mark.parametrize("command", [c for c in TABLE if c.example], ids=lambda c: c.name)
+def test_example_is_accepted(command: Any) -> None:
+    arguments, answer = command.example
+    command.arguments.read(json.loads(arguments or "{}"), "")
+    json.loads(answer)
+
+
+def test_schema_is_closed(bench: Bench) -> None:
+    """Every type that an entity names is there, once."""
+    schema = bench.do("query-qmp-schema")
+    types = [e["name"] for e in schema if e["meta-type"] not in {"command", "event"}]
+    assert len(types) == len(set(types))
+    for entity in schema:
+        named = [entity.get(key) for key in ("arg-type", "ret-type", "element-type")]
+        named += [member.get("type") for member in entity.get("members", ())]
+        assert {name for name in named if name} <= set(types)
+    (added,) = (e for e in schema if e["name"] == "device_add")
+    (argument,) = (e for e in schema if e["name"] == added["arg-type"])
+    assert {"name": "addr", "type": "str", "default": None} in argument["members"]
+    assert {"name": "id", "type": "str"} in argument["members"]
+    assert introspect.schema(TABLE, events.TABLE) == schema
+
+
+def test_event_carries_its_time() -> None:
+    assert events.event("STOP", {}, 1614310541.55425) == {
+        "event": "STOP",
+        "data": {},
+        "timestamp": {"seconds": 1614310541, "microseconds": 554250},
+    }
+
+
+def test_first_command_begins_the_events(bench: Bench) -> None:
+    bench.refused("x")
+    assert not bench.session.wants_events
+    bench.do("query-status")
+    assert bench.session.wants_events

@@ -1,0 +1,96 @@
+"""Messages: the level that is asked for, to stderr or to a file, and never a fault of their own."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from pyvirt.vmm.log import LEVELS, Log
+
+from ..refusal import refusal, unprivileged
+
+
+def say_all(log: Log) -> None:
+    for level in LEVELS:
+        getattr(log, level)(f"an {level} message")
+
+
+@pytest.mark.parametrize("count", range(1, 5))
+def test_level_says_what_is_written(
+    count: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYVIRT_LOG_LEVEL", LEVELS[count - 1])
+    say_all(Log())
+    out, err = capfd.readouterr()
+    assert out == "", "stdout is the guest's"
+    assert err == "".join(f"pyvirt: an {level} message\n" for level in LEVELS[:count])
+
+
+def test_default_level(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("PYVIRT_LOG_LEVEL", raising=False)
+    say_all(Log())
+    assert capfd.readouterr().err.splitlines() == [
+        "pyvirt: an error message",
+        "pyvirt: an warning message",
+    ]
+
+
+@pytest.mark.parametrize("name", ["", "loud", "DEBUG", "0"])
+def test_unknown_level(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYVIRT_LOG_LEVEL", name)
+    assert refusal(Log) == f"PYVIRT_LOG_LEVEL={name}: not one of error, warning, info, debug"
+
+
+def test_file_is_appended_to(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "log"
+    path.write_text("before\n", encoding="utf-8")
+    log = Log()
+    log.open(str(path))
+    log.error("one")
+    log.error("two")
+    assert path.read_text(encoding="utf-8") == "before\npyvirt: one\npyvirt: two\n"
+    assert capfd.readouterr().err == ""
+
+
+def test_new_file_is_not_for_everyone(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    before = os.umask(0)
+    try:
+        Log().open(str(path))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_file_in_a_missing_folder(tmp_path: Path) -> None:
+    path = tmp_path / "no" / "log"
+    message = refusal(lambda: Log().open(str(path)))
+    assert message == f"-D {path}: No such file or directory; name a file in a writable folder"
+
+
+def test_file_without_permission(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.touch(0)
+    with unprivileged():
+        message = refusal(lambda: Log().open(str(path)))
+    assert message == f"-D {path}: Permission denied; name a file in a writable folder"
+
+
+def test_reader_that_is_gone_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = Log()
+    log.open(str(path))
+    os.close(reader)
+    log.error("nobody hears this")
+
+
+def test_text_of_any_kind_is_one_write(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = Log()
+    log.open(str(path))
+    log.error("name \udcff é")
+    assert path.read_bytes() == "pyvirt: name ? é\n".encode()
