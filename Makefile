@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # pip writes a start script of its own, which imports more than pyvirt does.
 LAUNCHER = $(BIN)/python cli/launcher.py >$(BIN)/pyvirt && chmod 755 $(BIN)/pyvirt
-NATIVE := $(wildcard native/*.c native/*.h native/*.cdef native/*.py)
+NATIVE := $(shell find native -name '[!_]*.[ch]' -o -name '*.cdef' -o -name 'build.py')
 
 .PHONY: demo test check setup packages clean \
   bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm

@@ -18,23 +18,15 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from pyvirt.native.build import FLAGS, HERE
+from pyvirt.native.build import HERE
+from pyvirt.native.program import build
 
 RUNS = 5
 RUN_SECONDS = 60
 BUDGET = 5e6
 DESCRIPTORS = 3  # of a chain
-SOURCES = ("tests/bench_ring.c", "memory.c", "virtqueue.c", "virtqueue_chain.c")
+PROGRAM = HERE / "tests/bench_ring.c"
 RESULTS = Path(__file__).parent / "results"
-
-
-def build(folder: Path) -> Path:
-    """Compile the program."""
-    program = folder / "bench_ring"
-    sources = [str(HERE / name) for name in SOURCES]
-    command = ["gcc", *FLAGS, f"-I{HERE}", *sources, "-o", str(program)]
-    subprocess.run(command, check=True, timeout=RUN_SECONDS)
-    return program
 
 
 def medians_of(pairs: list[tuple[float, float]]) -> tuple[float, float]:
@@ -48,7 +40,8 @@ def main() -> int:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else RUNS
     samples: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        program = build(Path(folder))
+        program = Path(folder) / PROGRAM.stem
+        build(PROGRAM, "plain", program)
         for _ in range(runs):
             output = subprocess.run(
                 [str(program)], check=True, capture_output=True, text=True, timeout=RUN_SECONDS

@@ -1,4 +1,4 @@
-"""Build the extension `pyvirt.native._native` from the C files of this folder (cffi, API mode).
+"""Build the extension `pyvirt.native._native` from the C files of these folders (cffi, API mode).
 
 What Python sees of the C code is what its headers declare: they hold plain declarations only,
 so that the compiler and cffi read the same text. Structures of the kernel and the C library are
@@ -12,8 +12,22 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
-HEADERS = sorted(p.name for p in HERE.glob("*.h") if not p.name.endswith("_internal.h"))
-SOURCES = sorted(path.name for path in HERE.glob("*.c") if not path.name.startswith("_native"))
+PROGRAMS = ("tests", "fuzz")  # folders of what is no part of the extension
+
+
+def files(suffix: str) -> list[str]:
+    """Return the extension's files with this suffix, relative to this folder."""
+    found = (path.relative_to(HERE) for path in HERE.rglob(f"*{suffix}"))
+    return sorted(
+        str(path)
+        for path in found
+        if path.parts[0] not in PROGRAMS and not path.name.startswith("_native")
+    )
+
+
+HEADERS_ALL = files(".h")
+HEADERS = [name for name in HEADERS_ALL if not name.endswith("internal.h")]
+SOURCES = files(".c")
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wshadow", "-Wstrict-prototypes")
 FLAGS = ("-std=c11", "-O2", "-g", "-fvisibility=hidden", "-pthread", "-D_GNU_SOURCE")
 LIBRARIES = ("uring",)

@@ -2,15 +2,9 @@
  * and a host whose packets have any length. Every fault that a sanitizer can see, an endless loop,
  * a buffer outside guest memory or a header that was not negotiated ends the run.
  *
- *     clang -g -O1 -D_GNU_SOURCE -pthread -fsanitize=fuzzer,address,undefined -Inative \
- *         native/fuzz/fuzz_net.c native/net*.c native/{iov,memory,thread,throttle}.c \
- *         native/{virtqueue,virtqueue_chain,virtio_irq,fault}.c
+ *     .venv/bin/python -m pyvirt.native.program fuzz native/fuzz/fuzz_net.c build/fuzz_net
  *
- * The first bytes choose the features; then come instructions, a byte and what it takes.
- *
- * sources: net.c net_ctrl.c net_limit.c net_mode.c net_rx.c net_stream.c net_tap.c net_tx.c
- * net_vhost.c net_worker.c iov.c memory.c throttle.c virtqueue.c virtqueue_chain.c virtio_irq.c
- * fault.c thread.c */
+ * The first bytes choose the features; then come instructions, a byte and what it takes. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -3,14 +3,9 @@
  * sanitizer can see, an endless loop, a buffer that is held between rounds, and a byte that is
  * lost or made up ends the run.
  *
- *     clang -g -O1 -D_GNU_SOURCE -pthread -fsanitize=fuzzer,address,undefined -Inative \
- *         native/fuzz/fuzz_port.c native/port*.c native/{iov,memory,thread}.c \
- *         native/{virtqueue,virtqueue_chain,virtio_irq,fault}.c
+ *     .venv/bin/python -m pyvirt.native.program fuzz native/fuzz/fuzz_port.c build/fuzz_port
  *
- * The first byte chooses the features; then come instructions, a byte and what it takes.
- *
- * sources: port.c port_control.c port_data.c port_host.c port_thread.c iov.c memory.c
- * virtqueue.c virtqueue_chain.c virtio_irq.c fault.c thread.c */
+ * The first byte chooses the features; then come instructions, a byte and what it takes. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>

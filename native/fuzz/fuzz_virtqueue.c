@@ -1,12 +1,9 @@
 /* A fuzz target: the input is a driver that keeps no rule. Every fault that a sanitizer can see, an
  * endless loop, or a chain outside guest memory ends the run.
  *
- *     clang -g -O1 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined -Inative \
- *         native/fuzz/fuzz_virtqueue.c native/{memory,virtqueue,virtqueue_chain}.c
+ *     .venv/bin/python -m pyvirt.native.program fuzz native/fuzz/fuzz_virtqueue.c build/fuzz_vq
  *
- * The first two bytes choose the queue; then come instructions, a byte and what it takes.
- *
- * sources: memory.c virtqueue.c virtqueue_chain.c */
+ * The first two bytes choose the queue; then come instructions, a byte and what it takes. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,13 +1,11 @@
 /* What a request costs the block device's threads: a driver on another thread keeps so many random
  * 4 KiB reads of a file in flight, and waits for an interrupt when it has nothing else to do.
  *
- *     bench_block FILE io_uring|threads direct|cached DEPTH SECONDS
+ *     .venv/bin/python -m pyvirt.native.program plain native/tests/bench_block.c build/bench_block
+ *     build/bench_block FILE io_uring|threads direct|cached DEPTH SECONDS
  *
  * prints "REQUESTS_PER_SECOND CPU_NS_PER_REQUEST REQUESTS_PER_KICK REQUESTS_PER_INTERRUPT", the
- * second of the device's threads alone.
- *
- * sources: block.c block_alignment.c block_request.c block_fault.c block_work.c iothread.c io.c
- * uring.c pool.c throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c thread.c */
+ * second of the device's threads alone. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/virtio_blk.h>

@@ -1,9 +1,7 @@
 /* The virtqueue code through the driver of driver.h, both on this thread, the queue of 256 with
  * event indexes on, and beside it the least that a device could do on the same rings: read the
  * available ring and the descriptors, write the used ring, check nothing. Prints a line for each
- * kind of chain and batch: "direct|indirect BATCH CHECKED PLAIN", both in descriptors a second.
- *
- * sources: memory.c virtqueue.c virtqueue_chain.c */
+ * kind of chain and batch: "direct|indirect BATCH CHECKED PLAIN", both in descriptors a second. */
 #include "driver.h"
 #include "virtqueue.h"
 

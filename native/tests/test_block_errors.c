@@ -1,8 +1,5 @@
 /* The block device's data path: what may not be asked for, what the host cannot do, and what breaks
- * the device.
- *
- * sources: block.c block_alignment.c block_request.c block_fault.c block_work.c iothread.c io.c
- * uring.c pool.c throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c thread.c */
+ * the device. */
 #include "block_device.h"
 
 static void test_wrong_configurations(void)

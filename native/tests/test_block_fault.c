@@ -1,7 +1,4 @@
-/* Faults of a disk: late, failed, lost and wrong answers, while others go their way.
- *
- * sources: block.c block_alignment.c block_request.c block_fault.c block_work.c iothread.c io.c
- * uring.c pool.c throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c thread.c */
+/* Faults of a disk: late, failed, lost and wrong answers, while others go their way. */
 #include <pthread.h>
 
 #include "block_device.h"

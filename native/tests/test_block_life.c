@@ -1,7 +1,4 @@
-/* The block device's data path: starting, stopping, several queues, batches and interrupts.
- *
- * sources: block.c block_alignment.c block_request.c block_fault.c block_work.c iothread.c io.c
- * uring.c pool.c throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c thread.c */
+/* The block device's data path: starting, stopping, several queues, batches and interrupts. */
 #include "block_device.h"
 
 #include <linux/userfaultfd.h>

@@ -1,8 +1,5 @@
 /* The block device's data path: what each kind of request does to the file and to the driver's
- * buffer.
- *
- * sources: block.c block_alignment.c block_request.c block_fault.c block_work.c iothread.c io.c
- * uring.c pool.c throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c thread.c */
+ * buffer. */
 #include <sys/stat.h>
 
 #include "block_device.h"

@@ -1,7 +1,4 @@
-/* Block devices that share a thread: what happens to one is nothing to the other.
- *
- * sources: block.c block_alignment.c block_request.c block_fault.c block_work.c iothread.c io.c
- * uring.c pool.c throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c thread.c */
+/* Block devices that share a thread: what happens to one is nothing to the other. */
 #include <dirent.h>
 #include <pthread.h>
 #include <stdatomic.h>

@@ -1,7 +1,4 @@
-/* The limit on requests a second.
- *
- * sources: block.c block_alignment.c block_request.c block_fault.c block_work.c iothread.c io.c
- * uring.c pool.c throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c thread.c */
+/* The limit on requests a second. */
 #include "block_device.h"
 #include "throttle_internal.h"
 

@@ -1,6 +1,4 @@
-/* The console's rings and thread, with every kind of descriptor at its ends.
- *
- * sources: console.c console_thread.c escape.c ring.c stream.c thread.c */
+/* The console's rings and thread, with every kind of descriptor at its ends. */
 #include "console_internal.h"
 
 #include <dirent.h>

@@ -1,6 +1,4 @@
-/* The gate with vCPU-like threads that never rest while it is opened, closed and ended.
- *
- * sources: gate.c */
+/* The gate with vCPU-like threads that never rest while it is opened, closed and ended. */
 #include "gate.h"
 
 #include <pthread.h>

@@ -1,8 +1,4 @@
-/* The control queue, and what its commands do to the packets that are received.
- *
- * sources: net.c net_ctrl.c net_limit.c net_mode.c net_rx.c net_stream.c net_tap.c net_tx.c
- * net_vhost.c net_worker.c iov.c throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c
- * fault.c thread.c */
+/* The control queue, and what its commands do to the packets that are received. */
 #include "net_bench.h"
 
 enum { ACK = 0x300000, COMMAND = 0x300010, UNANSWERED = 0xaa };

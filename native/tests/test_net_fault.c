@@ -1,8 +1,4 @@
-/* Faults of a NIC: lost packets.
- *
- * sources: net.c net_ctrl.c net_limit.c net_mode.c net_rx.c net_stream.c net_tap.c net_tx.c
- * net_vhost.c net_worker.c iov.c throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c
- * fault.c thread.c */
+/* Faults of a NIC: lost packets. */
 #include "net_bench.h"
 
 enum { LENGTH = 60, COUNT = 20 };

@@ -1,9 +1,5 @@
 /* A network device's life: started and stopped, its backends coming and going, its link, several
- * pairs.
- *
- * sources: net.c net_ctrl.c net_limit.c net_mode.c net_rx.c net_stream.c net_tap.c net_tx.c
- * net_vhost.c net_worker.c iov.c throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c
- * fault.c thread.c */
+ * pairs. */
 #include <pthread.h>
 
 #include "net_bench.h"

@@ -1,8 +1,4 @@
-/* A network device on a stream socket.
- *
- * sources: net.c net_ctrl.c net_limit.c net_mode.c net_rx.c net_stream.c net_tap.c net_tx.c
- * net_vhost.c net_worker.c iov.c throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c
- * fault.c thread.c */
+/* A network device on a stream socket. */
 #include <arpa/inet.h>
 
 #include "net_bench.h"

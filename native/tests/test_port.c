@@ -1,7 +1,4 @@
-/* A console device with its thread: bytes both ways, clients that come and go, hostile rings.
- *
- * sources: port.c port_control.c port_data.c port_host.c port_thread.c iov.c memory.c
- * virtqueue.c virtqueue_chain.c virtio_irq.c fault.c thread.c */
+/* A console device with its thread: bytes both ways, clients that come and go, hostile rings. */
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>

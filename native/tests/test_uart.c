@@ -1,6 +1,4 @@
-/* The 16550A register model, driven as drivers drive it.
- *
- * sources: uart.c console.c console_thread.c escape.c ring.c stream.c thread.c */
+/* The 16550A register model, driven as drivers drive it. */
 #include "uart.h"
 
 #include <errno.h>

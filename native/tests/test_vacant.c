@@ -1,7 +1,5 @@
 /* A block device without a backend answers whatever it is asked with an I/O error, and takes over
- * from another worker in the middle of a ring.
- *
- * sources: vacant.c virtio_irq.c fault.c memory.c virtqueue.c virtqueue_chain.c thread.c */
+ * from another worker in the middle of a ring. */
 #include "vacant.h"
 
 #include <errno.h>

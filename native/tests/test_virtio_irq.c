@@ -1,6 +1,4 @@
-/* Interrupts of one virtio device, raised by many threads at once while the driver acknowledges.
- *
- * sources: virtio_irq.c fault.c */
+/* Interrupts of one virtio device, raised by many threads at once while the driver acknowledges. */
 #include "virtio_irq.h"
 
 #include <errno.h>

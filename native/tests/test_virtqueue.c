@@ -1,7 +1,5 @@
 /* The virtqueue between two threads: an honest driver that sleeps and is woken, with every byte
- * checked; and a hostile one that rewrites all it can while the device looks.
- *
- * sources: memory.c virtqueue.c virtqueue_chain.c */
+ * checked; and a hostile one that rewrites all it can while the device looks. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>

@@ -11,12 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from pyvirt.native.build import FLAGS, HERE, WARNINGS
-
-from .sources import sources
+from pyvirt.native.build import HERE
+from pyvirt.native.program import build
 
 TARGETS = sorted((HERE / "fuzz").glob("fuzz_*.c"))
-FUZZER = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
 RUNS = 150_000
 RUN_SECONDS = 120
 
@@ -24,8 +22,7 @@ RUN_SECONDS = 120
 @pytest.mark.parametrize("target", TARGETS, ids=lambda path: path.stem)
 def test_target(target: Path, tmp_path: Path) -> None:
     program = tmp_path / target.stem
-    command = ["clang", *FLAGS, *WARNINGS, *FUZZER, f"-I{HERE}", str(target), *sources(target)]
-    subprocess.run([*command, "-o", str(program)], check=True, timeout=RUN_SECONDS)
+    build(target, "fuzz", program)
     limits = [f"-runs={RUNS}", "-seed=1", "-max_len=512", "-timeout=10"]
     ran = subprocess.run(
         [str(program), *limits],
