@@ -1,7 +1,7 @@
 """The guest's first serial port: a 16550A in C and what is at its other end on the host.
 
 Python opens the descriptors and is gone from the path: registers, bytes, clients and the
-terminal's escape keys are served by native/uart.c and native/console.c.
+terminal's escape keys are served by native/console/uart.c and native/console/console.c.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class Serial:
         return int(lib.pv_console_first_output_ns(self._console))
 
     def stats(self) -> Any:
-        """Return a struct pv_console_stats (native/console.h) of this moment; any thread."""
+        """Return a struct pv_console_stats (native/console/console.h) of this moment; any thread."""
         stats = ffi.new("struct pv_console_stats *")
         lib.pv_console_stats(self._console, stats)
         return stats

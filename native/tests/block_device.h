@@ -13,7 +13,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 
-#include "check.h"
+#include "tests/check.h"
 #include "io_internal.h"
 #include "virtio_irq.h"
 #include "virtqueue_internal.h"

@@ -5,7 +5,7 @@
 
 #include <string.h>
 
-#include "check.h"
+#include "tests/check.h"
 #include "virtqueue_internal.h"
 
 enum { DRIVER_TABLE = 16 }; /* descriptors in the indirect table of each head */

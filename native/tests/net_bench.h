@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 
-#include "check.h"
+#include "tests/check.h"
 #include "net_internal.h"
 #include "virtio_irq.h"
 #include "virtqueue_internal.h"

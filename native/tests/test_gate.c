@@ -5,7 +5,7 @@
 #include <stdatomic.h>
 #include <unistd.h>
 
-#include "check.h"
+#include "tests/check.h"
 
 enum { THREADS = 4, ROUNDS = 300 };
 

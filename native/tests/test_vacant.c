@@ -8,7 +8,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
-#include "check.h"
+#include "tests/check.h"
 #include "driver.h"
 #include "virtio_irq.h"
 

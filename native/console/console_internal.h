@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "console.h"
+#include "console/console.h"
 
 #define PV_CONSOLE_RING 65536
 

@@ -1,4 +1,4 @@
-#include "escape_internal.h"
+#include "console/escape_internal.h"
 
 enum pv_escape_action pv_escape_next(bool *held, uint8_t byte)
 {

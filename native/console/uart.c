@@ -1,4 +1,4 @@
-#include "uart.h"
+#include "console/uart.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "console_internal.h"
+#include "console/console_internal.h"
 
 /* Registers, by offset; DLL and DLM instead of the first two while LCR_DLAB is set. */
 enum { RBR_THR, IER, IIR_FCR, LCR, MCR, LSR, MSR, SCR };

@@ -16,7 +16,7 @@
 
 #include <stdint.h>
 
-#include "console.h"
+#include "console/console.h"
 
 struct pv_uart;
 

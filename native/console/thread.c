@@ -5,8 +5,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "console_state_internal.h"
-#include "escape_internal.h"
+#include "console/escape_internal.h"
+#include "console/state_internal.h"
 
 #define BACKLOG (PV_CONSOLE_RING / 4) /* kept for a client that comes later */
 #define FOREVER UINT64_MAX

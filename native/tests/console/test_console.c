@@ -1,5 +1,5 @@
 /* The console's rings and thread, with every kind of descriptor at its ends. */
-#include "console_internal.h"
+#include "console/console_internal.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -15,7 +15,7 @@
 #include <sys/un.h>
 #include <termios.h>
 
-#include "check.h"
+#include "tests/check.h"
 
 #define NOBODY {.in_fd = -1, .out_fd = -1, .listen_fd = -1, .quit_fd = -1}
 

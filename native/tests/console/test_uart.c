@@ -1,5 +1,5 @@
 /* The 16550A register model, driven as drivers drive it. */
-#include "uart.h"
+#include "console/uart.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
-#include "check.h"
+#include "tests/check.h"
 
 enum { DATA, IER, IIR, LCR, MCR, LSR, MSR, SCR, FCR = IIR };
 

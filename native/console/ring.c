@@ -1,4 +1,4 @@
-#include "ring_internal.h"
+#include "console/ring_internal.h"
 
 #include <errno.h>
 #include <stdatomic.h>

@@ -1,4 +1,4 @@
-#include "console.h"
+#include "console/console.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -7,7 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "console_state_internal.h"
+#include "console/state_internal.h"
 #include "thread_internal.h"
 
 #define NS_PER_MS UINT64_C(1000000)

@@ -1,12 +1,12 @@
-/* What console.c and console_thread.c share. */
+/* What console.c and thread.c share. */
 #ifndef PV_CONSOLE_STATE_INTERNAL_H
 #define PV_CONSOLE_STATE_INTERNAL_H
 
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "console_internal.h"
-#include "ring_internal.h"
+#include "console/console_internal.h"
+#include "console/ring_internal.h"
 #include "stream_internal.h"
 
 #define PV_CONSOLE_HALF (PV_CONSOLE_RING / 2)
