@@ -12,8 +12,8 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#include "memory.h"
 #include "net_internal.h"
+#include "vcpu/memory.h"
 #include "virtio_irq.h"
 #include "virtqueue_internal.h"
 

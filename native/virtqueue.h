@@ -22,7 +22,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-#include "memory.h"
+#include "vcpu/memory.h"
 
 #define PV_VIRTQUEUE_SIZE_MAX 1024
 #define PV_CHAIN_MAX 1024

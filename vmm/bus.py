@@ -1,7 +1,7 @@
 """The bus: which device answers at which port or address.
 
 Devices in C are entered in the C table and never seen here again; those in Python get each
-access by one call. What nobody claims reads as all ones (native/bus.h).
+access by one call. What nobody claims reads as all ones (native/vcpu/bus.h).
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ CREATE_IRQCHIP = Ioctl("KVM_CREATE_IRQCHIP")
 CREATE_PIT2 = Ioctl("KVM_CREATE_PIT2")
 IRQFD = Ioctl("KVM_IRQFD")
 IOEVENTFD = Ioctl("KVM_IOEVENTFD")
-# Of a vCPU. KVM_RUN is not here: only the loop in native/vcpu.c calls it.
+# Of a vCPU. KVM_RUN is not here: only the loop in native/vcpu/vcpu.c calls it.
 SET_CPUID2 = Ioctl("KVM_SET_CPUID2")
 GET_REGS = Ioctl("KVM_GET_REGS")
 SET_REGS = Ioctl("KVM_SET_REGS")

@@ -1,4 +1,4 @@
-#include "gate.h"
+#include "vcpu/gate.h"
 
 #include <errno.h>
 #include <pthread.h>

@@ -2,7 +2,7 @@
 #ifndef PV_BUS_INTERNAL_H
 #define PV_BUS_INTERNAL_H
 
-#include "bus.h"
+#include "vcpu/bus.h"
 
 struct pv_range {
 	uint64_t base;

@@ -1,7 +1,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "bus_internal.h"
+#include "vcpu/bus_internal.h"
 
 #define RANGES_MAX 64
 

@@ -1,4 +1,4 @@
-#include "memory.h"
+#include "vcpu/memory.h"
 
 #include <errno.h>
 #include <stddef.h>

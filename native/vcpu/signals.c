@@ -1,4 +1,4 @@
-#include "signals.h"
+#include "vcpu/signals.h"
 
 #include <errno.h>
 #include <pthread.h>

@@ -1,4 +1,4 @@
-#include "vcpu.h"
+#include "vcpu/vcpu.h"
 
 #include <errno.h>
 #include <linux/kvm.h>
@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "bus_internal.h"
+#include "vcpu/bus_internal.h"
 
 struct pv_vcpu {
 	int fd;

@@ -1,4 +1,4 @@
-#include "host.h"
+#include "vcpu/host.h"
 
 #include <cpuid.h>
 

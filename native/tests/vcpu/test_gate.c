@@ -1,5 +1,5 @@
 /* The gate with vCPU-like threads that never rest while it is opened, closed and ended. */
-#include "gate.h"
+#include "vcpu/gate.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
