@@ -2,7 +2,7 @@
 
     .venv/bin/python benches/ring.py [RUNS]
 
-native/tests/bench_ring.c, compiled as the extension is: an honest driver and a device that does
+native/tests/virtio/bench_ring.c, compiled as the extension is: an honest driver and a device that does
 nothing else take turns on one thread, with chains as of a block request (3 descriptors) in a queue
 of 256, event indexes on. Beside it the least that a device could do on the same rings, which
 checks nothing and asks for no notification. The driver's own work is in both figures. Exit status
@@ -25,7 +25,7 @@ RUNS = 5
 RUN_SECONDS = 60
 BUDGET = 5e6
 DESCRIPTORS = 3  # of a chain
-PROGRAM = HERE / "tests/bench_ring.c"
+PROGRAM = HERE / "tests/virtio/bench_ring.c"
 RESULTS = Path(__file__).parent / "results"
 
 

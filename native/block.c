@@ -13,7 +13,7 @@
 #include "block_work_internal.h"
 #include "iothread_internal.h"
 #include "throttle_internal.h"
-#include "virtio_irq.h"
+#include "virtio/irq.h"
 
 #define ALIGN_MAX 4096
 #define NS_PER_S UINT64_C(1000000000)

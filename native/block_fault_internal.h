@@ -1,9 +1,9 @@
-/* Requests of a queue that a fault keeps from beginning (fault.h). */
+/* Requests of a queue that a fault keeps from beginning (virtio/fault.h). */
 #ifndef PV_BLOCK_FAULT_INTERNAL_H
 #define PV_BLOCK_FAULT_INTERNAL_H
 
 #include "block_request_internal.h"
-#include "fault_internal.h"
+#include "virtio/fault_internal.h"
 
 /* One queue's; its thread's alone. */
 struct pv_block_faults {

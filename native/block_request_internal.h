@@ -6,7 +6,7 @@
 
 #include "block.h"
 #include "io_internal.h"
-#include "virtqueue.h"
+#include "virtio/virtqueue.h"
 
 #define PV_SECTOR 512
 

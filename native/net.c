@@ -9,7 +9,7 @@
 
 #include "net_internal.h"
 #include "thread_internal.h"
-#include "virtio_irq.h"
+#include "virtio/irq.h"
 
 _Static_assert(sizeof(struct pv_net_stats) == PV_NET_COUNTERS * sizeof(uint64_t), "same order");
 

@@ -4,9 +4,9 @@
  * the length that it ought to have, is answered with an error. */
 #include <string.h>
 
-#include "iov_internal.h"
 #include "net_internal.h"
-#include "virtio_irq.h"
+#include "virtio/iov_internal.h"
+#include "virtio/irq.h"
 
 #define VLANS 4096
 

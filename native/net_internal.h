@@ -11,10 +11,10 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
-#include "fault_internal.h"
 #include "net.h"
 #include "throttle_internal.h"
-#include "virtqueue.h"
+#include "virtio/fault_internal.h"
+#include "virtio/virtqueue.h"
 
 /* Newer than the headers of some distributions. */
 #ifndef TUN_F_USO4

@@ -11,8 +11,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "iov_internal.h"
 #include "net_internal.h"
+#include "virtio/iov_internal.h"
 
 #define PREFIX 4
 #define BUFFER (4 * (PREFIX + PV_NET_FRAME_MAX))

@@ -3,8 +3,8 @@
 #include <errno.h>
 #include <string.h>
 
-#include "iov_internal.h"
 #include "net_internal.h"
+#include "virtio/iov_internal.h"
 
 #define PACKETS 64 /* in a row, at most, and */
 #define BYTES (512 * 1024)

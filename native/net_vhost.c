@@ -14,8 +14,8 @@
 
 #include "net_internal.h"
 #include "vcpu/memory.h"
-#include "virtio_irq.h"
-#include "virtqueue_internal.h"
+#include "virtio/irq.h"
+#include "virtio/virtqueue_internal.h"
 
 #define BIT(bit) (UINT64_C(1) << (bit))
 /* Of the rings and the packets in them; the others are between the driver and the tap. */

@@ -5,7 +5,7 @@
 #include <sys/eventfd.h>
 
 #include "net_internal.h"
-#include "virtio_irq.h"
+#include "virtio/irq.h"
 
 #define COMMANDS 16 /* in a row, at most */
 #define NS_PER_S UINT64_C(1000000000)

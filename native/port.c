@@ -8,7 +8,7 @@
 
 #include "port_internal.h"
 #include "thread_internal.h"
-#include "virtio_irq.h"
+#include "virtio/irq.h"
 
 _Static_assert(sizeof(struct pv_ports_stats) == PV_PORT_COUNTERS * sizeof(uint64_t), "same order");
 

@@ -3,8 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "iov_internal.h"
 #include "port_internal.h"
+#include "virtio/iov_internal.h"
 
 #define MESSAGES 16 /* of the driver, in a row */
 

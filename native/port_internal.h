@@ -10,7 +10,7 @@
 #include <stddef.h>
 
 #include "port.h"
-#include "virtqueue.h"
+#include "virtio/virtqueue.h"
 
 /* In the order of struct pv_ports_stats. */
 enum pv_port_counter {

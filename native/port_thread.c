@@ -3,7 +3,7 @@
 #include <sys/eventfd.h>
 
 #include "port_internal.h"
-#include "virtio_irq.h"
+#include "virtio/irq.h"
 
 #define NS_PER_S 1000000000
 #define RETRY_NS NS_PER_S /* until a client that could not be accepted is tried again */

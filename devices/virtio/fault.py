@@ -1,4 +1,4 @@
-"""Faults that a device commits because a test asks for them; native/fault.h has the rules.
+"""Faults that a device commits because a test asks for them; native/virtio/fault.h has the rules.
 
 A machine's reset and an unplugging remove a device's rules; a driver's reset does not, which may
 be the driver's answer to a fault.

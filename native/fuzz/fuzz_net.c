@@ -10,8 +10,8 @@
 #include <string.h>
 
 #include "net_internal.h"
-#include "virtio_irq.h"
-#include "virtqueue_internal.h"
+#include "virtio/irq.h"
+#include "virtio/virtqueue_internal.h"
 
 #define REQUIRE(condition)                                                                         \
 	do {                                                                                       \

@@ -12,8 +12,8 @@
 #include <unistd.h>
 
 #include "port_internal.h"
-#include "virtio_irq.h"
-#include "virtqueue_internal.h"
+#include "virtio/irq.h"
+#include "virtio/virtqueue_internal.h"
 
 #define REQUIRE(condition)                                                                         \
 	do {                                                                                       \

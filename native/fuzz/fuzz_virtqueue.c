@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "virtqueue_internal.h"
+#include "virtio/virtqueue_internal.h"
 
 #define REQUIRE(condition)                                                                         \
 	do {                                                                                       \

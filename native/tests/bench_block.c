@@ -14,9 +14,9 @@
 #include <sys/resource.h>
 
 #include "block.h"
-#include "driver.h"
-#include "virtio_irq.h"
-#include "virtqueue.h"
+#include "tests/virtio/driver.h"
+#include "virtio/irq.h"
+#include "virtio/virtqueue.h"
 
 enum { SIZE = 256, BYTES = 4096, STRIDE = 2 * BYTES };
 

@@ -13,10 +13,10 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 
-#include "tests/check.h"
 #include "io_internal.h"
-#include "virtio_irq.h"
-#include "virtqueue_internal.h"
+#include "tests/check.h"
+#include "virtio/irq.h"
+#include "virtio/virtqueue_internal.h"
 
 enum { QUEUES = 4, SIZE = 64, RAM = 4 << 20, SECTORS = 2048, DATA = 64 * 1024 };
 enum { FEATURES = 1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_DISCARD |

@@ -11,10 +11,10 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 
-#include "tests/check.h"
 #include "net_internal.h"
-#include "virtio_irq.h"
-#include "virtqueue_internal.h"
+#include "tests/check.h"
+#include "virtio/irq.h"
+#include "virtio/virtqueue_internal.h"
 
 enum { BENCH_PAIRS = 3, BENCH_SIZE = 64, BENCH_RAM = 8 << 20, BENCH_DATA = 1 << 20 };
 enum { RX, TX, CTRL = 2 * BENCH_PAIRS, BENCH_QUEUES };

@@ -2,7 +2,7 @@
 #include <pthread.h>
 
 #include "block_device.h"
-#include "fault.h"
+#include "virtio/fault.h"
 
 #define MS UINT64_C(1000000)
 

@@ -6,9 +6,9 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#include "driver.h"
 #include "port_internal.h"
-#include "virtio_irq.h"
+#include "tests/virtio/driver.h"
+#include "virtio/irq.h"
 
 enum { SIZE = 64, LENGTH = 4096, ROOM = SIZE * LENGTH, BULK = 4 << 20 };
 enum { IN, OUT, CONTROL_IN, CONTROL_OUT, QUEUES };

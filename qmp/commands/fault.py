@@ -1,4 +1,4 @@
-"""Faults that devices commit because a client asks for them (native/fault.h)."""
+"""Faults that devices commit because a client asks for them (native/virtio/fault.h)."""
 
 from __future__ import annotations
 

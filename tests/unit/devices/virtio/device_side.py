@@ -97,7 +97,7 @@ class ModelSide:
 
 
 class NativeSide:
-    """native/virtqueue.c."""
+    """native/virtio/virtqueue.c."""
 
     def __init__(self, ram: Ram, layout: Layout) -> None:
         self._ram = ram

@@ -2,8 +2,8 @@
  * event indexes on, and beside it the least that a device could do on the same rings: read the
  * available ring and the descriptors, write the used ring, check nothing. Prints a line for each
  * kind of chain and batch: "direct|indirect BATCH CHECKED PLAIN", both in descriptors a second. */
-#include "driver.h"
-#include "virtqueue.h"
+#include "tests/virtio/driver.h"
+#include "virtio/virtqueue.h"
 
 enum { SIZE = 256, SEGMENTS = 3, ROUNDS = 1000 };
 

@@ -6,7 +6,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
-#include "fault.h"
+#include "virtio/fault.h"
 
 #define PV_FAULT_BROKEN 0x80000000 /* in pv_faults_armed: the device needs a reset */
 

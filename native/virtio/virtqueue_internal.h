@@ -1,11 +1,11 @@
 /* What the two halves of a virtqueue share: its rings (virtqueue.c) and the walk along a chain of
- * descriptors (virtqueue_chain.c). */
+ * descriptors (chain.c). */
 #ifndef PV_VIRTQUEUE_INTERNAL_H
 #define PV_VIRTQUEUE_INTERNAL_H
 
 #include <stdatomic.h>
 
-#include "virtqueue.h"
+#include "virtio/virtqueue.h"
 
 /* Layouts and flags of virtio 1.2, sections 2.7.5 to 2.7.8; all little-endian. */
 enum { PV_DESC_NEXT = 1, PV_DESC_WRITE = 2, PV_DESC_INDIRECT = 4 };

@@ -1,6 +1,6 @@
 /* A block device without a backend answers whatever it is asked with an I/O error, and takes over
  * from another worker in the middle of a ring. */
-#include "vacant.h"
+#include "virtio/vacant.h"
 
 #include <errno.h>
 #include <linux/virtio_blk.h>
@@ -9,8 +9,8 @@
 #include <sys/eventfd.h>
 
 #include "tests/check.h"
-#include "driver.h"
-#include "virtio_irq.h"
+#include "tests/virtio/driver.h"
+#include "virtio/irq.h"
 
 enum { SIZE = 16, QUEUES = 3, EXTRA = 64 * 1024, PATIENCE_MS = 20000, UNANSWERED = 0xaa };
 

@@ -1,4 +1,4 @@
-#include "fault_internal.h"
+#include "virtio/fault_internal.h"
 
 #include <errno.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-#include "vacant.h"
+#include "virtio/vacant.h"
 
 #include <errno.h>
 #include <linux/virtio_blk.h>
@@ -11,8 +11,8 @@
 #include <unistd.h>
 
 #include "thread_internal.h"
-#include "virtio_irq.h"
-#include "virtqueue.h"
+#include "virtio/irq.h"
+#include "virtio/virtqueue.h"
 
 struct pv_vacant {
 	struct pv_virtio_irq *irq;

@@ -1,4 +1,4 @@
-#include "virtqueue.h"
+#include "virtio/virtqueue.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "virtqueue_internal.h"
+#include "virtio/virtqueue_internal.h"
 
 /* The fields that both sides touch at the same time are of 16 bits, and accessed whole. */
 static uint16_t load_relaxed(const uint16_t *field)

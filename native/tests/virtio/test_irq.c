@@ -1,5 +1,5 @@
 /* Interrupts of one virtio device, raised by many threads at once while the driver acknowledges. */
-#include "virtio_irq.h"
+#include "virtio/irq.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -8,7 +8,7 @@
 #include <sys/eventfd.h>
 
 #include "tests/check.h"
-#include "fault.h"
+#include "virtio/fault.h"
 
 enum { THREADS = 4, ROUNDS = 2000, INTERRUPT_STATUS = 0x60, STATUS = 0x70, NEEDS_RESET = 64 };
 

@@ -1,7 +1,7 @@
 #include <inttypes.h>
 #include <stddef.h>
 
-#include "virtqueue_internal.h"
+#include "virtio/virtqueue_internal.h"
 
 #define KNOWN_FLAGS (PV_DESC_NEXT | PV_DESC_WRITE | PV_DESC_INDIRECT)
 #define BYTES_MAX (UINT64_C(1) << 32)

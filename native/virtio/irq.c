@@ -1,4 +1,4 @@
-#include "virtio_irq.h"
+#include "virtio/irq.h"
 
 #include <errno.h>
 #include <stdatomic.h>
@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <sys/eventfd.h>
 
-#include "fault_internal.h"
+#include "virtio/fault_internal.h"
 
 #define INTERRUPT_STATUS 0x60
 #define STATUS 0x70

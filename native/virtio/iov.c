@@ -1,4 +1,4 @@
-#include "iov_internal.h"
+#include "virtio/iov_internal.h"
 
 #include <string.h>
 

@@ -5,8 +5,8 @@
 #include <stdatomic.h>
 #include <sys/eventfd.h>
 
-#include "driver.h"
-#include "virtqueue.h"
+#include "tests/virtio/driver.h"
+#include "virtio/virtqueue.h"
 
 #if defined(__SANITIZE_THREAD__)
 #define THREAD_SANITIZER 1

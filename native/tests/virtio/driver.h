@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "tests/check.h"
-#include "virtqueue_internal.h"
+#include "virtio/virtqueue_internal.h"
 
 enum { DRIVER_TABLE = 16 }; /* descriptors in the indirect table of each head */
 
