@@ -1,4 +1,4 @@
-"""The virtio block device (virtio 1.2, 5.2): what the driver sees; native/block.h does the work."""
+"""The virtio block device (virtio 1.2, 5.2): what the driver sees; native/block/block.h does the work."""
 
 from __future__ import annotations
 
@@ -413,7 +413,7 @@ class Block(Pluggable):
         return (OPERATIONS.get(kind[0], "write"), error) if error else None
 
     def stats(self) -> Any:
-        """Return a struct pv_block_stats (native/block.h) of the image; any thread."""
+        """Return a struct pv_block_stats (native/block/block.h) of the image; any thread."""
         stats = ffi.new("struct pv_block_stats *")
         with self._lock:
             self._served.read_stats(stats)

@@ -2,13 +2,13 @@
  *
  * One thread for all queues. A driver that waits for an answer gets one; nothing else of a request
  * is looked at. A ring whose rules are broken, and a request without a status byte, break the
- * device, as with a backend (native/block.h). */
+ * device, as with a backend (native/block/block.h). */
 #ifndef PV_VACANT_H
 #define PV_VACANT_H
 
 #include <stdint.h>
 
-#include "block.h"
+#include "block/block.h"
 
 struct pv_vacant;
 

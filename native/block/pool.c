@@ -14,7 +14,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "io_internal.h"
+#include "block/io_internal.h"
 #include "thread_internal.h"
 
 #define THREADS 16

@@ -1,4 +1,4 @@
-#include "block_request_internal.h"
+#include "block/request_internal.h"
 
 #include <linux/virtio_blk.h>
 #include <string.h>

@@ -2,8 +2,8 @@
 #ifndef PV_IOTHREAD_INTERNAL_H
 #define PV_IOTHREAD_INTERNAL_H
 
-#include "io_internal.h"
-#include "iothread.h"
+#include "block/io_internal.h"
+#include "block/iothread.h"
 
 #define PV_SERVE_END (PV_IO_FOREVER - 1) /* of what pv_member_ops.serve returns: it is over */
 

@@ -1,4 +1,4 @@
-#include "block_work_internal.h"
+#include "block/work_internal.h"
 
 #include <errno.h>
 #include <linux/virtio_blk.h>

@@ -1,4 +1,4 @@
-#include "block_fault_internal.h"
+#include "block/fault_internal.h"
 
 #include <errno.h>
 #include <linux/virtio_blk.h>

@@ -1,4 +1,4 @@
-#include "io_internal.h"
+#include "block/io_internal.h"
 
 #include <errno.h>
 #include <fcntl.h>

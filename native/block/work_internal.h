@@ -4,7 +4,7 @@
 
 #include <pthread.h>
 
-#include "block_request_internal.h"
+#include "block/request_internal.h"
 
 /* The file, as all queues of a device see it. */
 struct pv_block_file {

@@ -1,6 +1,6 @@
 /* The block device's data path: what may not be asked for, what the host cannot do, and what breaks
  * the device. */
-#include "block_device.h"
+#include "tests/block/device.h"
 
 static void test_wrong_configurations(void)
 {

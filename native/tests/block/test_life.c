@@ -1,5 +1,5 @@
 /* The block device's data path: starting, stopping, several queues, batches and interrupts. */
-#include "block_device.h"
+#include "tests/block/device.h"
 
 #include <linux/userfaultfd.h>
 #include <poll.h>

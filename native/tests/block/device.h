@@ -3,7 +3,7 @@
 #ifndef PV_TESTS_BLOCK_DEVICE_H
 #define PV_TESTS_BLOCK_DEVICE_H
 
-#include "block.h"
+#include "block/block.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -13,7 +13,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 
-#include "io_internal.h"
+#include "block/io_internal.h"
 #include "tests/check.h"
 #include "virtio/irq.h"
 #include "virtio/virtqueue_internal.h"

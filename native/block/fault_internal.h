@@ -2,7 +2,7 @@
 #ifndef PV_BLOCK_FAULT_INTERNAL_H
 #define PV_BLOCK_FAULT_INTERNAL_H
 
-#include "block_request_internal.h"
+#include "block/request_internal.h"
 #include "virtio/fault_internal.h"
 
 /* One queue's; its thread's alone. */

@@ -4,8 +4,8 @@
 
 #include <stdbool.h>
 
-#include "block.h"
-#include "io_internal.h"
+#include "block/block.h"
+#include "block/io_internal.h"
 #include "virtio/virtqueue.h"
 
 #define PV_SECTOR 512

@@ -1,4 +1,4 @@
-#include "block.h"
+#include "block/block.h"
 
 #include <errno.h>
 #include <linux/virtio_blk.h>
@@ -9,9 +9,9 @@
 #include <sys/eventfd.h>
 #include <time.h>
 
-#include "block_fault_internal.h"
-#include "block_work_internal.h"
-#include "iothread_internal.h"
+#include "block/fault_internal.h"
+#include "block/iothread_internal.h"
+#include "block/work_internal.h"
 #include "throttle_internal.h"
 #include "virtio/irq.h"
 

@@ -1,7 +1,7 @@
 /* What a request costs the block device's threads: a driver on another thread keeps so many random
  * 4 KiB reads of a file in flight, and waits for an interrupt when it has nothing else to do.
  *
- *     .venv/bin/python -m pyvirt.native.program plain native/tests/bench_block.c build/bench_block
+ *     .venv/bin/python -m pyvirt.native.program plain native/tests/block/bench_block.c build/bench_block
  *     build/bench_block FILE io_uring|threads direct|cached DEPTH SECONDS
  *
  * prints "REQUESTS_PER_SECOND CPU_NS_PER_REQUEST REQUESTS_PER_KICK REQUESTS_PER_INTERRUPT", the
@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 
-#include "block.h"
+#include "block/block.h"
 #include "tests/virtio/driver.h"
 #include "virtio/irq.h"
 #include "virtio/virtqueue.h"

@@ -1,4 +1,4 @@
-#include "iothread.h"
+#include "block/iothread.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -8,7 +8,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "iothread_internal.h"
+#include "block/iothread_internal.h"
 #include "thread_internal.h"
 
 struct pv_iothread {

@@ -3,8 +3,8 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "block_device.h"
-#include "iothread.h"
+#include "block/iothread.h"
+#include "tests/block/device.h"
 
 static struct pv_iothread *make_thread(void)
 {

@@ -2,7 +2,7 @@
  * buffer. */
 #include <sys/stat.h>
 
-#include "block_device.h"
+#include "tests/block/device.h"
 
 static void test_what_is_written_is_read_back(void)
 {

@@ -4,7 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "block.h"
+#include "block/block.h"
 
 #define SMALLEST 512
 #define LARGEST 4096

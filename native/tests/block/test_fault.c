@@ -1,7 +1,7 @@
 /* Faults of a disk: late, failed, lost and wrong answers, while others go their way. */
 #include <pthread.h>
 
-#include "block_device.h"
+#include "tests/block/device.h"
 #include "virtio/fault.h"
 
 #define MS UINT64_C(1000000)

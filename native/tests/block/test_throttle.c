@@ -1,5 +1,5 @@
 /* The limit on requests a second. */
-#include "block_device.h"
+#include "tests/block/device.h"
 #include "throttle_internal.h"
 
 static void test_the_rate_of_a_throttle(void)
