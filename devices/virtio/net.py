@@ -1,4 +1,4 @@
-"""The virtio network device (virtio 1.2, 5.1): what the driver sees; native/net.h does the work."""
+"""The virtio network device (virtio 1.2, 5.1): what the driver sees; native/net/net.h does the work."""
 
 from __future__ import annotations
 
@@ -311,13 +311,13 @@ class Net(Pluggable):
         return bool(lib.pv_net_take_filter_change(self._handle))
 
     def rx_filter(self) -> Any:
-        """Return a struct pv_net_mode (native/net.h): what the driver wants to receive now."""
+        """Return a struct pv_net_mode (native/net/net.h): what the driver wants to receive now."""
         mode = ffi.new("struct pv_net_mode *")
         lib.pv_net_read_mode(self._handle, mode)
         return mode
 
     def stats(self) -> Any:
-        """Return a struct pv_net_stats (native/net.h) of this moment."""
+        """Return a struct pv_net_stats (native/net/net.h) of this moment."""
         stats = ffi.new("struct pv_net_stats *")
         lib.pv_net_stats(self._handle, stats)
         return stats

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "net_internal.h"
+#include "net/internal.h"
 #include "virtio/irq.h"
 #include "virtio/virtqueue_internal.h"
 

@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 
-#include "net_internal.h"
+#include "net/internal.h"
 #include "tests/check.h"
 #include "virtio/irq.h"
 #include "virtio/virtqueue_internal.h"

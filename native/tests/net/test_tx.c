@@ -1,5 +1,5 @@
 /* Packets from the driver to the host. */
-#include "net_bench.h"
+#include "tests/net/bench.h"
 
 enum { ROOM = PV_NET_HEADER + PV_NET_FRAME_MAX + 1 };
 

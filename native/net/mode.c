@@ -1,7 +1,7 @@
 /* What the driver wants to receive: addresses, VLANs, offloads. */
 #include <string.h>
 
-#include "net_internal.h"
+#include "net/internal.h"
 
 #define VLAN 0x8100
 #define VLAN_ID 0xfff

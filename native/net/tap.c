@@ -4,7 +4,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#include "net_internal.h"
+#include "net/internal.h"
 
 /* What a packet may be lost by; any other error tells that the interface was removed: EBADFD, EIO
  * while it happens. */

@@ -1,4 +1,4 @@
-#include "net.h"
+#include "net/net.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -7,7 +7,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "net_internal.h"
+#include "net/internal.h"
 #include "thread_internal.h"
 #include "virtio/irq.h"
 

@@ -4,7 +4,7 @@
  * the length that it ought to have, is answered with an error. */
 #include <string.h>
 
-#include "net_internal.h"
+#include "net/internal.h"
 #include "virtio/iov_internal.h"
 #include "virtio/irq.h"
 

@@ -1,6 +1,6 @@
-/* What the parts of the network device share: the ports to the host (net_tap.c, net_stream.c), what
- * the driver wants to receive (net_mode.c), both directions (net_rx.c, net_tx.c), the control queue
- * (net_ctrl.c), the threads (net_worker.c), vhost (net_vhost.c) and the device's life (net.c). */
+/* What the parts of the network device share: the ports to the host (tap.c, stream.c), what
+ * the driver wants to receive (mode.c), both directions (rx.c, tx.c), the control queue
+ * (ctrl.c), the threads (worker.c), vhost (vhost.c) and the device's life (net.c). */
 #ifndef PV_NET_INTERNAL_H
 #define PV_NET_INTERNAL_H
 
@@ -11,7 +11,7 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
-#include "net.h"
+#include "net/net.h"
 #include "throttle_internal.h"
 #include "virtio/fault_internal.h"
 #include "virtio/virtqueue.h"

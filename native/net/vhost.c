@@ -12,7 +12,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#include "net_internal.h"
+#include "net/internal.h"
 #include "vcpu/memory.h"
 #include "virtio/irq.h"
 #include "virtio/virtqueue_internal.h"

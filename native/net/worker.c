@@ -4,7 +4,7 @@
 #include <sched.h>
 #include <sys/eventfd.h>
 
-#include "net_internal.h"
+#include "net/internal.h"
 #include "virtio/irq.h"
 
 #define COMMANDS 16 /* in a row, at most */

@@ -1,6 +1,6 @@
 #include <time.h>
 
-#include "net_internal.h"
+#include "net/internal.h"
 
 #define NS_PER_S UINT64_C(1000000000)
 

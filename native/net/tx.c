@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "net_internal.h"
+#include "net/internal.h"
 #include "virtio/iov_internal.h"
 
 #define PACKETS 64 /* in a row, at most, and */

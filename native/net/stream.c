@@ -11,7 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "net_internal.h"
+#include "net/internal.h"
 #include "virtio/iov_internal.h"
 
 #define PREFIX 4

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "net_internal.h"
+#include "net/internal.h"
 #include "virtio/iov_internal.h"
 
 #define PACKETS 64 /* in a row, at most, and */

@@ -1,5 +1,5 @@
 /* The limits of a network device. */
-#include "net_bench.h"
+#include "tests/net/bench.h"
 
 enum { ROOM = PV_NET_HEADER + PV_NET_FRAME_MAX };
 

@@ -1,5 +1,5 @@
 /* Packets from the host to the driver. */
-#include "net_bench.h"
+#include "tests/net/bench.h"
 
 static uint8_t frame[PV_NET_FRAME_MAX];
 static const struct virtio_net_hdr_v1 PLAIN = {0};

@@ -1,7 +1,7 @@
 /* A network device on a stream socket. */
 #include <arpa/inet.h>
 
-#include "net_bench.h"
+#include "tests/net/bench.h"
 
 enum { ROOM = PV_NET_HEADER + PV_NET_FRAME_MAX };
 

@@ -1,5 +1,5 @@
 /* The control queue, and what its commands do to the packets that are received. */
-#include "net_bench.h"
+#include "tests/net/bench.h"
 
 enum { ACK = 0x300000, COMMAND = 0x300010, UNANSWERED = 0xaa };
 

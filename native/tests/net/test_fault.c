@@ -1,5 +1,5 @@
 /* Faults of a NIC: lost packets. */
-#include "net_bench.h"
+#include "tests/net/bench.h"
 
 enum { LENGTH = 60, COUNT = 20 };
 

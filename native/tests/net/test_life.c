@@ -2,7 +2,7 @@
  * pairs. */
 #include <pthread.h>
 
-#include "net_bench.h"
+#include "tests/net/bench.h"
 
 enum { ROOM = PV_NET_HEADER + PV_NET_FRAME_MAX };
 
