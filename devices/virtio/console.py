@@ -1,4 +1,4 @@
-"""The virtio console device (virtio 1.2, 5.3): named ports; native/port.h does the work.
+"""The virtio console device (virtio 1.2, 5.3): named ports; native/port/port.h does the work.
 
 The guest finds each port by its number or name (/dev/vport0p1, /sys/class/virtio-ports); a
 process there and one on the host talk through it. None of them is a console in Linux's sense.
@@ -119,7 +119,7 @@ class Console(Device):
         lib.pv_ports_stop(self._handle)
 
     def stats(self) -> Any:
-        """Return a struct pv_ports_stats (native/port.h) of this moment."""
+        """Return a struct pv_ports_stats (native/port/port.h) of this moment."""
         stats = ffi.new("struct pv_ports_stats *")
         lib.pv_ports_stats(self._handle, stats)
         return stats

@@ -11,7 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "port_internal.h"
+#include "port/internal.h"
 #include "virtio/irq.h"
 #include "virtio/virtqueue_internal.h"
 

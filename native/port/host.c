@@ -3,7 +3,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "port_internal.h"
+#include "port/internal.h"
 
 static void tell(struct pv_ports *ports, struct pv_port *port, enum pv_port_counter counter)
 {

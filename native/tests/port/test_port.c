@@ -6,7 +6,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#include "port_internal.h"
+#include "port/internal.h"
 #include "tests/virtio/driver.h"
 #include "virtio/irq.h"
 

@@ -2,7 +2,7 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 
-#include "port_internal.h"
+#include "port/internal.h"
 #include "virtio/irq.h"
 
 #define NS_PER_S 1000000000

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#include "port_internal.h"
+#include "port/internal.h"
 
 #define ROUNDS 4 /* system calls for a port and direction before others have their turn */
 

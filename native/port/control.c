@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "port_internal.h"
+#include "port/internal.h"
 #include "virtio/iov_internal.h"
 
 #define MESSAGES 16 /* of the driver, in a row */

@@ -1,5 +1,5 @@
-/* What the parts of the console device share: both directions of a port (port_data.c), the host's
- * end of one (port_host.c), control messages (port_control.c), the thread (port_thread.c), and the
+/* What the parts of the console device share: both directions of a port (data.c), the host's
+ * end of one (host.c), control messages (control.c), the thread (thread.c), and the
  * device's life (port.c). */
 #ifndef PV_PORT_INTERNAL_H
 #define PV_PORT_INTERNAL_H
@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "port.h"
+#include "port/port.h"
 #include "virtio/virtqueue.h"
 
 /* In the order of struct pv_ports_stats. */

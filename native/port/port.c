@@ -1,4 +1,4 @@
-#include "port.h"
+#include "port/port.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -6,7 +6,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "port_internal.h"
+#include "port/internal.h"
 #include "thread_internal.h"
 #include "virtio/irq.h"
 
