@@ -2,9 +2,9 @@
 
     .venv/bin/python benches/ring.py [RUNS]
 
-native/tests/virtio/bench_ring.c, compiled as the extension is: an honest driver and a device that does
-nothing else take turns on one thread, with chains as of a block request (3 descriptors) in a queue
-of 256, event indexes on. Beside it the least that a device could do on the same rings, which
+native/tests/virtio/bench_ring.c, compiled as the extension is: an honest driver and a device that
+does nothing else take turns on one thread, with chains as of a block request (3 descriptors) in a
+queue of 256, event indexes on. Beside it the least that a device could do on the same rings, which
 checks nothing and asks for no notification. The driver's own work is in both figures. Exit status
 1: below the budget.
 """

@@ -227,7 +227,7 @@ class Serial:
         return int(lib.pv_console_first_output_ns(self._console))
 
     def stats(self) -> Any:
-        """Return a struct pv_console_stats (native/console/console.h) of this moment; any thread."""
+        """Return a struct pv_console_stats (console/console.h) of this moment; any thread."""
         stats = ffi.new("struct pv_console_stats *")
         lib.pv_console_stats(self._console, stats)
         return stats

@@ -1,4 +1,4 @@
-"""The virtio block device (virtio 1.2, 5.2): what the driver sees; native/block/block.h does the work."""
+"""The virtio block device (virtio 1.2, 5.2): what the driver sees; native/block/ does the work."""
 
 from __future__ import annotations
 

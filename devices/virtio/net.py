@@ -1,4 +1,4 @@
-"""The virtio network device (virtio 1.2, 5.1): what the driver sees; native/net/net.h does the work."""
+"""The virtio network device (virtio 1.2, 5.1): what the driver sees; native/net/ does the work."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A split virtqueue from the device's side, in plain Python (virtio 1.2, section 2.7).
 
-The same rules, results and words as native/virtio/virtqueue.c, one read of guest memory for one read:
-tests drive both with the same traffic and compare. Devices written in Python (python.py) are served
-by the C rings, and handle the chains of this module.
+The same rules, results and words as native/virtio/virtqueue.c, one read of guest memory for one
+read: tests drive both with the same traffic and compare. Devices written in Python (python.py) are
+served by the C rings, and handle the chains of this module.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
         ...
     assert disk.hits
 
-The device's data path commits them (native/virtio/fault.h), asked by QMP: x-fault-add and what goes with
-it. They end with the `with`, by `clear`, or when the device is unplugged or the machine reset.
+The device's data path commits them (native/virtio/fault.h), asked by QMP: x-fault-add and what goes
+with it. They end with the `with`, by `clear`, or when the device is unplugged or the machine reset.
 """
 
 from __future__ import annotations
