@@ -56,8 +56,9 @@ _BACKLOG = 128
 _PR_SET_PDEATHSIG = 1
 # What `pyvirt run` imports when its options ask for it.
 _PRELOADED = (
-    *("cli.run", "cli.control", "cli.drives", "cli.monitors", "cli.nics", "cli.ports"),
-    *("cli.registry", "devices.chardev", "devices.nic", "devices.unix_socket"),
+    *("cli.run", "cli.control", "cli.options.disks", "cli.options.monitors", "cli.options.nics"),
+    *("cli.options.ports", "cli.registry", "devices.chardev", "devices.nic"),
+    "devices.unix_socket",
     *("devices.virtio.block", "devices.virtio.console", "devices.virtio.net"),
     *("qmp.host", "qmp.machine", "qmp.server", "vmm.boot.acpi", "vmm.boot.bzimage"),
     *("vmm.boot.elf", "vmm.boot.mptable"),
