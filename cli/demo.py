@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import GuestError, PyvirtError
 from ..harness.guest import default, initramfs, kernel
 from ..qmp.client import Client
+from . import usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,9 +175,9 @@ def _check_image(image: Path) -> None:
 
 def main(argv: list[str]) -> int:
     """Run the demo; return 0, or raise what went wrong."""
-    if argv:
-        sys.stdout.write(_USAGE)
-        return 0 if argv[0].lstrip("-") in ("h", "help") else 2
+    if usage.shown(_USAGE, argv):
+        return 0
+    usage.no_arguments("demo", argv)
     guest_kernel = kernel.find(default.KERNEL)
     archive = initramfs.build(
         guest_kernel, modules=default.DEMO_MODULES, script=default.demo_script

@@ -9,6 +9,7 @@ import sys
 
 from ..errors import PyvirtError
 from ..vmm import kvm, probe
+from . import usage
 
 _USAGE = """\
 usage: pyvirt doctor
@@ -127,9 +128,9 @@ def _check_lab(report: Report) -> bool:
 
 def main(argv: list[str]) -> int:
     """Print the findings; return 0, 3 or 4 (see the usage)."""
-    if argv:
-        sys.stdout.write(_USAGE)
-        return 0 if argv[0].lstrip("-") in ("h", "help") else 2
+    if usage.shown(_USAGE, argv):
+        return 0
+    usage.no_arguments("doctor", argv)
     report = Report()
     direct = _check_kvm(report)
     _check_device(report, "/dev/net/tun", "tap for NICs", "load the module tun")

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..devices.unix_socket import UnixListener
 from ..errors import ConfigError
-from . import registry
+from . import registry, usage
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -360,10 +360,9 @@ def _on_signal(_number: int, _frame: FrameType | None) -> None:
 
 def main(argv: list[str]) -> int:
     """Run `pyvirt fork-server ARGV`; return the exit status."""
-    if argv in (["-help"], ["--help"], ["-h"]):
-        sys.stdout.write(USAGE)
+    if usage.shown(USAGE, argv):
         return 0
-    if len(argv) != 1:
+    if len(argv) != 1 or argv[0].startswith("-"):
         raise ConfigError("fork-server: give the path of one socket; pyvirt fork-server -help")
     for name in _PRELOADED:
         __import__(f"pyvirt.{name}")

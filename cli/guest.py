@@ -12,6 +12,7 @@ from ..errors import BackendError, ConfigError
 from ..harness import cache
 from ..harness.guest import initramfs, rootboot, rootfs, vmlinux
 from ..harness.guest.kernel import NAMES, Kernel, find
+from .parser import Parser
 
 KERNEL_HELP = f"{', '.join(NAMES)}, or the path of a bzImage or vmlinux"
 
@@ -29,11 +30,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="pyvirt guest",
         description="Make guest images and print their paths.",
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="kernel|initramfs|rootfs"
@@ -42,20 +42,17 @@ def _parser() -> argparse.ArgumentParser:
         "kernel",
         help="fetch or build a kernel into the cache",
         description="Fetch or build a kernel into the cache, and print where it is.",
-        allow_abbrev=False,
     )
     archive = commands.add_parser(
         "initramfs",
         help="write a cpio with busybox, modules and an init",
         description="Write a cpio with busybox, modules and an init, and print where it is.",
-        allow_abbrev=False,
     )
     image = commands.add_parser(
         "rootfs",
         help="make an ext4 image of a small Debian",
         description="Make an ext4 image of a small Debian, and print where it is. It boots to a "
         "login prompt on ttyS0, where root needs no password.",
-        allow_abbrev=False,
     )
     _kernel_options(kernel)
     _initramfs_options(archive)
@@ -63,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _kernel_options(kernel: argparse.ArgumentParser) -> None:
+def _kernel_options(kernel: Parser) -> None:
     kernel.add_argument("name", metavar="NAME", help=KERNEL_HELP)
     kernel.add_argument(
         "--print",
@@ -76,7 +73,7 @@ def _kernel_options(kernel: argparse.ArgumentParser) -> None:
     )
 
 
-def _initramfs_options(archive: argparse.ArgumentParser) -> None:
+def _initramfs_options(archive: Parser) -> None:
     archive.add_argument(
         "--kernel", metavar="NAME", default="cloud", help=f"{KERNEL_HELP} (default: cloud)"
     )
@@ -112,7 +109,7 @@ def _initramfs_options(archive: argparse.ArgumentParser) -> None:
     )
 
 
-def _rootfs_options(image: argparse.ArgumentParser) -> None:
+def _rootfs_options(image: Parser) -> None:
     image.add_argument(
         "--suite",
         metavar="S",

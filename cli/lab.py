@@ -8,6 +8,7 @@ import re
 
 from ..errors import ConfigError
 from ..harness import lab
+from .parser import Parser
 
 DESCRIPTION = """\
 Boots a machine that is emulated in software, with an AMD CPU whose virtualization works, on a
@@ -35,33 +36,29 @@ def main(argv: list[str]) -> int:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pyvirt lab", description=DESCRIPTION, epilog=EPILOG)
+def _parser() -> Parser:
+    parser = Parser(prog="pyvirt lab", description=DESCRIPTION, epilog=EPILOG)
     actions = parser.add_subparsers(dest="action", required=True, metavar="exec|shell")
     for name, text in ACTIONS.items():
-        action = actions.add_parser(
-            name, help=text, description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False
-        )
+        action = actions.add_parser(name, help=text, description=DESCRIPTION, epilog=EPILOG)
         _add_options(action)
         if name == "exec":
             action.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     return parser
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
+def _add_options(parser: Parser) -> None:
     parser.add_argument(
-        *("-m", "--m"),
+        "-m",
         dest="memory",
         type=_mebibytes,
         default=4096,
         metavar="SIZE",
         help="the lab's memory, in MiB, or with M or G behind it (4G)",
     )
+    parser.add_argument("-smp", dest="cpus", type=int, default=1, metavar="N", help="CPUs (1)")
     parser.add_argument(
-        *("-smp", "--smp"), dest="cpus", type=int, default=1, metavar="N", help="CPUs (1)"
-    )
-    parser.add_argument(
-        *("-forward", "--forward"),
+        "-forward",
         type=_pair,
         action="append",
         default=[],
@@ -70,7 +67,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "may be repeated",
     )
     parser.add_argument(
-        *("-timeout", "--timeout"),
+        "-timeout",
         type=_seconds,
         metavar="SECONDS",
         help="end the lab, with status 1, when the command has not ended by then",

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import pwd
-from collections.abc import Sequence
 
 from ..errors import BackendError, ConfigError
+from .parser import Parser
 
 _MTU_MIN, _MTU_MAX = 68, 65521  # of a tap
 
 
 def main(argv: list[str]) -> int:
     """Run `pyvirt net ARGV`; return its exit status. Raises PyvirtError."""
-    arguments = _parser().parse_args(_one_dash(argv))
+    arguments = _parser().parse_args(argv)
     try:
         from ..harness.vm import network
     except ModuleNotFoundError as error:
@@ -37,11 +36,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="pyvirt net",
         description="Make and remove the host's side of guests' networks; needs CAP_NET_ADMIN.",
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="up|down")
     up = commands.add_parser(
@@ -49,7 +47,6 @@ def _parser() -> argparse.ArgumentParser:
         help="make a tap, and a bridge around it",
         description="Make a tap, and what else is asked for, unless it is there already. What "
         "cannot be made in full is not made at all.",
-        allow_abbrev=False,
     )
     up.add_argument("name", metavar="NAME", help="the tap, as pyvirt run -net NAME takes it")
     up.add_argument(
@@ -73,18 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         "down",
         help="remove a tap, and its bridge with the last one",
         description="Remove a tap that `net up` made, and its bridge with the last tap in it.",
-        allow_abbrev=False,
     )
     down.add_argument("name", metavar="NAME")
     return parser
-
-
-def _one_dash(argv: Sequence[str]) -> list[str]:
-    """Return the words with two dashes where there is one, as options may be written here."""
-    return [
-        f"-{word}" if word[:1] == "-" and word[:2] != "--" and len(word) > 2 else word
-        for word in argv
-    ]
 
 
 def _user(text: str) -> int | None:

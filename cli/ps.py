@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
-from ..errors import ConfigError
 from ..qmp.client import printable
+from . import usage
 from .registry import running
 
 USAGE = """\
@@ -20,11 +19,9 @@ _ROW = "{:>8}  {:>9}  {:<16}  {}"
 
 def main(argv: list[str]) -> int:
     """Run `pyvirt ps`; return the exit status."""
-    if argv[:1] and argv[0].lstrip("-") in {"h", "help"}:
-        sys.stdout.write(USAGE)
+    if usage.shown(USAGE, argv):
         return 0
-    if argv:
-        raise ConfigError(f"pyvirt ps {argv[0]}: takes no arguments; leave them out")
+    usage.no_arguments("ps", argv)
     print(_ROW.format("PID", "SECONDS", "NAME", "MONITORS"))
     now = int(time.time())
     for entry in running():

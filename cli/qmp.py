@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..errors import BackendError, ConfigError, PyvirtError
 from ..qmp import words
 from ..qmp.client import Client, printable, state_folder
+from . import usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,11 +42,12 @@ _OWN = ("help", "exit")  # words of the shell itself
 
 def main(argv: list[str]) -> int:
     """Run `pyvirt qmp ARGV`; return the exit status."""
-    if argv[:1] and argv[0].lstrip("-") in {"h", "help"}:
-        sys.stdout.write(USAGE)
+    if usage.shown(USAGE, argv):
         return 0
-    if not argv or argv[0].startswith("-"):
-        raise ConfigError("pyvirt qmp: name a monitor's socket; pyvirt qmp -help tells more")
+    if not argv:
+        raise ConfigError("qmp: name a monitor's socket; pyvirt qmp -help tells more")
+    if argv[0].startswith("-"):
+        raise ConfigError(f"qmp: {argv[0]}: no such option; pyvirt qmp -help tells more")
     place, *rest = argv
     if rest:
         return _once(place, rest[0], rest[1:])

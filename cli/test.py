@@ -19,6 +19,7 @@ from ..harness.vm.config import Limits, VmConfig
 from ..harness.vm.end import LabLostError, MonitorDiedError, VerdictError
 from ..harness.vm.place import Session
 from ..harness.vm.vm import VM
+from .parser import Parser
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,10 +49,8 @@ def main(argv: list[str]) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pyvirt test", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="pyvirt test", description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     add("--kernel", required=True, help="bzImage or vmlinux; or cloud, generic, micro")
     add("--initrd", type=Path, metavar="FILE", help="an initramfs that starts the agent")

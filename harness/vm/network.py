@@ -98,13 +98,12 @@ def up(
 def down(name: str) -> None:
     """Remove the tap `name`, and its bridge when that was made by `up` and has no other port.
 
-    Nothing happens where there is no such tap. Raises ConfigError when it was not made by `up`,
-    BackendError.
+    Raises ConfigError where there is none or it was not made by `up`, BackendError.
     """
     with _Host() as host:
         link = host.find(name)
         if link is None:
-            return
+            raise ConfigError(f"net down {name}: there is no such tap; ip link lists what there is")
         if not _is_ours(link):
             raise ConfigError(
                 f"net down {name}: not made by pyvirt net up; remove it by: ip link del {name}"

@@ -1,0 +1,56 @@
+"""argparse as the commands of pyvirt want it.
+
+An option may be written with one dash or two, and never shortened or run together with its value;
+-h, -help and --help show the help; wrong usage is one line, as of every other error.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, NoReturn
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a command's words; raises ConfigError for those that it does not take."""
+
+    def __init__(self, **options: Any) -> None:
+        """Take what ArgumentParser takes; its sub-parsers are of this class, too."""
+        super().__init__(**options, add_help=False, allow_abbrev=False)
+        self.add_argument("-h", "--help", action="help", help="show this and end")
+        self._given: tuple[str, ...] = ()
+
+    # Any is argparse's own answer, which its overloads narrow by the type of the namespace.
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """Parse as ArgumentParser does, with each long option under its one-dash name as well."""
+        self._given = tuple(args or ())
+        for name, action in list(self._option_string_actions.items()):
+            twin = name[1:] if name.startswith("--") else f"-{name}"
+            self._option_string_actions.setdefault(twin, action)
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed, unknown
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """Return the options that a word may stand for by its first letters: none."""
+        return []
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError with argparse's words, and the option as it was written."""
+        message = message.removeprefix("argument ")
+        names, colon, problem = message.partition(": ")
+        written = [name for word in self._given if (name := word.partition("=")[0])[:1] == "-"]
+        for name in names.split("/"):
+            twin = name[1:] if name.startswith("--") else f"-{name}"
+            message = next((f"{w}{colon}{problem}" for w in written if w in (name, twin)), message)
+        raise ConfigError(
+            f"{self.prog.removeprefix('pyvirt ')}: {message}; {self.prog} -help tells more"
+        )
