@@ -362,8 +362,12 @@ def main(argv: list[str]) -> int:
     """Run `pyvirt fork-server ARGV`; return the exit status."""
     if usage.shown(USAGE, argv):
         return 0
-    if len(argv) != 1 or argv[0].startswith("-"):
-        raise ConfigError("fork-server: give the path of one socket; pyvirt fork-server -help")
+    for word in argv:
+        if word.startswith("-"):
+            raise ConfigError(f"fork-server: {word}: no such option; pyvirt fork-server -help")
+    if len(argv) != 1:
+        words = " ".join(["fork-server", *argv])
+        raise ConfigError(f"{words}: give the path of one socket; pyvirt fork-server -help")
     for name in _PRELOADED:
         __import__(f"pyvirt.{name}")
     "".encode("unicode_escape")  # the registry's; a codec is a module, too

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+def _name(word: str) -> str:
+    return word.partition("=")[0]
+
+
 class Parser(argparse.ArgumentParser):
     """A parser of a command's words; raises ConfigError for those that it does not take."""
 
@@ -45,12 +49,23 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError with argparse's words, and the option as it was written."""
-        message = message.removeprefix("argument ")
-        names, colon, problem = message.partition(": ")
-        written = [name for word in self._given if (name := word.partition("=")[0])[:1] == "-"]
-        for name in names.split("/"):
-            twin = name[1:] if name.startswith("--") else f"-{name}"
-            message = next((f"{w}{colon}{problem}" for w in written if w in (name, twin)), message)
+        options = [word for word in self._given if word[:1] == "-" and word != "--"]
+        names, colon, problem = message.removeprefix("argument ").partition(": ")
+        written = self._as_written(names.split("/"), options)
+        message = f"{written or names}{colon}{problem}"
+        # What is missing may well be what an unknown option was meant to be.
+        unknown = [word for word in options if _name(word) not in self._option_string_actions]
+        if unknown and message.startswith("the following arguments are required"):
+            message = f"unrecognized arguments: {unknown[0]}"
         raise ConfigError(
             f"{self.prog.removeprefix('pyvirt ')}: {message}; {self.prog} -help tells more"
+        )
+
+    def _as_written(self, names: list[str], options: list[str]) -> str:
+        """Return the way in which an option that has these names was given, "" when it was not."""
+        action = self._option_string_actions.get(names[0])
+        found = (_name(word) for word in options)
+        return next(
+            (name for name in found if action and self._option_string_actions.get(name) is action),
+            "",
         )

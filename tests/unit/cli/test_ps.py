@@ -124,7 +124,7 @@ def test_without_runtime_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refusal(lambda: ps.main(["x"])) == "pyvirt ps x: takes no arguments; leave them out"
+    assert refusal(lambda: ps.main(["x"])) == "ps x: takes no arguments; leave them out"
     assert ps.main(["-help"]) == 0
     assert capsys.readouterr().out == ps.USAGE
 
