@@ -11,6 +11,8 @@ import struct
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from .symbols import IN_A_MODULE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -41,14 +43,19 @@ def backtrace(registers: Mapping[str, int], read: Read, symbols: Symbols) -> lis
     rip = registers["rip"]
     if registers["cs"] & _CPL:
         return [f"rip {rip:#x} (in user space)"]
-    lines = [f"rip {symbols.name_of(rip) or f'{rip:#x} (in no function)'}"]
+    lines = [f"rip {rip:#x} {symbols.name_of(rip) or '(in no function)'}"]
     walk = _Walk(read, symbols)
     frames = walk.frames(registers["rbp"])
     if len(frames) >= _FRAMES_MIN:
-        lines += [f"  {symbols.name_of_caller(frame)}" for frame in frames]
+        lines += [f"  {_shown(frame, symbols.name_of_caller(frame))}" for frame in frames]
     else:
         lines += walk.scan(registers["rsp"])
     return lines
+
+
+def _shown(address: int, name: str | None) -> str:
+    """Return a name, with the address where the name alone tells too little."""
+    return f"{address:#x} {name}" if name == IN_A_MODULE else str(name)
 
 
 class _Walk:
@@ -111,9 +118,9 @@ class _Walk:
             if words[at + 1 : at + 5 : 3] == (_KERNEL_CS, _KERNEL_SS):
                 name = self._symbols.name_of(word)
                 if name is not None:
-                    yield f"  {name} (interrupted)"
+                    yield f"  {_shown(word, name)} (interrupted)"
             elif self._is_return(word):
-                yield f"  ? {self._symbols.name_of_caller(word)}"
+                yield f"  ? {_shown(word, self._symbols.name_of_caller(word))}"
 
     def _is_return(self, address: int) -> bool:
         """Return whether an address in a function is just behind a call."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from ...errors import PyvirtError
 from . import evidence
 from .backtrace import backtrace as walk
+from .symbols import IN_A_MODULE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..vm.life import Life
     from ..vm.vm import VM
+    from .symbols import Symbols
 
 CONSOLE = "guest console (last lines)"
 KERNEL = "kernel report"
@@ -47,7 +52,7 @@ def vcpu_state(vm: Life) -> str:
     """Return where the vCPUs are; of a monitor that is gone, what it said last."""
     if vm.has_monitor:
         try:
-            return evidence.vcpus(vm.qmp, vm.symbols())
+            return _named(vm, lambda names: evidence.vcpus(vm.qmp, names))
         except PyvirtError as error:
             return f"({error})"
     return vm.messages.strip()
@@ -55,7 +60,22 @@ def vcpu_state(vm: Life) -> str:
 
 def backtrace(vm: VM, vcpu: int) -> list[str]:
     """Return where one vCPU is, and its callers; PyvirtError."""
-    names = vm.symbols()
+    return _named(vm, lambda names: "\n".join(_backtrace(vm, vcpu, names))).split("\n")
+
+
+def _named(vm: Life, look: Callable[[Symbols], str]) -> str:
+    """Return what `look` finds, once more with this boot's modules where it is in one.
+
+    A guest that is asked for them must be alive.
+    """
+    text = look(vm.symbols())
+    if IN_A_MODULE in text and vm.is_running:
+        with contextlib.suppress(PyvirtError):
+            text = look(vm.symbols_of_boot())
+    return text
+
+
+def _backtrace(vm: VM, vcpu: int, names: Symbols) -> list[str]:
     was_running = vm.qmp.execute("query-status")["running"]
     vm.qmp.execute("stop")
     try:

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
     from ..guest.kernel import Kernel
 
+IN_A_MODULE = "(in a module)"
 _SIZE_MAX = 1 << 20  # bytes of a function; what is further behind a symbol is not its
 _ADDRESS_END = 1 << 64
+# Where x86-64 puts modules (Documentation/arch/x86/x86_64/mm.rst): with RANDOMIZE_BASE from
+# 0xffffffffc0000000 on, and no kernel's own text is above either.
+_MODULES = range(0xFFFF_FFFF_A000_0000, 0xFFFF_FFFF_FF00_0000)
 # A line of /proc/kallsyms or System.map: address, type, name, and the module for one of a module.
 _ROW = re.compile(
     r"^([0-9a-f]{8,16}) (\w) ([!-~]{1,512})(?:[ \t]+\[([\w-]{1,64})\])?$", re.MULTILINE
@@ -56,9 +60,12 @@ class Symbols:
         return any(self._names)
 
     @classmethod
-    def from_kallsyms(cls, text: str) -> Symbols:
-        """Read the text of /proc/kallsyms; ConfigError where it hides the addresses."""
-        symbols = cls(_rows(text))
+    def from_kallsyms(cls, text: str, *, modules: bool = True) -> Symbols:
+        """Read the text of /proc/kallsyms; ConfigError where it hides the addresses.
+
+        What it says of `modules` holds for the boot that it comes from and no other.
+        """
+        symbols = cls(_rows(text, modules=modules))
         if not symbols:
             raise ConfigError(
                 "/proc/kallsyms: no function has an address; read it as root, with "
@@ -96,11 +103,14 @@ class Symbols:
         return min(after - self._starts[index], _SIZE_MAX)
 
     def is_text(self, address: int) -> bool:
-        """Return whether there is a function at an address."""
-        return self._find(address) is not None
+        """Return whether there is a function at an address, or can be: that of a module."""
+        return address in _MODULES or self._find(address) is not None
 
     def name_of(self, address: int) -> str | None:
-        """Return function, offset and size, as "vfs_write+0xb5/0x290"; None in no function."""
+        """Return function, offset and size, as "vfs_write+0xb5/0x290"; None in no function.
+
+        An address in a module whose functions are not known is called that: `IN_A_MODULE`.
+        """
         return self._name(address, self._find(address))
 
     def name_of_caller(self, address: int) -> str | None:
@@ -109,16 +119,16 @@ class Symbols:
 
     def _name(self, address: int, index: int | None) -> str | None:
         if index is None:
-            return None
+            return IN_A_MODULE if address in _MODULES else None
         name, _, module = self._names[index].partition(" ")
         place = f"{name}+{address - self._starts[index]:#x}/{self._size(index):#x}"
         return f"{place} {module}" if module else place
 
 
-def _rows(text: str) -> Iterator[tuple[int, str]]:
+def _rows(text: str, *, modules: bool = True) -> Iterator[tuple[int, str]]:
     for digits, kind, name, module in _ROW.findall(text):
         address = int(digits, 16)
-        if address:
+        if address and (modules or not module):
             is_text = kind in _TEXT_TYPES
             yield address, (f"{name} [{module}]" if module else name) if is_text else ""
 
@@ -147,7 +157,7 @@ def _elf_rows(data: mmap.mmap) -> Iterator[tuple[int, str]]:
 
 
 def for_kernel(kernel: Kernel, fetch: Callable[[], str]) -> Symbols:
-    """Return the symbols of a kernel.
+    """Return the symbols of a kernel, without those of modules, which each boot puts elsewhere.
 
     They come from `kernel.symbols`, a vmlinux or System.map; else from one beside the image or at
     the root of the tree that it was built in; else from `fetch`, which returns the /proc/kallsyms
@@ -167,11 +177,11 @@ def for_kernel(kernel: Kernel, fetch: Callable[[], str]) -> Symbols:
 
     def save(place: Path) -> None:
         text = fetch()
-        Symbols.from_kallsyms(text)  # before it stays in the cache
+        Symbols.from_kallsyms(text, modules=False)  # before it stays in the cache
         place.write_text(text, encoding="utf-8")
 
     entry = cache.entry(f"kallsyms-{cache.digest(kernel.image.read_bytes())}", save)
-    return Symbols.from_kallsyms(entry.read_text(encoding="utf-8"))
+    return Symbols.from_kallsyms(entry.read_text(encoding="utf-8"), modules=False)
 
 
 def _beside(kernel: Kernel) -> Iterator[Path]:

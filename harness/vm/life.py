@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 SETTLE_S = 2.0  # for the kernel to say what is wrong when it is known that something is
 _REPORT_S = 0.6  # without a byte, and a report is over (console.py)
+_SYMBOLS_S = 20.0  # for a guest to tell its symbols, of which the larger kernels have megabytes
+_KALLSYMS = "/proc/kallsyms"
 _POLL_S = (0.01, 0.5)  # between looks at what a verb waits for: the first, and at most
 # Bits of the kernel's taint mask that stand for a fault of its own (admin-guide/tainted-kernels).
 _BITS = {Verdict.WARNED: 9, Verdict.OOPSED: 7, Verdict.HUNG: 14}
@@ -279,17 +281,26 @@ class Life:
         return report.sections(self)
 
     def symbols(self) -> Symbols:
-        """Return the kernel's symbols; none where they are hidden. May boot another VM."""
+        """Return the kernel's symbols, without those of modules; none where they are hidden.
+
+        May boot another VM.
+        """
         with contextlib.suppress(PyvirtError):
             return symbols.for_kernel(self.kernel, self._kallsyms)
         return symbols.Symbols([])
+
+    def symbols_of_boot(self) -> Symbols:
+        """Return the symbols of the kernel and its modules as they lie now; PyvirtError."""
+        with self._guest(_KALLSYMS, _SYMBOLS_S) as agent:
+            text = agent.get(_KALLSYMS, timeout=_SYMBOLS_S).decode(errors="replace")
+        return symbols.Symbols.from_kallsyms(text)
 
     def _kallsyms(self) -> str:
         with (
             tempfile.TemporaryDirectory(prefix="pyvirt-vm-") as folder,
             Life(self.kernel, configuration.VmConfig(), self._place, Path(folder)) as healthy,
         ):
-            return healthy.start().agent.get("/proc/kallsyms").decode(errors="replace")
+            return healthy.start().agent.get(_KALLSYMS).decode(errors="replace")
 
     @property
     def qmp(self) -> Monitor:

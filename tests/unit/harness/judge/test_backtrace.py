@@ -75,7 +75,7 @@ def test_frame_pointers(memory: Memory) -> None:
         memory.put_words(frame + 0x20 * depth, frame + 0x20 * (depth + 1), returns(name))
     memory.put_words(frame + 0x60, 0, 0)
     assert backtrace(registers(rbp=frame), memory.read, SYMBOLS) == [
-        "rip leaf+0x4/0x100",
+        f"rip {TEXT + 0x304:#x} leaf+0x4/0x100",
         "  inner+0x15/0x100",
         "  middle+0x15/0x100",
         "  main+0x15/0x100",
@@ -96,7 +96,7 @@ def test_without_frame_pointers_the_stack_is_searched(memory: Memory, rbp: int) 
     # Of an earlier call, below the stack pointer.
     memory.put_words(TOP - 0x108, returns("end"))
     assert backtrace(registers(rbp=rbp), memory.read, SYMBOLS) == [
-        "rip leaf+0x4/0x100",
+        f"rip {TEXT + 0x304:#x} leaf+0x4/0x100",
         "  ? inner+0x15/0x100",
         "  ? middle+0x22/0x100",
         "  ? main+0x15/0x100",
@@ -135,6 +135,22 @@ def test_from_the_stack_of_interrupts_to_the_task_s(memory: Memory) -> None:
 def test_user_space(memory: Memory) -> None:
     where = registers(rip=0x46F1AB, cs=0x33)
     assert backtrace(where, memory.read, SYMBOLS) == ["rip 0x46f1ab (in user space)"]
+
+
+MODULE = 0xFFFF_FFFF_C012_3000
+
+
+def test_a_module_whose_functions_are_not_known(memory: Memory) -> None:
+    """No name of the kernel's, nor one of another boot, is put on an address in a module."""
+    memory.put(MODULE + 0x10, b"\xe8" + struct.pack("<i", TEXT + 0x300 - (MODULE + 0x15)))
+    memory.put_words(TOP - 0x80, MODULE + 0x15, returns("main"))
+    memory.put_words(TOP - 0x60, MODULE + 9, 0x10, 0x246, TOP - 0x40, 0x18)
+    assert backtrace(registers(rip=MODULE + 0x234), memory.read, SYMBOLS) == [
+        "rip 0xffffffffc0123234 (in a module)",
+        "  ? 0xffffffffc0123015 (in a module)",
+        "  ? main+0x15/0x100",
+        "  0xffffffffc0123009 (in a module) (interrupted)",
+    ]
 
 
 def test_what_cannot_be_read(memory: Memory) -> None:

@@ -7,16 +7,18 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from pyvirt.harness.judge import evidence
+from pyvirt.harness.judge import evidence, report
 from pyvirt.harness.judge.symbols import Symbols
 from pyvirt.harness.vm.console import Console
 from pyvirt.qmp.client import Client, CommandError
 
 from ..kernel_log import BOOT, stamped, warning
-from .test_backtrace import STACK, SYMBOLS, TOP, Memory, returns
+from .test_backtrace import MODULE, STACK, SYMBOLS, TOP, Memory, returns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pyvirt.harness.vm.life import Life
 
 NAMES = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11"),
@@ -67,7 +69,7 @@ def test_every_vcpu() -> None:
     first, second = text.split("\n\nvCPU 1: ")
     assert first.splitlines()[:5] == [
         "vCPU 0: kernel mode, interrupts off",
-        "rip leaf+0x4/0x100",
+        f"rip {returns('leaf', 4):#x} leaf+0x4/0x100",
         "  ? inner+0x15/0x100",
         "  ? main+0x15/0x100",
         "",
@@ -102,6 +104,34 @@ def test_a_stack_that_is_not_there() -> None:
     monitor.refuses = "x-read-memory"
     text = evidence.vcpus(monitor.client(), SYMBOLS)
     assert f"  (the stack at {TOP - 0x100:#x} cannot be read)" in text.splitlines()
+
+
+class Living:
+    """What a report wants of a VM; its module's functions are known while it runs."""
+
+    has_monitor = True
+    messages = ""
+
+    def __init__(self, qmp: Client, *, is_running: bool) -> None:
+        self.qmp = qmp
+        self.is_running = is_running
+
+    def symbols(self) -> Symbols:
+        return SYMBOLS
+
+    def symbols_of_boot(self) -> Symbols:
+        return Symbols([(MODULE, "spin [frob]"), (MODULE + 0x400, "")])
+
+
+@pytest.mark.parametrize(
+    ("is_running", "name"), [(True, "spin+0x234/0x400 [frob]"), (False, "(in a module)")]
+)
+def test_a_module_is_named_by_this_boot_or_not_at_all(
+    is_running: bool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(REGISTERS, "rip", MODULE + 0x234)
+    vm = cast("Life", Living(Monitor().client(), is_running=is_running))
+    assert report.vcpu_state(vm).splitlines()[1] == f"rip {MODULE + 0x234:#x} {name}"
 
 
 def test_a_report_with_its_title() -> None:
