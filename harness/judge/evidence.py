@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 from ...qmp.client import Client, CommandError
@@ -12,10 +13,11 @@ from .backtrace import backtrace
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..vm.console import Console
+    from ..vm.console import Console, Line
     from .splat import Splat
     from .symbols import Symbols
 
+REPORT = "kernel report"  # title of what `kernel_report` returns
 _PAGE = 4096
 _LINES = 60
 _SILENCE_S = 1.0  # less is not worth a line
@@ -37,9 +39,35 @@ def kernel_report(splat: Splat) -> str:
     return "\n".join([head, *splat.lines])
 
 
-def last_lines(console: Console, count: int = _LINES) -> str:
-    """Return the newest lines of a console, and how long it has been silent."""
-    lines = [line.text for line in console.since()]
+def last_lines(console: Console, count: int = _LINES, *, reports: bool = True) -> str:
+    """Return the newest lines of a console, and how long it has been silent.
+
+    Without `reports`, a line stands for each of the kernel's, which are shown elsewhere.
+    """
+    lines = console.since()
+    if not reports:
+        lines = _without(lines, console.splats)
+    return _shown([line.text for line in lines], console, count)
+
+
+def _without(lines: list[Line], splats: Sequence[Splat]) -> list[Line]:
+    """Return the lines with one in place of each report; what programs said within it stays."""
+    starts = [line.mark for line in lines]
+    found: list[Line | None] = list(lines)
+    for splat in splats:
+        at = bisect_right(starts, splat.mark) - 1
+        wanted = list(reversed(splat.lines))
+        if at < 0 or not lines[at].text.endswith(wanted[-1]):
+            continue  # its beginning is not kept any more
+        for index in range(at, len(lines)):
+            if wanted and lines[index].text.endswith(wanted[-1]):
+                wanted.pop()
+                found[index] = None
+        found[at] = lines[at]._replace(text=f"({splat.title}: see the {REPORT})")
+    return [line for line in found if line is not None]
+
+
+def _shown(lines: list[str], console: Console, count: int) -> str:
     silence = time.monotonic() - console.last_byte_at
     shown = lines[-count:]
     if len(lines) > count:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .symbols import Symbols
 
 CONSOLE = "guest console (last lines)"
-KERNEL = "kernel report"
+KERNEL = evidence.REPORT
 VCPU = "vCPU state"
 QMP = "QMP log"
 REPRODUCE = "reproduce"
@@ -29,7 +29,7 @@ _QMP_LINES = 40
 def sections(vm: Life) -> dict[str, str]:
     """Return texts by the titles of their sections; boots nothing, and raises nothing."""
     said = vm.qmp_log  # without what is asked from here on
-    found = {CONSOLE: console(vm)}
+    found = {CONSOLE: evidence.last_lines(vm.console, reports=False)}
     if vm.splats():
         found[KERNEL] = "\n\n".join(evidence.kernel_report(splat) for splat in vm.splats())
     state = vcpu_state(vm)

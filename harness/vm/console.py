@@ -44,10 +44,14 @@ class ConsoleEndedError(ConsoleError):
 
 
 class Line(NamedTuple):
-    """A line, and when its first byte came (time.monotonic). A kernel's stamp stays in `text`."""
+    """A line, when its first byte came (time.monotonic), and that byte's position.
+
+    A kernel's stamp stays in `text`.
+    """
 
     at: float
     text: str
+    mark: int
 
 
 class Console:
@@ -146,7 +150,7 @@ class Console:
         lines = []
         for line in data.removesuffix(b"\n").split(b"\n") if data else ():
             at = times[bisect_right(starts, position) - 1][1]
-            lines.append(Line(at, clean(line)))
+            lines.append(Line(at, clean(line), position))
             position += len(line) + 1
         return lines
 

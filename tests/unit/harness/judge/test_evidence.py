@@ -144,6 +144,24 @@ def test_a_report_with_its_title() -> None:
     assert tuple(lines[1:]) == splat.lines
 
 
+def test_a_report_stands_once() -> None:
+    console = Console()
+    log = stamped(BOOT + warning() + "random: crng init done\n").splitlines(keepends=True)
+    console.feed(b"".join([*log[:8], b"a program's words\r\n", *log[8:]]))
+    console.close()
+    (splat,) = console.splats
+    lines = evidence.last_lines(console, reports=False).splitlines()
+    assert not set(lines) & set(splat.lines)
+    assert lines[-4:] == [
+        log[4].decode().strip(),
+        f"({splat.title}: see the kernel report)",
+        "a program's words",
+        log[-1].decode().strip(),
+    ]
+    # Where nothing else shows the report, the console does.
+    assert set(splat.lines) < set(evidence.last_lines(console).splitlines())
+
+
 def test_the_last_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console()
     assert evidence.last_lines(console) == "(nothing)"
