@@ -39,7 +39,9 @@ _OURS = __name__.rpartition(".")[0]
 _PLACE = "pyvirt_place"
 _STATE = pytest.StashKey["State"]()
 _VMS = pytest.StashKey[list[VM]]()
-_REPORTS = pytest.StashKey[list[bool]]()  # whether each phase of the test has failed
+# For each phase of the test, and each subtest, the verdict if it has failed, else None.
+_REPORTS = pytest.StashKey[list[str | None]]()
+_HAS_RUN = pytest.StashKey[bool]()  # the test's own function has ended: no subtest is to come
 
 
 class State:
@@ -311,11 +313,14 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Judge the VMs when the test itself has passed."""
     expected = markers.patterns(item, "expects_panic")
+    item.stash[_HAS_RUN] = False
     try:
         yield
     except VerdictError as error:
         if not expected or error.verdict not in _PANICS:
             raise
+    finally:
+        item.stash[_HAS_RUN] = True
     vms = item.stash.get(_VMS, [])
     if expected:
         _check_panic(vms, expected)
@@ -365,9 +370,13 @@ def pytest_runtest_makereport(
     failures = item.stash.setdefault(_REPORTS, [])
     # Subtests may fail by the hundred: the evidence is shown once.
     is_first_failure = made.failed and not any(failures)
-    failures.append(made.failed)
     vms = item.stash.get(_VMS, [])
     verdict = _verdict(made, call, vms)
+    is_test = made.when == "call" and item.stash.get(_HAS_RUN, False)
+    if made.passed and is_test:
+        # pytest calls it failed later, in its first look at the report, if a subtest was.
+        verdict = next(filter(None, failures), verdict)
+    failures.append(verdict if made.failed else None)
     splats = [splat for vm in vms for splat in vm.faults()]
     releases = {vm.kernel.release for vm in vms}
     facts = {
@@ -379,7 +388,7 @@ def pytest_runtest_makereport(
     if made.when == "teardown":
         return made
     told = ("vm_verdict", verdict)
-    if vms and verdict is not None and made.when == "call" and told not in item.user_properties:
+    if vms and verdict is not None and is_test and told not in item.user_properties:
         item.user_properties.append(told)
     shows = state_of(item.config).console
     if is_first_failure or (made.passed and made.when == "call" and shows == "always"):
@@ -438,6 +447,6 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def _tidy(state: State, item: pytest.Item) -> None:
-    failures: list[bool] = item.stash.get(_REPORTS, [])
+    failures = item.stash.get(_REPORTS, [])
     if state.keep == "never" or (state.keep == "failed" and not any(failures)):
         shutil.rmtree(state.folder(item), ignore_errors=True)

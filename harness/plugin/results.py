@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
+from ..judge.verdict import Verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,13 +37,18 @@ class Results:
         if report.when != "call" and report.passed:
             return
         facts: dict[str, Any] = getattr(report, FACTS, {})
-        expected = report.skipped and hasattr(report, "wasxfail")
+        verdict = facts.get("verdict")
+        outcome: str = report.outcome
+        if report.skipped and hasattr(report, "wasxfail"):
+            outcome = "xfailed"
+        elif report.passed and verdict not in (None, Verdict.PASSED):
+            outcome = "failed"  # by its subtests
         row = {
             "nodeid": report.nodeid,
             "subtest": subtest_path(report),
             "when": report.when,
-            "outcome": "xfailed" if expected else report.outcome,
-            "verdict": facts.get("verdict"),
+            "outcome": outcome,
+            "verdict": verdict,
             "seconds": round(report.duration, 3),
             "kernel": facts.get("kernel"),
             "fingerprint": facts.get("fingerprint"),

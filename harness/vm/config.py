@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -73,12 +74,17 @@ def parse_size(text: str) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
-def scratch(folder: Path, name: str, size: str) -> Path:
-    """Make an empty image in `folder` that takes no room before it is written."""
-    path = folder / f"{name}.img"
-    with path.open("xb") as file:
-        os.truncate(file.fileno(), parse_size(size))
-    return path
+def scratch(folder: Path, prefix: str, size: str) -> Path:
+    """Make a new empty image in `folder` that takes no room before it is written; ConfigError."""
+    length = parse_size(size)
+    fd, path = tempfile.mkstemp(prefix=f"{prefix}-", suffix=".img", dir=folder)
+    try:
+        os.truncate(fd, length)
+    except OSError as error:
+        raise ConfigError(f"size {size}: {error.strerror} in {folder}") from None
+    finally:
+        os.close(fd)
+    return Path(path)
 
 
 def _disk(text: str, number: int, folder: Path) -> str:

@@ -23,12 +23,13 @@ class Hotplug:
     ) -> Path:
         """Plug a disk: the image `path`, or an empty one of `size`; return the image.
 
-        The guest has it at the next free name from /dev/vda on. An empty one goes with the VM.
+        The guest has it at the next free name from /dev/vda on. An empty one is another each
+        time, also for a name that was there before, and goes with the VM.
         """
         if (path is None) == (not size):
             raise ConfigError(f"hotplug disk {name}: give either path or size")
         if path is None:
-            image = config.scratch(self._vm.folder(), f"plugged-{name}", size)
+            image = config.scratch(self._vm.folder(), "plugged", size)
         else:
             image = Path(path).absolute()
         backend: dict[str, Any] = {

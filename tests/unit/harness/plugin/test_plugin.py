@@ -6,6 +6,7 @@ There is no guest: fake_monitor.py stands for the monitors, and this host for th
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -361,6 +362,44 @@ def test_fails(vm):
     assert result.stdout.str().count("words of a kernel") == count
 
 
+def test_a_warning_s_text_stands_once_in_a_report(run: Run) -> None:
+    result = run("def test_it(vm):\n    warn(vm)\n", "--tb=line")
+    result.assert_outcomes(failed=1)
+    text = result.stdout.str()
+    assert text.count("at drivers/fake.c:12 fake_function+0x10/0x20") == 1
+    assert text.count("---[ end trace 0000000000000000 ]---") == 1
+
+
+def test_a_test_that_fails_by_its_subtests(run: Run, rows: Rows) -> None:
+    result = run(
+        """
+def test_points(vm, subtests):
+    with subtests.test(msg="good"):
+        vm.run("true")
+    with subtests.test(msg="late"):
+        vm.run("sleep 9", timeout=0.2)
+    with subtests.test(msg="bad"):
+        vm.succeed("false")
+
+def test_good(vm, subtests):
+    with subtests.test(msg="good"):
+        vm.run("true")
+""",
+        "--junitxml=junit.xml",
+    )
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert [(row["subtest"], row["outcome"], row["verdict"]) for row in rows()] == [
+        (["good"], "passed", "passed"),
+        (["late"], "failed", "timeout"),
+        (["bad"], "failed", "failed"),
+        ([], "failed", "timeout"),
+        (["good"], "passed", "passed"),
+        ([], "passed", "passed"),
+    ]
+    said = re.findall('name="vm_verdict" value="([a-z]+)"', Path("junit.xml").read_text())
+    assert said == ["timeout", "passed"]
+
+
 def test_events_and_hotplug(run: Run) -> None:
     result = run(
         """
@@ -369,6 +408,11 @@ def test_it(vm, qmp, console):
         image = vm.hotplug.disk("disk1", size="16M")
         assert image.stat().st_size == 16 << 20
         vm.hotplug.remove("disk1")
+    again = vm.hotplug.disk("disk1", size="1M")
+    assert (again.stat().st_size, image.stat().st_size) == (1 << 20, 16 << 20)
+    vm.hotplug.disk("a/b", size="1M")
+    with pytest.raises(Exception, match="size 900000G: File too large"):
+        vm.hotplug.disk("c", size="900000G")
     assert events[0]["data"]["device"] == "disk1"
     assert vm.events("DEVICE_DELETED") == events
     assert qmp.execute("query-status") == {"running": True}
