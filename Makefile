@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # pip writes a start script of its own, which imports more than pyvirt does.
 LAUNCHER = $(BIN)/python cli/launcher.py >$(BIN)/pyvirt && chmod 755 $(BIN)/pyvirt
-NATIVE := $(shell find native -name '[!_]*.[ch]' -o -name '*.cdef' -o -name 'build.py')
+NATIVE := $(filter-out native/tests/% native/fuzz/% native/_%,\
+  $(wildcard native/*.[ch] native/*/*.[ch] native/*.cdef native/build.py))
 
 .PHONY: demo test check setup packages clean \
   bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm
