@@ -151,7 +151,7 @@ class _Served:
         self._handle = handle[0]
 
     def start(self, features: int, queues: Any, irq: Any) -> None:
-        """Serve each queue; `queues` is a struct pv_block_queue[]."""
+        """Serve each queue; `queues` is a struct pv_queue[]."""
         result = lib.pv_block_start(self._handle, features, queues, len(queues), irq)
         check(result, f"{self.name}: cannot start {self._engine}")
 
@@ -287,7 +287,7 @@ class Block(Pluggable):
     @staticmethod
     def _start(served: _Served | _Vacant, activation: Activation) -> None:
         ready = [(queue.handle, queue.kick_fd) for queue in activation.queues if queue]
-        queues = ffi.new("struct pv_block_queue[]", ready)
+        queues = ffi.new("struct pv_queue[]", ready)
         served.start(activation.features, queues, activation.irq)
 
     def reset(self) -> None:

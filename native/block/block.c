@@ -337,7 +337,7 @@ static void drop_worker(struct worker *w)
 	free(w->requests);
 }
 
-static int start_worker(struct pv_block *b, uint32_t index, const struct pv_block_queue *queue)
+static int start_worker(struct pv_block *b, uint32_t index, const struct pv_queue *queue)
 {
 	struct worker *w = &b->workers[index];
 	int result;
@@ -362,7 +362,7 @@ static int start_worker(struct pv_block *b, uint32_t index, const struct pv_bloc
 	return result;
 }
 
-int pv_block_start(struct pv_block *b, uint64_t features, const struct pv_block_queue *queues,
+int pv_block_start(struct pv_block *b, uint64_t features, const struct pv_queue *queues,
                    uint32_t queue_count, struct pv_virtio_irq *irq)
 {
 	int result = 0;

@@ -2,12 +2,15 @@
  *
  * A thread in C, each queue's own or one for several, takes requests from a ring in batches, has
  * io_uring or a pool of threads carry them out, and completes each batch with one publish and at
- * most one interrupt. It never touches Python. A request that asks for what it may not have is answered in its status
- * byte; one that cannot be answered, and a ring whose rules are broken, break the device. */
+ * most one interrupt. It never touches Python. A request that asks for what it may not have is
+ * answered in its status byte; one that cannot be answered, and a ring whose rules are broken,
+ * break the device. */
 #ifndef PV_BLOCK_H
 #define PV_BLOCK_H
 
 #include <stdint.h>
+
+#include "virtio/virtqueue.h"
 
 #define PV_BLOCK_QUEUES 64           /* at most */
 #define PV_BLOCK_ID_BYTES 20         /* of a serial number */
@@ -22,11 +25,10 @@
 
 struct pv_block;
 struct pv_iothread;
-struct pv_virtqueue;
 struct pv_virtio_irq;
 
-/* `fd` and `iothread` are borrowed until pv_block_free. The alignments are those of its direct I/O, powers of two
- * up to 4096, or 1; the length of the file is to be a multiple of `offset_align`. */
+/* `fd` and `iothread` are borrowed until pv_block_free. The alignments are those of its direct I/O,
+ * powers of two up to 4096, or 1; the length of the file is to be a multiple of `offset_align`. */
 struct pv_block_config {
 	int fd;
 	uint32_t flags;
@@ -36,12 +38,6 @@ struct pv_block_config {
 	uint32_t iops;         /* requests a second, at most 1,000,000; 0: no limit */
 	uint8_t id[20];        /* PV_BLOCK_ID_BYTES; padded with zeroes */
 	struct pv_iothread *iothread; /* serves every queue; NULL: a thread for each */
-};
-
-/* A queue to serve; both are borrowed until pv_block_stop. The kick descriptor is an eventfd. */
-struct pv_block_queue {
-	struct pv_virtqueue *ring;
-	int kick_fd;
 };
 
 /* Since the device was made. Requests are counted when they are answered. */
@@ -69,7 +65,7 @@ void pv_block_free(struct pv_block *block);
  * the rings already is taken at once. `irq` is borrowed until pv_block_stop. -EBUSY: started
  * already; -EINVAL: the iothread serves a device with the other engine; -ENOMEM; what
  * io_uring_setup(2) or pthread_create(3) say; nothing runs then. */
-int pv_block_start(struct pv_block *block, uint64_t features, const struct pv_block_queue *queues,
+int pv_block_start(struct pv_block *block, uint64_t features, const struct pv_queue *queues,
                    uint32_t count, struct pv_virtio_irq *irq);
 
 /* Begin no more requests, and wait until those that were begun are complete. -ETIMEDOUT: the host

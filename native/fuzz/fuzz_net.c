@@ -126,7 +126,7 @@ static void close_port(struct pv_net_port *port)
 
 static const struct pv_net_port_ops OPS = {.receive = receive, .send = send, .close = close_port};
 
-static struct pv_net_queue make_ring(struct bench *bench, unsigned index)
+static struct pv_queue make_ring(struct bench *bench, unsigned index)
 {
 	struct pv_virtqueue_config config = {
 		.desc = index * QUEUE_STEP,
@@ -138,7 +138,7 @@ static struct pv_net_queue make_ring(struct bench *bench, unsigned index)
 	};
 
 	REQUIRE(pv_virtqueue_new(bench->memory, &config, &bench->rings[index]) == 0);
-	return (struct pv_net_queue){bench->rings[index], -1};
+	return (struct pv_queue){bench->rings[index], -1};
 }
 
 static struct bench *bench_new(struct input *input)

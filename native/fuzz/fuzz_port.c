@@ -53,7 +53,7 @@ struct bench {
 	bool event_idx;
 };
 
-static struct pv_port_queue make_ring(struct bench *bench, unsigned index)
+static struct pv_queue make_ring(struct bench *bench, unsigned index)
 {
 	struct pv_virtqueue_config config = {
 		.desc = index * QUEUE_STEP,
@@ -65,12 +65,12 @@ static struct pv_port_queue make_ring(struct bench *bench, unsigned index)
 	};
 
 	REQUIRE(pv_virtqueue_new(bench->memory, &config, &bench->rings[index]) == 0);
-	return (struct pv_port_queue){bench->rings[index], -1};
+	return (struct pv_queue){bench->rings[index], -1};
 }
 
 static struct pv_port_pair make_pair(struct bench *bench, unsigned index)
 {
-	struct pv_port_queue in = make_ring(bench, index);
+	struct pv_queue in = make_ring(bench, index);
 
 	return (struct pv_port_pair){in, make_ring(bench, index + 1)};
 }

@@ -144,7 +144,7 @@ struct pv_net_stock {
 };
 
 struct pv_net_rx {
-	struct pv_net_queue queue;
+	struct pv_queue queue;
 	enum pv_net_wait wait;
 	uint64_t delay_ns;
 	uint32_t large; /* packets until the stock may be small again */
@@ -155,7 +155,7 @@ struct pv_net_rx {
 };
 
 struct pv_net_tx {
-	struct pv_net_queue queue;
+	struct pv_queue queue;
 	enum pv_net_wait wait;
 	uint64_t delay_ns;
 	bool held; /* `chain` waits */
@@ -207,7 +207,7 @@ struct pv_net {
 	struct pv_net_worker *workers[PV_NET_PAIRS];
 	uint32_t count;
 	_Atomic uint32_t active; /* pairs in use */
-	struct pv_net_queue ctrl;
+	struct pv_queue ctrl;
 	struct pv_virtio_irq *irq;
 	struct pv_faults *faults;
 	const struct pv_memory *memory;

@@ -15,6 +15,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "virtio/virtqueue.h"
+
 #define PV_NET_PAIRS 64        /* of queues, at most */
 #define PV_NET_HEADER 12       /* bytes of struct virtio_net_hdr_v1 before each packet */
 #define PV_NET_FRAME_MIN 14    /* bytes of a packet: an Ethernet header */
@@ -27,7 +29,6 @@
 struct pv_memory;
 struct pv_net;
 struct pv_virtio_irq;
-struct pv_virtqueue;
 
 /* Limits are for all pairs together; 0: none. rx is what the driver receives. */
 struct pv_net_config {
@@ -46,15 +47,9 @@ struct pv_net_backend {
 	const int *vhost_fds; /* the same, of /dev/vhost-net, for taps only; NULL: the threads do it */
 };
 
-/* A queue to serve; both are borrowed until pv_net_stop. The kick descriptor is an eventfd. */
-struct pv_net_queue {
-	struct pv_virtqueue *ring;
-	int kick_fd;
-};
-
 struct pv_net_pair {
-	struct pv_net_queue rx;
-	struct pv_net_queue tx;
+	struct pv_queue rx;
+	struct pv_queue tx;
 };
 
 /* What the driver has set up; all of it is borrowed until pv_net_stop, but for the arrays. */
@@ -62,7 +57,7 @@ struct pv_net_activation {
 	uint64_t features; /* that were negotiated */
 	const struct pv_net_pair *pairs;
 	uint32_t count;           /* of pairs; the first alone is in use until the driver asks for more */
-	struct pv_net_queue ctrl; /* without a ring: none */
+	struct pv_queue ctrl; /* without a ring: none */
 	struct pv_virtio_irq *irq;
 	const struct pv_memory *memory;
 };

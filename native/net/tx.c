@@ -1,5 +1,5 @@
-/* From the driver to the host: packets are written straight from its buffers, but for their headers,
- * of which a private copy is checked and sent. */
+/* From the driver to the host: packets are written straight from its buffers, but for their
+ * headers, of which a private copy is checked and sent. */
 #include <errno.h>
 #include <string.h>
 

@@ -70,7 +70,7 @@ static int set_memory(int fd, const struct pv_memory *memory)
 }
 
 static int set_ring(const struct pv_net *net, int fd, uint32_t index,
-                    const struct pv_net_queue *queue)
+                    const struct pv_queue *queue)
 {
 	struct pv_virtqueue *ring = queue->ring;
 	struct vhost_vring_state num = {index, ring->size};
@@ -102,7 +102,7 @@ static int set_ring(const struct pv_net *net, int fd, uint32_t index,
 /* Bind both rings to the tap; what is in them already counts as notified. */
 static int bind_tap(const struct pv_net_worker *w, int fd)
 {
-	const struct pv_net_queue *queues[] = {&w->rx.queue, &w->tx.queue};
+	const struct pv_queue *queues[] = {&w->rx.queue, &w->tx.queue};
 	int result = 0;
 
 	for (uint32_t i = 0; i < 2 && result == 0; i++) {

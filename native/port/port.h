@@ -15,12 +15,13 @@
 
 #include <stdint.h>
 
+#include "virtio/virtqueue.h"
+
 #define PV_PORTS_MAX 31      /* of a device */
 #define PV_PORT_NAME_MAX 255 /* bytes */
 
 struct pv_ports;
 struct pv_virtio_irq;
-struct pv_virtqueue;
 
 /* One port. Descriptors are borrowed until pv_ports_free. */
 struct pv_port_config {
@@ -30,15 +31,9 @@ struct pv_port_config {
 	const char *name; /* copied; "": none */
 };
 
-/* A queue to serve; both are borrowed until pv_ports_stop. The kick descriptor is an eventfd. */
-struct pv_port_queue {
-	struct pv_virtqueue *ring; /* NULL: the driver has not made it ready */
-	int kick_fd;
-};
-
 struct pv_port_pair {
-	struct pv_port_queue in;  /* to the driver */
-	struct pv_port_queue out; /* from the driver */
+	struct pv_queue in;  /* to the driver */
+	struct pv_queue out; /* from the driver */
 };
 
 /* What the driver has set up; all of it is borrowed until pv_ports_stop, but for the arrays. */

@@ -43,7 +43,7 @@ void pv_port_serve(struct pv_ports *ports)
 	}
 }
 
-static struct pollfd kick(const struct pv_port_queue *queue, enum pv_port_wait wait)
+static struct pollfd kick(const struct pv_queue *queue, enum pv_port_wait wait)
 {
 	return (struct pollfd){.fd = wait == PV_PORT_KICK ? queue->kick_fd : -1, .events = POLLIN};
 }

@@ -19,8 +19,8 @@ struct pv_vacant {
 	pthread_t thread;
 	bool broken;
 	uint32_t count;
-	struct pv_block_queue queues[PV_BLOCK_QUEUES];
-	struct pollfd fds[PV_BLOCK_QUEUES + 1]; /* the kicks, then the end */
+	struct pv_queue queues[PV_VACANT_QUEUES];
+	struct pollfd fds[PV_VACANT_QUEUES + 1]; /* the kicks, then the end */
 	struct pv_chain chain;
 };
 
@@ -88,14 +88,14 @@ static void free_all(struct pv_vacant *v)
 	free(v);
 }
 
-int pv_vacant_start(const struct pv_block_queue *queues, uint32_t count, struct pv_virtio_irq *irq,
+int pv_vacant_start(const struct pv_queue *queues, uint32_t count, struct pv_virtio_irq *irq,
                     struct pv_vacant **out)
 {
 	struct pv_vacant *v;
 	int end_fd, result;
 
 	*out = NULL;
-	if (count == 0 || count > PV_BLOCK_QUEUES)
+	if (count == 0 || count > PV_VACANT_QUEUES)
 		return -EINVAL;
 	v = calloc(1, sizeof(*v));
 	if (!v)

@@ -8,14 +8,17 @@
 
 #include <stdint.h>
 
-#include "block/block.h"
+#include "virtio/virtqueue.h"
+
+#define PV_VACANT_QUEUES 64 /* at most */
 
 struct pv_vacant;
+struct pv_virtio_irq;
 
-/* Serve `count` queues (1 to PV_BLOCK_QUEUES); what is in the rings already is answered at once.
+/* Serve `count` queues (1 to PV_VACANT_QUEUES); what is in the rings already is answered at once.
  * `irq` and what `queues` names are borrowed until pv_vacant_stop. -EINVAL, -ENOMEM, or what
  * eventfd(2) or pthread_create(3) say; nothing runs then. */
-int pv_vacant_start(const struct pv_block_queue *queues, uint32_t count, struct pv_virtio_irq *irq,
+int pv_vacant_start(const struct pv_queue *queues, uint32_t count, struct pv_virtio_irq *irq,
                     struct pv_vacant **out);
 
 /* End the thread; no request is in flight then. NULL: nothing. */

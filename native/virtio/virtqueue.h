@@ -38,6 +38,12 @@ struct pv_virtqueue_config {
 	uint8_t indirect;  /* VIRTIO_F_INDIRECT_DESC was negotiated */
 };
 
+/* A queue for a device to serve. Both are borrowed until the device is stopped. */
+struct pv_queue {
+	struct pv_virtqueue *ring; /* NULL, where a device may lack it: not made ready */
+	int kick_fd;               /* an eventfd */
+};
+
 /* A buffer of the driver: what the device may read, then what it may write. */
 struct pv_chain {
 	uint16_t head;     /* to be given back to pv_virtqueue_push */

@@ -139,7 +139,7 @@ int main(int argc, char **argv)
 {
 	struct bench b = {0};
 	struct pv_block *block;
-	struct pv_block_queue queue;
+	struct pv_queue queue;
 	uint64_t start;
 	double before, spent;
 

@@ -89,11 +89,11 @@ static inline int make_file(uint64_t bytes)
 
 static inline void start(struct device *d, uint64_t features, uint32_t queues)
 {
-	struct pv_block_queue served[QUEUES];
+	struct pv_queue served[QUEUES];
 
 	for (unsigned i = 0; i < queues; i++) {
 		make_queue(d, i);
-		served[i] = (struct pv_block_queue){d->queues[i].ring, d->queues[i].kick_fd};
+		served[i] = (struct pv_queue){d->queues[i].ring, d->queues[i].kick_fd};
 	}
 	CHECK_EQ(pv_block_start(d->block, features, served, queues, d->irq), 0);
 	CHECK_EQ(pv_block_start(d->block, features, served, queues, d->irq), -EBUSY);

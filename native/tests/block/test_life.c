@@ -147,7 +147,7 @@ static void test_a_batch_has_one_interrupt(void)
 	make_queue(&d, 0);
 	for (unsigned i = 0; i < 16; i++)
 		request(&d, q, i, VIRTIO_BLK_T_GET_ID, 0, data_at(&d, i * 32), 20);
-	struct pv_block_queue served = {q->ring, q->kick_fd};
+	struct pv_queue served = {q->ring, q->kick_fd};
 	CHECK_EQ(pv_block_start(d.block, FEATURES, &served, 1, d.irq), 0);
 	WAIT_FOR(used(q) == 16);
 	pv_block_stop(d.block);

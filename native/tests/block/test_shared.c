@@ -147,7 +147,7 @@ static void test_two_engines_cannot_share(void)
 {
 	struct pv_iothread *thread = make_thread();
 	struct device d, other;
-	struct pv_block_queue served;
+	struct pv_queue served;
 
 	make_shared(&d, thread, 0);
 	start(&d, FEATURES, 1);
@@ -155,7 +155,7 @@ static void test_two_engines_cannot_share(void)
 	make_shared(&other, thread, 0);
 	engine_flag ^= PV_BLOCK_THREADS;
 	make_queue(&other, 0);
-	served = (struct pv_block_queue){other.queues[0].ring, other.queues[0].kick_fd};
+	served = (struct pv_queue){other.queues[0].ring, other.queues[0].kick_fd};
 	CHECK_EQ(pv_block_start(other.block, FEATURES, &served, 1, other.irq), -EINVAL);
 	check_lives(&d);
 	stop(&d);

@@ -100,7 +100,7 @@ static inline void bench_start(struct bench *b, uint64_t features, uint32_t pair
 		};
 	if (features & F(CTRL_VQ))
 		activation.ctrl =
-			(struct pv_net_queue){b->queues[CTRL].ring, b->queues[CTRL].kick_fd};
+			(struct pv_queue){b->queues[CTRL].ring, b->queues[CTRL].kick_fd};
 	CHECK_EQ(pv_net_start(b->net, &activation), 0);
 	CHECK_EQ(pv_net_start(b->net, &activation), -EBUSY);
 }

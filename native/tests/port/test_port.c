@@ -39,9 +39,9 @@ static void make_queue(struct queue *q)
 	q->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 }
 
-static struct pv_port_queue served(const struct queue *q)
+static struct pv_queue served(const struct queue *q)
 {
-	return (struct pv_port_queue){q->ring, q->kick_fd};
+	return (struct pv_queue){q->ring, q->kick_fd};
 }
 
 static void start(struct bench *b)

@@ -19,7 +19,7 @@ static _Alignas(4096) unsigned char page[4096];
 struct bench {
 	struct driver drivers[QUEUES];
 	size_t data[QUEUES]; /* the offset of each one's spare bytes */
-	struct pv_block_queue queues[QUEUES];
+	struct pv_queue queues[QUEUES];
 	struct pv_virtio_irq *irq;
 	int irq_fd, broken_fd;
 	struct pv_vacant *vacant;
@@ -215,11 +215,11 @@ static void test_a_broken_ring_breaks_the_device(void)
 
 static void test_numbers_of_queues_that_cannot_be(void)
 {
-	struct pv_block_queue queue = {.ring = NULL, .kick_fd = -1};
+	struct pv_queue queue = {.ring = NULL, .kick_fd = -1};
 	struct pv_vacant *vacant = NULL;
 
 	CHECK_EQ(pv_vacant_start(&queue, 0, NULL, &vacant), -EINVAL);
-	CHECK_EQ(pv_vacant_start(&queue, PV_BLOCK_QUEUES + 1, NULL, &vacant), -EINVAL);
+	CHECK_EQ(pv_vacant_start(&queue, PV_VACANT_QUEUES + 1, NULL, &vacant), -EINVAL);
 	CHECK(!vacant);
 	pv_vacant_stop(NULL);
 }
