@@ -1,6 +1,7 @@
-/* What the parts of the network device share: the ports to the host (tap.c, stream.c), what
- * the driver wants to receive (mode.c), both directions (rx.c, tx.c), the control queue
- * (ctrl.c), the threads (worker.c), vhost (vhost.c) and the device's life (net.c). */
+/* What the parts of the network device share, each of which uses those before it: the ports to the
+ * host (tap.c, stream.c), limits (limit.c), what the driver wants to receive (mode.c), counters and
+ * flags (state.c), both directions (rx.c, tx.c), the control queue (ctrl.c), the threads
+ * (worker.c), vhost (vhost.c) and the device's life (net.c). */
 #ifndef PV_NET_INTERNAL_H
 #define PV_NET_INTERNAL_H
 
@@ -64,8 +65,8 @@ int pv_net_stream_open(struct pv_net_port *port, int fd);
 
 /* Have the tap hand over packets with these offloads (TUN_F_...) and no others. */
 void pv_net_tap_set_offloads(struct pv_net_port *port, uint32_t offloads);
-/* Let the queue take part in the spreading of packets, or not. */
-int pv_net_tap_attach(struct pv_net_port *port, bool attached);
+/* Have the tap spread packets over the first `pairs` of its `count` queues. What the ioctl says. */
+int pv_net_tap_spread(struct pv_net_port *ports, uint32_t count, uint32_t pairs);
 
 /* The bytes of a frame that tell whether it is for the driver. */
 #define PV_NET_PEEK 18
@@ -224,13 +225,6 @@ struct pv_net {
 	_Atomic uint64_t counters[PV_NET_PAIRS][PV_NET_COUNTERS];
 };
 
-/* One direction, for a while. The directions' `wait` says what for, then. */
-void pv_net_receive(struct pv_net_worker *w);
-void pv_net_send(struct pv_net_worker *w);
-
-/* The thread. */
-void *pv_net_run(void *worker);
-
 void pv_net_count(struct pv_net_worker *w, enum pv_net_counter counter, uint64_t more);
 /* Whether a fault loses this packet; `op` is PV_FAULT_RX or PV_FAULT_TX. */
 bool pv_net_is_lost(struct pv_net_worker *w, uint32_t op);
@@ -242,6 +236,13 @@ void pv_net_lose(struct pv_net_worker *w);
 void pv_net_wake(struct pv_net *net);
 /* Use the first `count` pairs. -EINVAL: there are not so many. */
 int pv_net_use_pairs(struct pv_net *net, uint32_t count);
+
+/* One direction, for a while. The directions' `wait` says what for, then. */
+void pv_net_receive(struct pv_net_worker *w);
+void pv_net_send(struct pv_net_worker *w);
+
+/* The thread. */
+void *pv_net_run(void *worker);
 
 /* Become the owner; what the ioctl says. */
 int pv_net_vhost_open(int vhost_fd);

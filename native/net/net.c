@@ -1,7 +1,6 @@
 #include "net/net.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -35,44 +34,6 @@ void pv_net_free(struct pv_net *net)
 		return;
 	pthread_mutex_destroy(&net->lock);
 	free(net);
-}
-
-void pv_net_break(struct pv_net *net, const char *why)
-{
-	if (atomic_exchange(&net->broken, true))
-		return;
-	snprintf(net->why, sizeof(net->why), "%s", why);
-	pv_virtio_irq_broken(net->irq, net->why);
-}
-
-void pv_net_wake(struct pv_net *net)
-{
-	for (uint32_t i = 0; i < net->count; i++)
-		(void)eventfd_write(net->workers[i]->wake_fd, 1);
-}
-
-/* The tap spreads packets over the queues that are attached. */
-static int attach_ports(struct pv_net *net, uint32_t pairs)
-{
-	int result = 0;
-
-	for (uint32_t i = 0; i < net->port_count && result == 0; i++)
-		result = pv_net_tap_attach(&net->ports[i], i < pairs);
-	return result;
-}
-
-int pv_net_use_pairs(struct pv_net *net, uint32_t count)
-{
-	int result;
-
-	if (count == 0 || count > net->count)
-		return -EINVAL;
-	result = attach_ports(net, count);
-	if (result < 0)
-		return result;
-	atomic_store(&net->active, count);
-	pv_net_wake(net);
-	return 0;
 }
 
 static int start_thread(struct pv_net_worker *w)
@@ -113,7 +74,7 @@ static int resume_threads(struct pv_net *net)
 	atomic_store(&net->stopping, false);
 	if (net->port_count > 0) {
 		pv_net_tap_set_offloads(&net->ports[0], net->mode.offloads);
-		(void)attach_ports(net, atomic_load(&net->active));
+		(void)pv_net_tap_spread(net->ports, net->port_count, atomic_load(&net->active));
 	}
 	/* The kernel knows of no link that is down. */
 	if (net->has_vhost && atomic_load(&net->link))

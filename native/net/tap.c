@@ -39,9 +39,28 @@ static int send(struct pv_net_port *port, const struct iovec *iov, int count)
 	return errno == EBADFD || errno == EBADF ? -EPIPE : -errno;
 }
 
+static const struct pv_net_port_ops OPS;
+
+/* Let the queue take part in the spreading of packets, or not. */
+static int attach(struct pv_net_port *port, bool attached)
+{
+	struct {
+		char name[16];
+		short flags;
+		char rest[22];
+	} request = {.flags = attached ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE};
+
+	if (port->ops != &OPS || port->attached == attached)
+		return 0;
+	if (ioctl(port->fd, TUNSETQUEUE, &request) < 0)
+		return -errno;
+	port->attached = attached;
+	return 0;
+}
+
 static void tap_close(struct pv_net_port *port)
 {
-	(void)pv_net_tap_attach(port, true);
+	(void)attach(port, true);
 }
 
 static const struct pv_net_port_ops OPS = {.receive = receive, .send = send, .close = tap_close};
@@ -63,18 +82,11 @@ void pv_net_tap_set_offloads(struct pv_net_port *port, uint32_t offloads)
 		(void)ioctl(port->fd, TUNSETOFFLOAD, (unsigned long)offloads);
 }
 
-int pv_net_tap_attach(struct pv_net_port *port, bool attached)
+int pv_net_tap_spread(struct pv_net_port *ports, uint32_t count, uint32_t pairs)
 {
-	struct {
-		char name[16];
-		short flags;
-		char rest[22];
-	} request = {.flags = attached ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE};
+	int result = 0;
 
-	if (port->ops != &OPS || port->attached == attached)
-		return 0;
-	if (ioctl(port->fd, TUNSETQUEUE, &request) < 0)
-		return -errno;
-	port->attached = attached;
-	return 0;
+	for (uint32_t i = 0; i < count && result == 0; i++)
+		result = attach(&ports[i], i < pairs);
+	return result;
 }

@@ -10,32 +10,6 @@
 #define COMMANDS 16 /* in a row, at most */
 #define NS_PER_S UINT64_C(1000000000)
 
-void pv_net_count(struct pv_net_worker *w, enum pv_net_counter counter, uint64_t more)
-{
-	uint64_t before = atomic_load_explicit(&w->counters[counter], memory_order_relaxed);
-
-	atomic_store_explicit(&w->counters[counter], before + more, memory_order_relaxed);
-}
-
-bool pv_net_is_lost(struct pv_net_worker *w, uint32_t op)
-{
-	const struct pv_fault_subject subject = {.op = op};
-
-	return (w->armed & op) != 0 && pv_faults_judge(w->net->faults, &subject).dropped_by != 0;
-}
-
-void pv_net_lose(struct pv_net_worker *w)
-{
-	w->lost = true;
-	w->rx.wait = PV_WAIT_GONE;
-	if (w->tx.wait == PV_WAIT_PORT)
-		w->tx.wait = PV_WAIT_NONE;
-	if (atomic_exchange(&w->net->lost, true))
-		return;
-	atomic_store(&w->net->news, true);
-	pv_virtio_irq_news(w->net->irq);
-}
-
 static void copy_mode(struct pv_net_worker *w)
 {
 	struct pv_net *net = w->net;
