@@ -1,6 +1,6 @@
-/* What the parts of the console device share: both directions of a port (data.c), the host's
- * end of one (host.c), control messages (control.c), the thread (thread.c), and the
- * device's life (port.c). */
+/* What the parts of the console device share, each of which uses those before it: counters and the
+ * end of all (state.c), the host's end of a port (host.c), both directions of one (data.c), control
+ * messages (control.c), the thread (thread.c), and the device's life (port.c). */
 #ifndef PV_PORT_INTERNAL_H
 #define PV_PORT_INTERNAL_H
 
@@ -105,6 +105,10 @@ struct pv_ports {
 	_Atomic uint64_t counters[PV_PORT_COUNTERS];
 };
 
+void pv_port_count(struct pv_ports *ports, enum pv_port_counter counter, uint64_t more);
+/* Break the device; what it says is copied. */
+void pv_port_break(struct pv_ports *ports, const char *why);
+
 /* One direction of a port, for a while; its `wait` says what for, then. */
 void pv_port_receive(struct pv_ports *ports, struct pv_port *port);
 void pv_port_send(struct pv_ports *ports, struct pv_port *port);
@@ -128,9 +132,6 @@ void pv_port_serve(struct pv_ports *ports);
 /* The thread. */
 void *pv_port_run(void *ports);
 
-void pv_port_count(struct pv_ports *ports, enum pv_port_counter counter, uint64_t more);
-/* Break the device; what it says is copied. */
-void pv_port_break(struct pv_ports *ports, const char *why);
 /* Show the driver what was pushed. */
 void pv_port_publish(struct pv_ports *ports, struct pv_virtqueue *ring);
 

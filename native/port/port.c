@@ -12,17 +12,6 @@
 
 _Static_assert(sizeof(struct pv_ports_stats) == PV_PORT_COUNTERS * sizeof(uint64_t), "same order");
 
-void pv_port_count(struct pv_ports *ports, enum pv_port_counter counter, uint64_t more)
-{
-	atomic_fetch_add_explicit(&ports->counters[counter], more, memory_order_relaxed);
-}
-
-void pv_port_break(struct pv_ports *ports, const char *why)
-{
-	ports->broken = true;
-	pv_virtio_irq_broken(ports->irq, why);
-}
-
 static int add_port(struct pv_ports *ports, const struct pv_port_config *config)
 {
 	struct pv_port *port;
