@@ -1,4 +1,4 @@
-/* What console.c and thread.c share. */
+/* What the console's life (console.c) and its thread (thread.c) share; state.c has the code. */
 #ifndef PV_CONSOLE_STATE_INTERNAL_H
 #define PV_CONSOLE_STATE_INTERNAL_H
 
