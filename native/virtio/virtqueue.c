@@ -1,9 +1,7 @@
 #include "virtio/virtqueue.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <stddef.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -78,22 +76,6 @@ int pv_virtqueue_new(const struct pv_memory *memory, const struct pv_virtqueue_c
 void pv_virtqueue_free(struct pv_virtqueue *queue)
 {
 	free(queue);
-}
-
-int pv_virtqueue_fail(struct pv_virtqueue *queue, const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	vsnprintf(queue->reason, sizeof(queue->reason), format, arguments);
-	va_end(arguments);
-	atomic_store(&queue->error, queue->reason);
-	return -EPROTO;
-}
-
-const char *pv_virtqueue_error(const struct pv_virtqueue *queue)
-{
-	return atomic_load(&queue->error);
 }
 
 uint16_t pv_virtqueue_rewind(struct pv_virtqueue *queue)

@@ -1,5 +1,5 @@
-/* What the two halves of a virtqueue share: its rings (virtqueue.c) and the walk along a chain of
- * descriptors (chain.c). */
+/* What the parts of a virtqueue share: why it is broken (error.c), the walk along a chain of
+ * descriptors (chain.c), and its rings (virtqueue.c). */
 #ifndef PV_VIRTQUEUE_INTERNAL_H
 #define PV_VIRTQUEUE_INTERNAL_H
 
