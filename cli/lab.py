@@ -8,7 +8,7 @@ import re
 
 from ..errors import ConfigError
 from ..harness import lab
-from .parser import Parser
+from .parser import Parser, seconds
 
 DESCRIPTION = """\
 Boots a machine that is emulated in software, with an AMD CPU whose virtualization works, on a
@@ -68,7 +68,7 @@ def _add_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "-timeout",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="end the lab, with status 1, when the command has not ended by then",
     )
@@ -86,16 +86,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not host or not lab_path:
         raise argparse.ArgumentTypeError(f"{text}: give HOST=LAB, two socket paths")
     return host, lab_path
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: give a number of seconds above 0")
-    return seconds
 
 
 def _shell() -> str:

@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+def seconds(text: str) -> float:
+    """Return a time above 0 and not infinite, for the `type` of an option."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: give a number of seconds above 0")
+    return found
+
+
 def _name(word: str) -> str:
     return word.partition("=")[0]
 

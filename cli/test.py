@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import PyvirtError
+from ..errors import ConfigError, PyvirtError
 from ..harness.guest import kernel
 from ..harness.judge import report
 from ..harness.judge.verdict import Verdict
@@ -19,7 +19,7 @@ from ..harness.vm.config import Limits, VmConfig
 from ..harness.vm.end import LabLostError, MonitorDiedError, VerdictError
 from ..harness.vm.place import Session
 from ..harness.vm.vm import VM
-from .parser import Parser
+from .parser import Parser, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,8 +30,9 @@ which is copied there, or else a command of the guest's. What it writes comes ou
 line, on stderr, is the verdict. The kernel runs in the nested lab where this host cannot run it."""
 EPILOG = """\
 exit status: 0 the command succeeded, and the kernel found no fault in itself; 1 otherwise; 125 the
-kernel did not boot, or could not be tried, so that `git bisect run` skips it; 2 wrong usage"""
-PASSED, FAILED, NOT_TRIED = 0, 1, 125
+kernel did not boot, or could not be tried, or the command ended with 125 itself, so that
+`git bisect run` skips it; 2 wrong usage"""
+PASSED, FAILED, WRONG_USAGE, NOT_TRIED = 0, 1, 2, 125
 _CALL_S = 600.0
 _SHOWN = (report.CONSOLE, report.KERNEL, report.VCPU, report.REPRODUCE)
 
@@ -42,10 +43,12 @@ def main(argv: list[str]) -> int:
     started = time.monotonic()
     try:
         verdict, why, status = _run(options)
+    except ConfigError as error:
+        verdict, why, status = "not tried", str(error), WRONG_USAGE
     except PyvirtError as error:
         verdict, why, status = "not tried", str(error), NOT_TRIED
-    seconds = time.monotonic() - started
-    _say(f"{verdict}" + (f": {why}" if why else "") + f" ({options.kernel}, {seconds:.1f} s)")
+    took = time.monotonic() - started
+    _say(f"{verdict}" + (f": {why}" if why else "") + f" ({options.kernel}, {took:.1f} s)")
     return status
 
 
@@ -59,8 +62,8 @@ def _parser() -> Parser:
     add("--cmdline", default="", metavar="TEXT", help="added to the kernel's command line")
     add("--smp", type=int, default=1, metavar="N", help="vCPUs (1)")
     add("--memory", default="256M", metavar="SIZE", help="the guest's memory (256M)")
-    add("--timeout", type=float, default=_CALL_S, metavar="S", help=f"of COMMAND ({_CALL_S:.0f} s)")
-    add("--boot-timeout", type=float, default=Limits.boot, metavar="S", help="of the boot (60 s)")
+    add("--timeout", type=seconds, default=_CALL_S, metavar="S", help=f"of COMMAND ({_CALL_S:.0f} s)")
+    add("--boot-timeout", type=seconds, default=Limits.boot, metavar="S", help="of the boot (60 s)")
     add("--log-dir", type=Path, metavar="DIR", help="where to keep the log files")
     add("command", nargs="+", metavar="-- COMMAND", help="what to run, and its arguments")
     return parser
@@ -98,6 +101,8 @@ def _run(options: argparse.Namespace) -> tuple[str, str, int]:
             vm.start()
             return _judge(vm, options.command)
         except VerdictError as error:
+            if vm.end is not None and vm.end.refused:
+                raise ConfigError(str(error)) from None
             _show(error.evidence)
             tried = vm.has_booted and not isinstance(error, LabLostError | MonitorDiedError)
             return error.verdict, str(error), FAILED if tried else NOT_TRIED
@@ -114,6 +119,8 @@ def _judge(vm: VM, command: Sequence[str]) -> tuple[str, str, int]:
     charges = vm.charges()
     if not charges and result.code == 0:
         return Verdict.PASSED, "", PASSED
+    if not charges and result.code == NOT_TRIED:
+        return "not tried", f"{command[0]}: status {result.code}", NOT_TRIED
     _show(vm.evidence())
     if charges:
         return Verdict.WARNED, charges[0], FAILED

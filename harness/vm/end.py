@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 class End(NamedTuple):
     """Why a VM is of no use any more: the first cause. PASSED: it ended as guests do.
 
-    `expected` says that a verb asked for it, `lost` that the server of its monitor is gone.
+    `expected` says that a verb asked for it, `lost` that the server of its monitor is gone,
+    `refused` that the monitor does not take the options that it was given.
     """
 
     verdict: Verdict
@@ -38,6 +39,7 @@ class End(NamedTuple):
     splat: Splat | None = None
     expected: bool = False
     lost: bool = False
+    refused: bool = False
 
 
 class VerdictError(GuestError):

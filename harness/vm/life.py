@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import PyvirtError
+from ...errors import ConfigError, PyvirtError
 from ..agent import image
 from ..agent.protocol import AgentError, AgentTimeoutError
 from ..judge import report, symbols
@@ -150,7 +150,12 @@ class Life:
     def _start(self) -> None:
         if self._is_closed:
             raise PyvirtError(f"{self.name}: it has been put away with its test")
-        self.log_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.log_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"log folder {self.log_dir}: {error.strerror}; name one that can be written"
+            ) from None
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="pyvirt-vm-"))
         if not self.words:

@@ -13,6 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from ...errors import ConfigError
 from ...qmp import events
 from ..judge.verdict import Verdict
 from .end import End
@@ -283,6 +284,10 @@ class Watch:
             return End(Verdict.TRIPLE_FAULT, "the guest triple-faulted")
         if self._shutdown in GOOD_ENDS:
             return End(Verdict.PASSED, GOOD_ENDS[self._shutdown])
+        if status == ConfigError.exit_status and not (self.is_ready or self._shutdown):
+            return End(
+                Verdict.BOOT_FAILED, f"the monitor refused its options: {says}", refused=True
+            )
         kind = Verdict.MONITOR_DIED if self.is_ready else Verdict.BOOT_FAILED
         return End(kind, f"the monitor ended with status {status}: {says}")
 

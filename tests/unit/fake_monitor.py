@@ -55,7 +55,11 @@ class Monitor:
             self.selector.register(connection, selectors.EVENT_READ, self.on_request)
         self.events = connection
         self.agent: subprocess.Popen[bytes] | None = None
-        if "-initrd" not in sys.argv or "no-agent" not in sys.argv[sys.argv.index("-initrd") + 1]:
+        initrd = sys.argv[sys.argv.index("-initrd") + 1] if "-initrd" in sys.argv else ""
+        if "refused" in initrd:
+            os.write(MESSAGES, b"pyvirt: -m 1M: there is no room for the kernel\n")
+            self.exit(2)
+        if "no-agent" not in initrd:
             self.agent = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", image.agent(), "-fd", str(AGENT)],
                 pass_fds=[AGENT],

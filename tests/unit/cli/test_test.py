@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from pyvirt.cli import test as command
+from pyvirt.errors import ConfigError
 from pyvirt.harness.vm import fork_server, place
 
 FAKE = Path(__file__).resolve().parents[1] / "fake_monitor.py"
@@ -90,10 +91,30 @@ def test_kernel_that_does_not_boot(run: Run) -> None:
     assert "pyvirt test: boot-failed: no agent answered in 1 s" in err
 
 
-def test_kernel_that_is_none(run: Run) -> None:
+def test_wrong_usage(run: Run, tmp_path: Path) -> None:
     status, _, err = run("--", "true", kernel="/none")
-    assert status == 125
+    assert status == 2
     assert err.startswith("pyvirt test: not tried: kernel /none: it is neither a file nor")
+    # What the monitor would not take, it says in its own words.
+    (tmp_path / "refused").touch()
+    status, _, err = run("--memory", "1M", "--", "true", initrd="refused")
+    assert status == 2
+    (line,) = err.splitlines()
+    assert line.startswith("pyvirt test: not tried: the monitor refused its options: -m 1M: ")
+    (tmp_path / "file").touch()
+    status, _, err = run("--log-dir", "file/logs", "--", "true")
+    assert status == 2
+    assert "/file/logs: Not a directory; name one" in err
+    for words in (["--timeout", "-1"], ["--boot-timeout", "nan"], ["--smp", "x"], ["--no"]):
+        with pytest.raises(ConfigError, match=f"^test: {words[0]}|^test: unrec"):
+            run(*words, "--", "true")
+
+
+def test_a_command_that_asks_to_be_skipped(run: Run) -> None:
+    status, _, err = run("--", "sh", "-c", "exit 125")
+    assert status == 125
+    (line,) = err.splitlines()
+    assert line.startswith("pyvirt test: not tried: sh: status 125 (bzImage, ")
 
 
 def test_monitor_that_dies_says_nothing_of_the_kernel(run: Run) -> None:
