@@ -62,7 +62,13 @@ def _parser() -> Parser:
     add("--cmdline", default="", metavar="TEXT", help="added to the kernel's command line")
     add("--smp", type=int, default=1, metavar="N", help="vCPUs (1)")
     add("--memory", default="256M", metavar="SIZE", help="the guest's memory (256M)")
-    add("--timeout", type=seconds, default=_CALL_S, metavar="S", help=f"of COMMAND ({_CALL_S:.0f} s)")
+    add(
+        "--timeout",
+        type=seconds,
+        default=_CALL_S,
+        metavar="S",
+        help=f"of COMMAND ({_CALL_S:.0f} s)",
+    )
     add("--boot-timeout", type=seconds, default=Limits.boot, metavar="S", help="of the boot (60 s)")
     add("--log-dir", type=Path, metavar="DIR", help="where to keep the log files")
     add("command", nargs="+", metavar="-- COMMAND", help="what to run, and its arguments")

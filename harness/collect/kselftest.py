@@ -118,7 +118,7 @@ def _libraries(program: Path) -> list[Path]:
 
 
 def case(tree: Path, collection: str, program: str) -> Case:
-    """Return the item of a program."""
+    """Return the item of a program; of one that is not there the item fails, and boots nothing."""
 
     def test(vm_factory: Callable[..., VM], kernel: Kernel, ktap: Ktap) -> None:
         vm = vm_factory(
@@ -136,7 +136,29 @@ def case(tree: Path, collection: str, program: str) -> Case:
         command = f"cd {_PLACE}/{collection} && exec ./{shlex.quote(program)}"
         ktap.run(command, timeout=limit(tree / collection), vm=vm, plain=True)
 
-    return Case(f"{collection}:{program}", test, keywords=(collection,))
+    def missing() -> None:
+        pytest.fail(f"{tree / collection / program}: not there; was it built?", pytrace=False)
+
+    there = (tree / collection / program).is_file()
+    return Case(f"{collection}:{program}", test if there else missing, keywords=(collection,))
+
+
+def _check(tree: Path, wanted: list[tuple[str, str]]) -> None:
+    """Refuse a tree of which whole collections are not there; UsageError.
+
+    The list is written whatever could be built or copied, so that single programs may be missing.
+    """
+    there: dict[str, bool] = {}
+    for collection, program in wanted:
+        found = (tree / collection / program).is_file()
+        there[collection] = there.get(collection, False) or found
+    empty = [collection for collection, found in there.items() if not found]
+    if empty:
+        raise pytest.UsageError(
+            f"--kselftest {tree}: none of the programs of {', '.join(empty)} is there, "
+            f"only their names in {LIST}; the installation copies them with rsync: "
+            "see that there is one (apt-get install rsync), that they were built, and install again"
+        )
 
 
 def collect(value: str) -> Iterator[Case]:
@@ -146,9 +168,9 @@ def collect(value: str) -> Iterator[Case]:
     tree = Path(folder).absolute()
     if not (tree / LIST).is_file():
         raise pytest.UsageError(f"--kselftest {folder}: there is no {LIST} in it; install there")
-    cases = 0
-    for each in entries((tree / LIST).read_text(errors="replace"), collection, program):
-        cases += 1
-        yield case(tree, *each)
-    if not cases:
+    wanted = list(entries((tree / LIST).read_text(errors="replace"), collection, program))
+    if not wanted:
         raise pytest.UsageError(f"--kselftest {value}: {LIST} has no such test")
+    _check(tree, wanted)
+    for each in wanted:
+        yield case(tree, *each)

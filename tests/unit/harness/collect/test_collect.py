@@ -323,6 +323,24 @@ def test_kselftest_of_one_program(tree: Path, pytester: pytest.Pytester) -> None
     assert result.parseoutcomes() == {"passed": 1}
 
 
+def test_kselftest_tree_without_its_programs(tree: Path, pytester: pytest.Pytester) -> None:
+    """As an installation leaves it that has no rsync; no VM is booted to find that out."""
+    text = (tree / "kselftest-list.txt").read_text()
+    (tree / "kselftest-list.txt").write_text(f"{text}kcmp:kcmp_test\nnet/a:one\nnet/a:two\n")
+    result = pytester.runpytest("--kselftest", str(tree), "-p", "no:cacheprovider")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*none of the programs of kcmp, net/a is there*rsync*"])
+    # What is there can be asked for, and of the rest no VM is booted.
+    (tree / "timers/wrong").unlink()
+    result = pytester.runpytest("--kselftest", f"{tree}:timers:wrong", "-p", "no:cacheprovider")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    args = ("-k", "quiet or wrong", "-p", "no:cacheprovider")
+    result = pytester.runpytest("--kselftest", f"{tree}:timers", *args)
+    assert result.parseoutcomes() == {"passed": 1, "failed": 1, "deselected": 2}
+    result.stdout.fnmatch_lines(["*/tree/timers/wrong: not there; was it built?"])
+    assert len((pytester.path / "options").read_text().splitlines()) == 1
+
+
 def test_suites_come_beside_the_tests_that_are_asked_for(
     tree: Path, pytester: pytest.Pytester
 ) -> None:

@@ -1,0 +1,41 @@
+"""What the documentation tells people to type."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+# The word after the options, as the shell takes it: quoted, or not.
+INSTALL = re.compile(r"^\S*pip3? install (?:-\S+ )*(\"[^\"]*\"|'[^']*'|\S+)", re.MULTILINE)
+
+
+def commands(page: Path) -> str:
+    """Return all that a page shows as input of a shell."""
+    blocks = re.findall(
+        r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    return "".join(blocks)
+
+
+def test_pyvirt_is_installed_from_a_checkout_or_a_wheel() -> None:
+    """No index of packages has it."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = settings["project"]["optional-dependencies"]
+    found = [word for page in PAGES for word in INSTALL.findall(commands(page))]
+    assert found, "the pattern finds none"
+    for word in found:
+        place, _, extra = word.strip("\"'").removesuffix("]").partition("[")
+        assert place == "." or place.endswith(".whl)"), word
+        assert not extra or extra in extras, word
+
+
+def test_every_target_of_make_is_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w-]+(?: [\w-]+)*):", makefile, re.MULTILINE))
+    targets |= set(re.findall(r"[\w-]+", makefile.partition(".PHONY:")[2].partition("\n\n")[0]))
+    for page in PAGES:
+        for target in re.findall(r"^(?:sudo )?make ([a-z][\w-]*)", commands(page), re.MULTILINE):
+            assert target in targets, (page.name, target)
