@@ -13,6 +13,27 @@ field and its value), what is accepted, what to do. No traceback reaches a user.
 
 import os
 
+_TEXT_MAX = 100  # characters of a foreign exception's text
+
+
+def unexpected(error: BaseException, hidden: tuple[str, ...] = ()) -> str:
+    """Return an exception that nobody raised on purpose in a line, with its place in the code.
+
+    The place is the innermost that is in none of the `hidden` folders.
+    """
+    try:
+        text = " ".join(str(error).split())[:_TEXT_MAX] or "no message"
+    except Exception:  # noqa: BLE001  (the class may be a user's)
+        text = "no message"
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    traceback, place = error.__traceback__, ""
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if os.path.dirname(file) not in hidden:
+            place = f" ({os.path.basename(file)}:{traceback.tb_lineno})"
+        traceback = traceback.tb_next
+    return f"{type(error).__name__}: {text}{place}"
+
 
 class PyvirtError(Exception):
     """The root; `exit_status` is what `pyvirt` ends with."""

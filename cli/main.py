@@ -6,7 +6,7 @@ import os
 import sys
 
 from .. import __version__
-from ..errors import PyvirtError
+from ..errors import PyvirtError, unexpected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,6 +75,13 @@ def main() -> NoReturn:
         status = 1
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
+    except Exception as error:  # noqa: BLE001  (a fault of ours is one line for a user)
+        if os.environ.get("PYVIRT_LOG_LEVEL") == "debug":
+            import traceback
+
+            traceback.print_exc()
+        sys.stderr.write(f"pyvirt: {unexpected(error)}; please report\n")
+        status = 1
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -142,10 +142,13 @@ def _look(where: str, name: str) -> Entry | None:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         data = os.read(fd, 1 << 16).decode(errors="replace")
-        lines = [line.encode().decode("unicode_escape") for line in data.splitlines()]
-        if len(lines) < 2 or not lines[0].isdecimal():
-            return None
-        return Entry(int(pid), int(lines[0]), lines[1], lines[2:])
+        try:
+            started, name, *places = [
+                line.encode().decode("unicode_escape") for line in data.splitlines()
+            ]
+            return Entry(int(pid), int(started), name, places)
+        except ValueError:
+            return None  # it is not finished, or not ours
     else:
         # Only the very file that was looked at: a new machine may have taken its place.
         try:

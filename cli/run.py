@@ -13,12 +13,12 @@ import sys
 
 from ..devices.serial import Serial, parse_backend
 from ..devices.terminal import RawTerminal
-from ..errors import ConfigError, PyvirtError
+from ..errors import ConfigError, PyvirtError, unexpected
 from ..native import check, lib
 from ..vmm import layout
 from ..vmm.config import MachineConfig
 from ..vmm.log import Log
-from ..vmm.machine import HOST, End, Machine
+from ..vmm.machine import CRASH, HOST, End, Machine
 from .control import Control
 from .daemon import PidFile, daemonize
 from .options import table as run_options
@@ -85,8 +85,15 @@ class _Events:
         self.quit_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._signal_fd = check(lib.pv_signals_open(), "signals")
 
-    def wait(self, machine: Machine) -> None:
+    def wait(self, machine: Machine, log: Log) -> None:
         """Return when the machine has ended; end it when somebody asks for that."""
+        try:
+            self._wait(machine)
+        except Exception as error:  # noqa: BLE001  (a fault of ours ends the guest in good order)
+            log.error(f"main loop: {unexpected(error)}; please report")
+            machine.finish(End(CRASH, 1))
+
+    def _wait(self, machine: Machine) -> None:
         poll = select.poll()
         for fd in (machine.ended_fd, machine.notices_fd, self.quit_fd, self._signal_fd):
             poll.register(fd, select.POLLIN)
@@ -128,7 +135,7 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
                         machine.start()
                         control.start()
                         started()
-                        events.wait(machine)
+                        events.wait(machine, log)
                         machine.stop()
                         serial.flush(_FLUSH_MS)
                 finally:

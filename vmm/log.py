@@ -6,12 +6,23 @@ warning) says what is written.
 
 from __future__ import annotations
 
+import _thread
 import os
+import time
 
 from ..errors import ConfigError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 LEVELS = ("error", "warning", "info", "debug")
 _DEFAULT = "warning"
+# What a guest or a client can make somebody say: so many lines at once, and one more in so many
+# seconds.
+BURST = 10
+INTERVAL_S = 30.0
+_LINE_MAX = 1000  # characters of such a line
 
 
 class Log:
@@ -57,6 +68,10 @@ class Log:
         """Tell what the user must know to go on, whatever the level."""
         self._write(0, text)
 
+    def limited(self) -> Callable[[str], None]:
+        """Return a `warning` of somebody whom others can make speak; LimitedLog has the limits."""
+        return LimitedLog(self.warning).write
+
     def info(self, text: str) -> None:
         """Tell a step in the machine's life."""
         self._write(2, text)
@@ -64,3 +79,42 @@ class Log:
     def debug(self, text: str) -> None:
         """Tell who works on pyvirt."""
         self._write(3, text)
+
+
+class LimitedLog:
+    """Lines of one device, or of whoever else a guest or a client can make speak.
+
+    BURST of them at once, then one in INTERVAL_S, whatever they say; the next that is written tells
+    how many were left out. A repetition of the last one within INTERVAL_S is left out, too.
+    """
+
+    __slots__ = ("_clock", "_last", "_left_out", "_level", "_lock", "_seen", "_write")
+
+    def __init__(
+        self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`write` takes a line; `clock` gives seconds that never go back."""
+        self._write = write
+        self._clock = clock
+        self._lock = _thread.allocate_lock()
+        self._level = 0.0  # a bucket of BURST lines that leaks one in INTERVAL_S
+        self._seen = clock()
+        self._last = ("", 0.0)  # what was written, and when
+        self._left_out = 0
+
+    def write(self, text: str) -> None:
+        """Write `text` if there is room for it; any thread."""
+        text = text[:_LINE_MAX]
+        with self._lock:
+            now = self._clock()
+            self._level = max(0.0, self._level - (now - self._seen) / INTERVAL_S)
+            self._seen = now
+            last, at = self._last
+            if self._level > BURST - 1 or (text == last and now - at < INTERVAL_S):
+                self._left_out += 1
+                return
+            self._level += 1
+            self._last = text, now
+            left_out, self._left_out = self._left_out, 0
+        before = f" (messages left out before it: {left_out})" if left_out else ""
+        self._write(text + before)

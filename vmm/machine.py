@@ -13,7 +13,7 @@ import os
 
 from ..devices.debug import BochsPowerOff, BootTimer, DebugExit, PanicPort
 from ..devices.power import I8042, AcpiPower, EventDevice
-from ..errors import ConfigError, GuestError, PyvirtError
+from ..errors import ConfigError, GuestError, PyvirtError, unexpected
 from ..native import check, ffi, lib
 from . import bus, kvm, layout, report, slots
 from .boot import loader
@@ -180,7 +180,7 @@ class Machine:
             failure = device.take_failure()
             if failure is not None:
                 operation, error = failure
-                self._log.warning(f"{device.name}: {operation}: {os.strerror(error)}")
+                self.slots.warn(device, f"{operation}: {os.strerror(error)}")
                 self._emit(
                     "BLOCK_IO_ERROR",
                     **{"device": device.backend, "node-name": device.backend},
@@ -427,11 +427,11 @@ class Machine:
                     self._judge(vcpu, reason)
         except PyvirtError as error:
             self._log.error(f"vCPU {vcpu.index}: {error}\n{report.registers(vcpu)}")
-            self.finish(End(CRASH, 1))
-        except Exception as error:  # noqa: BLE001  (a fault of ours ends this guest, in one line)
-            self._log.error(f"vCPU {vcpu.index}: {type(error).__name__}: {error}; please report")
-            self.finish(End(CRASH, 1))
+        except BaseException as error:  # noqa: BLE001  (a fault of ours ends this guest, in one line)
+            self._log.error(f"vCPU {vcpu.index}: {unexpected(error)}; please report")
         finally:
+            # Of a machine that has ended already, the reason stays.
+            self.finish(End(CRASH, 1))
             lib.pv_gate_leave(self._gate)
 
     def _judge(self, vcpu: Vcpu, reason: int) -> None:

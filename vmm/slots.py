@@ -105,6 +105,8 @@ class Slots:
         self.notices_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._owned = [self.notices_fd]
         self._devices = devices
+        # Of each device its own, which has a limit: what it says is a driver's doing.
+        self._warnings = {device: log.limited() for device in devices}
         self._vm_fd = -1
         self._watches: list[tuple[int, int, int]] = []  # a written address and value, an eventfd
         self._pages: mmap.mmap | None = None
@@ -114,7 +116,7 @@ class Slots:
             if len(devices) > SLOTS_MAX:
                 raise ConfigError(f"{len(devices)} virtio devices: at most {SLOTS_MAX}; drop some")
             if devices:
-                self._fill(bus, memory, line, log)
+                self._fill(bus, memory, line)
             self.connect(vm_fd)
         except BaseException:
             self.close()
@@ -125,7 +127,6 @@ class Slots:
         machine_bus: Bus,
         memory: Any,
         line: Callable[[int], InterruptLine],
-        log: Log,
     ) -> None:
         size = len(self._devices) * registers.PAGE_SIZE
         self._pages = mmap.mmap(-1, size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
@@ -141,7 +142,7 @@ class Slots:
                 irq_fd=line(place.gsi).fd,
                 broken_fd=self.notices_fd,
                 kicks=kicks,
-                warn=log.warning,
+                warn=self._warnings[device],
                 exclusively=None if self._read_exits else self._without_memslot,
             )
             self.transports.append(transport)
@@ -222,6 +223,10 @@ class Slots:
         for transport in self.transports:
             transport.report()
         return True
+
+    def warn(self, device: Device, text: str) -> None:
+        """Log a line that a device's driver may have caused; any thread."""
+        self._warnings[device](f"{device.name}: {text}")
 
     def close(self) -> None:
         """Bring requests in flight to their end; no vCPU runs any more."""

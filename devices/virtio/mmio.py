@@ -23,7 +23,7 @@ import _thread
 import errno
 import os
 
-from ...errors import ConfigError, GuestError, PyvirtError
+from ...errors import ConfigError, GuestError, PyvirtError, unexpected
 from ...native import check, ffi, lib
 from . import registers as r
 from .device import Activation, Queue
@@ -77,7 +77,6 @@ class Mmio:
         "_page",
         "_queue_sel",
         "_queues",
-        "_told",
         "_warn",
         "_words",
         "device",
@@ -102,7 +101,8 @@ class Mmio:
         `page` is 4 KiB, aligned, and stays mapped until `close`, which releases the view.
         `memory` is the struct pv_memory. `irq_fd` is an eventfd of edges; `broken_fd` one that
         becomes readable when `report` has something to say; `kicks` one for each queue. All are
-        borrowed, and so is the device.
+        borrowed, and so is the device. `warn` takes lines for the log, and has the limit that a
+        driver needs that does the same thing for ever.
 
         `exclusively`, given where the guest reads the page without an exit, calls a function
         while it cannot. There, a "used buffer" in InterruptStatus stands until the reset: KVM
@@ -119,7 +119,6 @@ class Mmio:
         self._clearable = (
             r.INTERRUPT_CONFIG if exclusively else r.INTERRUPT_USED | r.INTERRUPT_CONFIG
         )
-        self._told: set[str] = set()
         self._lock = _thread.allocate_lock()
         self._active: list[Queue | None] | None = None
         self._queues: list[_QueueRegisters] = []
@@ -204,10 +203,10 @@ class Mmio:
 
     def _features_fit(self) -> bool:
         if self._driver_strays or self._driver_features & ~self._offered:
-            self._tell(f"{self.device.name}: the driver accepts features that were not offered")
+            self._warn(f"{self.device.name}: the driver accepts features that were not offered")
             return False
         if not self._driver_features & r.VERSION_1:
-            self._tell(f"{self.device.name}: the driver does not accept VERSION_1 (virtio 1.0)")
+            self._warn(f"{self.device.name}: the driver does not accept VERSION_1 (virtio 1.0)")
             return False
         return True
 
@@ -288,7 +287,7 @@ class Mmio:
             self.device.activate(Activation(self._driver_features, active, self._irq, self._memory))
         except PyvirtError as error:
             self._free_queues()
-            self._tell(f"{error}; it needs a reset")
+            self._warn(f"{error}; it needs a reset")
             lib.pv_virtio_irq_broken(self._irq, ffi.NULL)
 
     def _make_queue(self, index: int, registers: _QueueRegisters) -> Queue:
@@ -387,21 +386,18 @@ class Mmio:
 
     # The monitor's side
 
-    def _tell(self, text: str) -> None:
-        """Log `text`, once in the device's life: a driver may do the same thing for ever."""
-        if text not in self._told:
-            self._told.add(text)
-            self._warn(text)
-
     def report(self) -> None:
         """Log why the device broke, if it did since the last call, and what else it has to say."""
         with self._lock:
             reason = lib.pv_virtio_irq_take_reason(self._irq)
             if reason:
-                why = ffi.string(reason).decode()
-                self._tell(f"{self.device.name}: {why}; it needs a reset")
+                why = ffi.string(reason).decode(errors="replace")
+                self._warn(f"{self.device.name}: {why}; it needs a reset")
             lib.pv_virtio_irq_echo(self._irq)
-        news = self.device.news()
+        try:
+            news = self.device.news()
+        except Exception as error:  # noqa: BLE001  (one device's fault is not to cost the machine)
+            news = unexpected(error)
         if news:
             self._warn(f"{self.device.name}: {news}")
 

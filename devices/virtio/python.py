@@ -13,7 +13,7 @@ import _thread
 import os
 import select
 
-from ...errors import BackendError, ConfigError
+from ...errors import BackendError, ConfigError, unexpected
 from ...native import ffi, lib
 from .device import Device
 from .queue import Chain
@@ -236,7 +236,14 @@ class PythonDevice(Device):
 
     def config(self) -> bytes:
         """Return the configuration space, whose length never changes."""
-        return bytes(self.config_space[: self._size]).ljust(self._size, b"\0")
+        config = b""
+
+        def read() -> None:
+            nonlocal config
+            config = bytes(self.config_space[: self._size])
+
+        self._guarded(read)
+        return config.ljust(self._size, b"\0")
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Hand on what the driver wrote."""
@@ -263,7 +270,7 @@ class PythonDevice(Device):
     def _guarded(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:  # noqa: BLE001  (a user's code may raise anything)
+        except BaseException as error:  # noqa: BLE001  (a user's code may raise anything)
             service = self._service
             if service is not None:
                 service.fail(described(error))
@@ -294,11 +301,4 @@ def _check(device: PythonDevice) -> None:
 
 def described(error: BaseException) -> str:
     """Return an exception of a user's code in a line, with the place where it was raised."""
-    text = " ".join(str(error).split()) or "no message"
-    traceback, place = error.__traceback__, ""
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if os.path.dirname(code.co_filename) not in _OURS:
-            place = f" ({os.path.basename(code.co_filename)}:{traceback.tb_lineno})"
-        traceback = traceback.tb_next
-    return f"{type(error).__name__}: {text[:100]}{place}"
+    return unexpected(error, _OURS)

@@ -3,8 +3,8 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 
 #include "virtio/fault_internal.h"
@@ -16,7 +16,7 @@
 #define USED 1u
 #define CONFIG 2u
 #define NEEDS_RESET 64u
-#define WHY_BYTES 160
+#define WHY_BYTES 512
 
 struct pv_virtio_irq {
 	char *page;
@@ -117,12 +117,26 @@ void pv_virtio_irq_config(struct pv_virtio_irq *irq)
 	raise_line(irq, CONFIG);
 }
 
+/* A character of UTF-8 that does not fit is left out as a whole. */
+static void copy_text(char *to, size_t size, const char *text)
+{
+	size_t length = strnlen(text, size);
+
+	if (length == size) {
+		length--;
+		while (length > 0 && ((unsigned char)text[length] & 0xc0) == 0x80)
+			length--;
+	}
+	memcpy(to, text, length);
+	to[length] = '\0';
+}
+
 void pv_virtio_irq_broken(struct pv_virtio_irq *irq, const char *why)
 {
 	if (atomic_exchange(&irq->broken, true))
 		return;
 	if (why) {
-		snprintf(irq->why, sizeof(irq->why), "%s", why);
+		copy_text(irq->why, sizeof(irq->why), why);
 		atomic_store(&irq->reason, irq->why);
 	}
 	pv_faults_set_broken(&irq->faults, true);

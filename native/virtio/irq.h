@@ -23,7 +23,7 @@ void pv_virtio_irq_used(struct pv_virtio_irq *irq);
 void pv_virtio_irq_config(struct pv_virtio_irq *irq);
 /* The device cannot go on: set DEVICE_NEEDS_RESET, raise a configuration interrupt, and tell the
  * transport. Only the first call after pv_virtio_irq_reset has an effect. `why` is a line for
- * the log, copied, or NULL. */
+ * the log in UTF-8, copied as far as there is room, or NULL. */
 void pv_virtio_irq_broken(struct pv_virtio_irq *irq, const char *why);
 /* 1 from pv_virtio_irq_broken to pv_virtio_irq_reset, otherwise 0. */
 int pv_virtio_irq_is_broken(const struct pv_virtio_irq *irq);

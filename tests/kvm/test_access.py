@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from pyvirt.native import lib
 from pyvirt.vmm import bus
@@ -264,4 +266,23 @@ def test_a_failing_device_ends_the_machine_in_one_line(machine: Make) -> None:
     guest.bus.add(bus.PIO, PORT, 1, Recorder())  # without an answer to give
     guest.write_words(MAILBOX, OPERATIONS.index("in1"), PORT, 0, 0, 0)
     assert guest.run() == ("crash", 1)
-    assert guest.log_text() == ("pyvirt: vCPU 0: IndexError: pop from empty list; please report\n")
+    expected = r"pyvirt: vCPU 0: IndexError: pop from empty list \(.*\.py:\d+\); please report\n"
+    assert re.fullmatch(expected, guest.log_text())
+
+
+class Leaving:
+    """A device that raises what only ends a thread."""
+
+    def read(self, _offset: int, _size: int) -> int:
+        raise SystemExit(3)
+
+    def write(self, _offset: int, _size: int, _value: int) -> None:
+        raise SystemExit(3)
+
+
+def test_a_vcpu_thread_that_leaves_ends_the_machine(machine: Make) -> None:
+    guest = machine("script")
+    guest.bus.add(bus.PIO, PORT, 1, Leaving())
+    guest.write_words(MAILBOX, OPERATIONS.index("in1"), PORT, 0, 0, 0)
+    assert guest.run() == ("crash", 1)
+    assert guest.log_text().startswith("pyvirt: vCPU 0: SystemExit: 3 (")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pyvirt.errors import ConfigError
 from pyvirt.native import ffi, lib
 from pyvirt.vmm import layout, slots
 from pyvirt.vmm.config import MachineConfig
+from pyvirt.vmm.log import BURST
 
 from ..unit.devices.virtio.bench import (
     NEGOTIATED,
@@ -261,3 +263,42 @@ def test_a_device_breaks_and_the_machine_tells(make: Make) -> None:
     os.eventfd_write(guest.notices_fd, 1)
     guest.report()
     assert guest.log_text() == "pyvirt: dev0: the driver did it; it needs a reset\n"
+
+
+class Noisy(Notes):
+    """A device whose driver makes it say something else each time, and fail at that."""
+
+    said = 0
+    fails = False
+
+    def news(self) -> str:
+        self.said += 1
+        if self.fails:
+            raise ValueError(f"failure {self.said}")
+        return f"news {self.said}"
+
+
+def test_what_a_device_says_is_limited_whatever_it_says(make: Make) -> None:
+    device, other = Noisy(), Notes()
+    guest = make(device, other)
+    assert guest.slots
+    for _ in range(5000):
+        os.eventfd_write(guest.notices_fd, 1)
+        guest.report()
+    lib.pv_virtio_irq_broken(guest.slots.transports[1]._irq, WHY)
+    guest.report()
+    lines = guest.log_text().splitlines()
+    assert lines[:-1] == [f"pyvirt: dev0: news {n}" for n in range(1, BURST + 1)]
+    assert lines[-1] == "pyvirt: dev0: the driver did it; it needs a reset", "the other has its own"
+
+
+def test_a_device_that_raises_costs_its_own_message(make: Make) -> None:
+    device, other = Noisy(), Notes()
+    guest = make(device, other)
+    device.fails = True
+    assert guest.slots
+    lib.pv_virtio_irq_broken(guest.slots.transports[1]._irq, WHY)
+    guest.report()
+    first, second = guest.log_text().splitlines()
+    assert re.fullmatch(r"pyvirt: dev0: ValueError: failure 1 \(.*\.py:\d+\)", first)
+    assert second == "pyvirt: dev0: the driver did it; it needs a reset"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import pytest
 import pyvirt
 from pyvirt.cli import launcher
 from pyvirt.cli import main as command
+from pyvirt.cli import run as run_command
 from pyvirt.errors import BackendError, ConfigError, GuestError, KvmError
+from pyvirt.vmm.log import Log
+from pyvirt.vmm.machine import End
 
 PROGRAM = "from pyvirt.cli.main import main; main()"
 
@@ -79,6 +84,10 @@ class Ended(BaseException):
     """Stands in for the end of the process."""
 
 
+def leave(status: int) -> NoReturn:
+    raise Ended(status)
+
+
 @pytest.mark.parametrize(
     ("outcome", "status", "text"),
     [
@@ -91,6 +100,11 @@ class Ended(BaseException):
         (KeyboardInterrupt(), 130, ""),
         (BrokenPipeError(), 1, ""),
         (SystemExit(3), 3, ""),
+        (
+            ZeroDivisionError("a\nb\x1b[2J"),
+            1,
+            "pyvirt: ZeroDivisionError: a b\\x1b[2J (test_cli.py:LINE); please report\n",
+        ),
     ],
 )
 def test_outcome_becomes_status_and_line(
@@ -105,15 +119,59 @@ def test_outcome_becomes_status_and_line(
             raise outcome
         return outcome
 
-    def leave(given: int) -> NoReturn:
-        raise Ended(given)
-
     monkeypatch.setattr(command, "dispatch", dispatch)
     monkeypatch.setattr(os, "_exit", leave)
     with pytest.raises(Ended) as ended:
         command.main()
     assert ended.value.args == (status,)
-    assert capsys.readouterr() == ("", text)
+    out, err = capsys.readouterr()
+    assert (out, re.sub(r"(?<=\.py:)\d+", "LINE", err)) == ("", text)
+
+
+def test_a_traceback_is_for_who_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "dispatch", lambda _: 1 // 0)
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setenv("PYVIRT_LOG_LEVEL", "debug")
+    with pytest.raises(Ended):
+        command.main()
+    assert capsys.readouterr().err.startswith("Traceback")
+
+
+class BadMachine:
+    """A machine whose report fails."""
+
+    def __init__(self) -> None:
+        self.end: End | None = None
+        self.ended_fd = os.eventfd(0)
+        self.notices_fd = os.eventfd(1)
+
+    def report(self) -> None:
+        raise UnicodeDecodeError("utf-8", b"\xe3", 0, 1, "unexpected end of data")
+
+    def finish(self, end: End) -> None:
+        self.end = end
+
+
+def test_a_fault_in_the_main_loop_ends_the_run_in_good_order(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    machine = BadMachine()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    events = run_command._Events()
+    try:
+        events.wait(cast("Any", machine), Log())
+    finally:
+        events.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(machine.ended_fd)
+        os.close(machine.notices_fd)
+    assert machine.end is not None
+    assert (machine.end.reason, machine.end.status) == ("crash", 1)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("pyvirt: main loop: UnicodeDecodeError: 'utf-8' codec can't decode byte")
+    assert line.endswith("; please report")
 
 
 @pytest.mark.parametrize("name", ["plain", "with space", 'it\'s "quoted" \\ {braced}'])

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from pyvirt.vmm.log import LEVELS, Log
+from pyvirt.vmm.log import BURST, INTERVAL_S, LEVELS, LimitedLog, Log
 
 from ..refusal import refusal, unprivileged
 
@@ -94,3 +94,51 @@ def test_text_of_any_kind_is_one_write(tmp_path: Path) -> None:
     log.open(str(path))
     log.error("name \udcff é")
     assert path.read_bytes() == "pyvirt: name ? é\n".encode()
+
+
+# What a guest can make somebody say.
+
+
+class Limited:
+    """A limited log, what it wrote, and the time."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.lines: list[str] = []
+        self.write = LimitedLog(self.lines.append, lambda: self.now).write
+
+
+def test_lines_are_limited_by_time_whatever_they_say() -> None:
+    log = Limited()
+    for n in range(20_000):
+        log.write(f"descriptor {n} is bad")
+    assert log.lines == [f"descriptor {n} is bad" for n in range(BURST)]
+    log.now += INTERVAL_S
+    log.write("one more")
+    log.write("and another")
+    left_out = 20_000 - BURST
+    assert log.lines[BURST:] == [f"one more (messages left out before it: {left_out})"]
+
+
+def test_a_repetition_waits_until_the_interval_is_over() -> None:
+    log = Limited()
+    for _ in range(3):
+        log.write("broken")
+        log.write("broken")
+        log.now += INTERVAL_S
+    again = "broken (messages left out before it: 1)"
+    assert log.lines == ["broken", again, again]
+
+
+def test_a_patient_guest_gets_one_line_an_interval() -> None:
+    log = Limited()
+    for n in range(100 * 60):
+        log.write(f"line {n}")
+        log.now += INTERVAL_S / 60
+    assert BURST + 98 <= len(log.lines) <= BURST + 101
+
+
+def test_a_line_has_a_bound() -> None:
+    log = Limited()
+    log.write("x" * 1_000_000)
+    assert len(log.lines[0]) == 1000

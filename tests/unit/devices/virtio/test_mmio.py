@@ -359,7 +359,7 @@ def test_a_device_that_cannot_run_needs_a_reset(bench: Bench) -> None:
         assert bench.run() == BROKEN
         bench.set(r.STATUS, 0)
     assert bench.device.calls == []
-    assert bench.log == ["dev0: the disk is gone; it needs a reset"]
+    assert bench.log == ["dev0: the disk is gone; it needs a reset"] * 3
 
 
 # Reset
@@ -431,7 +431,7 @@ def test_used_buffers_stay_announced_where_kvm_swallows_the_acknowledgement(
     assert bench.get(r.INTERRUPT_STATUS) == 0
 
 
-def test_a_broken_device_says_so_once(bench: Bench) -> None:
+def test_a_broken_device_says_so_once_in_a_life(bench: Bench) -> None:
     for life in range(3):
         bench.run()
         assert bench.device.activation
@@ -441,10 +441,10 @@ def test_a_broken_device_says_so_once(bench: Bench) -> None:
         assert bench.get(r.INTERRUPT_STATUS) == r.INTERRUPT_CONFIG
         assert bench.interrupts() == 1
         assert take(bench.broken_fd) == 1
-        assert len(bench.log) == (life > 0)
+        assert len(bench.log) == life
         bench.transport.report()
         bench.transport.report()
-        assert bench.log == ["dev0: the driver did it; it needs a reset"]
+        assert bench.log == ["dev0: the driver did it; it needs a reset"] * (life + 1)
         bench.set(r.STATUS, 0)
         assert bench.get(r.STATUS) == bench.get(r.INTERRUPT_STATUS) == 0
 

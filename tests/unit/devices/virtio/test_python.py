@@ -11,7 +11,7 @@ import time
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +21,7 @@ from pyvirt.devices.virtio import python as python_module
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.python import LATER, PythonDevice, Request, described
 from pyvirt.devices.virtio.python_file import load
+from pyvirt.native import lib
 from pyvirt.vmm.memory import MIB, GuestMemory
 
 from ...refusal import refusal
@@ -253,6 +254,66 @@ def test_an_error_is_a_line_and_a_reset(
     up.action = up.answer
     bench.bind()
     assert bench.ask(b"again") == b"AGAIN"
+
+
+class UnspeakableError(Exception):
+    """An exception that fails at its own text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("shift", range(3))
+def test_an_error_in_any_language(bench: Bench, up: Upper, shift: int) -> None:
+    """However long it is, no character is cut."""
+    text = "x" * shift + "仮想機械が壊れました" * 50
+
+    def fail(_queue: int, _request: Request) -> int:
+        raise type("失敗" * 40, (Exception,), {})(text)
+
+    up.action = fail
+    bench.send(b"a", 4)
+    line = bench.wait_broken()
+    assert line.startswith(f"up: {'失敗' * 40}: {text[:30]}")
+    assert "\ufffd" not in line
+
+
+def test_an_error_that_has_no_text(bench: Bench, up: Upper) -> None:
+    def fail(_queue: int, _request: Request) -> int:
+        raise UnspeakableError
+
+    up.action = fail
+    bench.send(b"a", 4)
+    assert bench.wait_broken().startswith(
+        "up: UnspeakableError: no message (test_python_device.py:"
+    )
+
+
+def test_a_reason_of_any_bytes_is_told(bench: Bench) -> None:
+    lib.pv_virtio_irq_broken(bench.transport._irq, b"\xe3\x81")
+    assert bench.wait_broken() == "up: \ufffd; it needs a reset"
+    bench.bind()
+    lib.pv_virtio_irq_broken(bench.transport._irq, "あ".encode() * 1000)
+    assert bench.wait_broken() == f"up: {'あ' * 170}; it needs a reset"
+
+
+def test_a_configuration_space_that_is_none_any_more(bench: Bench, up: Upper) -> None:
+    up.config_space = cast("Any", None)
+    up.update_config()
+    bench.transport.report()
+    assert bytes(bench.map[r.CONFIG : r.CONFIG + 4]) == bytes(4)
+    assert bench.wait_broken().startswith("up: TypeError: 'NoneType' object is not subscriptable")
+
+
+def test_code_that_would_end_the_thread_of_a_vcpu(
+    bench: Bench, up: Upper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(_offset: int, _data: bytes) -> None:
+        sys.exit(3)
+
+    monkeypatch.setattr(up, "config_written", leave)
+    bench.set(r.CONFIG, 1, 1)
+    assert bench.wait_broken().startswith("up: SystemExit: 3 (test_python_device.py:")
 
 
 def test_a_driver_that_breaks_the_rules(bench: Bench) -> None:
