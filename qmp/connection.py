@@ -7,14 +7,15 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING
 
-from .framing import Decoder, Fault, encode
+from .framing import Decoder, encode
 from .monitor import Session
 from .version import GREETING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .monitor import Answer, Monitor
+    from .framing import Fault
+    from .monitor import Monitor
 
 # Small, so that one client's turn is short and what its requests give is bounded.
 _READ_BYTES = 4096
@@ -22,14 +23,16 @@ _FDS_MAX = 16  # in one message
 # Above this the client's requests wait until it has read; a client that does not even read its
 # events is dropped above the second.
 _OUTPUT_HIGH = 64 << 10
-_OUTPUT_MAX = 1 << 20
+OUTPUT_MAX = 1 << 20
 
 
 class Connection:
     """A client. Used by the server's thread only; owns the socket until `close`.
 
     `is_open` is False when the client is to be closed, for the reason in `problem` if it is the
-    client's fault.
+    client's fault. One that is not on a Unix socket, whose mode keeps strangers out, may be
+    anybody's web browser: it is closed at the first bytes that are no JSON, and has no command
+    before qmp_capabilities.
     """
 
     def __init__(
@@ -42,7 +45,8 @@ class Connection:
     ) -> None:
         """Greet the client; `client` is connected and non-blocking."""
         self.socket = client
-        self.session = Session(monitor, throttled=throttled)
+        self._is_public = client.family != socket.AF_UNIX
+        self.session = Session(monitor, throttled=throttled, must_greet=self._is_public)
         self.is_open = True
         self.problem = ""
         self._monitor = monitor
@@ -86,7 +90,11 @@ class Connection:
                 item = self._decoder.end()
             if item is None:
                 break
-            answer = self._answer(item)
+            answer = self._monitor.answer(self.session, item)
+            if answer.fault and self._is_stranger(answer.fault):
+                self.is_open = False
+                self.problem = f"a client of TCP does not speak QMP: {answer.fault.description}"
+                return
             events = take_events(self)
             last = answer.first or self._events_last
             message = encode(answer.message)
@@ -95,17 +103,15 @@ class Connection:
         if self._ended and not self._output:
             self.is_open = False
 
-    def _answer(self, item: dict[str, object] | Fault) -> Answer:
-        if isinstance(item, Fault):
-            return self._monitor.refuse(self.session, item.description)
-        return self._monitor.execute(self.session, item)
+    def _is_stranger(self, fault: Fault) -> bool:
+        return self._is_public and (fault.is_stray or not self.session.is_ready)
 
     def send(self, data: bytes) -> None:
         """Send now, in one piece where the client has room, else when it has read."""
         self._output.append(data)
         self._size += len(data)
         self.write()
-        if self._size > _OUTPUT_MAX:
+        if self._size > OUTPUT_MAX:
             self.is_open = False
             self.problem = f"a client does not read: {self._size} bytes wait for it"
 

@@ -79,7 +79,10 @@ def reference() -> str:
             lines += _command(command)
     lines += ["## Events", ""]
     for event in events.TABLE:
-        lines += [f"### {event.name}", "", event.doc, *_table(event.data), ""]
+        limit = ""
+        if event.is_limited:
+            limit = f" At most one a second{' of each device' if event.of else ''}; then the last."
+        lines += [f"### {event.name}", "", event.doc + limit, *_table(event.data), ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

@@ -59,16 +59,20 @@ TABLE = (
             Field("nospace", Boolean(), "whether the host's file system is full"),
             Field("reason", Text(), "the host's error"),
         ),
+        is_limited=True,
+        of="device",
     ),
     Event(
         GUEST_PANICKED,
         "The guest's kernel has given up.",
         (Field("action", Choice("run", "pause"), "what the monitor does about it"),),
+        is_limited=True,
     ),
     Event(
         GUEST_CRASHLOADED,
         "The guest's kernel has given up and starts another, which keeps its memory.",
         (Field("action", Choice("run"), "what the monitor does about it: nothing"),),
+        is_limited=True,
     ),
     Event(
         NIC_RX_FILTER_CHANGED,
@@ -77,14 +81,16 @@ TABLE = (
             Field("name", Text(), "the NIC's id"),
             Field("path", Text(), "the same id"),
         ),
+        is_limited=True,
+        of="name",
     ),
 )
-NAMES = frozenset(event.name for event in TABLE)
+BY_NAME = {event.name: event for event in TABLE}
 
 
 def event(name: str, data: dict[str, object], now: float | None = None) -> dict[str, object]:
     """Return an event as clients get it; `now` is in seconds since 1970."""
-    assert name in NAMES, name
+    assert name in BY_NAME, name
     microseconds = int((time.time() if now is None else now) * 1_000_000)
     stamp = {"seconds": microseconds // 1_000_000, "microseconds": microseconds % 1_000_000}
     return {"event": name, "data": data, "timestamp": stamp}

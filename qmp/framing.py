@@ -35,12 +35,16 @@ _CLOSERS = {ord("{"): ord("}"), ord("["): ord("]")}
 
 
 class Fault:
-    """Something in the stream that is no request; `description` says what."""
+    """Something in the stream that is no request; `description` says what.
 
-    __slots__ = ("description",)
+    `is_stray`: bytes between requests that begin none.
+    """
 
-    def __init__(self, description: str) -> None:
+    __slots__ = ("description", "is_stray")
+
+    def __init__(self, description: str, *, is_stray: bool = False) -> None:
         self.description = description
+        self.is_stray = is_stray
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -57,9 +61,11 @@ def _float(text: str) -> float:
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"duplicate field `{twice[:40]}`")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"duplicate field `{name[:40]}`")
+            seen.add(name)
     return members
 
 
@@ -68,7 +74,8 @@ _DECODER = json.JSONDecoder(
 )
 
 
-def _parse(data: bytes) -> dict[str, Any] | Fault:
+def parse(data: bytes) -> dict[str, Any] | Fault:
+    """Return the request that `Decoder.next` found, in time that grows with its length."""
     try:
         value = _DECODER.decode(data.decode())
     except UnicodeDecodeError as error:
@@ -84,6 +91,8 @@ def _parse(data: bytes) -> dict[str, Any] | Fault:
 
 class Decoder:
     """Takes bytes in pieces of any size, gives requests one by one; keeps at most 64 KiB of one.
+
+    A request comes out as it came in, for `parse`: who limits requests counts it before that.
 
     What comes out depends on the bytes alone, not on where they were split.
     """
@@ -112,7 +121,7 @@ class Decoder:
         self._input = self._input[self._at :] + data
         self._at = 0
 
-    def next(self) -> dict[str, Any] | Fault | None:
+    def next(self) -> bytes | Fault | None:
         """Return the next request or fault, None when more bytes are needed for one."""
         while self._at < len(self._input):
             if self._opener:
@@ -143,7 +152,8 @@ class Decoder:
             self._opener = byte
             return None
         self._skipping = True
-        return Fault(f"expected a request, an object in braces, found {chr(byte)!a}")
+        text = f"expected a request, an object in braces, found {chr(byte)!a}"
+        return Fault(text, is_stray=True)
 
     def _skip(self) -> None:
         end = _AFTER_JUNK.search(self._input, self._at)
@@ -153,7 +163,7 @@ class Decoder:
         self._skipping = False
         self._at = end.start() if self._input[end.start()] in _CLOSERS else end.end()
 
-    def _go_on(self) -> dict[str, Any] | Fault | None:
+    def _go_on(self) -> bytes | Fault | None:
         """Look for the end of the request that has begun, as far as there are bytes."""
         start = self._at
         end, cut = self._scan()
@@ -176,7 +186,7 @@ class Decoder:
         else:
             data = b"".join(self._parts)
             self._start_over()
-            return _parse(data)
+            return data
         self._start_over()
         return fault
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import PyvirtError, QmpError
 from . import table
 from .descriptors import Descriptors
+from .framing import Fault, parse
 from .schema import described, shown
 from .throttle import RATE, LeakyBucket
 
@@ -18,15 +19,24 @@ if TYPE_CHECKING:
     from .schema import Arguments, Command
 
 _MEMBERS = ("execute", "arguments", "id")
+# Of a request beyond the limit this many bytes are looked at, for its id.
+GLANCE_BYTES = 4096
+HELLO = "qmp_capabilities"
 
 
 class Session:
-    """One client: its descriptors, its limit, and whether it gets events yet."""
+    """One client: its descriptors, its limit, and whether it gets events yet.
 
-    __slots__ = ("bucket", "descriptors", "monitor", "wants_events")
+    One that `must_greet` has no other command before qmp_capabilities.
+    """
 
-    def __init__(self, monitor: Monitor, *, throttled: bool = True) -> None:
+    __slots__ = ("bucket", "descriptors", "is_ready", "monitor", "wants_events")
+
+    def __init__(
+        self, monitor: Monitor, *, throttled: bool = True, must_greet: bool = False
+    ) -> None:
         self.monitor = monitor
+        self.is_ready = not must_greet
         self.descriptors = Descriptors()
         self.bucket = LeakyBucket() if throttled else None
         # From the first command on that is not refused; for qmp_capabilities behind its answer, as
@@ -39,17 +49,36 @@ class Session:
 
 
 class Answer:
-    """What a client gets for one request. `first`: ahead of the events that the request caused."""
+    """What a client gets for one request. `first`: ahead of the events that the request caused.
 
-    __slots__ = ("first", "message")
+    `fault` is what was wrong with it if it was no JSON.
+    """
 
-    def __init__(self, message: dict[str, object], *, first: bool = False) -> None:
+    __slots__ = ("fault", "first", "message")
+
+    def __init__(
+        self, message: dict[str, object], *, first: bool = False, fault: Fault | None = None
+    ) -> None:
         self.message = message
         self.first = first
+        self.fault = fault
 
 
 def _error(error: QmpError) -> dict[str, object]:
     return {"error": {"class": error.kind, "desc": str(error)}}
+
+
+def _throttled(item: bytes | Fault) -> Answer:
+    text = f"More than {RATE} requests received during 1 second"
+    message = _error(QmpError(text, "OperationThrottled"))
+    if isinstance(item, Fault):
+        return Answer(message, fault=item)
+    request = parse(item) if len(item) <= GLANCE_BYTES else {}
+    if isinstance(request, Fault):
+        return Answer(message, fault=request)
+    if "id" in request:
+        message["id"] = request["id"]
+    return Answer(message)
 
 
 class Monitor:
@@ -63,20 +92,21 @@ class Monitor:
         self.emit = emit
         self._log = log
 
-    def refuse(self, session: Session, description: str) -> Answer:
-        """Return the answer to something that is no request."""
-        if self._is_throttled(session):
-            return Answer(_error(self._throttled()))
-        return Answer(_error(QmpError(description)))
+    def answer(self, session: Session, item: bytes | Fault) -> Answer:
+        """Return the answer to what a client's stream has; it is counted before a look at it."""
+        if session.bucket is not None and not session.bucket.take():
+            return _throttled(item)
+        request = parse(item) if isinstance(item, bytes) else item
+        if isinstance(request, Fault):
+            return Answer(_error(QmpError(request.description)), fault=request)
+        return self.execute(session, request)
 
     def execute(self, session: Session, request: dict[str, Any]) -> Answer:
         """Run one request and return its answer, an error with everything else as it was."""
         first = False
         message: dict[str, object]
         try:
-            if self._is_throttled(session):
-                raise self._throttled()
-            command, arguments = self._look_up(request)
+            command, arguments = self._look_up(session, request)
             first = command.answer_first
             message = {"return": command.handler(session, arguments)}
             session.wants_events = True
@@ -92,13 +122,7 @@ class Monitor:
             message["id"] = request["id"]
         return Answer(message, first=first)
 
-    def _is_throttled(self, session: Session) -> bool:
-        return session.bucket is not None and not session.bucket.take()
-
-    def _throttled(self) -> QmpError:
-        return QmpError(f"More than {RATE} requests received during 1 second", "OperationThrottled")
-
-    def _look_up(self, request: dict[str, Any]) -> tuple[Command, Arguments]:
+    def _look_up(self, session: Session, request: dict[str, Any]) -> tuple[Command, Arguments]:
         for member in request:
             if member not in _MEMBERS:
                 among = ", ".join(f"`{name}`" for name in _MEMBERS)
@@ -108,6 +132,9 @@ class Monitor:
         name = request["execute"]
         if not isinstance(name, str):
             raise QmpError(f"invalid type: {described(name)}, expected a string for `execute`")
+        if not session.is_ready and name != HELLO:
+            # QEMU's words.
+            raise QmpError(f"Expecting capabilities negotiation with '{HELLO}'", "CommandNotFound")
         command = table.BY_NAME.get(name)
         if command is None:
             raise QmpError(

@@ -249,8 +249,14 @@ class Command:
 
 @dataclass(frozen=True)
 class Event:
-    """One event and its data."""
+    """One event and its data.
+
+    One that `is_limited`, as a guest can cause it, is told at most once a second of each device,
+    which is the member `of` of its data ("": the machine).
+    """
 
     name: str
     doc: str
     data: Sequence[Field] = ()
+    is_limited: bool = False
+    of: str = ""

@@ -12,15 +12,13 @@ import os
 import selectors
 import socket
 import time
-from collections import deque
 from typing import TYPE_CHECKING
 
-from ..errors import PyvirtError
-from . import events
+from ..errors import PyvirtError, unexpected
 from .connection import Connection
-from .framing import encode
 from .listener import Listener
 from .monitor import Monitor
+from .pending import Pending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,8 +38,9 @@ class Server:
     def __init__(self, host: Host, configs: Sequence[ListenerConfig], log: Log) -> None:
         """Open the listeners; ConfigError, and nothing is left behind. No thread yet."""
         self._log = log
+        self._warn = log.limited()  # of what clients can cause
         self._monitor = Monitor(host, self.emit, log)
-        self._events: deque[bytes] = deque()
+        self._pending = Pending()
         self._clients: set[Connection] = set()
         self._listeners: list[Listener] = []
         self._selector = selectors.DefaultSelector()
@@ -79,9 +78,12 @@ class Server:
             raise PyvirtError(f"QMP server: {error}; raise ulimit -u") from None
 
     def emit(self, name: str, data: dict[str, object]) -> None:
-        """Send an event to every client that has begun to talk; any thread, never waits."""
-        self._events.append(encode(events.event(name, data)))
-        self._wake()
+        """Send an event to every client that has begun to talk, as `pending` says.
+
+        Any thread, never waits.
+        """
+        if self._pending.put(name, data):
+            self._wake()
 
     def _wake(self) -> None:
         if self._wake_fd >= 0:
@@ -99,25 +101,31 @@ class Server:
         self._give_back()
 
     def _give_back(self) -> None:
-        for client in list(self._clients):
-            self._drop(client)
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
+        self._close_sockets()
         self._selector.close()
         fd, self._wake_fd = self._wake_fd, -1
         if fd >= 0:
             os.close(fd)
 
+    def _close_sockets(self) -> None:
+        for client in list(self._clients):
+            self._drop(client)
+        for listener in self._listeners:
+            if listener.socket is not None:
+                self._selector.unregister(listener.socket)
+            listener.close()
+        self._listeners.clear()
+
     def _run(self) -> None:
         try:
             while not self._closing:
-                for key, mask in self._selector.select():
+                for key, mask in self._selector.select(self._pending.patience()):
                     key.data(mask)
                 self._take_events(None)
             self._say_goodbye()
         except Exception as error:  # noqa: BLE001  (the guest goes on without a monitor)
-            self._log.error(f"QMP server: {type(error).__name__}: {error}; please report")
+            self._log.error(f"QMP server: {unexpected(error)}; please report. It ends")
+            self._close_sockets()
         finally:
             self._running.release()
 
@@ -146,11 +154,11 @@ class Server:
             return
         except OSError as error:
             # Out of descriptors, or the client is gone already: the listener stays readable.
-            self._log.warning(f"{listener.config.option}: {error.strerror}")
+            self._warn(f"{listener.config.option}: {error.strerror}")
             time.sleep(_BREATH_S)
             return
         if len(self._clients) >= CLIENTS_MAX:
-            self._log.warning(f"{listener.config.option}: {CLIENTS_MAX} clients, no more")
+            self._warn(f"{listener.config.option}: {CLIENTS_MAX} clients, no more")
             client.close()
             return
         self._greet(client, listener)
@@ -172,21 +180,25 @@ class Server:
             # Dropped since the selector looked.
             if not client.is_open:
                 return
-            if mask & selectors.EVENT_WRITE:
-                client.write()
-            if mask & selectors.EVENT_READ:
-                client.read()
-            client.serve(self._take_events)
+            try:
+                if mask & selectors.EVENT_WRITE:
+                    client.write()
+                if mask & selectors.EVENT_READ:
+                    client.read()
+                client.serve(self._take_events)
+            except Exception as error:  # noqa: BLE001  (a fault of ours costs one client)
+                client.is_open = False
+                client.problem = f"{unexpected(error)}; please report"
             self._settle(client)
 
         return serve
 
     def _take_events(self, requester: Connection | None) -> list[bytes]:
         """Send the events that wait to everybody but the requester; return them for that one."""
-        taken = []
-        while self._events:
-            event = self._events.popleft()
-            taken.append(event)
+        taken = self._pending.take()
+        if dropped := self._pending.take_dropped():
+            self._warn(f"QMP: {dropped} events gave way to later ones")
+        for event in taken:
             for client in list(self._clients):
                 if client is not requester and client.session.wants_events:
                     client.send(event)
@@ -209,7 +221,7 @@ class Server:
 
     def _drop(self, client: Connection) -> None:
         if client.problem:
-            self._log.warning(f"QMP: {client.problem}; it is closed")
+            self._warn(f"QMP: {client.problem}; it is closed")
         self._clients.discard(client)
         self._selector.unregister(client.socket)
         client.close()

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from ..monitor import Session
 
 
-def _capabilities(_: Session, given: Arguments) -> object:
+def _capabilities(session: Session, given: Arguments) -> object:
     if given.enable:
         raise QmpError(f"Capability '{given.enable[0]}' is not offered; leave `enable` out")
+    session.is_ready = True
     return {}
 
 
@@ -50,8 +51,8 @@ _FDNAME = Struct(Field("fdname", Text(), "the name, which does not begin with a 
 COMMANDS = (
     Command(
         "qmp_capabilities",
-        "Says hello. Accepted at any time and never required; events begin with the first command "
-        "of any name.",
+        "Says hello. Accepted at any time, required over TCP alone; events begin with the first "
+        "command of any name.",
         _capabilities,
         Struct(
             Field("enable", ListOf(Text()), "capabilities, of which there are none", optional=True)

@@ -103,7 +103,7 @@ def leave(status: int) -> NoReturn:
         (
             ZeroDivisionError("a\nb\x1b[2J"),
             1,
-            "pyvirt: ZeroDivisionError: a b\\x1b[2J (test_cli.py:LINE); please report\n",
+            "pyvirt: ZeroDivisionError: a b\\x1b[2J (test_main.py:LINE); please report\n",
         ),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pyvirt.qmp import events, framing, server, throttle
+from pyvirt.qmp import connection, events, framing, monitor, pending, server, throttle
 from pyvirt.qmp.doc import renewed
 from pyvirt.qmp.table import TABLE
 
@@ -28,6 +28,9 @@ def test_numbers_in_the_text() -> None:
         ("is nested N deep at most", framing.DEPTH_MAX),
         ("N requests a second are accepted", throttle.RATE),
         ("Up to N clients at once", server.CLIENTS_MAX),
+        ("Of all others N may wait", pending.QUEUE_MAX),
+        ("of one that has N KiB at most", monitor.GLANCE_BYTES >> 10),
+        ("when N MiB waits for it", connection.OUTPUT_MAX >> 20),
     ):
         found = re.search(phrase.replace("N", "([0-9]+)"), text)
         assert found is not None, phrase

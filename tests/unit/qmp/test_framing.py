@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pyvirt.qmp.framing import DEPTH_MAX, REQUEST_MAX, Decoder, Fault, encode
+from pyvirt.qmp import framing
+from pyvirt.qmp.framing import DEPTH_MAX, REQUEST_MAX, Decoder, Fault, encode, parse
 
 STATUS = b'{"execute":"query-status"}'
 PARSED = {"execute": "query-status"}
@@ -18,7 +19,8 @@ PARSED = {"execute": "query-status"}
 
 def drain(decoder: Decoder) -> list[Any]:
     found: list[Any] = []
-    while (item := decoder.next()) is not None:
+    while (raw := decoder.next()) is not None:
+        item = parse(raw) if isinstance(raw, bytes) else raw
         found.append(f"fault: {item.description}" if isinstance(item, Fault) else item)
     return found
 
@@ -173,6 +175,46 @@ JSON = st.recursive(
 )  # fmt: skip
 REQUESTS = st.lists(st.dictionaries(st.text(max_size=6), JSON, max_size=4), max_size=5)
 CUTS = st.lists(st.integers(0, 1 << 16), max_size=12)
+
+
+class Name(str):
+    """A member's name that counts how often it is compared."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Name.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_looking_for_a_member_twice_takes_linear_time() -> None:
+    count = 20_000
+    pairs = [(Name(f"m{n}"), n) for n in range(count)]
+    with pytest.raises(ValueError, match="duplicate field `m19999`"):
+        framing._members([*pairs, (Name("m19999"), 0)])
+    assert Name.compared < 10 * count
+
+
+def test_the_longest_request_with_a_member_twice() -> None:
+    members = b",".join(b'"%x":0' % n for n in range(6500))
+    request = b"{" + members + b',"0":1}'
+    assert len(request) <= REQUEST_MAX
+    assert decode(request + STATUS) == ["fault: duplicate field `0`", PARSED]
+
+
+@pytest.mark.parametrize(
+    ("stream", "strays"),
+    [(b"POST / HTTP/1.1\r\n{]}", [True, False]), (b"[]{]}", [False, False]), (b"5{}", [True])],
+)
+def test_stray_bytes_are_told_from_bad_requests(stream: bytes, strays: list[bool]) -> None:
+    decoder = Decoder()
+    decoder.feed(stream)
+    items = iter(decoder.next, None)
+    faults = [parse(item) if isinstance(item, bytes) else item for item in items]
+    assert [fault.is_stray for fault in faults if isinstance(fault, Fault)] == strays
 
 
 @given(REQUESTS, st.sampled_from([b"", b" ", b"\n", b"\r\n", b"\xff"]), CUTS, st.booleans())

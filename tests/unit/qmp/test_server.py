@@ -20,13 +20,13 @@ from pyvirt.qmp.framing import encode
 from pyvirt.qmp.listener import FD, TCP, UNIX, ListenerConfig
 from pyvirt.qmp.server import CLIENTS_MAX, Server
 from pyvirt.qmp.throttle import RATE, LeakyBucket
-from pyvirt.vmm.log import Log
+from pyvirt.vmm.log import BURST, Log
 
 from ..refusal import refusal
 from .fake_machine import TIMEOUT, Bench, Client, FakeHost, Running, running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 STATUS = b'{"execute":"query-status"}'
@@ -274,6 +274,22 @@ def test_garbage_is_throttled_as_well(tmp_path: Path) -> None:
         assert "OperationThrottled" in kinds
 
 
+def test_a_request_is_counted_before_a_look_at_it(tmp_path: Path) -> None:
+    """One beyond the limit costs nothing: only a short one is looked at, for its id."""
+    with running(tmp_path) as server:
+        client = server.greeted()
+        client.send(STATUS * 300)
+        assert names([client.message() for _ in range(300)])[-1] == "error"
+        long = b'{"execute":"query-status","id":1,"x":"' + b"x" * 5000 + b'"}'
+        for sent, ids in ((b'{"execute":"query-status","id":1}', {1}), (long, {None})):
+            client.send(sent * 300)
+            answers = [client.message() for _ in range(300)]
+            errors = [answer for answer in answers if "error" in answer]
+            throttled = [a for a in errors if a["error"]["class"] == "OperationThrottled"]
+            assert throttled
+            assert {answer.get("id") for answer in throttled} == ids
+
+
 def test_no_limit_when_told(server: Running) -> None:
     client = server.greeted()
     client.send(STATUS * 500)
@@ -299,15 +315,19 @@ def test_requests_wait_for_a_client_that_does_not_read(server: Running) -> None:
     assert all("return" in slow.message() for _ in range(min(asked, 200)))
 
 
+def emit_to(server: Running, client: Client, count: int) -> None:
+    """Emit events of a kind that is not limited, as fast as the client reads them."""
+    for _ in range(count):
+        server.server.emit("POWERDOWN", {})
+    assert names([client.message() for _ in range(count)]) == ["POWERDOWN"] * count
+
+
 def test_client_that_does_not_read_its_events_is_dropped(
     server: Running, capfd: pytest.CaptureFixture[str]
 ) -> None:
     slow, other = server.greeted(), server.greeted()
     for _ in range(200):
-        for _ in range(100):
-            server.server.emit("GUEST_PANICKED", {"action": "run"})
-        for _ in range(100):
-            assert other.message()["event"] == "GUEST_PANICKED"
+        emit_to(server, other, 100)
         if len(server.server._clients) == 1:
             break
     assert len(server.server._clients) == 1
@@ -442,7 +462,8 @@ def test_live_socket_is_refused(server: Running, tmp_path: Path) -> None:
         f"-qmp unix:{path}: Address already in use; "
         "name another path, or end the process that listens there"
     )
-    assert len(os.listdir("/proc/self/fd")) == before
+    # Whether it lives was tried by connecting, and the server has to see that it was.
+    eventually(lambda: len(os.listdir("/proc/self/fd")) == before)
     assert server.greeted().ask("query-status") == RUNS
 
 
@@ -486,11 +507,112 @@ def test_tcp(host: str, capfd: pytest.CaptureFixture[str]) -> None:
     where, _, port = place.removeprefix("tcp:").rpartition(":")
     client = Client(socket.create_connection((where.strip("[]"), int(port)), TIMEOUT))
     assert "QMP" in client.message()
+    assert client.ask("qmp_capabilities") == {"return": {}}
     client.send(STATUS)
     assert client.message() == RUNS
     client.close()
     server.close()
     assert capfd.readouterr().err == ""
+
+
+@pytest.fixture
+def public() -> Iterator[tuple[Callable[[], Client], FakeHost]]:
+    """Give what connects to a server on TCP, and its machine."""
+    host = FakeHost()
+    config = ListenerConfig("-qmp tcp", TCP, host="127.0.0.1", throttled=False)
+    server = Server(host, [config], Log())
+    host.emit = server.emit
+    server.start()
+    port = int(server.addresses()[0].rpartition(":")[2])
+    clients: list[Client] = []
+
+    def connect() -> Client:
+        client = Client(socket.create_connection(("127.0.0.1", port), TIMEOUT))
+        clients.append(client)
+        assert "QMP" in client.message()
+        return client
+
+    yield connect, host
+    server.close()
+    for client in clients:
+        client.close()
+
+
+def is_closed(client: Client) -> bool:
+    """Read to the end; the kernel resets a connection of which something was left unread."""
+    try:
+        return client.line() == b""
+    except ConnectionResetError:
+        return True
+
+
+QUIT = b'{"execute":"quit"}'
+HELLO = b'{"execute":"qmp_capabilities"}'
+
+
+def http(verb: str) -> bytes:
+    head = f"{verb} / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: text/plain\r\n\r\n"
+    return head.encode() + HELLO + QUIT
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        *(http(verb) for verb in ("POST", "GET", "PUT", "OPTIONS", "CONNECT")),
+        b"\x16\x03\x01" + HELLO + QUIT,  # the beginning of TLS
+        b"\r\n\r\n5" + HELLO + QUIT,
+        b"[" + HELLO + b"]" + HELLO + QUIT,
+        b"{]}" + HELLO + QUIT,
+        HELLO + b"GET / HTTP/1.1\r\n" + QUIT,
+    ],
+)
+def test_who_does_not_speak_qmp_on_tcp_is_closed(
+    public: tuple[Callable[[], Client], FakeHost], sent: bytes
+) -> None:
+    connect, host = public
+    client, other = connect(), connect()
+    client.send(sent)
+    if sent.startswith(HELLO):
+        assert client.message() == {"return": {}}
+    assert is_closed(client)
+    assert other.ask("qmp_capabilities") == {"return": {}}
+    assert other.ask("query-status") == RUNS
+    assert host.calls == []
+
+
+def test_tcp_asks_for_a_hello_first(public: tuple[Callable[[], Client], FakeHost]) -> None:
+    connect, host = public
+    client = connect()
+    expecting = {
+        "class": "CommandNotFound",
+        "desc": "Expecting capabilities negotiation with 'qmp_capabilities'",
+    }
+    for name in ("quit", "no-such-command"):
+        assert client.ask(name, id=1) == {"error": expecting, "id": 1}
+    refused = client.ask("qmp_capabilities", arguments={"enable": ["oob"]})
+    assert refused["error"]["class"] == "GenericError"
+    assert client.ask("stop") == {"error": expecting}
+    assert host.calls == []
+    assert client.ask("qmp_capabilities") == {"return": {}}
+    client.send(b"{]}")
+    assert client.message()["error"]["class"] == "GenericError"
+    assert client.ask("query-status") == RUNS
+
+
+def test_refused_clients_fill_no_log(
+    public: tuple[Callable[[], Client], FakeHost], capfd: pytest.CaptureFixture[str]
+) -> None:
+    connect, _ = public
+    for n in range(4 * BURST):
+        client = connect()
+        client.send(b"%c\n" % (ord("A") + n % 26))
+        assert is_closed(client)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == BURST
+    assert lines[0] == (
+        "pyvirt: QMP: a client of TCP does not speak QMP: "
+        "expected a request, an object in braces, found 'A'; it is closed"
+    )
 
 
 def test_tcp_for_the_world_is_warned_of(capfd: pytest.CaptureFixture[str]) -> None:
@@ -587,9 +709,9 @@ def test_close_does_not_wait_for_a_client_that_does_not_read(tmp_path: Path) -> 
 
 def test_last_words_reach_a_slow_client(tmp_path: Path) -> None:
     with running(tmp_path, throttled=False) as server:
-        client = server.greeted()
-        for _ in range(3000):
-            server.server.emit("GUEST_PANICKED", {"action": "run"})
+        client, other = server.greeted(), server.greeted()
+        for _ in range(30):
+            emit_to(server, other, 100)
         server.server.emit("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
         found: list[Any] = []
         reader = threading.Thread(target=lambda: found.extend(client.messages()))
@@ -604,13 +726,71 @@ def test_events_from_many_threads(server: Running) -> None:
     client = server.greeted()
 
     def emit() -> None:
-        for _ in range(100):
-            server.server.emit("GUEST_PANICKED", {"action": "run"})
+        for _ in range(30):
+            server.server.emit("POWERDOWN", {})
 
     threads = [threading.Thread(target=emit) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert names([client.message() for _ in range(800)]) == ["GUEST_PANICKED"] * 800
+    assert names([client.message() for _ in range(240)]) == ["POWERDOWN"] * 240
     assert client.ask("query-status") == RUNS
+
+
+# What a guest can cause.
+
+
+def test_a_guest_that_panics_for_ever_is_told_once_a_second(server: Running) -> None:
+    clients = [server.greeted() for _ in range(6)]
+
+    def panic(n: int) -> None:
+        for _ in range(5000):
+            server.server.emit("GUEST_PANICKED", {"action": f"run{n}"})
+
+    began = time.monotonic()
+    threads = [threading.Thread(target=panic, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    late = server.greeted()
+    assert late.ask("query-status") == RUNS
+    for thread in threads:
+        thread.join()
+    server.server.emit("GUEST_PANICKED", {"action": "last"})
+    most = 2 + time.monotonic() - began
+    for client in clients:
+        told: list[Any] = []
+        while not told or told[-1]["data"] != {"action": "last"}:
+            told.append(client.message())
+        assert set(names(told)) == {"GUEST_PANICKED"}
+        assert len(told) <= most
+
+
+# Faults of our own.
+
+
+def test_a_fault_while_a_client_is_served_costs_that_client(
+    server: Running, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client, other = server.greeted(), server.greeted()
+    with monkeypatch.context() as patch:
+        patch.setattr(connection.Connection, "serve", lambda *_: 1 // 0)
+        client.send(STATUS)
+        assert client.messages() == []
+    assert other.ask("query-status") == RUNS
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("pyvirt: QMP: ZeroDivisionError: integer division or modulo by zero (")
+    assert line.endswith("; please report; it is closed")
+
+
+def test_a_fault_of_the_servers_loop_lets_the_clients_go(
+    server: Running, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client = server.greeted()
+    monkeypatch.setattr(server.server._pending, "take", lambda: 1 // 0)
+    server.server.emit("POWERDOWN", {})
+    assert client.messages() == []
+    eventually(lambda: not os.path.exists(server.path))
+    server.server.emit("POWERDOWN", {})  # into the void
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("pyvirt: QMP server: ZeroDivisionError: ")

@@ -229,13 +229,13 @@ def test_a_reset_takes_what_is_put_off(bench: Bench, up: Upper) -> None:
 
 
 WRONG: list[tuple[Callable[[int, Request], object], str]] = [
-    (lambda _q, _r: 1 // 0, r"ZeroDivisionError: .* \(test_python_device.py:\d+\)"),
+    (lambda _q, _r: 1 // 0, r"ZeroDivisionError: .* \(test_python.py:\d+\)"),
     (lambda _q, _r: None,
      "TypeError: handle returned None, not how many bytes it wrote, or LATER"),
     (lambda _q, _r: True, "TypeError: handle returned True, .*"),
     (lambda _q, _r: -1, "ValueError: -1 bytes written to a chain of 4"),
     (lambda _q, _r: 5, "ValueError: 5 bytes written to a chain of 4"),
-    (lambda _q, _r: sys.exit(3), r"SystemExit: 3 \(test_python_device.py:\d+\)"),
+    (lambda _q, _r: sys.exit(3), r"SystemExit: 3 \(test_python.py:\d+\)"),
     (lambda _q, r: r.readable[0].__setitem__(0, 1), r"TypeError: .*read-only memory.*"),
 ]  # fmt: skip
 
@@ -284,9 +284,7 @@ def test_an_error_that_has_no_text(bench: Bench, up: Upper) -> None:
 
     up.action = fail
     bench.send(b"a", 4)
-    assert bench.wait_broken().startswith(
-        "up: UnspeakableError: no message (test_python_device.py:"
-    )
+    assert bench.wait_broken().startswith("up: UnspeakableError: no message (test_python.py:")
 
 
 def test_a_reason_of_any_bytes_is_told(bench: Bench) -> None:
@@ -313,7 +311,7 @@ def test_code_that_would_end_the_thread_of_a_vcpu(
 
     monkeypatch.setattr(up, "config_written", leave)
     bench.set(r.CONFIG, 1, 1)
-    assert bench.wait_broken().startswith("up: SystemExit: 3 (test_python_device.py:")
+    assert bench.wait_broken().startswith("up: SystemExit: 3 (test_python.py:")
 
 
 def test_a_driver_that_breaks_the_rules(bench: Bench) -> None:
@@ -341,7 +339,7 @@ def test_the_configuration_space(bench: Bench, up: Upper) -> None:
     up.config_space = b"s"
     bench.set(r.CONFIG, ord("!"), 1)
     assert bytes(bench.map[r.CONFIG : r.CONFIG + 4]) == b"s\0\0\0"
-    expected = r"up: ValueError: not that \(test_python_device.py:\d+\); it needs a reset"
+    expected = r"up: ValueError: not that \(test_python.py:\d+\); it needs a reset"
     assert re.fullmatch(expected, bench.wait_broken())
 
 
