@@ -11,11 +11,12 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 # Below 1 MiB, what a boot protocol hands to the kernel. Linux takes its own copy of each before
-# it gives the memory to others.
+# it gives the memory to others. The first page is real mode's.
+LOW_MEMORY = 0x1000
 GDT = 0x500
 IDT = 0x520
 PVH_START_INFO = 0x6000
-MULTIBOOT_INFO = 0x6000  # the same page: a kernel is entered by one protocol
+MULTIBOOT_INFO = 0x6000  # the same page: a kernel is entered by one protocol; or another free one
 ZERO_PAGE = 0x7000
 BOOT_STACK = 0x8FF0  # grows down to the end of the zero page
 PML4 = 0x9000

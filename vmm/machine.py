@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..devices.virtio.device import Device, Pluggable
+    from .boot.kernel import Kernel
     from .config import MachineConfig
     from .log import Log
     from .vcpu import Vcpu
@@ -194,11 +195,15 @@ class Machine:
                 self._emit("NIC_RX_FILTER_CHANGED", name=device.backend, path=device.backend)
 
     def load(self) -> None:
-        """Load the guest that the configuration names."""
+        """Load the guest that the configuration names, and say what it will not find here."""
+        for note in self._load().notes:
+            self._log.warning(note)
+        self._mark("kernel-loaded")
+
+    def _load(self) -> Kernel:
         assert self.memory is not None
         places = slots.windows(len(self._virtio))
-        loader.load(self.config, self.memory, self.vcpus[0].fd, places)
-        self._mark("kernel-loaded")
+        return loader.load(self.config, self.memory, self.vcpus[0].fd, places)
 
     def _emit(self, event: str, **data: Any) -> None:
         for listener in self.listeners:
@@ -298,7 +303,7 @@ class Machine:
         for reset in self.on_reset:
             reset()
         self.memory.clear()
-        self.load()
+        self._load()
 
     def standing(self, look: Callable[[], Any]) -> Any:
         """Return what `look` does while no vCPU runs; a running guest pauses, and nobody is told.

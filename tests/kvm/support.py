@@ -27,12 +27,13 @@ MMIO = 0xD000_0000
 MEMORY = 128 << 20
 # How long anything may take before a test gives up; KVM may be emulated, on a busy machine.
 PATIENCE = 30.0
-_LINK = "-Wl,-Ttext=0x100000,-N,--build-id=none,-z,noexecstack,--no-warn-rwx-segments"
+_LINK = "-Wl,-N,--build-id=none,-z,noexecstack,--no-warn-rwx-segments"
 
 
-def build(source: Path, target: Path) -> Path:
-    """Assemble and link a guest into an ELF kernel."""
-    command = ["gcc", "-nostdlib", "-static", "-no-pie", _LINK, "-o", str(target), str(source)]
+def build(source: Path, target: Path, at: int = 0x10_0000) -> Path:
+    """Assemble a guest and link it to an address, into an ELF kernel."""
+    link = f"{_LINK},-Ttext={at:#x}"
+    command = ["gcc", "-nostdlib", "-static", "-no-pie", link, "-o", str(target), str(source)]
     subprocess.run(command, check=True, timeout=PATIENCE)
     return target
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .support import PATIENCE
+from .support import GUESTS, PATIENCE, build
 from .test_run import command, run
 
 Kernel = Callable[[str], Path]
@@ -34,6 +34,30 @@ def test_entry_and_command_line(flat: Path) -> None:
 def test_64_bit_file(kernel: Kernel) -> None:
     status, out, _ = run(*command(kernel("multiboot"), "-append", ""))
     assert (status, out) == (0, ENTERED + b"INFO: entry: multiboot.elf \n" + SUMMARY)
+
+
+# At 0x8000 as realmode of kvm-unit-tests, and where the boot information is otherwise.
+@pytest.mark.parametrize("at", [0x1000, 0x6000, 0x8000])
+def test_below_1_mib(at: int, tmp_path: Path) -> None:
+    image = build(GUESTS / "multiboot.S", tmp_path / "low.elf", at)
+    (tmp_path / "env").write_text("NR_CPUS=2")
+    words = ("-append", "2 words", "-smp", "2", "-initrd", str(tmp_path / "env"))
+    status, out, err = run(*command(image, *words))
+    assert (status, err) == (0, "")
+    assert ENTERED + b"INFO: entry: low.elf 2 words\nINFO: module: NR_CPUS=2\n" in out
+    assert out.endswith(b"PASS: smp: all arrived\n" + SUMMARY)
+
+
+def test_a_wish_for_a_video_mode(tmp_path: Path) -> None:
+    source = tmp_path / "video.S"
+    guest = (GUESTS / "multiboot.S").read_text()
+    source.write_text(guest.replace("#define FLAGS 3", "#define FLAGS 7"))
+    (tmp_path / "guest.h").symlink_to(GUESTS / "guest.h")
+    status, out, err = run(*command(build(source, tmp_path / "video.elf"), "-append", "0"))
+    assert (status, out[: len(ENTERED)]) == (0, ENTERED)
+    assert err.startswith("pyvirt: -kernel ")
+    assert "asks for a video mode; there is no display" in err
+    assert err.count("\n") == 1
 
 
 def test_module(flat: Path, tmp_path: Path) -> None:

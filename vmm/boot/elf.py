@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from struct import unpack, unpack_from
 
+from .. import layout
 from ..memory import GuestMemory
 from .kernel import LINUX64, PVH, Kernel, KernelFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 ELFCLASS32, ELFCLASS64 = 1, 2
 _LITTLE_ENDIAN = 1
@@ -28,7 +29,6 @@ _LAYOUTS = {
 }
 _NOTE_MAX = 1 << 20
 _XEN_ELFNOTE_PHYS32_ENTRY = 18
-_LOW_LIMIT = 1 << 20
 
 
 def recognises(file: KernelFile) -> bool:
@@ -85,10 +85,17 @@ def _pvh_entry(file: KernelFile, offset: int, length: int) -> int | None:
 
 
 def place(
-    file: KernelFile, memory: GuestMemory, segments: Iterable[tuple[int, int, int, int, int]]
-) -> tuple[int, int]:
-    """Put the loadable segments at their physical addresses; return where they begin and end."""
-    start, end = memory.size, 0
+    file: KernelFile,
+    memory: GuestMemory,
+    segments: Iterable[tuple[int, int, int, int, int]],
+    *,
+    low: bool = False,
+) -> list[tuple[int, int]]:
+    """Put the loadable segments at their physical addresses; return (start, end) of each.
+
+    `low` allows those below 1 MiB where memory is free there.
+    """
+    pieces = []
     for kind, offset, paddr, filesz, memsz in segments:
         if kind != _PT_LOAD or memsz == 0:
             continue
@@ -96,20 +103,22 @@ def place(
             raise file.error("a segment larger in the file than in memory: damaged; copy it again")
         if offset + filesz > file.size:
             raise file.truncated(offset + filesz)
-        if paddr < _LOW_LIMIT:
-            raise file.error(f"a segment at {paddr:#x}, below 1 MiB: no kernel; name a vmlinux")
+        if paddr < layout.HIGH_MEMORY:
+            if not low:
+                raise file.error(f"a segment at {paddr:#x}, below 1 MiB: no kernel; name a vmlinux")
+            file.check_low(paddr, paddr + memsz)
         if paddr + memsz > memory.regions[0][1]:
             raise file.needs(paddr + memsz)
         file.load(memory, paddr, offset, filesz)
-        start, end = min(start, paddr), max(end, paddr + memsz)
-    if end == 0:
+        pieces.append((paddr, paddr + memsz))
+    if not pieces:
         raise file.error("an ELF file with nothing to load; name a vmlinux")
-    return start, end
+    return pieces
 
 
-def check_entry(file: KernelFile, entry: int, start: int, end: int) -> None:
+def check_entry(file: KernelFile, entry: int, pieces: Sequence[tuple[int, int]]) -> None:
     """Raise ConfigError when a kernel is not entered where it is."""
-    if not start <= entry < end:
+    if not any(start <= entry < end for start, end in pieces):
         raise file.error(f"entered at {entry:#x}, outside its segments: no kernel; name a vmlinux")
 
 
@@ -126,7 +135,7 @@ def load(file: KernelFile, memory: GuestMemory) -> Kernel:
         if kind == _PT_NOTE
     )
     pvh = next((note for note in notes if note is not None), None)
-    start, end = place(file, memory, segments)
+    pieces = place(file, memory, segments)
     protocol, entry = (LINUX64, entry) if pvh is None else (PVH, pvh)
-    check_entry(file, entry, start, end)
-    return Kernel(protocol, entry, end)
+    check_entry(file, entry, pieces)
+    return Kernel(protocol, entry, max(end for _, end in pieces))

@@ -93,7 +93,7 @@ def prepare(memory: GuestMemory, vcpu_fd: int, kernel: Kernel) -> None:
             regs.rbx = layout.PVH_START_INFO
         else:
             regs.rax = multiboot.IN_EAX
-            regs.rbx = layout.MULTIBOOT_INFO
+            regs.rbx = kernel.info
     else:
         _set_segments(memory, sregs, code64=True)
         _identity_map(memory)

@@ -13,6 +13,10 @@ from ...errors import ConfigError
 from .. import layout
 from ..memory import GuestMemory
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 LINUX64 = "linux64"  # long mode, RSI = zero page (Documentation/arch/x86/boot.rst)
 PVH = "pvh"  # 32-bit protected mode, EBX = start info (xen/include/public/arch-x86/hvm)
 MULTIBOOT = "multiboot"  # 32-bit protected mode, EBX = boot information (Multiboot 0.6.96)
@@ -26,7 +30,17 @@ INITRD_MAX = 0x7FFF_FFFF
 class Kernel:
     """A kernel in guest memory: how to enter it and what it asks for."""
 
-    __slots__ = ("cmdline_max", "end", "entry", "header", "initrd_max", "protocol")
+    __slots__ = (
+        "cmdline_max",
+        "end",
+        "entry",
+        "header",
+        "info",
+        "initrd_max",
+        "notes",
+        "pieces",
+        "protocol",
+    )
 
     def __init__(
         self,
@@ -37,16 +51,23 @@ class Kernel:
         header: bytes = b"",
         cmdline_max: int = CMDLINE_MAX,
         initrd_max: int = INITRD_MAX,
+        pieces: Sequence[tuple[int, int]] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         """`end` is the first address that the kernel leaves free; `header` goes into the zero page.
 
         `cmdline_max` is in bytes without the final zero, `initrd_max` the highest address that
-        the initrd's last byte may have.
+        the initrd's last byte may have. `pieces` are where it is, as (start, end), if that may be
+        below 1 MiB. `notes` are lines for the user on what it will not find here. `info` is where
+        its boot information is, if that is not always the same place.
         """
         self.protocol = protocol
         self.entry = entry
         self.end = end
         self.header = header
+        self.info: int = 0
+        self.notes = notes
+        self.pieces = pieces
         self.cmdline_max = cmdline_max
         self.initrd_max = initrd_max
 
@@ -99,6 +120,14 @@ class KernelFile:
             raise self.error("became shorter while it was read; try again") from None
         except OSError as error:
             raise self.unreadable(error) from None
+
+    def check_low(self, start: int, end: int) -> None:
+        """Raise ConfigError unless a piece that begins below 1 MiB has memory of its own there."""
+        if start < layout.LOW_MEMORY or end > layout.EBDA:
+            raise self.error(
+                f"to be loaded at {start:#x} to {end - 1:#x}; below 1 MiB there is room from "
+                f"{layout.LOW_MEMORY:#x} to {layout.EBDA - 1:#x}: link it there, or higher"
+            )
 
     def error(self, problem: str) -> ConfigError:
         """Return the error that says `problem` of this file."""

@@ -8,7 +8,7 @@ from ...errors import ConfigError
 from .. import layout
 from ..config import MachineConfig
 from ..memory import GuestMemory
-from . import acpi, bios, bzimage, elf, entry, mptable, multiboot, params, raw
+from . import acpi, bios, bzimage, efi, elf, entry, mptable, multiboot, params, raw
 from .kernel import MULTIBOOT, PVH, Kernel, KernelFile
 
 TYPE_CHECKING = False
@@ -22,6 +22,8 @@ def _load_kernel(path: str, memory: GuestMemory) -> Kernel:
     with KernelFile("-kernel", path) as file:
         if bzimage.recognises(file):
             return bzimage.load(file, memory)
+        if efi.recognises(file):
+            raise efi.refusal(file)
         if multiboot.recognises(file):
             return multiboot.load(file, memory)
         if elf.recognises(file):
@@ -59,12 +61,12 @@ def _device_words(devices: Sequence[acpi.VirtioMmio]) -> str:
     )
 
 
-def _write_cmdline(text: str, memory: GuestMemory, kernel: Kernel) -> None:
+def _cmdline(text: str, kernel: Kernel) -> bytes:
     data = os.fsencode(text)
     limit = min(kernel.cmdline_max, layout.CMDLINE_ROOM - 1)
     if len(data) > limit:
         raise ConfigError(f"-append: {len(data)} bytes, the kernel takes {limit}; shorten it")
-    memory.write(layout.CMDLINE, data + b"\0")
+    return data + b"\0"
 
 
 def _write_tables(
@@ -94,12 +96,15 @@ def place(
         words = f"{os.path.basename(config.kernel)} "
     else:
         words = _device_words(devices) if config.discovery == "cmdline" else ""
-    _write_cmdline(words + config.cmdline, memory, kernel)
+    cmdline = _cmdline(words + config.cmdline, kernel)
     rsdp = _write_tables(config, memory, devices)
+    if kernel.protocol == MULTIBOOT:
+        module = os.fsencode(os.path.basename(config.initrd)) + b"\0"
+        multiboot.boot_information(memory, kernel, cmdline, initrd, module)
+        return kernel
+    memory.write(layout.CMDLINE, cmdline)
     if kernel.protocol == PVH:
         params.start_info(memory, initrd, rsdp)
-    elif kernel.protocol == MULTIBOOT:
-        multiboot.boot_information(memory, initrd)
     else:
         params.zero_page(memory, kernel, initrd, kernel.cmdline_max, rsdp)
     return kernel
@@ -110,6 +115,8 @@ def load(
     memory: GuestMemory,
     boot_vcpu_fd: int,
     devices: Sequence[acpi.VirtioMmio] = (),
-) -> None:
+) -> Kernel:
     """Place the guest and put the boot vCPU at its first instruction; as for `place`."""
-    entry.prepare(memory, boot_vcpu_fd, place(config, memory, devices))
+    kernel = place(config, memory, devices)
+    entry.prepare(memory, boot_vcpu_fd, kernel)
+    return kernel

@@ -113,15 +113,21 @@ def test_a_magic_number_before_the_header() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (header(4) + PAYLOAD, "requires 0x4 (bit 2 is video)"),
+        (header(0x800C) + PAYLOAD, "requires 0x8008, which is not here"),
         (header() + PAYLOAD, "that is not ELF"),
         (elf32(machine=40), "a file for ARM"),
         (elf32(machine=62), "a file for ELF machine 62"),
-        (elf32(paddr=0x1000), "below 1 MiB"),
+        (
+            elf32(paddr=0xFF0),
+            "to be loaded at 0xff0 to 0x3fef; below 1 MiB there is room from 0x1000",
+        ),
+        (elf32(paddr=0x9_D000), "room from 0x1000 to 0x9fbff"),
+        (elf32(paddr=0xF_F000), "room from 0x1000 to 0x9fbff"),
         (elf32(memsz=8), "larger in the file than in memory"),
         (elf32()[:-1], "truncated"),
         (flat(entry=MIB), "entered at 0x100000, outside"),
-        (flat(start=0x8000, entry=0x8000), "to be loaded at 0x8000, below 1 MiB"),
+        (flat(start=0, entry=0x8000), "to be loaded at 0x0 to"),
+        (flat(start=0x8000, entry=0x8000, bss_end=2 * MIB), "to be loaded at 0x8000 to 0x1fffff"),
         (flat(header_address=0), "contradicts itself"),
         (flat(header_address=2 * MIB + 17), "contradicts itself"),
         (flat(data_end=MIB), "contradicts itself"),
@@ -152,7 +158,7 @@ def test_any_addresses_are_refused_or_loaded(words: list[int]) -> None:
     memory = GuestMemory(128 * MIB)
     try:
         kernel = attempt(lambda: load(header(HAS_ADDRESSES, *words) + PAYLOAD, memory))
-        assert kernel is None or MIB <= kernel.entry < kernel.end <= memory.size
+        assert kernel is None or 0x1000 <= kernel.entry < kernel.end <= memory.size
     finally:
         memory.close()
 
@@ -193,3 +199,58 @@ def test_a_kernel_may_end_where_memory_does(memory: GuestMemory) -> None:
     end = memory.regions[0][1]
     assert load(flat(bss_end=end), memory).end == end
     assert "raise -m" in refusal(lambda: load(flat(bss_end=end + 1), memory))
+
+
+def test_a_wish_for_a_video_mode_is_passed_over_with_a_note(memory: GuestMemory) -> None:
+    (note,) = load(elf32(flags=7), memory).notes
+    assert "asks for a video mode; there is no display" in note
+    assert not load(elf32(flags=3), memory).notes
+
+
+# Realmode of kvm-unit-tests is at 0x8000; the boot information is at 0x6000 where that is free.
+@pytest.mark.parametrize("memsz", [0x1FF0, 0x2000, 0x9_7000])
+@pytest.mark.parametrize("paddr", [0x1000, 0x4000, 0x5000, 0x6000, 0x6FF0, 0x7000, 0x8000])
+@pytest.mark.parametrize("by_addresses", [True, False])
+def test_below_1_mib(
+    paddr: int, memsz: int, by_addresses: bool, memory: GuestMemory, registers: Registers
+) -> None:
+    image = (
+        flat(start=paddr, entry=paddr + 12, bss_end=paddr + memsz)
+        if by_addresses
+        else elf32(paddr=paddr, memsz=memsz)
+    )
+    with stored(image) as path, stored(b"A=1") as initrd:
+        kernel = loader.load(MachineConfig(path, cmdline="x y", initrd=initrd), memory, -1)
+    assert kernel.pieces == [(paddr, paddr + memsz)]
+    info = registers.regs.rbx
+    assert 0x1000 <= info <= 0x9_EC00
+    assert info + 4096 <= paddr or paddr + memsz <= info
+    if paddr >= 0x7000 or paddr + memsz <= 0x6000:
+        assert info == 0x6000
+    cmdline, _, modules = unpack_from("<3I", memory.read(info + 16, 12))
+    assert memory.read(cmdline, 4096).partition(b"\0")[0].endswith(b" x y")
+    _, _, name = unpack_from("<3I", memory.read(modules, 12))
+    for address in (cmdline, modules, name):
+        assert info < address < info + 4096
+    assert memory.read(name, 64).partition(b"\0")[0].decode() == initrd.rpartition("/")[2]
+
+
+def test_the_longest_command_line_fits_beside_the_rest(
+    memory: GuestMemory, registers: Registers
+) -> None:
+    with stored(elf32()) as path, stored(b"A=1") as initrd:
+        room = 2047 - len(path.rpartition("/")[2]) - 1
+        config = MachineConfig(path, cmdline="x" * room, initrd=initrd)
+        loader.load(config, memory, -1)
+        config = MachineConfig(path, cmdline="x" * (room + 1))
+        assert "2048 bytes, the kernel takes 2047" in refusal(
+            lambda: loader.load(config, memory, -1)
+        )
+    (cmdline,) = unpack_from("<I", memory.read(registers.regs.rbx + 16, 4))
+    assert memory.read(cmdline, 2048).endswith(b"x\0")
+
+
+def test_no_room_for_the_boot_information(memory: GuestMemory) -> None:
+    with stored(elf32(paddr=0x1000, memsz=0x9_E000)) as path:
+        message = refusal(lambda: loader.load(MachineConfig(path), memory, -1))
+    assert "no room for the boot information" in message
