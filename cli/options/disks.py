@@ -11,7 +11,7 @@ from ...devices.iothread import IoThread
 from ...devices.virtio import block
 from ...errors import ConfigError
 from . import members
-from .table import one_of, pairs
+from .members import one_of, pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,9 +1,8 @@
-"""Members of an option such as `-drive id=root,file=root.img`: a table of names and readers."""
+"""Members of an option such as `-drive id=root,file=root.img`: split, and read by a table."""
 
 from __future__ import annotations
 
 from ...errors import ConfigError
-from .table import FALSE, TRUE, one_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,10 +10,34 @@ if TYPE_CHECKING:
     from typing import Any
 
 _ID_MAX = 255
+TRUE, FALSE = ("on", "yes", "true"), ("off", "no", "false")
 _SWITCH = (*TRUE, *FALSE)
 
 # Member, what its value is stored as ("" for what is checked and then left), and its reader.
 Member = tuple[str, str, "Callable[[str, str], Any]"]
+
+
+def pairs(option: str, text: str, first: str) -> list[tuple[str, str]]:
+    """Split `key=value,...`; a first word without `=` is the value of `first`.
+
+    Two commas stand for one within a value, as of a file's name.
+    """
+    result: list[tuple[str, str]] = []
+    for index, word in enumerate(text.replace(",,", "\0").split(",")):
+        key, equals, value = word.replace("\0", ",").partition("=")
+        if first and not equals and index == 0:
+            key, value = first, key
+        if any(key == seen for seen, _ in result):
+            raise ConfigError(f"{option} {text}: {key} is given twice; give it once")
+        result.append((key, value))
+    return result
+
+
+def one_of(option: str, value: str, accepted: tuple[str, ...]) -> str:
+    """Return `value`; ConfigError unless it is one of those accepted."""
+    if value not in accepted:
+        raise ConfigError(f"{option} {value}: not one of {', '.join(accepted)}")
+    return value
 
 
 def read(option: str, given: list[tuple[str, str]], members: tuple[Member, ...]) -> dict[str, Any]:

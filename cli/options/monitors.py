@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ...errors import ConfigError
 from ...qmp.listener import FD, TCP, UNIX, ListenerConfig
-from .table import FALSE, TRUE, one_of, pairs
+from .members import FALSE, TRUE, one_of, pairs
 
 _PATH_MAX = 107  # bytes: sockaddr_un without its terminator
 _PORT_MAX = 65535

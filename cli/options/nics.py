@@ -15,7 +15,7 @@ from ...devices.tap import NAME_BYTES, TapConfig
 from ...devices.virtio import net
 from ...errors import ConfigError
 from . import members
-from .table import pairs
+from .members import pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

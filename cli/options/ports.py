@@ -12,7 +12,7 @@ from ...devices.virtio.console import NAME_BYTES, PORTS_MAX, ConsoleConfig, Port
 from ...errors import ConfigError
 from ...qmp.listener import TCP
 from . import members
-from .table import pairs
+from .members import pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ...errors import ConfigError
 from . import members
-from .table import pairs
+from .members import pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ...errors import ConfigError
 from ...vmm.config import DISCOVERIES, VCPUS_MAX
 from ...vmm.memory import MIB, SIZE_MAX, SIZE_MIN
+from .members import FALSE, TRUE, one_of, pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ _NAME_MAX = 255
 # Options of other monitors that tools pass by habit and that ask for nothing here.
 _IGNORED = ("nodefaults", "no-user-config", "nographic", "disable-seccomp", "no-reboot")
 _HELP = ("h", "help")
-TRUE, FALSE = ("on", "yes", "true"), ("off", "no", "false")
 
 
 class Options:
@@ -86,22 +86,6 @@ class Options:
         self.timeline: str | None = None
 
 
-def pairs(option: str, text: str, first: str) -> list[tuple[str, str]]:
-    """Split `key=value,...`; a first word without `=` is the value of `first`.
-
-    Two commas stand for one within a value, as of a file's name.
-    """
-    result: list[tuple[str, str]] = []
-    for index, word in enumerate(text.replace(",,", "\0").split(",")):
-        key, equals, value = word.replace("\0", ",").partition("=")
-        if first and not equals and index == 0:
-            key, value = first, key
-        if any(key == seen for seen, _ in result):
-            raise ConfigError(f"{option} {text}: {key} is given twice; give it once")
-        result.append((key, value))
-    return result
-
-
 def parse_size(option: str, text: str) -> int:
     """Return the bytes that `256`, `256M` or `1G` stands for (MiB where no unit is given)."""
     number, unit = text, "M"
@@ -158,13 +142,6 @@ def _machine(options: Options, text: str) -> None:
             one_of(f"-machine {key}", value, TRUE + FALSE)
         else:
             raise ConfigError(f"-machine {text}: no such member as {key}; see pyvirt run -help")
-
-
-def one_of(option: str, value: str, accepted: tuple[str, ...]) -> str:
-    """Return `value`; ConfigError unless it is one of those accepted."""
-    if value not in accepted:
-        raise ConfigError(f"{option} {value}: not one of {', '.join(accepted)}")
-    return value
 
 
 def _accel(options: Options, text: str) -> None:
