@@ -13,10 +13,8 @@ from ...native import check, ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
-
-    from .mmio import Mmio
 
 DISK = ("read", "write", "flush", "discard", "write-zeroes")
 NIC = ("rx", "tx")
@@ -96,17 +94,31 @@ class FaultState:
 class Faults:
     """The rules of one device, which are in its transport; any thread."""
 
-    __slots__ = ("_irq", "_rules", "_transport")
+    __slots__ = ("_able", "_break", "_irq", "_kick", "_name", "_rules")
 
-    def __init__(self, transport: Mmio, irq: Any) -> None:
-        """`irq` is the struct pv_virtio_irq."""
-        self._transport = transport
+    def __init__(
+        self,
+        name: str,
+        irq: Any,
+        *,
+        operations: Callable[[], tuple[str, ...]],
+        kick: Callable[[], None],
+        break_device: Callable[[str], None],
+    ) -> None:
+        """`name` is the device's, `irq` the struct pv_virtio_irq.
+
+        `operations` is the device's. `kick` lets all its queues be looked at; `break_device`
+        lets it need a reset for a reason, ConfigError when no driver is at work.
+        """
+        self._name = name
         self._irq = irq
+        self._able = operations
+        self._kick = kick
+        self._break = break_device
         self._rules = lib.pv_virtio_irq_faults(irq)
 
     def add(self, fault: Fault) -> int:
         """Begin with a fault and return its id; ConfigError when the device cannot."""
-        name = self._transport.device.name
         ops = self._operations(fault)
         first, last = fault.sectors or (0, _LAST)
         words = {
@@ -123,31 +135,28 @@ class Faults:
         }
         result = lib.pv_faults_add(self._rules, ffi.new("struct pv_fault *", words))
         if result == -errno.ENOSPC:
-            raise ConfigError(f"{name}: {lib.PV_FAULT_RULES} faults is the most; clear some")
-        check(result, f"{name}: fault")
-        self._transport.kick()
+            raise ConfigError(f"{self._name}: {lib.PV_FAULT_RULES} faults is the most; clear some")
+        check(result, f"{self._name}: fault")
+        self._kick()
         return int(result)
 
     def _operations(self, fault: Fault) -> tuple[str, ...]:
         """Return what the fault is to strike."""
-        device = self._transport.device
-        able = device.operations()
+        name, able = self._name, self._able()
         if not able:
-            raise ConfigError(f"{device.name}: the kernel does its work (vhost); give vhost=off")
+            raise ConfigError(f"{name}: the kernel does its work (vhost); give vhost=off")
         fitting = [op for op in KINDS[fault.kind] if op in able]
         if not fitting:
             kinds = ", ".join(kind for kind, ops in KINDS.items() if set(ops) & set(able))
-            raise ConfigError(f"{device.name}: no fault {fault.kind}; there are {kinds}")
+            raise ConfigError(f"{name}: no fault {fault.kind}; there are {kinds}")
         if fault.sectors is not None:
             fitting = [op for op in fitting if op in _WITH_SECTORS]
             if not fitting:
-                raise ConfigError(
-                    f"{device.name}: no fault {fault.kind} of sectors; leave them out"
-                )
+                raise ConfigError(f"{name}: no fault {fault.kind} of sectors; leave them out")
         for op in fault.ops:
             if op not in fitting:
                 raise ConfigError(
-                    f"{device.name}: fault {fault.kind}"
+                    f"{name}: fault {fault.kind}"
                     f"{' of sectors' if fault.sectors else ''} is not for {op}, "
                     f"but for {', '.join(fitting)}"
                 )
@@ -157,11 +166,11 @@ class Faults:
     def clear(self, id: int = 0) -> None:  # noqa: A002
         """Remove a rule, or all; what it kept goes on. ConfigError: there is none of that id."""
         if lib.pv_faults_remove(self._rules, id) < 0:
-            raise ConfigError(f"{self._transport.device.name}: has no fault {id}")
+            raise ConfigError(f"{self._name}: has no fault {id}")
         left = [state.fault for state in self.states()]
         if not any(fault.kind == "drop" and "interrupt" in fault.ops for fault in left):
             lib.pv_virtio_irq_make_up(self._irq)
-        self._transport.kick()
+        self._kick()
 
     def states(self) -> list[FaultState]:
         """Return the rules, those that are spent among them, in the order of their ids."""
@@ -186,4 +195,4 @@ class Faults:
 
     def break_device(self) -> None:
         """Let the device need a reset; ConfigError when no driver is at work."""
-        self._transport.break_device("somebody asked for DEVICE_NEEDS_RESET")
+        self._break("somebody asked for DEVICE_NEEDS_RESET")

@@ -405,7 +405,13 @@ class Mmio:
         """Return the device's faults."""
         from .fault import Faults  # noqa: PLC0415  (only tests of drivers ask for them)
 
-        return Faults(self, self._irq)
+        return Faults(
+            self.device.name,
+            self._irq,
+            operations=self.device.operations,
+            kick=self.kick,
+            break_device=self.break_device,
+        )
 
     def kick(self) -> None:
         """Have what serves the queues look at them; any thread."""
