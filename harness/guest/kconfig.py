@@ -18,8 +18,6 @@ from . import vmlinux
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .kernel import Kernel
-
 _START = b"IKCFG_ST"
 _SIZE_MAX = 16 << 20
 _LINE = re.compile(r"(CONFIG_\w+)=(.*)")
@@ -32,17 +30,22 @@ def parse(text: str) -> dict[str, str]:
 
 
 @functools.lru_cache(maxsize=16)
-def read(kernel: Kernel) -> Mapping[str, str] | None:
-    """Return the configuration of `kernel`; None where nothing tells it."""
-    named = f"config-{kernel.release}"
-    beside = kernel.image.resolve().parent
+def read(
+    release: str, image: Path, modules: Path | None, elf: Path | None
+) -> Mapping[str, str] | None:
+    """Return the configuration of a kernel; None where nothing tells it.
+
+    `modules` is its lib/modules/RELEASE, `elf` its vmlinux; None where they are not known.
+    """
+    named = f"config-{release}"
+    beside = image.resolve().parent
     installed = [beside / named, Path("/boot", named)]
-    if kernel.modules is not None:
-        installed += [kernel.modules / "config", kernel.modules.parents[2] / "boot" / named]
+    if modules is not None:
+        installed += [modules / "config", modules.parents[2] / "boot" / named]
     text = _first(installed)
     if text is None:
         try:
-            text = embedded((kernel.vmlinux or vmlinux.cached(kernel.image)).read_bytes())
+            text = embedded((elf or vmlinux.cached(image)).read_bytes())
         except (PyvirtError, OSError):
             text = None
     if text is None and len(beside.parents) > 2:

@@ -47,7 +47,7 @@ class Kernel:
     @property
     def config(self) -> Mapping[str, str] | None:
         """Return the options it was built with, CONFIG_X: y; None where nothing tells them."""
-        return kconfig.read(self)
+        return kconfig.read(self.release, self.image, self.modules, self.vmlinux)
 
 
 def find(name: str, *, renew: bool = False) -> Kernel:

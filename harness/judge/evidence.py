@@ -7,14 +7,16 @@ import time
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
+from ...errors import ConfigError
 from ...qmp.client import Client, CommandError
 from .backtrace import backtrace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..vm.console import Console, Line
+    from ..text import Line
     from .splat import Splat
+    from .subject import Console
     from .symbols import Symbols
 
 REPORT = "kernel report"  # title of what `kernel_report` returns
@@ -108,6 +110,14 @@ def _state(qmp: Client, symbols: Symbols, one: dict[str, Any]) -> str:
     memory = Memory(qmp, one["cpu-index"])
     registers = one["registers"]
     return vcpu_state(registers, backtrace(registers, memory.read, symbols))
+
+
+def registers(qmp: Client, vcpu: int) -> dict[str, int]:
+    """Return the registers of a vCPU by name, segments by their selectors; ConfigError."""
+    everything = qmp.execute("x-query-registers")
+    if not 0 <= vcpu < len(everything):
+        raise ConfigError(f"regs: vcpu {vcpu}: there are {len(everything)}, counted from 0")
+    return dict(everything[vcpu]["registers"])
 
 
 class Memory:

@@ -13,8 +13,7 @@ from .symbols import IN_A_MODULE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..vm.life import Life
-    from ..vm.vm import VM
+    from .subject import Subject
     from .symbols import Symbols
 
 CONSOLE = "guest console (last lines)"
@@ -26,7 +25,7 @@ FILES = "log files"
 _QMP_LINES = 40
 
 
-def sections(vm: Life) -> dict[str, str]:
+def sections(vm: Subject) -> dict[str, str]:
     """Return texts by the titles of their sections; boots nothing, and raises nothing."""
     said = vm.qmp_log  # without what is asked from here on
     found = {CONSOLE: evidence.last_lines(vm.console, reports=False)}
@@ -43,12 +42,12 @@ def sections(vm: Life) -> dict[str, str]:
     return found
 
 
-def console(vm: Life) -> str:
+def console(vm: Subject) -> str:
     """Return the console's last lines."""
     return evidence.last_lines(vm.console)
 
 
-def vcpu_state(vm: Life) -> str:
+def vcpu_state(vm: Subject) -> str:
     """Return where the vCPUs are; of a monitor that is gone, what it said last."""
     if vm.has_monitor:
         try:
@@ -58,12 +57,12 @@ def vcpu_state(vm: Life) -> str:
     return vm.messages.strip()
 
 
-def backtrace(vm: VM, vcpu: int) -> list[str]:
+def backtrace(vm: Subject, vcpu: int) -> list[str]:
     """Return where one vCPU is, and its callers; PyvirtError."""
     return _named(vm, lambda names: "\n".join(_backtrace(vm, vcpu, names))).split("\n")
 
 
-def _named(vm: Life, look: Callable[[Symbols], str]) -> str:
+def _named(vm: Subject, look: Callable[[Symbols], str]) -> str:
     """Return what `look` finds, once more with this boot's modules where it is in one.
 
     A guest that is asked for them must be alive.
@@ -75,12 +74,12 @@ def _named(vm: Life, look: Callable[[Symbols], str]) -> str:
     return text
 
 
-def _backtrace(vm: VM, vcpu: int, names: Symbols) -> list[str]:
+def _backtrace(vm: Subject, vcpu: int, names: Symbols) -> list[str]:
     was_running = vm.qmp.execute("query-status")["running"]
     vm.qmp.execute("stop")
     try:
         memory = evidence.Memory(vm.qmp, vcpu)
-        return walk(vm.regs(vcpu), memory.read, names)
+        return walk(evidence.registers(vm.qmp, vcpu), memory.read, names)
     finally:
         if was_running:
             vm.qmp.execute("cont")

@@ -11,11 +11,11 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ...errors import PyvirtError
 from ..judge.classifier import Classifier
-from ..text import clean
+from ..text import Line, clean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,17 +41,6 @@ class ConsoleTimeoutError(ConsoleError):
 
 class ConsoleEndedError(ConsoleError):
     """Nothing more will come."""
-
-
-class Line(NamedTuple):
-    """A line, when its first byte came (time.monotonic), and that byte's position.
-
-    A kernel's stamp stays in `text`.
-    """
-
-    at: float
-    text: str
-    mark: int
 
 
 class Console:

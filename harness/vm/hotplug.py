@@ -9,13 +9,13 @@ from ...errors import ConfigError
 from . import config
 
 if TYPE_CHECKING:
-    from .vm import VM
+    from .life import Life
 
 
 class Hotplug:
     """The verbs of one VM; each boots it if need be."""
 
-    def __init__(self, vm: VM) -> None:
+    def __init__(self, vm: Life) -> None:
         self._vm = vm
 
     def disk(

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ConfigError
 from ..agent.protocol import AgentError
-from ..judge import report
+from ..judge import evidence, report
 from .boot import CLOSE_S
 from .console import Console, ConsoleEndedError, ConsoleTimeoutError
 from .end import CommandFailedError
@@ -283,10 +282,7 @@ class VM(Life):
 
     def regs(self, vcpu: int = 0) -> dict[str, int]:
         """Return the registers of a vCPU by name, segments by their selectors."""
-        everything = self.qmp.execute("x-query-registers")
-        if not 0 <= vcpu < len(everything):
-            raise ConfigError(f"regs: vcpu {vcpu}: there are {len(everything)}, counted from 0")
-        return dict(everything[vcpu]["registers"])
+        return evidence.registers(self.qmp, vcpu)
 
     def backtrace(self, vcpu: int = 0) -> list[str]:
         """Return where a vCPU is, and how it came there, with the kernel's names."""

@@ -18,7 +18,7 @@ from .test_backtrace import MODULE, STACK, SYMBOLS, TOP, Memory, returns
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyvirt.harness.vm.life import Life
+    from pyvirt.harness.judge.subject import Subject
 
 NAMES = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11"),
@@ -130,7 +130,7 @@ def test_a_module_is_named_by_this_boot_or_not_at_all(
     is_running: bool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(REGISTERS, "rip", MODULE + 0x234)
-    vm = cast("Life", Living(Monitor().client(), is_running=is_running))
+    vm = cast("Subject", Living(Monitor().client(), is_running=is_running))
     assert report.vcpu_state(vm).splitlines()[1] == f"rip {MODULE + 0x234:#x} {name}"
 
 
