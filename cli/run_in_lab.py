@@ -95,12 +95,17 @@ def _open_disks(config: MachineConfig) -> list[Disk]:
     disks: list[Disk] = []
     try:
         for wanted in config.disks:
-            disk = Disk(wanted.path, readonly=wanted.readonly, direct=False)
+            disk = Disk(
+                wanted.path,
+                readonly=wanted.readonly,
+                direct=False,
+                raw=wanted.raw,
+                option=wanted.option,
+            )
             disks.append(disk)
             if stat.S_ISBLK(os.fstat(disk.fd).st_mode):
                 raise ConfigError(
-                    f"-drive file={wanted.path}: this host's block devices are not in the lab; "
-                    "name a file"
+                    f"{wanted.option}: this host's block devices are not in the lab; name a file"
                 )
     except BaseException:
         _close(disks)

@@ -1,6 +1,7 @@
 """A guest's disk on the host: a raw image file or a block device, opened, locked and measured.
 
-The format is never guessed from what is in the file, which is the guest's to write.
+It is read as what it is said to be, raw, never as what is in it, which is the guest's to write: an
+image that begins like one of another format is refused unless somebody insists.
 """
 
 from __future__ import annotations
@@ -9,17 +10,15 @@ import errno
 import fcntl
 import os
 import stat
-import struct
 
 from ..errors import ConfigError
 from ..native import ffi, lib
+from .image_format import HEAD_BYTES, foreign_format
+from .image_lock import lock_image
 
 SECTOR = 512
 _BLOCK_MAX = 1 << 16  # bytes; a larger "block size" of a file system is a transfer size
 _BLKPBSZGET = 0x127B  # linux/fs.h; the physical block size, as an unsigned int
-_FLOCK = "hhqqi4x"  # struct flock of fcntl(2)
-_LOCKED = (errno.EAGAIN, errno.EACCES)
-_NO_LOCKS = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class InUseError(ConfigError):
@@ -43,59 +42,73 @@ class Disk:
         "sectors",
     )
 
-    def __init__(self, path: str, *, readonly: bool = False, direct: bool | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        readonly: bool = False,
+        direct: bool | None = None,
+        raw: bool = False,
+        option: str = "",
+    ) -> None:
         """Open the image; ConfigError.
 
         `direct` None is True where the file system can do it and False elsewhere. Without
-        `readonly` nobody else may have the image open through pyvirt, with it only other
-        readers may; the lock is advisory (fcntl(2), F_OFD_SETLK).
+        `readonly` nobody else may have the image open, with it only other readers may
+        (image_lock). `raw` takes it so whatever it looks like. `option` is how messages call it.
         """
+        option = option or f"-drive file={path}"
         try:
-            # Before it is opened: to open a FIFO, or a tape, may wait or do something.
-            mode = os.stat(path).st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-                raise ConfigError(
-                    f"-drive file={path}: neither a file nor a block device; name a raw disk image"
-                )
-            flags = os.O_CLOEXEC | (os.O_RDONLY if readonly else os.O_RDWR)
+            # Before it is opened: to open a tape may do something.
+            _check_kind(option, os.stat(path).st_mode)
+            # A FIFO that has taken its place is to be refused, not waited for.
+            flags = os.O_CLOEXEC | os.O_NONBLOCK | (os.O_RDONLY if readonly else os.O_RDWR)
             self.fd = os.open(path, flags)
         except OSError as error:
-            raise ConfigError(
-                f"-drive file={path}: {error.strerror}; {_mend(error, readonly)}"
-            ) from None
+            raise ConfigError(f"{option}: {error.strerror}; {_mend(error, readonly)}") from None
         try:
-            self._lock(path, readonly)
-            self._measure(path)
-            self._align(path, direct)
+            _check_kind(option, os.fstat(self.fd).st_mode)
+            self._lock(option, readonly)
+            if not raw:
+                self._check_format(option, path)
+            self._measure(option, path)
+            self._align(option, direct)
         except BaseException:
             os.close(self.fd)
             raise
 
-    def _lock(self, path: str, readonly: bool) -> None:
-        kind = fcntl.F_RDLCK if readonly else fcntl.F_WRLCK
-        whole = struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
+    def _lock(self, option: str, readonly: bool) -> None:
         try:
-            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, whole)
+            is_ours = lock_image(self.fd, readonly=readonly)
         except OSError as error:
-            if error.errno in _LOCKED:
-                raise InUseError(
-                    f"-drive file={path}: in use by another process or drive; "
-                    "end that one, or give readonly=on to both"
-                ) from None
-            # A file system without locks, such as some network ones: the user's own care.
-            if error.errno not in _NO_LOCKS:
-                raise ConfigError(
-                    f"-drive file={path}: cannot be locked: {error.strerror}; name a file elsewhere"
-                ) from None
+            raise ConfigError(
+                f"{option}: cannot be locked: {error.strerror}; name a file elsewhere"
+            ) from None
+        if not is_ours:
+            raise InUseError(
+                f"{option}: in use by another process or drive; "
+                "end that one, or give readonly=on to both"
+            )
 
-    def _measure(self, path: str) -> None:
+    def _check_format(self, option: str, path: str) -> None:
+        try:
+            found = foreign_format(os.pread(self.fd, HEAD_BYTES, 0))
+        except OSError as error:
+            raise ConfigError(f"{option}: {error.strerror}; name a disk that works") from None
+        if found:
+            raise ConfigError(
+                f"{option}: a {found} image, and disks are raw; convert it: qemu-img convert "
+                f"-O raw {path} {path}.raw; or give format=raw and the guest sees it as it is"
+            )
+
+    def _measure(self, option: str, path: str) -> None:
         size = os.lseek(self.fd, 0, os.SEEK_END)
         if size == 0 or size % SECTOR:
             raise ConfigError(
-                f"-drive file={path}: {size} bytes, a disk has a multiple of {SECTOR}; "
+                f"{option}: {size} bytes, a disk has a multiple of {SECTOR}; "
                 f"run: truncate -s %{SECTOR} {path}"
                 if size
-                else f"-drive file={path}: empty; give it a size, as by: truncate -s 1G {path}"
+                else f"{option}: empty; give it a size, as by: truncate -s 1G {path}"
             )
         self.sectors = size // SECTOR
         status = os.fstat(self.fd)
@@ -106,14 +119,14 @@ class Disk:
         is_usable = block & (block - 1) == 0 and SECTOR <= block <= _BLOCK_MAX
         self.block_size = block if is_usable else 4096
 
-    def _align(self, path: str, direct: bool | None) -> None:
+    def _align(self, option: str, direct: bool | None) -> None:
         self.direct = False
         self.offset_align = self.memory_align = 1
         if direct is False:
             return
         reason = self._go_direct()
         if reason and direct:
-            raise ConfigError(f"-drive file={path},direct=on: {reason}; give direct=off")
+            raise ConfigError(f"{option},direct=on: {reason}; give direct=off")
 
     def _go_direct(self) -> str:
         """Turn direct I/O on and return "", or why it cannot be."""
@@ -133,12 +146,12 @@ class Disk:
             return f"direct I/O does not work: {os.strerror(-result)}"
         return f"the size is no multiple of {aligns[0]}, the unit of direct I/O here"
 
-    def resize(self, size: int) -> None:
+    def resize(self, size: int, unit: int = SECTOR) -> None:
         """Make the image `size` bytes long, a block device as long as it is; ConfigError.
 
-        No I/O goes on.
+        No I/O goes on. The size is a multiple of `unit`, the guest's block size.
         """
-        unit = max(SECTOR, self.offset_align)
+        unit = max(unit, self.offset_align)
         if size == 0 or size % unit:
             raise ConfigError(f"size {size}: not a multiple of {unit} bytes; give one")
         try:
@@ -160,6 +173,11 @@ class Disk:
         """Close and unlock; what uses the descriptor is gone."""
         os.close(self.fd)
         self.fd = -1
+
+
+def _check_kind(option: str, mode: int) -> None:
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise ConfigError(f"{option}: neither a file nor a block device; name a raw disk image")
 
 
 def _mend(error: OSError, readonly: bool) -> str:

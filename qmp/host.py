@@ -25,8 +25,8 @@ VM, VCPU, DEVICE = "vm", "vcpu", "device"  # whose counters
 class DiskRequest:
     """A disk image that is to be opened; `direct` None is direct I/O where it is possible.
 
-    `engine` is io_uring, threads or auto, `iops` requests a second (0: no limit), `unmap` and
-    `detect_zeroes` are as in BlockConfig.
+    `engine` is io_uring, threads or auto, `iops` requests a second (0: no limit), `unmap`,
+    `detect_zeroes` and `raw` are as in BlockConfig.
     """
 
     id: str
@@ -37,6 +37,7 @@ class DiskRequest:
     iops: int = 0
     unmap: bool = False
     detect_zeroes: str = "off"
+    raw: bool = False
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,7 @@ class MachineHost:
                 iops=request.iops,
                 unmap=request.unmap,
                 detect_zeroes=request.detect_zeroes,
+                raw=request.raw,
             )
         )
 

@@ -15,6 +15,7 @@ from .members import one_of, pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _DRIVER = "virtio-blk-device"
@@ -48,11 +49,21 @@ def _serial(option: str, text: str) -> str:
     return text
 
 
-def _raw(option: str, text: str) -> None:
+def _raw(option: str, text: str) -> bool:
     if text != "raw":
         raise ConfigError(
             f"{option} {text}: the only format is raw; convert it: qemu-img convert -O raw"
         )
+    return True
+
+
+def _block_size(most: int) -> Callable[[str, str], int]:
+    sizes = tuple(str(1 << n) for n in range(9, most.bit_length()))
+
+    def reader(option: str, text: str) -> int:
+        return int(one_of(option, text, sizes))
+
+    return reader
 
 
 _OF_IMAGE: tuple[members.Member, ...] = (
@@ -64,7 +75,7 @@ _OF_IMAGE: tuple[members.Member, ...] = (
     ("throttling.iops-total", "iops", members.number(0, block.IOPS_MAX)),
     ("discard", "unmap", _unmap),
     ("detect-zeroes", "detect_zeroes", _detection),
-    ("format", "", _raw),
+    ("format", "raw", _raw),
     ("serial", "serial", _serial),
 )
 _OF_DEVICE: tuple[members.Member, ...] = (
@@ -72,6 +83,8 @@ _OF_DEVICE: tuple[members.Member, ...] = (
     ("num-queues", "queues", members.number(1, block.QUEUES_MAX)),
     ("queue-size", "queue_size", members.queue_size(block.QUEUE_SIZE_MIN, block.QUEUE_SIZE_MAX)),
     ("iothread", "iothread", members.name),
+    ("logical_block_size", "logical_block", _block_size(block.LOGICAL_MAX)),
+    ("physical_block_size", "physical_block", _block_size(block.PHYSICAL_MAX)),
 )
 _DRIVE = (*_OF_IMAGE, ("if", "if", members.only("none")))
 _DEVICE = (("drive", "drive", members.name), ("id", "device", members.name), *_OF_DEVICE)
@@ -106,6 +119,7 @@ class Drives:
         for name, field in (("id", "id"), ("file", "path")):
             if field not in fields:
                 raise ConfigError(f"-drive {text}: has no {name}; give id=NAME,file=FILE")
+        fields["option"] = f"-drive file={fields['path']}"
         self._enter("-drive", fields)
         self._given.append(("drive", fields))
 
@@ -118,6 +132,7 @@ class Drives:
             if f"disk{number}" not in self._drives:
                 fields["id"] = f"disk{number}"
             number += 1
+        fields["option"] = f"-disk {fields['path']}"
         self._enter("-disk", fields)
         self._given.append(("disk", fields))
 
@@ -210,6 +225,13 @@ class Drives:
                     f"add -object iothread,id={name}"
                 )
             fields = fields | {"iothread": self._iothreads[name]}
+        logical, physical = fields.get("logical_block", 0), fields.get("physical_block", 0)
+        if physical and physical < logical:
+            option = "-device" if "drive" in given else "-disk"
+            raise ConfigError(
+                f"{option} physical_block_size={physical}: smaller than "
+                f"logical_block_size={logical}; give that much at least"
+            )
         return block.BlockConfig(
             **{k: v for k, v in fields.items() if k not in {"drive", "device", "if"}}
         )

@@ -24,6 +24,7 @@ QUEUE_SIZE, QUEUE_SIZE_MIN, QUEUE_SIZE_MAX = 256, 2, 1024
 PHYSICAL = 4096  # block size, in bytes, of a disk that is yet to come
 DRAIN_S = 5.0  # that an unplug waits for the host, while no other request is served
 SERIAL_BYTES = 20
+LOGICAL_MAX, PHYSICAL_MAX = 4096, 65536  # bytes; Linux takes no larger logical blocks than a page
 IOPS_MAX = 1_000_000
 ENGINES = ("auto", "io_uring", "threads")
 ZERO_DETECTION = ("off", "on", "unmap")
@@ -57,9 +58,13 @@ class BlockConfig:
         "id",
         "iops",
         "iothread",
+        "logical_block",
+        "option",
         "path",
+        "physical_block",
         "queue_size",
         "queues",
+        "raw",
         "readonly",
         "serial",
         "unmap",
@@ -80,6 +85,10 @@ class BlockConfig:
         queues: int = 1,
         queue_size: int = QUEUE_SIZE,
         iothread: IoThread | None = None,
+        logical_block: int = SECTOR,
+        physical_block: int = 0,
+        raw: bool = False,
+        option: str = "",
     ) -> None:
         """`path` is a raw image or a block device; `readonly` keeps the guest from writing.
 
@@ -89,7 +98,10 @@ class BlockConfig:
         sectors back; `detect_zeroes` makes ranges of written zeroes, with the value `unmap`, for
         which `unmap` must be set, ones that take no room. `serial` has 20 bytes at most. `queues`
         is 1 to 64, each with a thread or all on `iothread`, `queue_size` a power of two from 2
-        to 1024.
+        to 1024. `logical_block` is in what units the guest may ask, a power of two from 512 to
+        4096 bytes; `physical_block` in what units it had better ask, to 65536 bytes, 0: those of
+        the storage. An image that looks like one of another format is opened only if `raw` insists
+        that it is none. `option` is how messages call the image.
         """
         self.id = id
         self.path = path
@@ -103,6 +115,10 @@ class BlockConfig:
         self.queues = queues
         self.queue_size = queue_size
         self.iothread = iothread
+        self.logical_block = logical_block
+        self.physical_block = physical_block
+        self.raw = raw
+        self.option = option or f"-drive file={path}"
 
 
 class Image:
@@ -113,8 +129,20 @@ class Image:
     def __init__(self, config: BlockConfig) -> None:
         """Open the image; ConfigError, and nothing stays behind."""
         self.config = config
-        self.engine = _engine(config.engine)
-        self.disk = Disk(config.path, readonly=config.readonly, direct=config.direct)
+        self.engine = _engine(config)
+        self.disk = Disk(
+            config.path,
+            readonly=config.readonly,
+            direct=config.direct,
+            raw=config.raw,
+            option=config.option,
+        )
+        if self.disk.sectors * SECTOR % config.logical_block:
+            self.close()
+            raise ConfigError(
+                f"{config.option},logical_block_size={config.logical_block}: the size is no "
+                f"multiple of it; run: truncate -s %{config.logical_block} {config.path}"
+            )
 
     def close(self) -> None:
         """Close and unlock the image; no device has it any more. Once is enough."""
@@ -169,7 +197,7 @@ class _Served:
 
     def resize(self, size: int) -> None:
         """Change the image and what may be asked of it; it is stopped. ConfigError."""
-        self.image.disk.resize(size)
+        self.image.disk.resize(size, self.image.config.logical_block)
         lib.pv_block_set_sectors(self._handle, self.image.disk.sectors)
 
     def read_stats(self, stats: Any) -> None:
@@ -219,8 +247,8 @@ class Block(Pluggable):
 
     Without one its capacity is 0 and every request ends in an I/O error. Linux, and others, read
     all but the capacity only when their driver starts. So an image that comes later has the queues
-    that are there, the block sizes that the driver knows (requests of other sizes are carried out,
-    more slowly), and, as the one thing that may be refused, the driver's idea of read-only.
+    that are there, the block sizes that the driver knows (512 and 4096 bytes), and, as the one
+    thing that may be refused, the driver's idea of read-only.
     """
 
     __slots__ = (
@@ -429,10 +457,13 @@ class Block(Pluggable):
             image.close()
 
 
-def _engine(wanted: str) -> str:
+def _engine(config: BlockConfig) -> str:
+    wanted = config.engine
     failure = lib.pv_uring_probe() if wanted != "threads" else 0
     if failure < 0 and wanted == "io_uring":
-        raise ConfigError(f"-drive aio=io_uring: {os.strerror(-failure)}; give aio=threads")
+        raise ConfigError(
+            f"{config.option},aio=io_uring: {os.strerror(-failure)}; give aio=threads"
+        )
     return "threads" if failure < 0 or wanted == "threads" else "io_uring"
 
 
@@ -459,8 +490,10 @@ def _geometry(image: Image | None, queues: int, queue_size: int) -> bytes:
     """Return struct virtio_blk_config behind the capacity."""
     logical, physical = SECTOR, PHYSICAL
     if image is not None:
-        logical = max(SECTOR, image.disk.offset_align)
-        physical = max(logical, image.disk.block_size)
+        # Not what direct I/O asks of the host: partition tables count in logical blocks, and the
+        # same image is to be the same disk wherever it lies.
+        logical = image.config.logical_block
+        physical = max(logical, image.config.physical_block or image.disk.block_size)
     return _GEOMETRY.pack(
         0,  # size_max
         max(1, queue_size - 2),  # beside the header and the status

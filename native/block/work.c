@@ -57,13 +57,30 @@ static void advance(struct pv_block_request *r, uint64_t bytes)
 	}
 }
 
+/* Of what is to be discarded; the rest of it may stay. */
+static void keep_whole_units(const struct pv_block_file *file, struct pv_block_request *r)
+{
+	uint64_t mask = file->offset_align - 1;
+	uint32_t kept = 0;
+
+	/* A driver may know of discards from an image that was there before, and kept no room. */
+	for (uint32_t i = 0; i < r->ranges && file->flags & PV_BLOCK_UNMAP; i++) {
+		struct pv_block_range range = r->zero[i];
+		uint64_t start = (range.offset + mask) & ~mask;
+		uint64_t end = (range.offset + range.length) & ~mask;
+
+		if (start < end)
+			r->zero[kept++] = (struct pv_block_range){start, end - start, range.punch};
+	}
+	r->ranges = kept;
+}
+
 void pv_block_prepare(const struct pv_block_file *file, struct pv_block_request *r)
 {
 	if (r->type == VIRTIO_BLK_T_GET_ID)
 		advance(r, pv_block_scatter(r->at, r->left, file->id, sizeof(file->id)));
-	/* A driver may know of discards from an image that was there before, and kept no room. */
-	if (r->type == VIRTIO_BLK_T_DISCARD && !(file->flags & PV_BLOCK_UNMAP))
-		r->ranges = 0;
+	if (r->type == VIRTIO_BLK_T_DISCARD)
+		keep_whole_units(file, r);
 	if (r->type != VIRTIO_BLK_T_IN && r->type != VIRTIO_BLK_T_OUT)
 		return;
 	if (r->type == VIRTIO_BLK_T_OUT && file->flags & PV_BLOCK_DETECT_ZEROES && is_zero(r)) {
@@ -83,45 +100,83 @@ static bool fail(struct pv_block_request *r, int64_t result)
 	return false;
 }
 
-/* Move through aligned units what begins or ends within one: read the units, change them, write
- * them back. Here and now, for no driver that looks at the block size asks for it. */
-static bool move_unaligned(struct pv_block_file *file, struct pv_block_request *r)
+static bool has_bounce(struct pv_block_request *r)
 {
-	uint64_t mask = file->offset_align - 1;
-	uint64_t at = r->offset + r->done;
-	uint64_t start = at & ~mask;
-	uint64_t end = smaller((r->offset + r->length + mask) & ~mask, start + BOUNCE_MAX);
-	uint64_t bytes = smaller(r->length - r->done, end - at);
-	ssize_t size = (ssize_t)(end - start);
-	char *data = (char *)r->bounce + (at - start);
-
-	if (pread(file->fd, r->bounce, (size_t)size, (off_t)start) != size)
-		return false;
-	if (r->type == VIRTIO_BLK_T_IN) {
-		pv_block_scatter(r->at, r->left, data, bytes);
-	} else {
-		pv_block_gather(r->at, r->left, data, bytes);
-		if (pwrite(file->fd, r->bounce, (size_t)size, (off_t)start) != size)
-			return false;
-	}
-	advance(r, bytes);
-	return true;
+	if (!r->bounce)
+		r->bounce = aligned_alloc(UNIT, BOUNCE_MAX);
+	return r->bounce != NULL;
 }
 
-static bool next_unaligned(struct pv_block_file *file, struct pv_block_request *r)
+static bool is_partial(const struct pv_block_file *file, uint64_t offset, uint64_t length)
 {
-	bool moved = true;
+	return ((offset | length) & (file->offset_align - 1)) != 0;
+}
+
+static int read_unit(const struct pv_block_file *file, void *room, uint64_t offset)
+{
+	ssize_t got = pread(file->fd, room, file->offset_align, (off_t)offset);
+
+	if (got < 0)
+		return -errno;
+	return got == (ssize_t)file->offset_align ? 0 : -EIO;
+}
+
+/* Write `bytes` from `at` on through the aligned units that they are in: what of the first and the
+ * last unit is not to change is read before. The data come from the request, or are zeroes. `lock`
+ * is held. Here and now, for drivers that heed the physical block size ask for little of it. */
+static int write_within(const struct pv_block_file *file, const struct pv_block_request *r,
+                        uint64_t at, uint64_t bytes, bool zeroes)
+{
+	uint64_t unit = file->offset_align, end = at + bytes;
+	uint64_t first = at & ~(unit - 1), last = (end - 1) & ~(unit - 1);
+	size_t size = last + unit - first;
+	char *room = r->bounce;
+	int result = 0;
+	ssize_t done;
+
+	if (at != first || end < first + unit)
+		result = read_unit(file, room, first);
+	if (result == 0 && last != first && end != last + unit)
+		result = read_unit(file, room + (last - first), last);
+	if (result < 0)
+		return result;
+	if (zeroes)
+		memset(room + (at - first), 0, bytes);
+	else
+		pv_block_gather(r->at, r->left, room + (at - first), bytes);
+	done = pwrite(file->fd, room, size, (off_t)first);
+	if (done < 0)
+		return -errno;
+	return done == (ssize_t)size ? 0 : -EIO;
+}
+
+static bool next_partial_write(struct pv_block_file *file, struct pv_block_request *r)
+{
+	int result = 0;
 
 	pthread_mutex_lock(&file->lock);
-	while (moved && r->done < r->length)
-		moved = move_unaligned(file, r);
+	while (result == 0 && r->done < r->length) {
+		uint64_t at = r->offset + r->done;
+		uint64_t room = BOUNCE_MAX - (at & (file->offset_align - 1));
+		uint64_t bytes = smaller(r->length - r->done, room);
+
+		result = write_within(file, r, at, bytes, false);
+		if (result == 0)
+			advance(r, bytes);
+	}
 	pthread_mutex_unlock(&file->lock);
-	return moved ? false : fail(r, 0);
+	return result < 0 ? fail(r, result) : false;
 }
 
-static bool next_bounced(struct pv_block_request *r)
+/* Move what is left, or a part of it, through the aligned buffer; of a read all of the units that
+ * it is in. */
+static bool next_bounced(const struct pv_block_file *file, struct pv_block_request *r)
 {
-	r->other = (struct iovec){r->bounce, smaller(r->length - r->done, BOUNCE_MAX)};
+	uint64_t mask = file->offset_align - 1;
+	uint64_t end = (r->offset + r->length + mask) & ~mask;
+
+	r->io.offset &= ~mask;
+	r->other = (struct iovec){r->bounce, smaller(end - r->io.offset, BOUNCE_MAX)};
 	if (r->type == VIRTIO_BLK_T_OUT)
 		pv_block_gather(r->at, r->left, r->bounce, r->other.iov_len);
 	r->io.iov = &r->other;
@@ -131,22 +186,19 @@ static bool next_bounced(struct pv_block_request *r)
 
 static bool next_transfer(struct pv_block_file *file, struct pv_block_request *r)
 {
-	bool unaligned = ((r->offset | r->length) & (file->offset_align - 1)) != 0;
+	bool partial = is_partial(file, r->offset, r->length);
 
 	if (r->done == r->length)
 		return false;
-	if (!r->bounce && (unaligned || r->misaligned)) {
-		r->bounce = aligned_alloc(UNIT, BOUNCE_MAX);
-		if (!r->bounce)
-			return fail(r, -ENOMEM);
-	}
-	if (unaligned)
-		return next_unaligned(file, r);
+	if ((partial || r->misaligned) && !has_bounce(r))
+		return fail(r, -ENOMEM);
+	if (partial && r->type == VIRTIO_BLK_T_OUT)
+		return next_partial_write(file, r);
 	r->io.kind = r->type == VIRTIO_BLK_T_IN ? PV_IO_READ : PV_IO_WRITE;
 	r->io.offset = r->offset + r->done;
 	r->io.cached = file->cached;
-	if (r->misaligned)
-		return next_bounced(r);
+	if (r->bounce)
+		return next_bounced(file, r);
 	r->io.iov = r->at;
 	r->io.count = r->left;
 	return true;
@@ -167,10 +219,45 @@ static void write_zeroes(struct pv_block_request *r)
 	}
 }
 
-static bool next_range(const struct pv_block_file *file, struct pv_block_request *r)
+/* Zero the parts of units that a range begins and ends with; the units between them are left of
+ * it. */
+static int zero_edges(struct pv_block_file *file, struct pv_block_request *r,
+                      struct pv_block_range *range)
 {
-	const struct pv_block_range *range = &r->zero[r->range];
+	uint64_t mask = file->offset_align - 1;
+	uint64_t end = range->offset + range->length, last = end & ~mask;
+	uint64_t head = smaller((range->offset + mask) & ~mask, end);
+	int result = 0;
 
+	if (!has_bounce(r))
+		return -ENOMEM;
+	if (last < head)
+		last = head;
+	pthread_mutex_lock(&file->lock);
+	if (range->offset < head)
+		result = write_within(file, r, range->offset, head - range->offset, true);
+	if (result == 0 && last < end)
+		result = write_within(file, r, last, end - last, true);
+	pthread_mutex_unlock(&file->lock);
+	range->offset = head;
+	range->length = last - head;
+	return result;
+}
+
+static bool next_range(struct pv_block_file *file, struct pv_block_request *r)
+{
+	struct pv_block_range *range = &r->zero[r->range];
+
+	for (; r->range < r->ranges; range = &r->zero[++r->range]) {
+		int result = is_partial(file, range->offset, range->length)
+		                     ? zero_edges(file, r, range)
+		                     : 0;
+
+		if (result < 0)
+			return fail(r, result);
+		if (range->length > 0)
+			break;
+	}
 	if (r->range == r->ranges)
 		return false;
 	r->io.offset = range->offset + r->done;
@@ -238,13 +325,17 @@ static void absorb_range(struct pv_block_request *r)
 
 static void absorb_transfer(struct pv_block_request *r)
 {
-	if (r->io.result <= 0) {
-		fail(r, r->io.result); /* 0: the file has become shorter */
+	uint64_t before = r->offset + r->done - r->io.offset; /* of a unit, and not asked for */
+	uint64_t bytes;
+
+	if (r->io.result < 0 || (uint64_t)r->io.result <= before) {
+		fail(r, r->io.result < 0 ? r->io.result : 0); /* the file has become shorter */
 		return;
 	}
-	if (r->misaligned && r->type == VIRTIO_BLK_T_IN)
-		pv_block_scatter(r->at, r->left, r->bounce, (uint64_t)r->io.result);
-	advance(r, (uint64_t)r->io.result);
+	bytes = smaller((uint64_t)r->io.result - before, r->length - r->done);
+	if (r->bounce && r->type == VIRTIO_BLK_T_IN)
+		pv_block_scatter(r->at, r->left, (char *)r->bounce + before, bytes);
+	advance(r, bytes);
 }
 
 void pv_block_absorb(struct pv_block_request *r)

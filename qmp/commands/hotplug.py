@@ -26,7 +26,11 @@ _IN_USE = (
     "Is it used more than once or another process using the same file?"
 )
 # What the command line's words are here.
-_MEMBERS = {"readonly=on": "`read-only` true", "direct=off": "`cache.direct` false"}
+_MEMBERS = {
+    "readonly=on": "`read-only` true",
+    "direct=off": "`cache.direct` false",
+    "format=raw": "`driver` raw",
+}
 _NET_MENDS = {
     "give the number of one that is inherited": "send one with getfd",
     "give the number of an open one": "send an open one with getfd",
@@ -61,6 +65,7 @@ def _blockdev_add(session: Session, given: Arguments) -> object:
         iops=given.throttling_iops_total,
         unmap=given.discard == "unmap",
         detect_zeroes=given.detect_zeroes,
+        raw=given.driver == "raw",
     )
 
     def open_it() -> Resource:
@@ -178,9 +183,10 @@ _AIO = Choice(*_ENGINES)
 COMMANDS = (
     Command(
         "blockdev-add",
-        "Opens and locks a disk image for a device_add of the same id. The image is raw: its "
-        "format is never guessed. An image that this or another machine has open, as that of the "
-        "root file system, is refused unless both only read.",
+        "Opens and locks a disk image for a device_add of the same id. The image is raw; one "
+        "that begins like an image of another format is refused unless `driver` insists. An image "
+        "that this or another machine has open, as that of the root file system, is refused unless "
+        "both only read.",
         _blockdev_add,
         Struct(
             Field("node-name", Text(), "the backend's name, and the id of its device"),
@@ -205,7 +211,12 @@ COMMANDS = (
             Field(
                 "read-only", Boolean(), "whether the guest only reads", optional=True, default=False
             ),
-            Field("driver", Choice("raw"), "the format", optional=True),
+            Field(
+                "driver",
+                Choice("raw"),
+                "the format; insists on it whatever the image looks like",
+                optional=True,
+            ),
             Field("aio", _AIO, "how requests are made; io_uring where it works", optional=True),
             Field(
                 "discard",

@@ -241,38 +241,6 @@ static void test_zeroes_are_detected(void)
 	unmake(&d);
 }
 
-/* The file itself does not mind, so that only the engine's own care is seen: bytes of neighbouring
- * sectors that a read-change-write of whole units must not lose. */
-static void test_whatever_the_alignment(void)
-{
-	static const uint32_t SECTOR[] = {0, 1, 7, 8, 9, 15}, LENGTH[] = {512, 1024, 4096, 8192, 61440};
-	struct pv_block_config config = {.fd = -1, .offset_align = 4096, .memory_align = 512};
-	struct device d;
-	char *image = malloc(SECTORS * 512), *check = malloc(SECTORS * 512);
-	unsigned seed = 0;
-
-	make(&d, &config);
-	start(&d, FEATURES, 1);
-	memset(image, 0, SECTORS * 512);
-	for (unsigned s = 0; s < 6; s++) {
-		for (unsigned l = 0; l < 5; l++) {
-			char *out = data_at(&d, 512 + seed % 3), *in = data_at(&d, 2 * DATA + seed % 5);
-
-			fill(out, LENGTH[l], ++seed);
-			memcpy(image + SECTOR[s] * 512, out, LENGTH[l]);
-			CHECK_EQ(ask(&d, VIRTIO_BLK_T_OUT, SECTOR[s], out, LENGTH[l], NULL), 0);
-			CHECK_EQ(ask(&d, VIRTIO_BLK_T_IN, SECTOR[s], in, LENGTH[l], NULL), 0);
-			CHECK_EQ(memcmp(in, out, LENGTH[l]), 0);
-		}
-	}
-	CHECK_EQ(pread(d.file, check, SECTORS * 512, 0), SECTORS * 512);
-	CHECK_EQ(memcmp(check, image, SECTORS * 512), 0);
-	CHECK_EQ(lseek(d.file, 0, SEEK_END), SECTORS * 512);
-	unmake(&d);
-	free(image);
-	free(check);
-}
-
 /* On a file system without direct I/O there is nothing to see here. */
 static void test_direct_io_to_any_buffer(void)
 {
@@ -339,7 +307,6 @@ static void run_all(void)
 	RUN(test_zeroed_ranges);
 	RUN(test_zeroes_are_written_where_ranges_cannot_be);
 	RUN(test_zeroes_are_detected);
-	RUN(test_whatever_the_alignment);
 	RUN(test_direct_io_to_any_buffer);
 	RUN(test_without_flushes_a_write_is_stable_at_once);
 }

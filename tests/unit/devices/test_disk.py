@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from pyvirt.devices import disk as disk_module
+from pyvirt.devices import image_lock
 from pyvirt.devices.disk import Disk
 from pyvirt.native import ffi, lib
 
@@ -161,13 +163,130 @@ def test_another_process_is_kept_out(image: Path) -> None:
     disk.close()
 
 
-def test_a_lock_of_another_monitor_counts(image: Path) -> None:
-    """Some lock single bytes of an image."""
-    holder = os.open(image, os.O_RDWR)
-    lock = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 100, 1, 0)
-    fcntl.fcntl(holder, fcntl.F_OFD_SETLK, lock)
-    assert "in use" in refusal(lambda: Disk(str(image)))
+READ, WRITE = fcntl.F_RDLCK, fcntl.F_WRLCK
+# How others lock an image: the kind of lock, the first byte, and how many, 0 for all.
+QEMU_READER = ((READ, 100, 1), (READ, 201, 1))
+QEMU_WRITER = ((READ, 100, 2), (READ, 201, 1))
+QEMU_RESIZER = ((READ, 100, 2), (READ, 103, 1), (READ, 203, 1))
+QEMU_ALONE = ((READ, 200, 1),)
+STRATOVIRT_READER = ((READ, 101, 2), (READ, 202, 1))
+STRATOVIRT_WRITER = ((WRITE, 101, 2), (WRITE, 202, 1))
+PLAIN_READER = ((READ, 0, 0),)
+PLAIN_WRITER = ((WRITE, 0, 0),)
+
+
+def lock(path: Path, *ranges: tuple[int, int, int]) -> int:
+    """Return a descriptor that holds locks; OSError when it cannot."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for kind, start, length in ranges:
+            wanted = struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0)
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+@pytest.mark.parametrize(
+    ("theirs", "readonly", "is_shared"),
+    [
+        (QEMU_READER, True, True),
+        (QEMU_READER, False, False),
+        (QEMU_WRITER, True, False),
+        (QEMU_WRITER, False, False),
+        (QEMU_RESIZER, True, False),
+        (QEMU_ALONE, True, False),
+        (STRATOVIRT_READER, False, False),
+        (STRATOVIRT_WRITER, True, False),
+        (STRATOVIRT_WRITER, False, False),
+        (PLAIN_READER, True, True),
+        (PLAIN_READER, False, False),
+        (PLAIN_WRITER, True, False),
+        (PLAIN_WRITER, False, False),
+    ],
+)
+def test_locks_of_other_monitors_count(
+    image: Path, theirs: tuple[tuple[int, int, int], ...], readonly: bool, is_shared: bool
+) -> None:
+    holder = lock(image, *theirs)
+    if is_shared:
+        Disk(str(image), readonly=readonly).close()
+    else:
+        assert "in use" in refusal(lambda: Disk(str(image), readonly=readonly))
     os.close(holder)
+    Disk(str(image), readonly=readonly).close()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "readonly", "is_shared"),
+    [
+        (STRATOVIRT_READER, True, True),
+        (STRATOVIRT_READER, False, False),
+        (STRATOVIRT_WRITER, True, False),
+        (STRATOVIRT_WRITER, False, False),
+        (PLAIN_READER, True, True),
+        (PLAIN_READER, False, False),
+        (PLAIN_WRITER, True, False),
+    ],
+)
+def test_other_monitors_see_our_locks(
+    image: Path, theirs: tuple[tuple[int, int, int], ...], readonly: bool, is_shared: bool
+) -> None:
+    """Those that look at nothing but whether theirs can be had; QEMU's tests are its own."""
+    disk = Disk(str(image), readonly=readonly)
+    if is_shared:
+        os.close(lock(image, *theirs))
+    else:
+        with pytest.raises(BlockingIOError):
+            lock(image, *theirs)
+    disk.close()
+
+
+def test_file_systems_without_locks_do(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> object:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(image_lock.fcntl, "fcntl", no_locks)
+    fd = os.open(image, os.O_RDWR)
+    assert image_lock.lock_image(fd, readonly=False)
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("name", "offset", "signature"),
+    [
+        ("qcow2", 0, b"QFI\xfb\0\0\0\3"),
+        ("QED", 0, b"QED\0"),
+        ("VMDK", 0, b"KDMV\1\0\0\0"),
+        ("VMDK", 0, b"COWD"),
+        ("VMDK", 0, b"# Disk DescriptorFile\nversion=1\n"),
+        ("VHDX", 0, b"vhdxfile"),
+        ("VHD", 0, b"conectix"),
+        ("VDI", 64, b"\x7f\x10\xda\xbe"),
+        ("Parallels", 0, b"WithoutFreeSpace"),
+        ("Parallels", 0, b"WithouFreSpacExt"),
+    ],
+)
+@pytest.mark.parametrize("readonly", [False, True])
+def test_images_of_other_formats_are_refused(
+    image: Path, name: str, offset: int, signature: bytes, readonly: bool
+) -> None:
+    with image.open("r+b") as file:
+        file.seek(offset)
+        file.write(signature)
+    option = f"-disk {image}"
+    assert refusal(lambda: Disk(str(image), readonly=readonly, option=option)) == (
+        f"{option}: a {name} image, and disks are raw; convert it: qemu-img convert -O raw "
+        f"{image} {image}.raw; or give format=raw and the guest sees it as it is"
+    )
+    Disk(str(image), readonly=readonly, raw=True).close()
+
+
+@pytest.mark.parametrize("begins", [b"LUKS\xba\xbe\0\2", b"\xeb\x63\x90", b"QFI", b""])
+def test_what_a_guest_may_write_is_raw(image: Path, begins: bytes) -> None:
+    with image.open("r+b") as file:
+        file.write(begins)
     Disk(str(image)).close()
 
 

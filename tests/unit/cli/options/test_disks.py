@@ -15,7 +15,7 @@ DEVICE = "virtio-blk-device,drive=root"
 
 
 def fields(config: BlockConfig) -> dict[str, object]:
-    return {name: getattr(config, name) for name in BlockConfig.__slots__}
+    return {name: getattr(config, name) for name in BlockConfig.__slots__ if name != "option"}
 
 
 def disks(*argv: str) -> list[dict[str, object]]:
@@ -37,6 +37,9 @@ def wanted(name: str, path: str, **changed: object) -> dict[str, object]:
         "queues": 1,
         "queue_size": 256,
         "iothread": None,
+        "logical_block": 512,
+        "physical_block": 0,
+        "raw": False,
     }
     return default | changed
 
@@ -82,7 +85,7 @@ def test_disks_stand_in_the_order_of_their_options() -> None:
         ("discard=unmap", "unmap", True),
         ("discard=ignore", "unmap", False),
         ("detect-zeroes=on", "detect_zeroes", "on"),
-        ("format=raw", "iops", 0),
+        ("format=raw", "raw", True),
         ("serial=äöü", "serial", "äöü"),
         ("serial=12345678901234567890", "serial", "12345678901234567890"),
     ],
@@ -101,6 +104,9 @@ def test_each_member_of_an_image(text: str, field: str, value: object) -> None:
         ("num-queues=64", "queues", 64),
         ("queue-size=2", "queue_size", 2),
         ("queue-size=1024", "queue_size", 1024),
+        ("logical_block_size=512", "logical_block", 512),
+        ("logical_block_size=4096", "logical_block", 4096),
+        ("physical_block_size=65536", "physical_block", 65536),
     ],
 )
 def test_each_member_of_a_device(text: str, field: str, value: object) -> None:
@@ -109,6 +115,33 @@ def test_each_member_of_a_device(text: str, field: str, value: object) -> None:
         wanted("root", "/a.img", **changed)
     ]
     assert disks("-disk", f"file=/a.img,id=root,{text}") == [wanted("root", "/a.img", **changed)]
+
+
+def test_an_image_is_called_as_the_user_wrote_it() -> None:
+    argv = ["-disk", "/a,,b", "-drive", "id=c,file=/c", "-device", "virtio-blk-device,drive=d"]
+    options = parse([*argv, "-drive", "file=/d,id=d"])
+    assert [disk.option for disk in options.disks] == [
+        "-disk /a,b",
+        "-drive file=/c",
+        "-drive file=/d",
+    ]
+
+
+@pytest.mark.parametrize("size", ["0", "256", "1000", "8192", "-512", "4k", ""])
+def test_block_sizes_that_no_guest_takes(size: str) -> None:
+    message = refusal(lambda: parse(["-disk", f"/a,logical_block_size={size}"]))
+    assert message == (f"-disk logical_block_size {size}: not one of 512, 1024, 2048, 4096")
+
+
+def test_physical_blocks_are_no_smaller_than_logical_ones() -> None:
+    sizes = "logical_block_size=4096,physical_block_size=512"
+    message = refusal(lambda: parse(["-disk", f"/a,{sizes}"]))
+    assert message == (
+        "-disk physical_block_size=512: smaller than logical_block_size=4096; give that much at "
+        "least"
+    )
+    argv = ["-drive", DRIVE, "-device", f"{DEVICE},{sizes}"]
+    assert refusal(lambda: parse(argv)).startswith("-device physical_block_size=512: smaller")
 
 
 def test_disks_that_share_a_thread() -> None:

@@ -105,8 +105,50 @@ def test_without_io_uring_threads_do(image: Path, monkeypatch: pytest.MonkeyPatc
     assert block.resource.engine == "threads"
     block.close()
     message = refusal(lambda: Block(BlockConfig("d", str(image), engine="io_uring")))
-    assert message == "-drive aio=io_uring: Operation not permitted; give aio=threads"
+    assert message == f"-drive file={image},aio=io_uring: Operation not permitted; give aio=threads"
     block = Block(BlockConfig("d", str(image)))
+    block.close()
+
+
+def block_sizes(block: Block) -> tuple[int, int]:
+    config = block.config()
+    (logical,) = struct.unpack_from("<I", config, 20)
+    return logical, logical << config[24]
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({}, (512, 4096)),
+        ({"logical_block": 4096}, (4096, 4096)),
+        ({"logical_block": 1024, "physical_block": 16384}, (1024, 16384)),
+        ({"physical_block": 512}, (512, 512)),
+    ],
+)
+def test_block_sizes_are_those_asked_for_not_those_of_the_storage(
+    image: Path, options: dict[str, Any], sizes: tuple[int, int]
+) -> None:
+    block = Block(BlockConfig("d", str(image), **options))
+    assert block.resource
+    disk = block.resource.disk
+    for disk.offset_align, disk.block_size in ((1, 512), (512, 4096), (4096, 4096)):
+        block.offer()
+        physical = sizes[1] if options else max(512, disk.block_size)
+        assert block_sizes(block) == (sizes[0], physical)
+    block.close()
+
+
+def test_a_disk_has_whole_logical_blocks(image: Path) -> None:
+    os.truncate(image, 4096 + 512)
+    Block(BlockConfig("d", str(image))).close()
+    config = BlockConfig("d", str(image), logical_block=4096, option=f"-disk {image}")
+    assert refusal(lambda: Block(config)) == (
+        f"-disk {image},logical_block_size=4096: the size is no multiple of it; "
+        f"run: truncate -s %4096 {image}"
+    )
+    os.truncate(image, 8192)
+    block = Block(config)
+    assert "not a multiple of 4096" in refusal(lambda: block.resize(8192 + 512))
     block.close()
 
 
