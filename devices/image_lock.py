@@ -65,6 +65,8 @@ def _set(fd: int, kind: int, start: int, length: int) -> None:
 def _is_locked(fd: int, byte: int) -> bool:
     """Return whether somebody else has a lock on a byte of QEMU's."""
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+    kind: int
+    start: int
     kind, _, start, _, _ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
     # One that begins below is of somebody who locks whole files, and has been met there.
     return kind != fcntl.F_UNLCK and start >= _PLAIN_BYTES

@@ -297,11 +297,13 @@ bool pv_block_next(struct pv_block_file *file, struct pv_block_request *r)
 	return more;
 }
 
-/* What fallocate(2) says of a file, file system or kernel that cannot do it. */
+/* What fallocate(2) says of a file, file system or kernel that cannot do it; -EINVAL of a part of
+ * a block device's block. */
 static bool is_unable(const struct pv_io *io)
 {
 	return io->kind != PV_IO_WRITE &&
-	       (io->result == -EOPNOTSUPP || io->result == -ENODEV || io->result == -ENOSYS);
+	       (io->result == -EOPNOTSUPP || io->result == -ENODEV || io->result == -ENOSYS ||
+	        io->result == -EINVAL);
 }
 
 static void absorb_range(struct pv_block_request *r)

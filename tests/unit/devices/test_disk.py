@@ -247,7 +247,7 @@ def test_file_systems_without_locks_do(image: Path, monkeypatch: pytest.MonkeyPa
     def no_locks(*_: object) -> object:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(image_lock.fcntl, "fcntl", no_locks)
+    monkeypatch.setattr(fcntl, "fcntl", no_locks)
     fd = os.open(image, os.O_RDWR)
     assert image_lock.lock_image(fd, readonly=False)
     os.close(fd)

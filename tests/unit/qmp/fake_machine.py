@@ -50,7 +50,9 @@ class File:
 
     def __init__(self, request: DiskRequest) -> None:
         self.request = request
-        self.disk = Disk(request.path, readonly=request.readonly, direct=request.direct)
+        self.disk = Disk(
+            request.path, readonly=request.readonly, direct=request.direct, raw=request.raw
+        )
 
     def close(self) -> None:
         self.disk.close()

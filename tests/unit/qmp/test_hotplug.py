@@ -80,6 +80,17 @@ def test_disk_as_operators_plug_it(bench: Bench, image: str) -> None:
     assert is_free(image)
 
 
+def test_an_image_of_another_format_needs_a_word_more(bench: Bench, image: str) -> None:
+    with open(image, "r+b") as opened:
+        opened.write(b"QFI\xfb")
+    _, message = bench.refused("blockdev-add", node_name="d", file=file(image))
+    assert message == (
+        f"Failed to add drive {image}: a qcow2 image, and disks are raw; convert it: qemu-img "
+        f"convert -O raw {image} {image}.raw; or give `driver` raw and the guest sees it as it is"
+    )
+    add_disk(bench, image, driver="raw")
+
+
 def test_nic_as_operators_plug_it(bench: Bench) -> None:
     bench.do("netdev_add", id="net-0", ifname="tap0")
     bench.do("device_add", id="net-0", driver="virtio-net-mmio", addr="0x0")

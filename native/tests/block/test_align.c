@@ -1,17 +1,15 @@
 /* The block device's data path on storage with blocks larger than the guest's: a file that takes
- * nothing but whole blocks of 4096 bytes, as direct I/O does there.
- *
- * sources: block.c block_alignment.c block_request.c block_fault.c block_work.c iothread.c io.c
- * uring.c pool.c throttle.c memory.c virtqueue.c virtqueue_chain.c virtio_irq.c fault.c thread.c */
+ * nothing but whole blocks of 4096 bytes, as direct I/O does there. */
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
-#include "block_device.h"
+#include "tests/block/device.h"
 
 #define UNIT 4096
 #define IMAGE (SECTORS * 512)
 
 static int strict = -1; /* the file */
+static bool ranges_only;
 static _Atomic unsigned calls;
 
 static uint64_t addresses(const struct iovec *iov, int count)
@@ -23,9 +21,9 @@ static uint64_t addresses(const struct iovec *iov, int count)
 	return all;
 }
 
-static bool is_refused(int fd, uint64_t where)
+static bool is_refused(int fd, uint64_t where, bool is_range)
 {
-	if (fd != strict)
+	if (fd != strict || (ranges_only && !is_range))
 		return false;
 	calls++;
 	errno = EINVAL;
@@ -35,42 +33,42 @@ static bool is_refused(int fd, uint64_t where)
 /* In place of the C library's, for the files of the data path that are linked to this. */
 ssize_t pread(int fd, void *data, size_t size, off_t at)
 {
-	return is_refused(fd, (uint64_t)(uintptr_t)data | size | (uint64_t)at)
+	return is_refused(fd, (uint64_t)(uintptr_t)data | size | (uint64_t)at, false)
 	               ? -1
 	               : syscall(SYS_pread64, fd, data, size, at);
 }
 
 ssize_t pwrite(int fd, const void *data, size_t size, off_t at)
 {
-	return is_refused(fd, (uint64_t)(uintptr_t)data | size | (uint64_t)at)
+	return is_refused(fd, (uint64_t)(uintptr_t)data | size | (uint64_t)at, false)
 	               ? -1
 	               : syscall(SYS_pwrite64, fd, data, size, at);
 }
 
 ssize_t preadv(int fd, const struct iovec *iov, int count, off_t at)
 {
-	return is_refused(fd, addresses(iov, count) | (uint64_t)at)
+	return is_refused(fd, addresses(iov, count) | (uint64_t)at, false)
 	               ? -1
 	               : syscall(SYS_preadv, fd, iov, count, at, 0);
 }
 
 ssize_t preadv2(int fd, const struct iovec *iov, int count, off_t at, int flags)
 {
-	return is_refused(fd, addresses(iov, count) | (uint64_t)at)
+	return is_refused(fd, addresses(iov, count) | (uint64_t)at, false)
 	               ? -1
 	               : syscall(SYS_preadv2, fd, iov, count, at, 0, flags);
 }
 
 ssize_t pwritev(int fd, const struct iovec *iov, int count, off_t at)
 {
-	return is_refused(fd, addresses(iov, count) | (uint64_t)at)
+	return is_refused(fd, addresses(iov, count) | (uint64_t)at, false)
 	               ? -1
 	               : syscall(SYS_pwritev, fd, iov, count, at, 0);
 }
 
 int fallocate(int fd, int mode, off_t at, off_t size)
 {
-	return is_refused(fd, (uint64_t)at | (uint64_t)size)
+	return is_refused(fd, (uint64_t)at | (uint64_t)size, true)
 	               ? -1
 	               : (int)syscall(SYS_fallocate, fd, mode, at, size);
 }
@@ -198,6 +196,28 @@ static void test_detected_zeroes(void)
 	free(image);
 }
 
+/* Through the page cache all can be written anywhere, but a block device zeroes whole blocks. */
+static void test_ranges_that_only_the_page_cache_takes(void)
+{
+	struct pv_block_config config = {.fd = -1, .flags = PV_BLOCK_UNMAP};
+	struct device d;
+	char *image = malloc(IMAGE);
+
+	make(&d, &config);
+	strict = d.file;
+	ranges_only = true;
+	start(&d, FEATURES, 1);
+	memset(image, 1, IMAGE);
+	CHECK_EQ(syscall(SYS_pwrite64, d.file, image, IMAGE, 0), IMAGE);
+	memset(image + 512, 0, 3 * 512);
+	CHECK_EQ(zero(&d, VIRTIO_BLK_T_WRITE_ZEROES, 1, 3, 0, 16), VIRTIO_BLK_S_OK);
+	CHECK_EQ(zero(&d, VIRTIO_BLK_T_DISCARD, 1, 3, 0, 16), VIRTIO_BLK_S_OK);
+	check_image(&d, image);
+	ranges_only = false;
+	unmake_strict(&d);
+	free(image);
+}
+
 /* A part of a block stays. */
 static void test_discarded_ranges(void)
 {
@@ -237,6 +257,7 @@ static void run_all(void)
 	RUN(test_costs_no_more_than_it_must);
 	RUN(test_zeroed_ranges);
 	RUN(test_detected_zeroes);
+	RUN(test_ranges_that_only_the_page_cache_takes);
 	RUN(test_discarded_ranges);
 	RUN(test_an_error_of_the_host);
 }
