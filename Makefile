@@ -9,7 +9,7 @@ LAUNCHER = $(BIN)/python cli/launcher.py >$(BIN)/pyvirt && chmod 755 $(BIN)/pyvi
 NATIVE := $(filter-out native/tests/% native/fuzz/% native/_%,\
   $(wildcard native/*.[ch] native/*/*.[ch] native/*.cdef native/build.py))
 
-.PHONY: demo test check setup packages clean \
+.PHONY: demo test quick check setup packages clean \
   bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm
 
 demo: setup
@@ -17,6 +17,10 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m tests
+
+# What needs no stock kernel, and so no lab.
+quick: setup
+	@$(BIN)/python -m tests --quick
 
 check: setup
 	@$(BIN)/ruff check --quiet .

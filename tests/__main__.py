@@ -1,8 +1,11 @@
-"""Run the whole suite: `python -m tests [pytest arguments]`, what `make test` calls.
+"""Run the suite: `python -m tests [--quick] [pytest arguments]`, for `make test` and `make quick`.
 
-What needs no particular KVM runs here. What boots stock kernels runs here too where this host's
-KVM can do that, and otherwise in boots of the nested lab, together with the tests of the monitor
-itself, which then meet a real KVM as well.
+What needs no stock kernel runs here, on every processor, and then what wants the machine for itself
+(the mark `alone`). What boots stock kernels runs here too where this host's KVM can do that.
+Otherwise labs are booted, as many as there is room for, which share those files among them together
+with the tests of the monitor itself, which then meet a real KVM as well.
+
+What fails is run once more by itself, here as in a lab. The last lines name every such test.
 """
 
 from __future__ import annotations
@@ -12,100 +15,189 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyvirt.errors import BackendError, PyvirtError
-from pyvirt.harness import lab
+from pyvirt.errors import PyvirtError
 from pyvirt.harness.agent import image
 from pyvirt.harness.guest import kernel
 from pyvirt.vmm.accel import kvm_failure
 
 from .guest import root
+from .outcomes import Outcomes
 
 ROOT = Path(__file__).resolve().parent.parent
-HOST_SECONDS = 900
-LAB_SECONDS = 600
+PROCESSORS = os.cpu_count() or 1
 LAB_MIB = 6144
-TRIES = 2
-# Debian's cloud kernel has no LKDTM.
-EXAMPLES = (
-    *("--vm-kernel", "micro", "--vm-kernel", "cloud"),
-    *("-k", "not (test_warning_is_wanted and cloud)"),
-)
-NOTHING_COLLECTED = 5  # pytest's status
+SECONDS = 1800  # of one process
+AGAIN_MOST = 20  # so many tests may fail by chance; when more do, something is broken
+PASSED, FAILED, NOTHING_COLLECTED = 0, 1, 5  # pytest's status
 
 
-def pytest(*arguments: str) -> list[str]:
-    """Return the command that runs pytest on these arguments."""
-    return [sys.executable, "-m", "pytest", *arguments]
+@dataclass
+class Group:
+    """Tests that are run in the same way, by one process or by several that share them."""
+
+    name: str
+    paths: Sequence[str]
+    options: Sequence[str] = ()
+    spread: Sequence[str] = ()  # options of the first run alone
+    processes: int = 1
+    lab: bool = False
+    sound: bool = True  # no process ended in a way that its tests do not explain
+    outcomes: Outcomes = field(default_factory=Outcomes)
+
+    def again(self) -> Group:
+        """Return the second run of what failed."""
+        return Group(f"{self.name} again", self.outcomes.failed, self.options, lab=self.lab)
 
 
-def passes_in_lab(path: str, extra: list[str]) -> bool:
-    """Run the tests in `path` in a boot of the lab; say whether they passed.
+def host_groups(folder: Path) -> list[Group]:
+    """Return what needs no stock kernel."""
+    paths = ["tests/unit", "tests/native", "tests/compat"]
+    if os.path.exists("/dev/kvm"):
+        paths.append("tests/kvm")
+    spread = ["-n", str(PROCESSORS), "--dist", "worksteal", "-m", "not alone"]
+    return [Group("host", paths, spread=spread), Group("alone", paths, spread=["-m", "alone"])]
 
-    What fails gets one more boot: on a busy host an emulated machine can be too slow for a test.
-    """
+
+def guest_groups(folder: Path, failure: str) -> list[Group]:
+    """Return what boots stock kernels; in labs where this host's KVM has the `failure`."""
+    # Debian's cloud kernel has no LKDTM.
+    skip = ("-k", "not (test_warning_is_wanted and cloud)")
+    kernels = ("--vm-kernel", "micro", "--vm-kernel", "cloud")
+    examples = Group("examples", ["tests/examples"], kernels, skip)
+    if not failure:
+        return [examples, Group("guests", ["tests/guest"])]
+    claims = folder / "claims"
+    claims.mkdir()
+    spread = ["--claims", str(claims)]
+    paths = ["tests/guest", "tests/kvm"]
+    return [examples, Group("lab", paths, spread=spread, processes=labs_at_once(), lab=True)]
+
+
+def labs_at_once() -> int:
+    """Return how many labs this machine can hold: one a processor, each with all its memory."""
+    fields = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    free = next(int(words[1]) for words in fields if words[0] == "MemAvailable:") // 1024
+    return max(1, min(PROCESSORS, free // (LAB_MIB + 2048)))
+
+
+def command(group: Group, folder: Path, extra: Sequence[str]) -> list[str]:
+    """Return the command of one process, which keeps its files in `folder`."""
+    pytest = [sys.executable, "-m", "pytest", "-p", "tests.outcomes", "-p", "tests.claims"]
+    pytest += ["--outcomes", str(folder / "outcomes"), *group.paths, *group.options]
+    pytest += [*group.spread, *extra]
+    if not group.lab:
+        return pytest
     # pytest captures into unlinked files, which the lab's 9p cannot truncate: TMPDIR is a tmpfs.
-    # The tests' own files stay on the file system of this host: a tmpfs has no O_DIRECT.
-    with tempfile.TemporaryDirectory(prefix="pyvirt-tests-") as folder:
-        command = pytest(path, "-p", "no:cacheprovider", "--basetemp", f"{folder}/base", *extra)
-        for _ in range(TRIES):
-            try:
-                status = lab.run(
-                    command,
-                    cwd=str(ROOT),
-                    env={**os.environ, "TMPDIR": "/dev/shm"},
-                    memory_mib=LAB_MIB,
-                    timeout=LAB_SECONDS,
-                )
-            except BackendError as error:
-                print(error, flush=True)
-                continue
-            if status in {0, NOTHING_COLLECTED}:
-                return True
-            print(f"{path}: status {status}", flush=True)
-    return False
+    # The tests' own files stay on this host's file system: a tmpfs has no O_DIRECT.
+    pytest += ["-v", "-p", "no:cacheprovider", "--basetemp", str(folder / "base")]
+    lab = [sys.executable, "-m", "pyvirt.cli.main", "lab", "exec", "-m", str(LAB_MIB)]
+    return [*lab, "-timeout", str(SECONDS), "--", "env", "TMPDIR=/dev/shm", *pytest]
 
 
-def examples_pass(extra: list[str]) -> bool:
-    """Run the harness's examples, which see to a lab themselves; say whether they passed."""
-    command = pytest("tests/examples", *EXAMPLES, *extra)
-    for _ in range(TRIES):
-        done = subprocess.run(command, cwd=ROOT, check=False, timeout=LAB_SECONDS)
-        if done.returncode in {0, NOTHING_COLLECTED}:
-            return True
-    return False
+def run(group: Group, folder: Path, extra: Sequence[str], *, quiet: bool) -> None:
+    """Carry out one process of the group; when quiet, show its output only if a test fails."""
+    start = time.monotonic()
+    with (folder / "output").open("w+b") as output:
+        to = output if quiet else None
+        try:
+            status = subprocess.run(
+                command(group, folder, extra),
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=to,
+                stderr=to,
+                timeout=SECONDS + 60,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status = -signal.SIGKILL
+        output.seek(0)
+        lines = output.read().decode(errors="replace").splitlines()
+    print(*(lines[-1:] if status in {PASSED, NOTHING_COLLECTED} else lines), sep="\n")
+    print(f"{folder.name}: status {status}, {time.monotonic() - start:.0f} s", flush=True)
+    group.outcomes.read(folder / "outcomes")
+    # What a lab did not bring to an end is among what failed, whatever became of the lab.
+    group.sound &= group.lab or status in {PASSED, FAILED, NOTHING_COLLECTED}
+
+
+def run_all(groups: Iterable[Group], folder: Path, extra: Sequence[str], at_once: int = 1) -> None:
+    """Carry out all processes of the groups, so many at once, in their order."""
+    with ThreadPoolExecutor(at_once) as pool:
+        jobs = []
+        for group in groups:
+            for number in range(group.processes):
+                place = folder / f"{group.name} {number + 1}".removesuffix(" 1").replace(" ", "-")
+                place.mkdir()
+                jobs.append(pool.submit(run, group, place, extra, quiet=at_once > 1))
+        for job in jobs:
+            job.result()
+
+
+def run_again(groups: Sequence[Group], folder: Path, extra: Sequence[str]) -> list[Group]:
+    """Give what failed its second run; return those runs."""
+    failed = sum(len(group.outcomes.failed) for group in groups)
+    if failed > AGAIN_MOST:
+        print(f"{failed} tests failed; none is run again")
+        return []
+    second = [group.again() for group in groups if group.outcomes.failed]
+    run_all(second, folder, extra)
+    return second
+
+
+def report(groups: Sequence[Group], second: Sequence[Group]) -> int:
+    """Print the last lines; return 0 when everything passed, if at the second time."""
+    by_name = {group.name: group for group in second}
+    passed = skipped = 0
+    failed: list[str] = []
+    for group in groups:
+        passed += group.outcomes.passed
+        skipped += len(group.outcomes.skipped)
+        again = by_name.get(f"{group.name} again")
+        failed += again.outcomes.failed if again else group.outcomes.failed
+        passed += again.outcomes.passed if again else 0
+    flaky = [test for group in groups for test in group.outcomes.failed if test not in failed]
+    unsound = [group.name for group in (*groups, *second) if not group.sound]
+    for test in failed:
+        print(f"failed: {test}")
+    for name in unsound:
+        print(f"failed: {name}: pytest did not come to its end")
+    if flaky:
+        tests = "test" if len(flaky) == 1 else "tests"
+        print(f"{len(flaky)} {tests} needed a second run: {', '.join(flaky)}")
+    print(f"{passed} passed, {len(failed)} failed, {skipped} skipped")
+    return int(bool(failed or unsound or not passed))
 
 
 def main() -> int:
     """Return 0 when everything passed."""
-    extra = sys.argv[1:]
+    quick = sys.argv[1:2] == ["--quick"]
+    extra = sys.argv[1 + quick :]
     # A shell's background jobs ignore these, which the tests send and inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
-    # Made before the lab boots, where making them would be slow.
-    for name in ("cloud", "micro"):
-        image.initramfs(kernel.find(name))
-    root.image()
-    failure = kvm_failure()
-    here = ["tests/unit", "tests/native", "tests/compat"]
-    if os.path.exists("/dev/kvm"):
-        here.append("tests/kvm")
-    if not failure:
-        here.append("tests/guest")
-    command = pytest(*here, *extra)
-    status = subprocess.run(command, cwd=ROOT, check=False, timeout=HOST_SECONDS).returncode
-    status = status or not examples_pass(extra)
-    if not failure:
-        return status
-    print(f"The rest runs in the nested lab, because: {failure}", flush=True)
-    # A boot for each file: a lab that hangs costs no more than that.
-    guests = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("tests/guest/test_*.py"))
-    failed = [path for path in (*guests, "tests/kvm") if not passes_in_lab(path, extra)]
-    if failed:
-        print(f"failed in the lab: {' '.join(failed)}", flush=True)
-    return status or bool(failed)
+    with tempfile.TemporaryDirectory(prefix="pyvirt-tests-") as name:
+        folder = Path(name)
+        groups = host_groups(folder)
+        run_all(groups, folder, extra)
+        if not quick:
+            # Made before a lab boots, where making them would be slow.
+            for chosen in ("cloud", "micro"):
+                image.initramfs(kernel.find(chosen))
+            root.image()
+            failure = kvm_failure()
+            if failure:
+                print(f"The rest runs in the nested lab, because: {failure}", flush=True)
+            guests = guest_groups(folder, failure)
+            run_all(guests, folder, extra, labs_at_once() if failure else 1)
+            groups += guests
+        return report(groups, run_again(groups, folder, extra))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 
 import pytest
 from pyvirt.errors import KvmError
@@ -12,13 +11,11 @@ from pyvirt.vmm import kvm, probe
 from pyvirt.vmm.memory import GuestMemory
 
 from .conftest import Make
-from .support import PATIENCE, exceptions_fail
+from .support import exceptions_fail
 
 
 def test_the_verdict_is_one_line_and_always_the_same() -> None:
-    start = time.monotonic()
     verdicts = {exceptions_fail() for _ in range(10)}
-    assert time.monotonic() - start < PATIENCE
     assert len(verdicts) == 1
     assert "\n" not in verdicts.pop()
 
@@ -30,9 +27,7 @@ def test_the_verdict_is_what_a_machine_meets(machine: Make) -> None:
 def test_a_guest_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "_PROGRAM", bytes.fromhex("ebfe"))  # jmp to itself
     monkeypatch.setattr(probe, "_SECONDS", 0.1)
-    start = time.monotonic()
     assert exceptions_fail() == "the probe guest hangs in its first exception"
-    assert time.monotonic() - start < PATIENCE
 
 
 def test_a_handler_that_is_left_out_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,11 +121,9 @@ def test_a_signal_ends_the_guest_cleanly(
     pidfile = tmp_path / "pid"
     process = start(*command(kernel(name), "-pidfile", str(pidfile)))
     wait_for_pid_file(process, pidfile)
-    before = time.monotonic()
     process.send_signal(number)
     assert process.communicate(timeout=PATIENCE) == (b"", b"")
     assert process.returncode == 0
-    assert time.monotonic() - before < PATIENCE / 6
     assert not pidfile.exists()
 
 
@@ -202,9 +200,7 @@ def test_a_stale_pid_file_is_written_over(kernel: Kernel, tmp_path: Path, conten
 def test_daemonize_leaves_a_guest_in_the_background(kernel: Kernel, tmp_path: Path) -> None:
     pidfile = tmp_path / "pid"
     options = ("-daemonize", "-pidfile", str(pidfile))
-    before = time.monotonic()
     assert run(*command(kernel("spin"), *options)) == (0, b"", "")
-    assert time.monotonic() - before < PATIENCE / 6
     pid = int(pidfile.read_text())
     try:
         assert is_running(pid)

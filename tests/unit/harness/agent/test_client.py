@@ -86,11 +86,9 @@ def test_a_guest_that_says_nothing(guest: Guest) -> None:
 
 def test_a_guest_that_takes_nothing_blocks_nobody(guest: Guest) -> None:
     """Requests far beyond what a socket holds are left to the reader thread."""
-    start = time.monotonic()
     running = [guest.agent.spawn(["x" * MIB], stdin=bytes(MIB)) for _ in range(8)]
     with pytest.raises(AgentTimeoutError):
         running[0].wait(0.05)
-    assert time.monotonic() - start < PATIENCE
     ids = [guest.hear(Kind.SPAWN).id for _ in running]
     assert ids == [process.id for process in running]
 

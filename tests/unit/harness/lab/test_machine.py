@@ -100,10 +100,8 @@ def test_a_machine_that_ends_is_explained(emulator: Path, output: str, message: 
 
 def test_a_machine_that_says_nothing_ends_with_the_deadline(emulator: Path) -> None:
     script(emulator, "exec sleep 30")
-    begin = time.monotonic()
     with pytest.raises(BackendError, match=r"not ended within 0\.2 s"):
         lab.run(["true"], timeout=0.2)
-    assert time.monotonic() - begin < 10
 
 
 def test_an_emulator_that_ignores_sigterm_is_killed(

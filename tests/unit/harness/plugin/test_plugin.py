@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,9 +165,7 @@ def test_it(vm):
 def test_every_verdict_is_told_with_evidence(
     verdict: str, statement: str, text: str, run: Run, rows: Rows, pytester: pytest.Pytester
 ) -> None:
-    started = time.monotonic()
     result = run(f"{HELPERS}    {statement}\n")
-    assert time.monotonic() - started < 20  # the test would sleep for longer
     result.assert_outcomes(failed=1)
     output = result.stdout.str()
     assert text in output

@@ -1,0 +1,49 @@
+"""A pytest plugin that shares the test files of one run among several processes.
+
+Each is given all files, and a file belongs to the one that comes to it first, by making a file of
+that name in the folder `claims`: `pytest -p tests.claims --claims FOLDER`. The processes need not
+run on one kernel, they need only see one folder; who is faster takes more. (xdist wants workers
+that it can start and talk to, which a lab's are not.)
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--claims", type=Path, help="share the files with who names this folder")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    folder = config.getoption("claims")
+    if folder:
+        config.pluginmanager.register(Claims(folder))
+
+
+class Claims:
+    """Runs the tests of files that nobody else has claimed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ours: dict[Path, bool] = {}
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+        """Say that an item is seen to when its file is another's."""
+        if item.path not in self._ours:
+            self._ours[item.path] = self._claim(item.path)
+        return None if self._ours[item.path] else True
+
+    def _claim(self, path: Path) -> bool:
+        name = "-".join(path.parts[-2:])
+        try:
+            # Exclusive where the folder is, on the other side of a lab's 9p.
+            fd = os.open(self._folder / name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+        except FileExistsError:
+            return False
+        os.close(fd)
+        return True

@@ -1,0 +1,123 @@
+"""What runs the suite: files shared among processes, outcomes written down, second runs counted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .. import __main__ as suite
+from ..outcomes import Outcomes
+
+ROOT = Path(suite.__file__).parents[1]
+MIXED = """
+import pytest
+
+@pytest.fixture
+def broken():
+    yield
+    assert False
+
+def test_passes(): pass
+def test_fails(): assert False
+def test_ends_badly(broken): pass
+def test_lacks_something(): pytest.skip("a thing")
+"""
+DIES = """
+import os
+
+def test_passes(): pass
+def test_dies(): os._exit(3)
+def test_is_not_reached(): pass
+"""
+
+
+def run(folder: Path, *arguments: str) -> Outcomes:
+    """Run the tests in `folder` with the plugins; return what was written down."""
+    written = folder / "outcomes"
+    plugins = ("-p", "tests.outcomes", "-p", "tests.claims", "-p", "no:cacheprovider")
+    place = ("--rootdir", str(folder), "-c", "/dev/null", "--outcomes", str(written), str(folder))
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, *place, *arguments]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=120)
+    outcomes = Outcomes()
+    outcomes.read(written)
+    written.unlink(missing_ok=True)
+    return outcomes
+
+
+def names(tests: list[str]) -> set[str]:
+    """Return the tests' names alone."""
+    return {test.rpartition(":")[2] for test in tests}
+
+
+def test_outcomes(tmp_path: Path) -> None:
+    (tmp_path / "test_mixed.py").write_text(MIXED)
+    outcomes = run(tmp_path)
+    assert outcomes.passed == 1
+    assert names(outcomes.failed) == {"test_fails", "test_ends_badly"}
+    assert names(outcomes.skipped) == {"test_lacks_something"}
+
+
+def test_what_a_dead_interpreter_left_has_failed(tmp_path: Path) -> None:
+    (tmp_path / "test_dies.py").write_text(DIES)
+    outcomes = run(tmp_path)
+    assert outcomes.passed == 1
+    assert names(outcomes.failed) == {"test_dies", "test_is_not_reached"}
+
+
+def test_a_file_that_cannot_be_imported_has_failed(tmp_path: Path) -> None:
+    (tmp_path / "test_broken.py").write_text("import no_such_module\n")
+    assert run(tmp_path).failed == ["test_broken.py"]
+
+
+def test_a_file_belongs_to_who_comes_first(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"test_{name}.py").write_text(f"def test_{name}(): pass\n")
+    claims = tmp_path / "claims"
+    claims.mkdir()
+    (claims / f"{tmp_path.name}-test_a.py").touch()  # as the other process leaves it
+    first = run(tmp_path, "--claims", str(claims))
+    assert (first.passed, names(first.failed)) == (1, {"test_a"})
+    second = run(tmp_path, "--claims", str(claims))
+    assert second.passed == 0
+
+
+def outcomes_of(tmp_path: Path, **events: list[str]) -> Outcomes:
+    """Return outcomes with these events of each test."""
+    path = tmp_path / "written"
+    rows = [[test, event, 0.5] for test, all_of_it in events.items() for event in all_of_it]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcomes = Outcomes()
+    outcomes.read(path)
+    return outcomes
+
+
+def test_last_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = ["passed", "over"], ["failed", "over"]
+    first = suite.Group("host", ["tests"])
+    first.outcomes = outcomes_of(tmp_path, one=good, two=bad, three=bad, four=["skipped", "over"])
+    second = first.again()
+    assert second.paths == ["two", "three"]
+    second.outcomes = outcomes_of(tmp_path, two=good, three=bad)
+    assert suite.report([first], [second]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "failed: three",
+        "1 test needed a second run: two",
+        "2 passed, 1 failed, 1 skipped",
+    ]
+    second.outcomes = outcomes_of(tmp_path, two=good, three=good)
+    assert suite.report([first], [second]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "2 tests needed a second run: two, three"
+
+
+def test_a_run_without_an_end_is_a_failure(tmp_path: Path) -> None:
+    group = suite.Group("host", ["tests"], sound=False)
+    group.outcomes = outcomes_of(tmp_path, one=["passed", "over"])
+    assert suite.report([group], []) == 1
+
+
+def test_no_test_is_a_failure() -> None:
+    assert suite.report([suite.Group("host", ["tests"])], []) == 1
