@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from .framing import Decoder, encode
-from .monitor import Session
+from .session import Session
 from .version import GREETING
 
 if TYPE_CHECKING:

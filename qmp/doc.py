@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import events
 from .schema import Boolean, Choice, Integer, Struct
@@ -49,7 +49,7 @@ def _table(fields: Sequence[Field]) -> list[str]:
     return ["", "| member | type | meaning |", "|---|---|---|", *_rows(fields)]
 
 
-def _command(command: Command) -> list[str]:
+def _command(command: Command[Any]) -> list[str]:
     lines = [f"### {command.name}", "", f"{command.doc} Since: {command.since}."]
     lines += _table(command.arguments.fields)
     if command.example:

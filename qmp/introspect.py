@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .schema import Choice, Field, ListOf, Struct, Type
 
@@ -57,7 +57,7 @@ class _Writer:
         return self.add(name, "object", members=members)
 
 
-def schema(commands: Sequence[Command], events: Sequence[Event]) -> list[dict[str, object]]:
+def schema(commands: Sequence[Command[Any]], events: Sequence[Event]) -> list[dict[str, object]]:
     """Return every command, event and type, in this order."""
     entries, types = _Writer(), _Writer()
     any_type = types.type(Type(), "")

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import PyvirtError, QmpError
 from . import table
-from .descriptors import Descriptors
 from .framing import Fault, parse
 from .schema import described, shown
-from .throttle import RATE, LeakyBucket
+from .session import Context
+from .throttle import RATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,35 +17,12 @@ if TYPE_CHECKING:
     from ..vmm.log import Log
     from .host import Host
     from .schema import Arguments, Command
+    from .session import Session
 
 _MEMBERS = ("execute", "arguments", "id")
 # Of a request beyond the limit this many bytes are looked at, for its id.
 GLANCE_BYTES = 4096
 HELLO = "qmp_capabilities"
-
-
-class Session:
-    """One client: its descriptors, its limit, and whether it gets events yet.
-
-    One that `must_greet` has no other command before qmp_capabilities.
-    """
-
-    __slots__ = ("bucket", "descriptors", "is_ready", "monitor", "wants_events")
-
-    def __init__(
-        self, monitor: Monitor, *, throttled: bool = True, must_greet: bool = False
-    ) -> None:
-        self.monitor = monitor
-        self.is_ready = not must_greet
-        self.descriptors = Descriptors()
-        self.bucket = LeakyBucket() if throttled else None
-        # From the first command on that is not refused; for qmp_capabilities behind its answer, as
-        # nothing is to come between a client's hello and ours.
-        self.wants_events = False
-
-    def close(self) -> None:
-        """Close what the client has left here."""
-        self.descriptors.close()
 
 
 class Answer:
@@ -81,15 +58,14 @@ def _throttled(item: bytes | Fault) -> Answer:
     return Answer(message)
 
 
-class Monitor:
+class Monitor(Context):
     """Runs the commands of all clients against one machine, one at a time."""
 
     table = table.TABLE
 
     def __init__(self, host: Host, emit: Callable[[str, dict[str, object]], None], log: Log):
         """`emit` takes the events of commands: a name and data, as in `events`."""
-        self.host = host
-        self.emit = emit
+        super().__init__(host, emit)
         self._log = log
 
     def answer(self, session: Session, item: bytes | Fault) -> Answer:
@@ -122,7 +98,9 @@ class Monitor:
             message["id"] = request["id"]
         return Answer(message, first=first)
 
-    def _look_up(self, session: Session, request: dict[str, Any]) -> tuple[Command, Arguments]:
+    def _look_up(
+        self, session: Session, request: dict[str, Any]
+    ) -> tuple[Command[Session], Arguments]:
         for member in request:
             if member not in _MEMBERS:
                 among = ", ".join(f"`{name}`" for name in _MEMBERS)

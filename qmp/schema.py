@@ -9,18 +9,18 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..errors import QmpError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .monitor import Session
-
 NAME_MAX = 255  # characters of an id
 PATH_MAX = 4095  # bytes of a file's name
 _SHOWN = 80  # characters of a client's text in a message to it
+
+S = TypeVar("S")
 
 # What a handler gets: the fields as attributes, `-` and `.` in their names as `_`. A field that is
 # not given has its default.
@@ -229,18 +229,19 @@ _NOTHING = Struct()
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(Generic[S]):
     """One command: everything that the server, its clients and the manual know of it.
 
-    `handler` runs on the server's thread and returns what goes into `return`; QmpError when the
-    command is refused. `since` is the StratoVirt release that has it ("v2": one of that series),
-    or "pyvirt". With `answer_first` the events that it causes follow the answer. `example` is a
-    request's arguments and the answer to them, in JSON, for the manual.
+    `handler` gets the client's session (session.py), runs on the server's thread and returns what
+    goes into `return`; QmpError when the command is refused. `since` is the StratoVirt release that
+    has it ("v2": one of that series), or "pyvirt". With `answer_first` the events that it causes
+    follow the answer. `example` is a request's arguments and the answer to them, in JSON, for the
+    manual.
     """
 
     name: str
     doc: str
-    handler: Callable[[Session, Arguments], object]
+    handler: Callable[[S, Arguments], object]
     arguments: Struct = _NOTHING
     since: str = "v0.1.0"
     answer_first: bool = False

@@ -14,9 +14,10 @@ from .commands import (
     session,
 )
 from .schema import Command
+from .session import Session
 
 # Chapters of the manual, in its order.
-CHAPTERS: tuple[tuple[str, tuple[Command, ...]], ...] = (
+CHAPTERS: tuple[tuple[str, tuple[Command[Session], ...]], ...] = (
     ("The session", session.COMMANDS),
     ("The machine's life", lifecycle.COMMANDS),
     ("Disks and NICs", (*hotplug.COMMANDS, *change.COMMANDS)),

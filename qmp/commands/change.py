@@ -9,7 +9,7 @@ from ...vmm.hotplug import BLOCK, NET
 from ..schema import Arguments, Boolean, Command, Field, Integer, Struct, Text
 
 if TYPE_CHECKING:
-    from ..monitor import Session
+    from ..session import Session
 
 _SIZE_MAX = (1 << 63) - 1
 

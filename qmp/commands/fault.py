@@ -11,7 +11,7 @@ from ..schema import Arguments, Choice, Command, Field, Integer, ListOf, Struct,
 
 if TYPE_CHECKING:
     from ...devices.virtio.fault import FaultState
-    from ..monitor import Session
+    from ..session import Session
 
 _NUMBER_MAX = (1 << 53) - 1  # what every reader of JSON takes
 _DELAY_MAX = 3_600_000_000

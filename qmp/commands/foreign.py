@@ -13,7 +13,7 @@ from ..schema import Arguments, Command, Struct
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..monitor import Session
+    from ..session import Session
 
 
 class _Anything(Struct):

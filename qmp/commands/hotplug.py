@@ -16,7 +16,7 @@ from ..schema import Arguments, Boolean, Choice, Command, Field, FileName, Integ
 
 if TYPE_CHECKING:
     from ...vmm.hotplug import Resource
-    from ..monitor import Session
+    from ..session import Session
 
 _IFNAME_MAX = 15
 _SERIAL_MAX = 20

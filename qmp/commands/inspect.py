@@ -13,7 +13,7 @@ from ..version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..monitor import Session
+    from ..session import Session
 
 _WORD = 4  # bytes that query-mem-gpa returns
 _ADDRESS_DIGITS = 16

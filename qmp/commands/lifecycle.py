@@ -10,7 +10,7 @@ from ..schema import Arguments, Command
 
 if TYPE_CHECKING:
     from ..host import Host
-    from ..monitor import Session
+    from ..session import Session
 
 
 def _living(session: Session) -> Host:

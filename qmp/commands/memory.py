@@ -10,7 +10,7 @@ from ..schema import Arguments, Boolean, Command, Field, FileName, Integer, Stru
 
 if TYPE_CHECKING:
     from ..host import Host
-    from ..monitor import Session
+    from ..session import Session
 
 _ADDRESS = Integer(0, (1 << 64) - 1)
 _READ_MAX = 64 << 10  # bytes in one answer

@@ -11,7 +11,7 @@ from ..schema import Arguments, Choice, Command, Field, Struct, Text
 
 if TYPE_CHECKING:
     from ...vmm.hotplug import Backend, Device
-    from ..monitor import Session
+    from ..session import Session
 
 _VCPUS_MAX = 254
 _PROVIDER = "pyvirt"

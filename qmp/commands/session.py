@@ -10,7 +10,7 @@ from ..schema import Arguments, Command, Field, ListOf, Struct, Text
 from ..version import VERSION
 
 if TYPE_CHECKING:
-    from ..monitor import Session
+    from ..session import Session
 
 
 def _capabilities(session: Session, given: Arguments) -> object:

@@ -30,8 +30,9 @@ from pyvirt.qmp.host import (
     RxFilter,
 )
 from pyvirt.qmp.listener import UNIX, ListenerConfig
-from pyvirt.qmp.monitor import Monitor, Session
+from pyvirt.qmp.monitor import Monitor
 from pyvirt.qmp.server import Server
+from pyvirt.qmp.session import Session
 from pyvirt.vmm.hotplug import BLOCK, NET, SLOTS, Inventory
 from pyvirt.vmm.log import Log
 
