@@ -6,61 +6,23 @@
  *
  * The first bytes choose the features; then come instructions, a byte and what it takes. */
 #include <errno.h>
-#include <stdlib.h>
-#include <string.h>
 
+#include "fuzz/driver.h"
 #include "net/internal.h"
-#include "virtio/irq.h"
-#include "virtio/virtqueue_internal.h"
 
-#define REQUIRE(condition)                                                                         \
-	do {                                                                                       \
-		if (!(condition))                                                                  \
-			abort();                                                                   \
-	} while (0)
-
-enum { RAM = 0x8000, TABLE_AT = 0x4000, SIZE = 8, QUEUE_STEP = 0x1000, QUEUES = 3 };
 enum { RX, TX, CTRL };
-
-struct input {
-	const uint8_t *data;
-	size_t size;
-};
-
-/* Little-endian; zeroes behind the end. */
-static uint64_t take(struct input *input, size_t bytes)
-{
-	uint64_t value = 0;
-	size_t count = bytes < input->size ? bytes : input->size;
-
-	memcpy(&value, input->data, count);
-	input->data += count;
-	input->size -= count;
-	return value;
-}
 
 /* Its port comes first, so that this is what the port's operations are handed. */
 struct bench {
 	struct pv_net_port port;
-	uint8_t *ram; /* exactly as large as told, so that a byte too far is seen */
-	void *page;
-	struct pv_memory *memory;
-	struct pv_virtio_irq *irq;
+	struct driver driver;
 	struct pv_net *net;
 	struct pv_net_worker *worker;
-	struct pv_virtqueue *rings[QUEUES];
 	uint64_t features;
 	ssize_t next; /* what `receive` is to return; 0: nothing is there */
 	struct virtio_net_hdr_v1 header;
 	int sent; /* what `send` is to return */
 };
-
-static bool inside(const struct bench *bench, const struct iovec *iov)
-{
-	const uint8_t *at = iov->iov_base;
-
-	return iov->iov_len > 0 && at >= bench->ram && at + iov->iov_len <= bench->ram + RAM;
-}
 
 /* Fill the segments as a tap does, all of them in guest memory but the spill. */
 static ssize_t receive(struct pv_net_port *port, const struct iovec *iov, int count)
@@ -75,7 +37,7 @@ static ssize_t receive(struct pv_net_port *port, const struct iovec *iov, int co
 		size_t part = iov[i].iov_len < left ? iov[i].iov_len : left;
 
 		REQUIRE(i + 1 == count ? iov[i].iov_len >= PV_NET_HEADER + PV_NET_FRAME_MAX
-		                       : inside(bench, &iov[i]));
+		                       : inside(&bench->driver, &iov[i]));
 		memset(iov[i].iov_base, 0x5a, part);
 		left -= part;
 	}
@@ -111,7 +73,7 @@ static int send(struct pv_net_port *port, const struct iovec *iov, int count)
 
 	REQUIRE(count >= 2 && count <= 1024 && iov[0].iov_len == PV_NET_HEADER);
 	for (int i = 1; i < count; i++) {
-		REQUIRE(inside(bench, &iov[i]));
+		REQUIRE(inside(&bench->driver, &iov[i]));
 		frame += iov[i].iov_len;
 	}
 	REQUIRE(frame >= PV_NET_FRAME_MIN && frame <= PV_NET_FRAME_MAX);
@@ -126,21 +88,6 @@ static void close_port(struct pv_net_port *port)
 
 static const struct pv_net_port_ops OPS = {.receive = receive, .send = send, .close = close_port};
 
-static struct pv_queue make_ring(struct bench *bench, unsigned index)
-{
-	struct pv_virtqueue_config config = {
-		.desc = index * QUEUE_STEP,
-		.avail = index * QUEUE_STEP + 0x400,
-		.used = index * QUEUE_STEP + 0x800,
-		.size = SIZE,
-		.event_idx = bench->features >> 29 & 1,
-		.indirect = 1,
-	};
-
-	REQUIRE(pv_virtqueue_new(bench->memory, &config, &bench->rings[index]) == 0);
-	return (struct pv_queue){bench->rings[index], -1};
-}
-
 static struct bench *bench_new(struct input *input)
 {
 	struct bench *bench = calloc(1, sizeof(*bench));
@@ -149,24 +96,18 @@ static struct bench *bench_new(struct input *input)
 	REQUIRE(bench);
 	bench->features = take(input, 4) | UINT64_C(1) << 32;
 	bench->port = (struct pv_net_port){.ops = &OPS, .fd = -1};
-	bench->ram = aligned_alloc(4096, RAM);
-	bench->page = aligned_alloc(4096, 4096);
-	REQUIRE(bench->ram && bench->page && pv_memory_new(&bench->memory) == 0);
-	memset(bench->ram, 0, RAM);
-	memset(bench->page, 0, 4096);
-	REQUIRE(pv_memory_add(bench->memory, 0, RAM, bench->ram) == 0);
-	REQUIRE(pv_virtio_irq_new(bench->page, -1, -1, &bench->irq) == 0);
+	driver_init(&bench->driver, bench->features >> 29 & 1);
 	REQUIRE(pv_net_new(&config, &bench->net) == 0);
 	bench->worker = calloc(1, sizeof(*bench->worker));
 	REQUIRE(bench->worker);
 	bench->worker->net = bench->net;
 	bench->worker->port = &bench->port;
 	bench->worker->counters = bench->net->counters[0];
-	bench->worker->rx.queue = make_ring(bench, RX);
-	bench->worker->tx.queue = make_ring(bench, TX);
-	bench->net->ctrl = make_ring(bench, CTRL);
+	bench->worker->rx.queue = make_queue(&bench->driver, RX);
+	bench->worker->tx.queue = make_queue(&bench->driver, TX);
+	bench->net->ctrl = make_queue(&bench->driver, CTRL);
 	bench->net->features = bench->features;
-	bench->net->irq = bench->irq;
+	bench->net->irq = bench->driver.irq;
 	pv_net_mode_init(&bench->worker->mode, config.mac, bench->features);
 	bench->net->mode = bench->worker->mode;
 	return bench;
@@ -174,58 +115,21 @@ static struct bench *bench_new(struct input *input)
 
 static void bench_free(struct bench *bench)
 {
-	for (unsigned i = 0; i < QUEUES; i++)
-		pv_virtqueue_free(bench->rings[i]);
+	driver_destroy(&bench->driver);
 	pv_net_free(bench->net);
-	pv_virtio_irq_free(bench->irq);
-	pv_memory_free(bench->memory);
 	free(bench->worker);
-	free(bench->ram);
-	free(bench->page);
 	free(bench);
-}
-
-static void describe(struct bench *bench, struct input *input, size_t table, size_t mask)
-{
-	size_t place = table + (take(input, 1) & mask) * sizeof(struct pv_desc);
-	uint8_t kind = (uint8_t)take(input, 1);
-	struct pv_desc desc = {
-		.address = take(input, 2),
-		.length = (uint32_t)take(input, 2),
-		.flags = kind & 7,
-		.next = (uint16_t)take(input, 1),
-	};
-
-	if (kind & 8)
-		desc.length %= 64;
-	if (kind & 16)
-		desc.address %= RAM;
-	if (kind & 32)
-		desc.next = (uint16_t)(desc.next % SIZE);
-	if (kind & 64)
-		desc.address = TABLE_AT + (desc.address & 0xff0);
-	if (kind & 128)
-		desc.length = desc.length % 64 * 16;
-	memcpy(bench->ram + place, &desc, sizeof(desc));
-}
-
-static void offer(struct bench *bench, struct input *input, unsigned queue)
-{
-	uint8_t *ring = bench->ram + queue * QUEUE_STEP + 0x400;
-	struct pv_avail *avail = (struct pv_avail *)(void *)ring;
-
-	avail->ring[avail->idx % SIZE] = (uint16_t)take(input, 1);
-	avail->idx++;
 }
 
 static void serve_ctrl(struct bench *bench)
 {
+	struct pv_virtqueue *ring = bench->driver.rings[CTRL];
 	struct pv_chain *chain = &bench->worker->chain;
 
-	while (!atomic_load(&bench->net->broken) && pv_virtqueue_pop(bench->rings[CTRL], chain) == 1) {
+	while (!atomic_load(&bench->net->broken) && pv_virtqueue_pop(ring, chain) == 1) {
 		if (!pv_net_command(bench->net, chain))
 			return;
-		pv_virtqueue_push(bench->rings[CTRL], chain->head, 1);
+		pv_virtqueue_push(ring, chain->head, 1);
 	}
 	bench->worker->mode = bench->net->mode;
 }
@@ -234,30 +138,31 @@ static void instruct(struct bench *bench, struct input *input)
 {
 	static const int SENT[] = {0, -EAGAIN, -EINVAL, -EPIPE};
 	uint8_t code = (uint8_t)take(input, 1);
-	unsigned queue = code / 16 % QUEUES;
+	unsigned queue = code / 16 % (CTRL + 1);
+	uint8_t *ram = bench->driver.ram;
 	size_t place;
 
 	switch (code % 16) {
 	case 0:
 	case 1:
 	case 2:
-		describe(bench, input, queue * QUEUE_STEP, SIZE - 1);
+		describe(&bench->driver, input, queue);
 		break;
 	case 3:
-		describe(bench, input, TABLE_AT, 255);
+		describe_indirect(&bench->driver, input);
 		break;
 	case 4:
 	case 5:
 	case 6:
-		offer(bench, input, queue);
+		offer(&bench->driver, queue, (uint16_t)take(input, 1));
 		break;
 	case 7:
 		place = take(input, 2) % (RAM - 8);
-		bench->ram[place] = (uint8_t)take(input, 1);
+		ram[place] = (uint8_t)take(input, 1);
 		break;
 	case 8:
 		for (unsigned i = 0; i < PV_NET_HEADER; i++)
-			bench->ram[(take(input, 1) * 64 + i) % RAM] = (uint8_t)take(input, 1);
+			ram[(take(input, 1) * 64 + i) % RAM] = (uint8_t)take(input, 1);
 		break;
 	case 9:
 		bench->sent = SENT[take(input, 1) % 4];
@@ -278,7 +183,8 @@ static void instruct(struct bench *bench, struct input *input)
 		pv_net_send(bench->worker);
 	}
 	REQUIRE(bench->worker->rx.stock.segment_count <= PV_NET_SEGMENTS);
-	REQUIRE(bench->worker->rx.stock.buffer_count == pv_virtqueue_in_flight(bench->rings[RX]) ||
+	REQUIRE(bench->worker->rx.stock.buffer_count ==
+	                pv_virtqueue_in_flight(bench->driver.rings[RX]) ||
 	        atomic_load(&bench->net->broken));
 }
 

@@ -6,79 +6,34 @@
  *     .venv/bin/python -m pyvirt.native.program fuzz native/fuzz/fuzz_port.c build/fuzz_port
  *
  * The first byte chooses the features; then come instructions, a byte and what it takes. */
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "fuzz/driver.h"
 #include "port/internal.h"
-#include "virtio/irq.h"
-#include "virtio/virtqueue_internal.h"
 
-#define REQUIRE(condition)                                                                         \
-	do {                                                                                       \
-		if (!(condition))                                                                  \
-			abort();                                                                   \
-	} while (0)
+enum { MESSAGE_AT = 0x7000 };
 
-enum { RAM = 0x8000, TABLE_AT = 0x6000, MESSAGE_AT = 0x7000, SIZE = 8, QUEUE_STEP = 0x1000 };
 enum { IN, OUT, CONTROL_IN, CONTROL_OUT, SINK_IN, SINK_OUT, QUEUES };
 
-struct input {
-	const uint8_t *data;
-	size_t size;
-};
-
-/* Little-endian; zeroes behind the end. */
-static uint64_t take(struct input *input, size_t bytes)
-{
-	uint64_t value = 0;
-	size_t count = bytes < input->size ? bytes : input->size;
-
-	memcpy(&value, input->data, count);
-	input->data += count;
-	input->size -= count;
-	return value;
-}
-
 struct bench {
-	uint8_t *ram; /* exactly as large as told, so that a byte too far is seen */
-	void *page;
-	struct pv_memory *memory;
-	struct pv_virtio_irq *irq;
+	struct driver driver;
 	struct pv_ports *ports;
-	struct pv_virtqueue *rings[QUEUES];
 	int host, own; /* ends of the connection */
 	uint64_t said, heard;
-	bool event_idx;
 };
-
-static struct pv_queue make_ring(struct bench *bench, unsigned index)
-{
-	struct pv_virtqueue_config config = {
-		.desc = index * QUEUE_STEP,
-		.avail = index * QUEUE_STEP + 0x400,
-		.used = index * QUEUE_STEP + 0x800,
-		.size = SIZE,
-		.event_idx = bench->event_idx,
-		.indirect = 1,
-	};
-
-	REQUIRE(pv_virtqueue_new(bench->memory, &config, &bench->rings[index]) == 0);
-	return (struct pv_queue){bench->rings[index], -1};
-}
 
 static struct pv_port_pair make_pair(struct bench *bench, unsigned index)
 {
-	struct pv_queue in = make_ring(bench, index);
+	struct pv_queue in = make_queue(&bench->driver, index);
 
-	return (struct pv_port_pair){in, make_ring(bench, index + 1)};
+	return (struct pv_port_pair){in, make_queue(&bench->driver, index + 1)};
 }
 
 static void make_device(struct bench *bench)
 {
 	struct pv_port_config config = {1, -1, -1, "name"};
-	struct pv_ports_activation activation = {.count = 2, .irq = bench->irq};
+	struct pv_ports_activation activation = {.count = 2, .irq = bench->driver.irq};
 	struct pv_port_pair pairs[2];
 	int ends[2];
 
@@ -100,14 +55,7 @@ static struct bench *bench_new(struct input *input)
 	struct bench *bench = calloc(1, sizeof(*bench));
 
 	REQUIRE(bench);
-	bench->event_idx = take(input, 1) & 1;
-	bench->ram = aligned_alloc(4096, RAM);
-	bench->page = aligned_alloc(4096, 4096);
-	REQUIRE(bench->ram && bench->page && pv_memory_new(&bench->memory) == 0);
-	memset(bench->ram, 0, RAM);
-	memset(bench->page, 0, 4096);
-	REQUIRE(pv_memory_add(bench->memory, 0, RAM, bench->ram) == 0);
-	REQUIRE(pv_virtio_irq_new(bench->page, -1, -1, &bench->irq) == 0);
+	driver_init(&bench->driver, take(input, 1) & 1);
 	make_device(bench);
 	return bench;
 }
@@ -115,49 +63,11 @@ static struct bench *bench_new(struct input *input)
 static void bench_free(struct bench *bench)
 {
 	pv_ports_free(bench->ports);
-	for (unsigned i = 0; i < QUEUES; i++)
-		pv_virtqueue_free(bench->rings[i]);
-	pv_virtio_irq_free(bench->irq);
-	pv_memory_free(bench->memory);
+	driver_destroy(&bench->driver);
 	if (bench->host >= 0)
 		close(bench->host);
 	close(bench->own);
-	free(bench->ram);
-	free(bench->page);
 	free(bench);
-}
-
-static void describe(struct bench *bench, struct input *input, size_t table, size_t mask)
-{
-	size_t place = table + (take(input, 1) & mask) * sizeof(struct pv_desc);
-	uint8_t kind = (uint8_t)take(input, 1);
-	struct pv_desc desc = {
-		.address = take(input, 2),
-		.length = (uint32_t)take(input, 2),
-		.flags = kind & 7,
-		.next = (uint16_t)take(input, 1),
-	};
-
-	if (kind & 8)
-		desc.length %= 64;
-	if (kind & 16)
-		desc.address %= RAM;
-	if (kind & 32)
-		desc.next = (uint16_t)(desc.next % SIZE);
-	if (kind & 64)
-		desc.address = TABLE_AT + (desc.address & 0xff0);
-	if (kind & 128)
-		desc.length = 8;
-	memcpy(bench->ram + place, &desc, sizeof(desc));
-}
-
-static void offer(struct bench *bench, unsigned queue, uint16_t head)
-{
-	uint8_t *ring = bench->ram + queue * QUEUE_STEP + 0x400;
-	struct pv_avail *avail = (struct pv_avail *)(void *)ring;
-
-	avail->ring[avail->idx % SIZE] = head;
-	avail->idx++;
 }
 
 /* What a driver sends that means well, that the rest is reached. */
@@ -166,12 +76,12 @@ static void send_message(struct bench *bench, struct input *input)
 	struct pv_desc desc = {.address = MESSAGE_AT, .length = 8};
 	uint8_t choice = (uint8_t)take(input, 1);
 
-	memset(bench->ram + MESSAGE_AT, 0, 8);
-	bench->ram[MESSAGE_AT] = choice & 0x80 ? (uint8_t)take(input, 1) : 1;
-	bench->ram[MESSAGE_AT + 4] = choice & 7;
-	bench->ram[MESSAGE_AT + 6] = choice >> 3 & 1;
-	memcpy(bench->ram + CONTROL_OUT * QUEUE_STEP, &desc, sizeof(desc));
-	offer(bench, CONTROL_OUT, 0);
+	memset(bench->driver.ram + MESSAGE_AT, 0, 8);
+	bench->driver.ram[MESSAGE_AT] = choice & 0x80 ? (uint8_t)take(input, 1) : 1;
+	bench->driver.ram[MESSAGE_AT + 4] = choice & 7;
+	bench->driver.ram[MESSAGE_AT + 6] = choice >> 3 & 1;
+	memcpy(bench->driver.ram + CONTROL_OUT * QUEUE_STEP, &desc, sizeof(desc));
+	offer(&bench->driver, CONTROL_OUT, 0);
 }
 
 static void offer_buffer(struct bench *bench, struct input *input, unsigned queue)
@@ -179,8 +89,8 @@ static void offer_buffer(struct bench *bench, struct input *input, unsigned queu
 	struct pv_desc desc = {.address = TABLE_AT, .length = (uint32_t)take(input, 2) & 0x1fff};
 
 	desc.flags = queue & 1 ? 0 : PV_DESC_WRITE;
-	memcpy(bench->ram + queue * QUEUE_STEP, &desc, sizeof(desc));
-	offer(bench, queue, 0);
+	memcpy(bench->driver.ram + queue * QUEUE_STEP, &desc, sizeof(desc));
+	offer(&bench->driver, queue, 0);
 }
 
 static void host_says(struct bench *bench, struct input *input)
@@ -237,7 +147,7 @@ static void check(struct bench *bench)
 	REQUIRE(atomic_load(&bench->ports->counters[PV_PORT_BYTES_IN]) <= bench->said);
 	if (!bench->ports->broken)
 		for (unsigned i = 0; i < QUEUES; i++)
-			REQUIRE(pv_virtqueue_in_flight(bench->rings[i]) == 0);
+			REQUIRE(pv_virtqueue_in_flight(bench->driver.rings[i]) == 0);
 }
 
 static void instruct(struct bench *bench, struct input *input)
@@ -247,16 +157,16 @@ static void instruct(struct bench *bench, struct input *input)
 
 	switch (code % 16) {
 	case 0:
-		describe(bench, input, queue * QUEUE_STEP, SIZE - 1);
+		describe(&bench->driver, input, queue);
 		break;
 	case 1:
-		describe(bench, input, TABLE_AT, 127);
+		describe_indirect(&bench->driver, input);
 		break;
 	case 2:
-		offer(bench, queue, (uint16_t)take(input, 1));
+		offer(&bench->driver, queue, (uint16_t)take(input, 1));
 		break;
 	case 3:
-		bench->ram[take(input, 2) % RAM] = (uint8_t)take(input, 1);
+		bench->driver.ram[take(input, 2) % RAM] = (uint8_t)take(input, 1);
 		break;
 	case 4:
 	case 5:

@@ -5,36 +5,11 @@
  *
  * The first two bytes choose the queue; then come instructions, a byte and what it takes. */
 #include <errno.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include "virtio/virtqueue_internal.h"
-
-#define REQUIRE(condition)                                                                         \
-	do {                                                                                       \
-		if (!(condition))                                                                  \
-			abort();                                                                   \
-	} while (0)
+#include "fuzz/input.h"
 
 enum { LOW = 0x2000, HIGH = 0x800, HIGH_AT = 0x100000 };
 enum { DESC_AT = 0, AVAIL_AT = 0x800, USED_AT = 0xa00, TABLE_AT = 0x1000 };
-
-struct input {
-	const uint8_t *data;
-	size_t size;
-};
-
-/* Little-endian; zeroes behind the end. */
-static uint64_t take(struct input *input, size_t bytes)
-{
-	uint64_t value = 0;
-	size_t count = bytes < input->size ? bytes : input->size;
-
-	memcpy(&value, input->data, count);
-	input->data += count;
-	input->size -= count;
-	return value;
-}
 
 struct bench {
 	uint8_t *low, *high; /* exactly as large as told, so that a byte too far is seen */
@@ -125,13 +100,8 @@ static void push(struct bench *bench, uint16_t head)
 static void describe(struct bench *bench, struct input *input, size_t table, size_t mask)
 {
 	size_t place = table + (take(input, 1) & mask) * sizeof(struct pv_desc);
-	uint8_t kind = (uint8_t)take(input, 1);
-	struct pv_desc desc = {
-		.address = take(input, 2),
-		.length = (uint32_t)take(input, 2),
-		.flags = kind & 7,
-		.next = (uint16_t)take(input, 1),
-	};
+	uint8_t kind;
+	struct pv_desc desc = take_desc(input, &kind);
 
 	if (kind & 8)
 		desc.address |= HIGH_AT;
