@@ -15,8 +15,8 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
+import guest_jobs
 import side_by_side
 from pyvirt.errors import PyvirtError
 from pyvirt.harness.guest import initramfs, kernel, rootfs
@@ -24,11 +24,9 @@ from pyvirt.harness.lab import module
 
 RUNS_MIN, RUNS = 5, 5
 JOB_SECONDS = 3
-GUEST_SECONDS = 100
 LAB_SECONDS = 400
 DISK = Path("/dev/nullb0")
 GOAL = 1.2
-CMDLINE = "console=ttyS0 quiet panic=-1"
 
 
 @dataclass(frozen=True)
@@ -66,48 +64,15 @@ JOBS = [
 ]
 
 
-class Result(NamedTuple):
-    """One job's end; `iops` is requests a second."""
-
-    iops: float
-    requests: float
-    exits: float
-
-
-def script(seconds: int) -> str:
-    """Return what the guest runs: every job, after one that brings fio into memory."""
-    lines = [
-        "mount -t ext4 -o ro /dev/vda /mnt",
-        "for d in proc sys dev; do mount -o bind /$d /mnt/$d; done",
-        "mount -t tmpfs tmpfs /mnt/tmp",
-        f"chroot /mnt {JOBS[0].fio(1)}",
-    ]
-    for number, job in enumerate(JOBS):
-        lines += [
-            f"echo begin {number}",
-            f"chroot /mnt {job.fio(seconds)} || exit 1",
-            f"echo end {number}",
-            'echo "result $(cat /mnt/tmp/result)"',
-        ]
-    return "\n".join([*lines, "reboot -f", ""])
-
-
 def pyvirt_command(image: str, initrd: str, root: str, disk: str) -> list[str]:
     """Return pyvirt's command line."""
-    command = [str(side_by_side.PYVIRT), "run", "-accel", "kvm", "-m", "512"]
-    command += ["-kernel", image, "-initrd", initrd, "-append", CMDLINE]
-    return [*command, "-disk", f"{root},readonly=on,direct=off", "-disk", f"{disk},aio=io_uring"]
+    return [*guest_jobs.pyvirt_command(image, initrd, root), "-disk", f"{disk},aio=io_uring"]
 
 
 def qemu_command(image: str, initrd: str, root: str, disk: str) -> list[str]:
-    """Return QEMU's: modern virtio, direct I/O by io_uring in a thread of its own."""
-    command = [*side_by_side.QEMU_MICROVM, "-m", "512", "-smp", "1"]
-    command += ["-kernel", image, "-initrd", initrd]
-    command += ["-append", f"{CMDLINE} {side_by_side.QEMU_APPEND}"]
-    command += ["-global", "virtio-mmio.force-legacy=false", "-object", "iothread,id=t"]
-    command += ["-drive", f"if=none,id=root,file={root},format=raw,readonly=on"]
+    """Return QEMU's: direct I/O by io_uring in a thread of its own."""
+    command = [*guest_jobs.qemu_command(image, initrd, root), "-object", "iothread,id=t"]
     command += ["-drive", f"if=none,id=disk,file={disk},format=raw,cache=none,aio=io_uring"]
-    command += ["-device", "virtio-blk-device,drive=root"]
     return [*command, "-device", "virtio-blk-device,drive=disk,iothread=t"]
 
 
@@ -121,24 +86,13 @@ def parse(words: str, job: Job) -> tuple[int, float]:
     return (read_kib + write_kib) * 1024 // job.size, (read_ms or write_ms) / 1000
 
 
-def run(command: list[str]) -> list[Result]:
+def run(command: list[str]) -> list[guest_jobs.Result]:
     """Run one guest through all jobs."""
-    results: list[Result] = []
-    lines: list[str] = []
-    begin = end = 0
-    for line in side_by_side.console(command, GUEST_SECONDS):
-        lines.append(line)
-        word, _, rest = line.partition(" ")
-        if word == "begin":
-            begin = side_by_side.user_exits()
-        elif word == "end":
-            end = side_by_side.user_exits()
-        elif word == "result":
-            requests, seconds = parse(rest, JOBS[len(results)])
-            results.append(Result(requests / seconds, requests, end - begin))
-    if len(results) < len(JOBS):
-        shown = "\n".join(lines)
-        raise RuntimeError(f"{command[0]}: {len(results)} jobs of {len(JOBS)}: {shown}")
+    results: list[guest_jobs.Result] = []
+    done = guest_jobs.run(command, len(JOBS), lambda: (side_by_side.user_exits(),))
+    for words, (exits,) in done:
+        requests, seconds = parse(words, JOBS[len(results)])
+        results.append(guest_jobs.Result(requests / seconds, requests, exits))
     return results
 
 
@@ -149,32 +103,26 @@ def rate(job: Job, values: list[float]) -> str:
     return side_by_side.spread([value * job.size / (1 << 20) for value in values], 0) + " MiB/s"
 
 
-def exits(turns: list[list[Result]], number: int) -> str:
-    """Return one job's exits per request, of all turns, in words."""
-    done = [turn[number] for turn in turns]
-    return f"{sum(r.exits for r in done) / sum(r.requests for r in done):.3f}"
-
-
 def report(turns: list[side_by_side.Figures]) -> str:
     """Return the table as Markdown; draw the plot."""
-    results = {name: [[Result(*job) for job in turn[name]] for turn in turns] for name in turns[0]}
+    results = guest_jobs.results(turns)
     lines = [
         f"{len(turns)} runs of each, in turn; {JOB_SECONDS} s a job; micro kernel, 1 vCPU, 512M.",
         f"{side_by_side.qemu_version()}, -M {side_by_side.MACHINE}, virtio-blk-device.",
         f"The disk is {DISK}; direct I/O, io_uring. Requests a second unless it says otherwise,",
         "median (least to most); exits to user space per request, with fio's own start and end.",
         "",
-        "| fio | pyvirt | QEMU microvm | ratio | exits, pyvirt | exits, QEMU |",
-        "|---|---|---|---|---|---|",
+        *guest_jobs.headings("fio"),
     ]
     ratios: dict[str, list[float]] = {}
     for number, job in enumerate(JOBS):
-        ours, theirs = ([turn[number].iops for turn in results[name]] for name in results)
+        ours, theirs = (guest_jobs.rates(results[name], number) for name in results)
         ratios[str(job)] = side_by_side.ratios(ours, theirs)
         lines.append(
             f"| {job} | {rate(job, ours)} | {rate(job, theirs)} | "
             f"{side_by_side.spread(ratios[str(job)])} | "
-            f"{exits(results['pyvirt'], number)} | {exits(results['QEMU'], number)} |"
+            f"{guest_jobs.exits(results['pyvirt'], number)} | "
+            f"{guest_jobs.exits(results['QEMU'], number)} |"
         )
     middle = statistics.geometric_mean(map(statistics.median, ratios.values()))
     lines += ["", f"Geometric mean of the ratios: {middle:.2f}.", ""]
@@ -186,7 +134,10 @@ def main() -> int:
     """Measure here or in the lab; print the table and keep it, with a plot, under results/."""
     runs = side_by_side.how_many("RUNS", RUNS_MIN, RUNS)
     guest = kernel.find("micro")
-    initrd = initramfs.build(guest, script=script(JOB_SECONDS))
+    # After one that brings fio into memory.
+    jobs = [f"chroot /mnt {job.fio(JOB_SECONDS)}" for job in JOBS]
+    steps = guest_jobs.script([f"chroot /mnt {JOBS[0].fio(1)}"], jobs, "/mnt/tmp/result")
+    initrd = initramfs.build(guest, script=steps)
     root = rootfs.build(rootfs.MEASURE)
     words = (str(guest.image), str(initrd), str(root), str(DISK))
     commands = {"pyvirt": pyvirt_command(*words), "QEMU": qemu_command(*words)}

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
+import guest_jobs
 import side_by_side
 from pyvirt.errors import PyvirtError
 from pyvirt.harness import cache
@@ -31,10 +31,8 @@ from pyvirt.harness.lab import module
 
 RUNS_MIN, RUNS = 5, 5
 JOB_SECONDS = 2
-GUEST_SECONDS = 100
 LAB_SECONDS = 400
 GOAL = 1.2
-CMDLINE = "console=ttyS0 quiet panic=-1"
 TAP, HOST, GUEST, PREFIX = "tap0", "10.0.0.1", "10.0.0.2", 24
 PORT = 5002
 ROUND_TRIP = Path(__file__).with_name("round_trip.c")
@@ -76,50 +74,15 @@ JOBS = [
 ]
 
 
-class Result(NamedTuple):
-    """One job's end."""
-
-    rate: float
-    packets: float
-    exits: float
-
-
-def script(seconds: int) -> str:
-    """Return what the guest runs."""
-    lines = [
-        "mount -t ext4 -o ro /dev/vda /mnt",
-        "for d in proc sys dev; do mount -o bind /$d /mnt/$d; done",
-        "mount -t tmpfs tmpfs /mnt/tmp",
-        f"ip addr add {GUEST}/{PREFIX} dev eth0; ip link set eth0 up",
-        # iperf3 into memory, and the host's address into the neighbour table.
-        f"{JOBS[0].command(1)} >/dev/null",
-    ]
-    for number, job in enumerate(JOBS):
-        lines += [
-            f"echo begin {number}",
-            f"{job.command(seconds)} >/tmp/result",
-            f"echo end {number}",
-            'echo "result $(cat /tmp/result)"',
-        ]
-    return "\n".join([*lines, "reboot -f", ""])
-
-
 def pyvirt_command(image: str, initrd: str, root: str, *, vhost: bool) -> list[str]:
     """Return pyvirt's command line."""
-    command = [str(side_by_side.PYVIRT), "run", "-accel", "kvm", "-m", "512"]
-    command += ["-kernel", image, "-initrd", initrd, "-append", CMDLINE]
-    command += ["-disk", f"{root},readonly=on,direct=off"]
+    command = guest_jobs.pyvirt_command(image, initrd, root)
     return [*command, "-net", f"{TAP},vhost={'on' if vhost else 'off'}"]
 
 
 def qemu_command(image: str, initrd: str, root: str, *, vhost: bool) -> list[str]:
-    """Return QEMU's: modern virtio."""
-    command = [*side_by_side.QEMU_MICROVM, "-m", "512", "-smp", "1"]
-    command += ["-kernel", image, "-initrd", initrd]
-    command += ["-append", f"{CMDLINE} {side_by_side.QEMU_APPEND}"]
-    command += ["-global", "virtio-mmio.force-legacy=false"]
-    command += ["-drive", f"if=none,id=root,file={root},format=raw,readonly=on"]
-    command += ["-device", "virtio-blk-device,drive=root"]
+    """Return QEMU's."""
+    command = guest_jobs.qemu_command(image, initrd, root)
     tap = f"tap,id=n,ifname={TAP},script=no,downscript=no,vhost={'on' if vhost else 'off'}"
     return [*command, "-netdev", tap, "-device", "virtio-net-device,netdev=n"]
 
@@ -196,59 +159,39 @@ def packets() -> int:
     raise RuntimeError(f"{TAP} is gone")
 
 
-def run(command: list[str]) -> list[Result]:
+def run(command: list[str]) -> list[guest_jobs.Result]:
     """Run one guest through all jobs."""
-    results: list[Result] = []
-    lines: list[str] = []
-    before = after = (0, 0)
-    for line in side_by_side.console(command, GUEST_SECONDS):
-        lines.append(line)
-        word, _, rest = line.partition(" ")
-        if word == "begin":
-            before = packets(), side_by_side.user_exits()
-        elif word == "end":
-            after = packets(), side_by_side.user_exits()
-        elif word == "result":
-            rate = parse(rest, JOBS[len(results)])
-            results.append(Result(rate, after[0] - before[0], after[1] - before[1]))
-    if len(results) < len(JOBS):
-        shown = "\n".join(lines)
-        raise RuntimeError(f"{command[0]}: {len(results)} jobs of {len(JOBS)}: {shown}")
+    results: list[guest_jobs.Result] = []
+    done = guest_jobs.run(command, len(JOBS), lambda: (packets(), side_by_side.user_exits()))
+    for words, (carried, exits) in done:
+        rate = parse(words, JOBS[len(results)])
+        results.append(guest_jobs.Result(rate, carried, exits))
     return results
 
 
-def exits(turns: list[list[Result]], number: int) -> str:
-    """Return one job's exits per packet, of all turns, in words."""
-    done = [turn[number] for turn in turns]
-    return f"{sum(r.exits for r in done) / max(1, sum(r.packets for r in done)):.3f}"
-
-
 def table(
-    results: dict[str, list[list[Result]]], suffix: str, ratios: dict[str, list[float]]
+    results: dict[str, list[list[guest_jobs.Result]]], suffix: str, ratios: dict[str, list[float]]
 ) -> list[str]:
     """Return the lines of one comparison; its ratios are added to `ratios`."""
     ours, theirs = results[f"pyvirt{suffix}"], results[f"QEMU{suffix}"]
-    lines = [
-        "| | pyvirt | QEMU microvm | ratio | exits, pyvirt | exits, QEMU |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = guest_jobs.headings("")
     middles = []
     for number, job in enumerate(JOBS):
-        a, b = ([turn[number].rate for turn in turns] for turns in (ours, theirs))
+        a, b = (guest_jobs.rates(turns, number) for turns in (ours, theirs))
         ratio = side_by_side.ratios(a, b)
         ratios[job.name + suffix] = ratio
         middles.append(statistics.median(ratio))
         lines.append(
             f"| {job.name}, {job.unit} | {side_by_side.spread(a, 0)} | "
             f"{side_by_side.spread(b, 0)} | {side_by_side.spread(ratio)} | "
-            f"{exits(ours, number)} | {exits(theirs, number)} |"
+            f"{guest_jobs.exits(ours, number)} | {guest_jobs.exits(theirs, number)} |"
         )
     return [*lines, "", f"Geometric mean of the ratios: {statistics.geometric_mean(middles):.2f}."]
 
 
 def report(turns: list[side_by_side.Figures]) -> str:
     """Return the tables as Markdown; draw the plot."""
-    results = {name: [[Result(*job) for job in turn[name]] for turn in turns] for name in turns[0]}
+    results = guest_jobs.results(turns)
     lines = [
         f"{len(turns)} runs of each, in turn; {JOB_SECONDS} s a job; micro kernel, 1 vCPU, 512M.",
         f"{side_by_side.qemu_version()}, -M {side_by_side.MACHINE}, virtio-net-device.",
@@ -270,7 +213,15 @@ def main() -> int:
     program = round_trip()
     guest = kernel.find("micro")
     files = {"/bin/round_trip": program}
-    initrd = initramfs.build(guest, script=script(JOB_SECONDS), files=files)
+    first = [
+        f"ip addr add {GUEST}/{PREFIX} dev eth0; ip link set eth0 up",
+        # iperf3 into memory, and the host's address into the neighbour table.
+        f"{JOBS[0].command(1)} >/dev/null",
+    ]
+    jobs = [f"{job.command(JOB_SECONDS)} >/tmp/result" for job in JOBS]
+    initrd = initramfs.build(
+        guest, script=guest_jobs.script(first, jobs, "/tmp/result"), files=files
+    )
     words = (str(guest.image), str(initrd), str(rootfs.build(rootfs.MEASURE)))
 
     def measure() -> side_by_side.Figures:
