@@ -492,7 +492,7 @@ def test_server_that_goes_away_costs_one_test(run: Run, rows: Rows) -> None:
     result = run(
         """
 def test_it(vm, request):
-    from pyvirt.harness import plugin
+    from pyvirt.harness.plugin import plugin
     vm.start()
     plugin.state_of(request.config).place._server._process.kill()
     vm.run("sleep 20")
@@ -510,7 +510,7 @@ def test_ctrl_c_leaves_nothing(run: Run, pytester: pytest.Pytester) -> None:
     result = run(
         """
 def test_it(vm, request):
-    from pyvirt.harness import plugin
+    from pyvirt.harness.plugin import plugin
     vm.start()
     with open("left", "w") as file:
         server = plugin.state_of(request.config).place.server()
