@@ -27,7 +27,7 @@ check: setup
 	@$(BIN)/ruff format --check --quiet .
 	@MYPYPATH=build $(BIN)/mypy -p pyvirt
 	@$(BIN)/python -m pyvirt.native.check
-	@$(BIN)/python -m pytest -qq -p no:cacheprovider tests/unit/native/test_rooms.py
+	@$(BIN)/python -m pytest -qq -p no:cacheprovider tests/unit/test_rooms.py tests/unit/native/test_rooms.py
 	@echo "check: clean"
 
 bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm: bench-%: setup $(VENV)/.bench
