@@ -12,6 +12,7 @@ GIB = 1 << 30
 
 # Below 1 MiB, what a boot protocol hands to the kernel. Linux takes its own copy of each before
 # it gives the memory to others. The first page is real mode's.
+REAL_MODE = 0x0  # its interrupt table, and the BIOS data behind it
 LOW_MEMORY = 0x1000
 GDT = 0x500
 IDT = 0x520
@@ -34,6 +35,7 @@ EBDA = 0x9_FC00
 ACPI = 0xE_0000
 ACPI_END = 0xF_0000
 MPTABLE = 0xF_0000
+BIOS_CALLS = 0xF_FF00  # where every vector of real mode's table goes
 RESET_VECTOR = 0xF_FFF0  # where real-mode code jumps to start the machine anew
 HIGH_MEMORY = 0x10_0000
 KERNEL = 0x100_0000  # 16 MiB, where x86-64 kernels prefer to be

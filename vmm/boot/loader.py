@@ -72,7 +72,9 @@ def _cmdline(text: str, kernel: Kernel) -> bytes:
 def _write_tables(
     config: MachineConfig, memory: GuestMemory, devices: Sequence[acpi.VirtioMmio]
 ) -> int:
-    """Write reset code and MP table, and ACPI where asked for; return the RSDP's address or 0."""
+    """Write BIOS and MP table, and ACPI where asked for; return the RSDP's address or 0."""
+    memory.write(layout.REAL_MODE, bios.low_memory())
+    memory.write(layout.BIOS_CALLS, bios.calls())
     memory.write(layout.RESET_VECTOR, bios.reset_code())
     memory.write(layout.MPTABLE, mptable.build(config.vcpus))
     if config.discovery == "cmdline":
