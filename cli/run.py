@@ -72,6 +72,9 @@ def config(options: Options) -> MachineConfig:
         disks=options.disks,
         nics=options.nics,
         console=options.console,
+        cpu=options.cpu,
+        pit=options.pit,
+        testdev=options.testdev,
         hotplug=bool(options.monitors),
     )
 

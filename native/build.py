@@ -57,7 +57,7 @@ def make() -> FFI:
     includes = "".join(f'#include "{name}"\n' for name in HEADERS)
     ffi.set_source(
         "pyvirt.native._native",
-        f"#include <linux/kvm.h>\n{includes}",
+        f"#include <linux/kvm.h>\n#include <sys/mman.h>\n{includes}",
         sources=[f"native/{name}" for name in SOURCES],
         include_dirs=["native"],
         extra_compile_args=list(FLAGS),

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from ..devices.nic import NicConfig
     from ..devices.virtio.block import BlockConfig
     from ..devices.virtio.console import ConsoleConfig
+    from .cpu_model import CpuModel
 
 VCPUS_MAX = 254
 DISCOVERIES = ("auto", "acpi", "cmdline")
@@ -18,6 +19,7 @@ class MachineConfig:
     __slots__ = (
         "cmdline",
         "console",
+        "cpu",
         "discovery",
         "disks",
         "frozen",
@@ -27,8 +29,10 @@ class MachineConfig:
         "memory",
         "name",
         "nics",
+        "pit",
         "read_exits",
         "share",
+        "testdev",
         "vcpus",
     )
 
@@ -49,6 +53,9 @@ class MachineConfig:
         console: ConsoleConfig | None = None,
         hotplug: bool = False,
         read_exits: bool = False,
+        cpu: CpuModel | None = None,
+        pit: bool = True,
+        testdev: bool = False,
     ) -> None:
         """`memory` is in bytes, 128 MiB to 512 GiB; `vcpus` 1 to 254; `frozen` starts paused.
 
@@ -57,7 +64,8 @@ class MachineConfig:
         the order of their slots, and so are `nics`, after them; then comes the `console` with its
         ports. `hotplug` adds the slots that are empty, for what comes while the guest runs.
         `read_exits` keeps KVM's read-only memory from the virtio devices' registers, as on a KVM
-        that has none.
+        that has none. `cpu` is None for the host's processor as it is, `pit` the timer of old, and
+        `testdev` adds the device of kvm-unit-tests.
         """
         self.kernel = kernel
         self.initrd = initrd
@@ -73,3 +81,6 @@ class MachineConfig:
         self.console = console
         self.hotplug = hotplug
         self.read_exits = read_exits
+        self.cpu = cpu
+        self.pit = pit
+        self.testdev = testdev

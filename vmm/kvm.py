@@ -53,6 +53,7 @@ SET_IDENTITY_MAP_ADDR = Ioctl("KVM_SET_IDENTITY_MAP_ADDR")
 CREATE_IRQCHIP = Ioctl("KVM_CREATE_IRQCHIP")
 CREATE_PIT2 = Ioctl("KVM_CREATE_PIT2")
 IRQFD = Ioctl("KVM_IRQFD")
+IRQ_LINE = Ioctl("KVM_IRQ_LINE")
 IOEVENTFD = Ioctl("KVM_IOEVENTFD")
 # Of a vCPU. KVM_RUN is not here: only the loop in native/vcpu/vcpu.c calls it.
 SET_CPUID2 = Ioctl("KVM_SET_CPUID2")

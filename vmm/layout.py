@@ -69,6 +69,12 @@ COM1_IRQ = 4
 DEBUG_EXIT = 0xF4
 BOOT_TIMER = 0x505
 BOCHS_POWER_OFF = 0x8900
+# QEMU's pc-testdev, which is there on request only.
+TESTDEV_REGISTER = 0xE0
+TESTDEV_FLUSH = 0xE4
+TESTDEV_REGISTER_BYTES = 0xE8  # the same register
+TESTDEV_LINES = 0x2000  # a port for each pin of the I/O APIC
+TESTDEV_MEMORY = 0xFF00_0000
 
 # ACPI hardware-reduced registers; a byte each but the last.
 SLEEP_CONTROL = 0x600

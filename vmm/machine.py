@@ -109,7 +109,7 @@ class Machine:
     def _create(self) -> None:
         check_kvm(self._kvm_fd, self.config.vcpus)
         self.memory = GuestMemory(self.config.memory, shared=self.config.share)
-        self._vm = Vm(self._kvm_fd, self.memory, self.config.vcpus, self.bus)
+        self._vm = Vm(self._kvm_fd, self.memory, self.config, self.bus)
         self._add_devices()
         slots.fill(self.config, self._virtio)
         self._add_slots(self._vm, self.memory)
@@ -139,6 +139,18 @@ class Machine:
         timer = BootTimer(self._on_boot_stage)
         self.bus.add(pio, layout.BOOT_TIMER, timer.SIZE, timer)
         self.bus.add(bus.MMIO, layout.BOOT_TIMER_MMIO, timer.SIZE, timer)
+        if self.config.testdev:
+            self._add_testdev()
+
+    def _add_testdev(self) -> None:
+        from . import testdev  # noqa: PLC0415  (few machines have one)
+
+        assert self.memory is not None
+        self.on_reset.append(testdev.add(self.bus, self.memory, self._vm_fd))
+
+    def _vm_fd(self) -> int:
+        assert self._vm is not None
+        return self._vm.fd
 
     def _add_slots(self, vm: Vm, memory: GuestMemory) -> None:
         self.slots = slots.Slots(
@@ -272,7 +284,7 @@ class Machine:
             # At its end the vCPU threads do not stand, they leave.
             self._check_alive()
             try:
-                vm = Vm(self._kvm_fd, self.memory, self.config.vcpus, self.bus)
+                vm = Vm(self._kvm_fd, self.memory, self.config, self.bus)
             except BaseException:
                 if was_running:
                     self._set_running()

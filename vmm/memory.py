@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 SIZE_MIN = 128 * MIB
 SIZE_MAX = 512 << 30
+_PAGE = 4096
 _HUGE_PAGE = 2 << 20
 _MAP_NORESERVE = 0x4000  # asm-generic/mman.h; the mmap module names it from Python 3.12 on
 
@@ -87,6 +88,13 @@ class GuestMemory:
     def read(self, address: int, length: int) -> bytes:
         """Return a copy of the bytes at `address`."""
         return bytes(self.view(address, length))
+
+    def flush_page(self, address: int) -> None:
+        """Make KVM forget how it maps the page of `address`; what is in it stays. Any thread."""
+        page = ffi.cast("void *", self._base + self._offset(address & -_PAGE, _PAGE))
+        # To allow execution takes nothing from a thread that uses the page, and KVM is told of it.
+        lib.mprotect(page, _PAGE, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        lib.mprotect(page, _PAGE, mmap.PROT_READ | mmap.PROT_WRITE)
 
     def load(self, address: int, fd: int, offset: int, length: int) -> None:
         """Read `length` bytes of a file straight to `address`; EOFError when it is shorter."""

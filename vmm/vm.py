@@ -15,7 +15,10 @@ from .vcpu import Vcpu, supported_cpuid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .bus import Bus
+    from .config import MachineConfig
     from .memory import GuestMemory
 
 
@@ -67,35 +70,43 @@ class Vm:
 
     __slots__ = ("fd", "vcpus")
 
-    def __init__(self, kvm_fd: int, memory: GuestMemory, vcpus: int, bus: Bus) -> None:
-        """Create the VM with `memory` and vCPUs at reset; KvmError, and nothing stays behind."""
+    def __init__(self, kvm_fd: int, memory: GuestMemory, config: MachineConfig, bus: Bus) -> None:
+        """Create the VM with `memory` and vCPUs at reset.
+
+        KvmError, or ConfigError for a processor that this KVM does not have; nothing stays behind.
+        """
         self.vcpus: list[Vcpu] = []
         self.fd = kvm.CREATE_VM(kvm_fd)
         try:
             kvm.SET_IDENTITY_MAP_ADDR(self.fd, ffi.new("uint64_t *", layout.KVM_IDENTITY_MAP))
             kvm.SET_TSS_ADDR(self.fd, layout.KVM_TSS)
             kvm.CREATE_IRQCHIP(self.fd)
-            pit = ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY})
-            kvm.CREATE_PIT2(self.fd, pit)
+            if config.pit:
+                pit = ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY})
+                kvm.CREATE_PIT2(self.fd, pit)
             memory.register(self.fd)
-            self._create_vcpus(kvm_fd, vcpus, bus)
+            self._create_vcpus(kvm_fd, config, bus)
         except BaseException:
             self.close()
             raise
 
-    def _create_vcpus(self, kvm_fd: int, count: int, bus: Bus) -> None:
-        supported = supported_cpuid(kvm_fd)
+    def _create_vcpus(self, kvm_fd: int, config: MachineConfig, bus: Bus) -> None:
+        supported: Sequence[cpuid.Entry] = supported_cpuid(kvm_fd)
+        if config.cpu is not None:
+            supported = config.cpu.with_vendor(supported)
+        count = config.vcpus
         deadline = kvm.extension(kvm_fd, "KVM_CAP_TSC_DEADLINE_TIMER") != 0
         run_size = kvm.GET_VCPU_MMAP_SIZE(kvm_fd)
         for index in range(count):
             vcpu = Vcpu(self.fd, index, run_size, bus)
             self.vcpus.append(vcpu)
             tsc_khz = kvm.GET_TSC_KHZ(vcpu.fd)
-            vcpu.set_cpuid(
-                cpuid.for_vcpu(
-                    supported, vcpu=index, vcpus=count, tsc_khz=tsc_khz, deadline=deadline
-                )
+            entries = cpuid.for_vcpu(
+                supported, vcpu=index, vcpus=count, tsc_khz=tsc_khz, deadline=deadline
             )
+            if config.cpu is not None:
+                entries = config.cpu.with_features(entries)
+            vcpu.set_cpuid(entries)
             vcpu.reset()
 
     def close(self) -> None:

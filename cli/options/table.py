@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ...devices.virtio.block import BlockConfig
     from ...devices.virtio.console import ConsoleConfig
     from ...qmp.listener import ListenerConfig
+    from ...vmm.cpu_model import CpuModel
     from .python_devices import PythonDeviceConfig
 
 ACCELERATORS = ("auto", "kvm", "lab")
@@ -36,6 +37,7 @@ class Options:
         "accel",
         "append",
         "console",
+        "cpu",
         "daemonize",
         "discovery",
         "disks",
@@ -51,11 +53,13 @@ class Options:
         "name",
         "nics",
         "pidfile",
+        "pit",
         "python_devices",
         "serial",
         "share",
         "smp",
         "stats",
+        "testdev",
         "timeline",
     )
 
@@ -63,6 +67,7 @@ class Options:
         self.accel = "auto"
         self.append: str | None = None
         self.console: ConsoleConfig | None = None
+        self.cpu: CpuModel | None = None
         self.daemonize = False
         self.discovery = "auto"
         self.disks: tuple[BlockConfig, ...] = ()
@@ -78,11 +83,13 @@ class Options:
         self.name = ""
         self.nics: tuple[NicConfig, ...] = ()
         self.pidfile = ""
+        self.pit = True
         self.python_devices: tuple[PythonDeviceConfig, ...] = ()
         self.serial = ""
         self.share = False
         self.smp = 1
         self.stats = False
+        self.testdev = False
         self.timeline: str | None = None
 
 
@@ -138,10 +145,18 @@ def _machine(options: Options, text: str) -> None:
             _accel(options, value)
         elif key == "mem-share":
             options.share = one_of("-machine mem-share", value, TRUE + FALSE) in TRUE
+        elif key == "pit":
+            options.pit = one_of("-machine pit", value, TRUE + FALSE) in TRUE
         elif key in ("dump-guest-core", "usb"):
             one_of(f"-machine {key}", value, TRUE + FALSE)
         else:
             raise ConfigError(f"-machine {text}: no such member as {key}; see pyvirt run -help")
+
+
+def _cpu(options: Options, text: str) -> None:
+    from .cpu import parse as parse_cpu
+
+    options.cpu = parse_cpu(text)
 
 
 def _accel(options: Options, text: str) -> None:
@@ -220,9 +235,16 @@ TABLE = (
     ),
     Option(
         "machine",
-        "[type=]microvm[,discovery=auto|acpi|cmdline][,mem-share=on|off]",
-        "how the guest finds its devices; memory as a memfd for other processes",
+        "[type=]microvm[,discovery=auto|acpi|cmdline][,mem-share=on|off][,pit=on|off]",
+        "how the guest finds its devices; memory as a memfd for other processes; whether the timer "
+        "of old is there",
         _machine,
+    ),
+    Option(
+        "cpu",
+        "host|max[,vendor=NAME][,-FEATURE|+FEATURE|FEATURE=on|off]",
+        "this host's processor, by another vendor's name, or with less features; + names a must",
+        _cpu,
     ),
     Option(
         "disk",
@@ -265,10 +287,10 @@ TABLE = (
         "virtio-net-device,netdev=ID[,id=ID][,mac=ADDRESS][,mtu=N][,mq=on|off][,queue-size=N] | "
         "virtio-serial-device[,id=ID][,max_ports=N] | "
         "virtserialport,chardev=ID[,name=NAME][,nr=N][,id=ID] | "
-        "python,file=FILE[,class=NAME][,id=ID][,key=value]",
+        "python,file=FILE[,class=NAME][,id=ID][,key=value] | pc-testdev | isa-debug-exit",
         "a disk from the drive, a NIC from the netdev, or a port to the chardev of that id (ports "
         "are on the one virtio-serial-device), or a device that is a class in a file of Python, "
-        "which gets the keys",
+        "which gets the keys; or what kvm-unit-tests take for granted",
         _later,
         repeats=True,
     ),
@@ -323,6 +345,8 @@ _OF_DISKS, _OF_NICS = ("disk", "drive", "object"), ("net", "netdev")
 _NIC_DRIVER = "virtio-net-device"
 _PORT_DRIVERS = ("virtio-serial-device", "virtserialport")
 _PYTHON_DRIVER = "python"
+_TEST_DRIVERS = ("pc-testdev", "isa-debug-exit")
+_NO_DISKS = (*_PORT_DRIVERS, *_TEST_DRIVERS)
 MONITOR_OPTIONS = ("qmp", "api-channel", "chardev", "mon")
 _BY_NAME = {option.name: option for option in TABLE}
 
@@ -377,6 +401,7 @@ def parse(argv: list[str]) -> Options:
         options.given.append((name, value))
     _check_together(options)
     _gather_devices(options)
+    _gather_testdev(options)
     _gather_chardevs(options)
     return options
 
@@ -390,7 +415,7 @@ def _gather_devices(options: Options) -> None:
             pythons.append(text)
         elif driver == _NIC_DRIVER or name in _OF_NICS:
             nics.append((name, text))
-        elif (name == "device" and driver not in _PORT_DRIVERS) or name in _OF_DISKS:
+        elif (name == "device" and driver not in _NO_DISKS) or name in _OF_DISKS:
             disks.append((name, text))
     if disks:
         from .disks import Drives
@@ -414,6 +439,23 @@ def _gather_devices(options: Options) -> None:
         options.python_devices = parse_python(pythons)
 
 
+def _devices_of(options: Options, drivers: tuple[str, ...]) -> list[str]:
+    """Return the values of -device that name one of the drivers."""
+    return [
+        text
+        for name, text in options.given
+        if name == "device" and text.partition(",")[0] in drivers
+    ]
+
+
+def _gather_testdev(options: Options) -> None:
+    devices = _devices_of(options, _TEST_DRIVERS)
+    if devices:
+        from .testdev import parse as parse_testdev
+
+        options.testdev = parse_testdev(devices)
+
+
 def _check_ids(options: Options) -> None:
     """Refuse an id that a disk and a NIC share: requests name either by it."""
     disks = {disk.id for disk in options.disks}
@@ -425,11 +467,7 @@ def _check_ids(options: Options) -> None:
 def _gather_chardevs(options: Options) -> None:
     """Make ports and monitors of their options, which share the chardevs."""
     words = [(name, text) for name, text in options.given if name in MONITOR_OPTIONS]
-    devices = [
-        text
-        for name, text in options.given
-        if name == "device" and text.partition(",")[0] in _PORT_DRIVERS
-    ]
+    devices = _devices_of(options, _PORT_DRIVERS)
     if not words and not devices:
         return
     from .monitors import Monitors
