@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pyvirt.vmm.hotplug import Device, Resource
 
 TIMEOUT = 30.0  # seconds; nothing here takes long unless it hangs
+GENERIC = "GenericError"
 
 
 class File:
@@ -275,6 +276,16 @@ class Bench:
     def close(self) -> None:
         self.session.close()
         self.host.inventory.close()
+
+
+def file(path: str) -> dict[str, str]:
+    """Return a `file` of blockdev-add."""
+    return {"driver": "file", "filename": path}
+
+
+def add_disk(bench: Bench, image: str, name: str = "drive-0", **more: Any) -> None:
+    """Add a backend that nothing uses yet."""
+    bench.do("blockdev-add", node_name=name, file=file(image), **more)
 
 
 class Client:

@@ -9,35 +9,10 @@ import pytest
 from pyvirt.qmp import events, introspect
 from pyvirt.qmp.table import BY_NAME, TABLE
 
-from .fake_machine import Bench
+from .fake_machine import GENERIC, Bench, add_disk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-GENERIC = "GenericError"
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    bench = Bench()
-    yield bench
-    bench.close()
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> str:
-    path = tmp_path / "image"
-    path.write_bytes(bytes(1 << 20))
-    return str(path)
-
-
-def file(path: str) -> dict[str, str]:
-    return {"driver": "file", "filename": path}
-
-
-def add_disk(bench: Bench, image: str, name: str = "drive-0", **more: Any) -> None:
-    bench.do("blockdev-add", node_name=name, file=file(image), **more)
+    pass
 
 
 # The frame of a request.

@@ -7,27 +7,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pyvirt.devices.virtio.fault import KINDS, OPERATIONS
 
-from .fake_machine import Bench
+from .fake_machine import GENERIC, Bench, add_disk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-
-GENERIC = "GenericError"
+    from collections.abc import Iterable
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(bench: Bench, image: str) -> Bench:
     """A machine with a disk in slot 1 and a NIC in slot 0."""
-    image = tmp_path / "image"
-    image.write_bytes(bytes(1 << 20))
-    bench = Bench()
-    bench.do("blockdev-add", node_name="drive", file={"driver": "file", "filename": str(image)})
+    add_disk(bench, image, "drive")
     bench.do("device_add", id="disk", driver="virtio-blk-mmio", drive="drive", addr="1")
     bench.do("netdev_add", id="nic", ifname="tap0")
     bench.do("device_add", id="nic", driver="virtio-net-mmio")
-    yield bench
-    bench.close()
+    return bench
 
 
 def test_a_fault_with_everything(bench: Bench) -> None:

@@ -10,17 +10,9 @@ import pytest
 from .fake_machine import Bench
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 HIGH = (1 << 64) - 1
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    bench = Bench()
-    yield bench
-    bench.close()
 
 
 def test_reading(bench: Bench) -> None:
