@@ -12,6 +12,7 @@ from ...devices.virtio import block
 from ...errors import ConfigError
 from . import members
 from .members import one_of, pairs
+from .pairing import Pairing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,12 +96,10 @@ _OBJECT = (("id", "id", members.name),)
 class Drives:
     """What the options say so far, in their order."""
 
-    __slots__ = ("_devices", "_drives", "_given", "_iothreads")
+    __slots__ = ("_iothreads", "_pairing")
 
     def __init__(self) -> None:
-        self._drives: dict[str, dict[str, Any]] = {}
-        self._devices: set[str] = set()
-        self._given: list[tuple[str, dict[str, Any]]] = []
+        self._pairing = Pairing("drive", "disk")
         self._iothreads: dict[str, IoThread] = {}
 
     def add(self, option: str, text: str) -> None:
@@ -120,31 +119,16 @@ class Drives:
             if field not in fields:
                 raise ConfigError(f"-drive {text}: has no {name}; give id=NAME,file=FILE")
         fields["option"] = f"-drive file={fields['path']}"
-        self._enter("-drive", fields)
-        self._given.append(("drive", fields))
+        _check("-drive", fields)
+        self._pairing.add_backend(fields)
 
     def _add_disk(self, text: str) -> None:
         fields = members.read("-disk", pairs("-disk", text, "file"), _DISK)
         if "path" not in fields:
             raise ConfigError(f"-disk {text}: names no file; give -disk FILE[,option=value]")
-        number = len(self._given)
-        while "id" not in fields:
-            if f"disk{number}" not in self._drives:
-                fields["id"] = f"disk{number}"
-            number += 1
         fields["option"] = f"-disk {fields['path']}"
-        self._enter("-disk", fields)
-        self._given.append(("disk", fields))
-
-    def _enter(self, option: str, fields: dict[str, Any]) -> None:
-        name = fields["id"]
-        if name in self._drives:
-            raise ConfigError(f"{option} id={name}: there is one of that name; give another")
-        if fields.get("detect_zeroes") == "unmap" and not fields.get("unmap"):
-            raise ConfigError(
-                f"{option} id={name}: detect-zeroes=unmap goes with discard=unmap; give both"
-            )
-        self._drives[name] = fields
+        _check("-disk", fields)
+        self._pairing.add_whole("-disk", fields)
 
     def _add_device(self, text: str) -> None:
         driver, _, rest = text.partition(",")
@@ -154,14 +138,7 @@ class Drives:
                 "virtio-serial-device, virtserialport and python"
             )
         fields = members.read("-device", pairs("-device", rest, "") if rest else [], _DEVICE)
-        if "drive" not in fields:
-            raise ConfigError(f"-device {text}: names no drive; give drive=ID")
-        name = fields.get("device")
-        if name in self._devices:
-            raise ConfigError(f"-device id={name}: there is one of that name; give another")
-        if name is not None:
-            self._devices.add(name)
-        self._given.append(("device", fields))
+        self._pairing.add_device(text, fields)
 
     def _add_object(self, text: str) -> None:
         kind, _, rest = text.partition(",")
@@ -180,21 +157,7 @@ class Drives:
 
         A drive that no device names is a disk by itself, in its own place.
         """
-        by_drive: dict[str, dict[str, Any]] = {}
-        for kind, fields in self._given:
-            if kind != "device":
-                continue
-            name = fields["drive"]
-            if name not in self._drives:
-                raise ConfigError(f"-device drive={name}: there is no such -drive; add id={name}")
-            if name in by_drive:
-                raise ConfigError(f"-device drive={name}: has a device already; drop one")
-            by_drive[name] = fields
-        disks = tuple(
-            self._disk(fields)
-            for kind, fields in self._given
-            if kind != "drive" or fields["id"] not in by_drive
-        )
+        disks = tuple(self._disk(*sides) for sides in self._pairing.devices())
         _check_engines(disks)
         return disks
 
@@ -202,16 +165,14 @@ class Drives:
         """Return the threads in the order of their options, whether a disk is on them or not."""
         return tuple(self._iothreads.values())
 
-    def _disk(self, given: dict[str, Any]) -> block.BlockConfig:
-        fields = given
-        if "drive" in given:
-            fields = self._drives[given["drive"]] | given
-            if given.get("serial") and self._drives[given["drive"]].get("serial"):
-                raise ConfigError(
-                    f"-device drive={given['drive']}: the serial is given with the -drive too; "
-                    "give it once"
-                )
-        elif "if" in given:
+    def _disk(self, given: dict[str, Any], drive: dict[str, Any]) -> block.BlockConfig:
+        fields = drive | given
+        if given.get("serial") and drive.get("serial"):
+            raise ConfigError(
+                f"-device drive={given['drive']}: the serial is given with the -drive too; "
+                "give it once"
+            )
+        if "if" in given:
             raise ConfigError(
                 f"-drive id={given['id']}: no -device names it; "
                 f"add -device {_DRIVER},drive={given['id']}, or leave if=none out"
@@ -235,6 +196,12 @@ class Drives:
         return block.BlockConfig(
             **{k: v for k, v in fields.items() if k not in {"drive", "device", "if"}}
         )
+
+
+def _check(option: str, fields: dict[str, Any]) -> None:
+    if fields.get("detect_zeroes") == "unmap" and not fields.get("unmap"):
+        where = f"{option} id={fields['id']}" if "id" in fields else fields["option"]
+        raise ConfigError(f"{where}: detect-zeroes=unmap goes with discard=unmap; give both")
 
 
 def _check_engines(disks: tuple[block.BlockConfig, ...]) -> None:

@@ -16,6 +16,7 @@ from ...devices.virtio import net
 from ...errors import ConfigError
 from . import members
 from .members import pairs
+from .pairing import Pairing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -134,12 +135,10 @@ _OF_NIC = {field for _, field, _ in (_NAME, _MAC, _MTU, _QUEUE_SIZE, *_LIMITS)}
 class Nics:
     """What the options say so far, in their order."""
 
-    __slots__ = ("_devices", "_given", "_netdevs")
+    __slots__ = ("_pairing",)
 
     def __init__(self) -> None:
-        self._netdevs: dict[str, dict[str, Any]] = {}
-        self._devices: set[str] = set()
-        self._given: list[tuple[str, dict[str, Any]]] = []
+        self._pairing = Pairing("netdev", "net")
 
     def add(self, option: str, text: str) -> None:
         """Take the value of one option: `netdev`, `device` or `net`."""
@@ -160,8 +159,7 @@ class Nics:
         if "id" not in fields:
             raise ConfigError(f"-netdev {text}: has no id; give id=NAME")
         fields["backend"] = _backend("-netdev", kind or "tap", fields)
-        self._enter("-netdev", fields)
-        self._given.append(("netdev", fields))
+        self._pairing.add_backend(fields)
 
     def _add_net(self, text: str) -> None:
         given = pairs("-net", text, "ifname")
@@ -170,32 +168,13 @@ class Nics:
             fields = members.read("-net", given[1:], _NET_USER)
         else:
             fields = members.read("-net", given, _NET)
-        number = len(self._given)
-        while "id" not in fields:
-            if f"net{number}" not in self._netdevs:
-                fields["id"] = f"net{number}"
-            number += 1
         fields["backend"] = _backend("-net", kind, fields)
-        self._enter("-net", fields)
-        self._given.append(("net", fields))
-
-    def _enter(self, option: str, fields: dict[str, Any]) -> None:
-        name = fields["id"]
-        if name in self._netdevs:
-            raise ConfigError(f"{option} id={name}: there is one of that name; give another")
-        self._netdevs[name] = fields
+        self._pairing.add_whole("-net", fields)
 
     def _add_device(self, text: str) -> None:
         _, _, rest = text.partition(",")
         fields = members.read("-device", pairs("-device", rest, "") if rest else [], _DEVICE)
-        if "netdev" not in fields:
-            raise ConfigError(f"-device {text}: names no netdev; give netdev=ID")
-        name = fields.get("device")
-        if name in self._devices:
-            raise ConfigError(f"-device id={name}: there is one of that name; give another")
-        if name is not None:
-            self._devices.add(name)
-        self._given.append(("device", fields))
+        self._pairing.add_device(text, fields)
 
     def nics(self, threads: Container[str] = ()) -> tuple[NicConfig, ...]:
         """Return the NICs in the order of their options; ConfigError when they do not match.
@@ -203,47 +182,30 @@ class Nics:
         A netdev that no device names is a NIC by itself, in its own place. `threads` are the ids
         that an `iothread` may have.
         """
-        for _, fields in self._given:
-            name = fields.get("iothread")
-            if name is not None and name not in threads:
-                raise ConfigError(
-                    f"iothread={name}: there is no such thread; add -object iothread,id={name}"
-                )
-        by_netdev: dict[str, dict[str, Any]] = {}
-        for kind, fields in self._given:
-            if kind != "device":
-                continue
-            name = fields["netdev"]
-            if name not in self._netdevs:
-                raise ConfigError(f"-device netdev={name}: there is no such -netdev; add id={name}")
-            if name in by_netdev:
-                raise ConfigError(f"-device netdev={name}: has a device already; drop one")
-            by_netdev[name] = fields
-        nics = tuple(
-            self._nic(fields)
-            for kind, fields in self._given
-            if kind != "netdev" or fields["id"] not in by_netdev
-        )
+        nics = tuple(_nic(given, netdev, threads) for given, netdev in self._pairing.devices())
         _check_unique(nics)
         return nics
 
-    def _nic(self, given: dict[str, Any]) -> NicConfig:
-        fields = given
-        if "netdev" in given:
-            netdev = self._netdevs[given["netdev"]]
-            if "mac" in given and "mac" in netdev:
-                raise ConfigError(
-                    f"-device netdev={given['netdev']}: the MAC address is given with the "
-                    "-netdev too; give it once"
-                )
-            if given.get("mq") is False and netdev["backend"].queues > 1:
-                raise ConfigError(
-                    f"-device netdev={given['netdev']},mq=off: the netdev has "
-                    f"{netdev['backend'].queues} queues; leave mq or queues out"
-                )
-            fields = netdev | given
-        words = {key: value for key, value in fields.items() if key in _OF_NIC and key != "id"}
-        return NicConfig(fields["id"], fields["backend"], **words)
+
+def _nic(given: dict[str, Any], netdev: dict[str, Any], threads: Container[str]) -> NicConfig:
+    if "mac" in given and "mac" in netdev:
+        raise ConfigError(
+            f"-device netdev={given['netdev']}: the MAC address is given with the "
+            "-netdev too; give it once"
+        )
+    if netdev and given.get("mq") is False and netdev["backend"].queues > 1:
+        raise ConfigError(
+            f"-device netdev={given['netdev']},mq=off: the netdev has "
+            f"{netdev['backend'].queues} queues; leave mq or queues out"
+        )
+    fields = netdev | given
+    name = fields.get("iothread")
+    if name is not None and name not in threads:
+        raise ConfigError(
+            f"iothread={name}: there is no such thread; add -object iothread,id={name}"
+        )
+    words = {key: value for key, value in fields.items() if key in _OF_NIC and key != "id"}
+    return NicConfig(fields["id"], fields["backend"], **words)
 
 
 def _backend(option: str, kind: str, fields: dict[str, Any]) -> Netdev:

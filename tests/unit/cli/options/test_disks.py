@@ -195,6 +195,8 @@ def test_names_are_found_for_the_nameless() -> None:
         (["-device", "virtio-blk-device"], "names no drive"),
         (["-device", "virtio-blk-pci,drive=root"], "-device virtio-blk-pci: no such device"),
         (["-drive", DRIVE, "-device", DEVICE, "-device", DEVICE], "has a device already"),
+        (["-disk", "/a,id=root", "-device", DEVICE], "-device drive=root: has a device already"),
+        (["-disk", "/a,detect-zeroes=unmap"], "-disk /a: detect-zeroes=unmap goes with discard"),
         (["-drive", DRIVE, "-device", f"{DEVICE},num-queues=0"], "from 1 to 64"),
         (["-drive", DRIVE, "-device", f"{DEVICE},num-queues=65"], "from 1 to 64"),
         (["-drive", DRIVE, "-device", f"{DEVICE},queue-size=1"], "from 2 to 1024"),

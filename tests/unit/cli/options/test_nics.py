@@ -200,6 +200,7 @@ def test_members_of_a_device(text: str, changed: dict[str, Any]) -> None:
         (["-device", "virtio-net-device"], "names no netdev"),
         (["-device", "virtio-net-pci,netdev=n0"], "-device virtio-net-pci: no such device; there "),
         (["-netdev", TAP, "-device", DEVICE, "-device", DEVICE], "has a device already"),
+        (["-net", "tap0,id=n0", "-device", DEVICE], "-device netdev=n0: has a device already"),
         (["-netdev", f"{TAP},queues=2", "-device", f"{DEVICE},mq=off"], "the netdev has 2 queues"),
         (
             ["-netdev", f"id=n0,netdev=t,mac={MAC}", "-device", f"{DEVICE},mac={MAC}"],
