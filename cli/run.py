@@ -138,6 +138,7 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
                         machine.start()
                         control.start()
                         started()
+                        _warn(options, log)
                         events.wait(machine, log)
                         machine.stop()
                         serial.flush(_FLUSH_MS)
@@ -158,6 +159,14 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
     assert machine.end is not None
     log.info(f"ended: {machine.end.reason}")
     return machine.end.status
+
+
+def _warn(options: Options, log: Log) -> None:
+    """Say what the running guest will not find, where that takes a look at its kernel's build."""
+    if options.discovery == "cmdline":
+        from . import kernel_needs
+
+        kernel_needs.warn(options, log)
 
 
 def _check_timeline(where: str) -> None:
