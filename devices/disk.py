@@ -152,7 +152,9 @@ class Disk:
         No I/O goes on. The size is a multiple of `unit`, the guest's block size.
         """
         unit = max(unit, self.offset_align)
-        if size == 0 or size % unit:
+        if size == 0:
+            raise ConfigError(f"size 0: a disk has some; give at least {unit} bytes")
+        if size % unit:
             raise ConfigError(f"size {size}: not a multiple of {unit} bytes; give one")
         try:
             if stat.S_ISBLK(os.fstat(self.fd).st_mode):

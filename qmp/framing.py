@@ -31,6 +31,8 @@ _SPACE = re.compile(rb"[ \t\r\n\xff]*")
 _AFTER_JUNK = re.compile(rb"[\n{\[\xff]")
 _OUTSIDE = re.compile(rb'["{}\[\]\xff]')
 _INSIDE = re.compile(rb'["\\\n\xff]')
+# An escape as `json` writes it; a pair of surrogates is one character.
+_ESCAPE = re.compile(r"\\(?:ud[89ab]..\\ud[c-f]..|(?P<lone>ud[89a-f]..)|.)")
 _CLOSERS = {ord("{"): ord("}"), ord("["): ord("]")}
 
 
@@ -51,11 +53,22 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+def _out_of_range(text: str) -> ValueError:
+    return ValueError(f"number out of range: {text[:40]}")
+
+
 def _float(text: str) -> float:
     value = float(text)
     if isinf(value):
-        raise ValueError(f"number out of range: {text[:40]}")
+        raise _out_of_range(text)
     return value
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:  # Python converts a few thousand digits, which is more than anybody means
+        raise _out_of_range(text) from None
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -70,7 +83,10 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(
-    parse_constant=_refuse_constant, parse_float=_float, object_pairs_hook=_members
+    parse_constant=_refuse_constant,
+    parse_float=_float,
+    parse_int=_integer,
+    object_pairs_hook=_members,
 )
 
 
@@ -82,9 +98,8 @@ def parse(data: bytes) -> dict[str, Any] | Fault:
         return Fault(f"invalid UTF-8 at byte {error.start + 1} of the request")
     except json.JSONDecodeError as error:
         return Fault(f"{error.msg.removesuffix(' at')} at line {error.lineno} column {error.colno}")
-    except ValueError as error:
-        # Ours from above, or Python's of an integer with thousands of digits.
-        return Fault(str(error).partition(";")[0])
+    except ValueError as error:  # ours, from above
+        return Fault(str(error))
     assert isinstance(value, dict)
     return value
 
@@ -231,5 +246,16 @@ class Decoder:
 
 
 def encode(message: object) -> bytes:
-    """Return one object as it goes to a client: compact, in ASCII, with CR and LF behind it."""
-    return json.dumps(message, separators=(",", ":"), allow_nan=False).encode() + b"\r\n"
+    """Return one object as it goes to a client: compact, in ASCII, with CR and LF behind it.
+
+    Bytes of a file's name that are not UTF-8, which Python keeps as lone surrogates, become U+FFFD:
+    many a JSON reader refuses the whole message for one surrogate.
+    """
+    text = json.dumps(message, separators=(",", ":"), allow_nan=False)
+    if "\\ud" in text:
+        text = _ESCAPE.sub(_valid, text)
+    return text.encode() + b"\r\n"
+
+
+def _valid(escape: re.Match[str]) -> str:
+    return "\\ufffd" if escape["lone"] else escape[0]

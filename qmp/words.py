@@ -23,8 +23,10 @@ def arguments(command: str, words: list[str]) -> dict[str, Any]:
     if len(words) == 1 and words[0].startswith("{"):
         try:
             given = json.loads(words[0])
-        except ValueError as error:
+        except json.JSONDecodeError as error:
             raise ConfigError(f"{command}: {error} in {words[0]}") from None
+        except ValueError:  # of thousands of digits
+            raise ConfigError(f"{command}: number out of range; give a smaller one") from None
         assert isinstance(given, dict)
         return given
     found: dict[str, Any] = {}

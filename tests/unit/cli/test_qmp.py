@@ -210,6 +210,7 @@ NO_NAME = "Expecting property name enclosed in double quotes: line 1 column 2 (c
         (["a=1", "a=2"], "stop a=2: a is given twice; give it once"),
         (["a=1", "a.b=2"], "stop a.b=2: a has a value already; give one or the other"),
         (["{x}"], f"stop: {NO_NAME} in {{x}}"),
+        (['{"x":' + "1" * 5000 + "}"], "stop: number out of range; give a smaller one"),
     ],
 )  # fmt: skip
 def test_words_that_are_none(given: list[str], text: str) -> None:
@@ -220,7 +221,7 @@ def test_words_that_are_none(given: list[str], text: str) -> None:
 
 def test_completions() -> None:
     assert words.completions("device_add", "dr") == ["driver=", "drive="]
-    assert words.completions("blockdev-add", "file.d") == ["file.driver="]
+    assert words.completions("blockdev-add", "file.dri") == ["file.driver="]
     assert words.completions("blockdev-add", "file.driver=h") == ["file.driver=host_device"]
     assert words.completions("blockdev-add", "read-only=") == ["read-only=true", "read-only=false"]
     assert words.completions("unheard-of", "") == []

@@ -293,7 +293,7 @@ def test_requests_under_way_are_complete_before(guest: Guest) -> None:
 @pytest.mark.parametrize(
     ("size", "reason"),
     [
-        (0, "size 0: not a multiple of 512 bytes; give one"),
+        (0, "size 0: a disk has some; give at least 512 bytes"),
         (511, "size 511: not a multiple of 512 bytes; give one"),
         ((1 << 63) - 512, f"size {(1 << 63) - 512}: "),
     ],
