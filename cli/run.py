@@ -66,6 +66,7 @@ def config(options: Options) -> MachineConfig:
         vcpus=options.smp,
         memory=options.memory,
         name=options.name,
+        uuid=options.uuid,
         discovery=options.discovery,
         share=options.share,
         frozen=options.freeze,

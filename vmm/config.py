@@ -33,6 +33,7 @@ class MachineConfig:
         "read_exits",
         "share",
         "testdev",
+        "uuid",
         "vcpus",
     )
 
@@ -45,6 +46,7 @@ class MachineConfig:
         vcpus: int = 1,
         memory: int = 256 << 20,
         name: str = "",
+        uuid: str = "",
         discovery: str = "auto",
         share: bool = False,
         frozen: bool = False,
@@ -59,6 +61,7 @@ class MachineConfig:
     ) -> None:
         """`memory` is in bytes, 128 MiB to 512 GiB; `vcpus` 1 to 254; `frozen` starts paused.
 
+        `uuid` is for who asks the monitor; the guest does not see it.
         `discovery` says how the guest finds its devices: `acpi`, `cmdline` (with an MP table
         and no ACPI), or `auto`, which is ACPI. `share` makes guest memory a memfd. `disks` are in
         the order of their slots, and so are `nics`, after them; then comes the `console` with its
@@ -73,6 +76,7 @@ class MachineConfig:
         self.vcpus = vcpus
         self.memory = memory
         self.name = name
+        self.uuid = uuid
         self.discovery = discovery
         self.share = share
         self.frozen = frozen

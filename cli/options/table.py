@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ACCELERATORS = ("auto", "kvm", "lab")
 _NAME_MAX = 255
+_UUID_GROUPS = [8, 4, 4, 4, 12]  # digits
 # Options of other monitors that tools pass by habit and that ask for nothing here.
 _IGNORED = ("nodefaults", "no-user-config", "nographic", "disable-seccomp", "no-reboot")
 _HELP = ("h", "help")
@@ -61,6 +62,7 @@ class Options:
         "stats",
         "testdev",
         "timeline",
+        "uuid",
     )
 
     def __init__(self) -> None:
@@ -91,6 +93,7 @@ class Options:
         self.stats = False
         self.testdev = False
         self.timeline: str | None = None
+        self.uuid = ""
 
 
 def parse_size(option: str, text: str) -> int:
@@ -167,6 +170,16 @@ def _name(options: Options, text: str) -> None:
     if len(text) > _NAME_MAX:
         raise ConfigError(f"-name: {len(text)} characters, {_NAME_MAX} is the most; shorten it")
     options.name = text
+
+
+def _uuid(options: Options, text: str) -> None:
+    groups = text.split("-")
+    digits = "".join(groups).lower()
+    if [len(group) for group in groups] != _UUID_GROUPS or digits.strip("0123456789abcdef"):
+        raise ConfigError(
+            f"-uuid {text}: not a UUID; give 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12"
+        )
+    options.uuid = text.lower()
 
 
 def _file(field: str) -> Callable[[Options, str], None]:
@@ -326,6 +339,7 @@ TABLE = (
     ),
     Option("accel", "auto|kvm|lab", "this host's KVM, the nested lab, or whichever works", _accel),
     Option("name", "TEXT", "name of the machine, at most 255 characters", _name),
+    Option("uuid", "UUID", "UUID of the machine, for those who ask its monitor", _uuid),
     Option("S", "", "start paused (also -freeze)", _flag("freeze")),
     Option("daemonize", "", "go to the background when the guest has started", _flag("daemonize")),
     Option("pidfile", "FILE", "write the monitor's process id there", _file("pidfile")),

@@ -242,10 +242,27 @@ def test_vcpu_shape(text: str, problem: str) -> None:
         (["-accel", "KVM"], "-accel KVM: not one of auto, kvm, lab"),
         (["-name", "x" * 256], "-name: 256 characters, 255 is the most; shorten it"),
         (["-initrd", "i"], "-initrd i: needs a -kernel to go with it"),
+        *(
+            (
+                ["-uuid", text],
+                (f"-uuid {text}: not a UUID; "
+                "give 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12"),
+            )
+            for text in (
+                "", "9f1c3e0a1f1e4b7e8a432f0f4c1d2e3b", "9f1c3e0a-1f1e-4b7e-8a43-2f0f4c1d2e3",
+                "9f1c3e0a-1f1e-4b7e-8a43-2f0f4c1d2e3g", "{9f1c3e0-1f1e-4b7e-8a43-2f0f4c1d2e3b}",
+            )
+        ),
     ],
-)
+)  # fmt: skip
 def test_refusals(argv: list[str], message: str) -> None:
     assert refusal(lambda: parse(argv)) == message
+
+
+def test_uuid() -> None:
+    assert parse([]).uuid == ""
+    uuid = "9F1C3E0A-1f1e-4b7e-8a43-2f0f4c1d2e3b"
+    assert parse(["-uuid", uuid]).uuid == uuid.lower()
 
 
 def test_daemon_has_no_terminal() -> None:
