@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import events
-from .schema import Boolean, Choice, Integer, Struct
+from .schema import Boolean, Choice, Integer, ListOf, Only, Struct
 from .table import CHAPTERS
 
 if TYPE_CHECKING:
@@ -15,16 +15,23 @@ if TYPE_CHECKING:
 
     from .schema import Command, Field, Type
 
+_DIFFERENCES = """\
+Requests, answers and events of a name that QEMU has are as its schema (`query-qmp-schema`) says, of
+QEMU 7.2 and with what later ones require, but for these. What has no effect, or is refused,
+is said with each member above."""
 _MARK = "<!-- From here on made by: python -m pyvirt.qmp.doc docs/qmp.md -->\n\n"
 
 
 def _type(kind: Type) -> str:
     if isinstance(kind, Choice):
-        return " or ".join(f"`{value}`" for value in kind.values)
+        empty = " or empty" if kind.empty else ""
+        return " or ".join(f"`{value}`" for value in kind.values) + empty
     if isinstance(kind, Integer):
         return f"number, {kind.least} to {kind.most}"
     if isinstance(kind, Boolean) and kind.words:
         return "bool, `on` or `off`"
+    if isinstance(kind, ListOf):
+        return f"array of {_type(kind.element)}"
     return kind.name
 
 
@@ -38,9 +45,13 @@ def _rows(fields: Sequence[Field], above: str = "") -> Iterator[str]:
     for field in fields:
         name = f"{above}.{field.name}" if above else field.name
         note = f" ({_default(field)})" if field.optional else ""
-        yield f"| `{name}` | {_type(field.type)} | {field.doc}{note} |"
-        if isinstance(field.type, Struct):
-            yield from _rows(field.type.fields, name)
+        doc = field.doc
+        if isinstance(field.type, Only):
+            doc += f"; all else is refused: {field.type.reason}"
+        yield f"| `{name}` | {_type(field.type)} | {doc}{note} |"
+        inner = field.type.element if isinstance(field.type, ListOf) else field.type
+        if isinstance(inner, Struct):
+            yield from _rows(inner.fields, name)
 
 
 def _table(fields: Sequence[Field]) -> list[str]:
@@ -65,24 +76,40 @@ def _command(command: Command[Any]) -> list[str]:
     return [*lines, ""]
 
 
+def _departures() -> list[str]:
+    lines = ["## Where QEMU differs", "", _DIFFERENCES, ""]
+    lines += ["| command | member | here |", "|---|---|---|"]
+    lines += [
+        f"| `{command.name}` | `{one.path}` | {one.why} |"
+        for _, commands in CHAPTERS
+        for command in commands
+        for one in command.departures
+    ]
+    return [*lines, ""]
+
+
 def reference() -> str:
     """Return the chapters about commands and events."""
     lines = []
     for title, commands in CHAPTERS:
         lines += [f"## {title}", ""]
-        if all(command.example is None and not command.arguments.fields for command in commands):
+        plain = [one for one in commands if one.example is None and not one.arguments.fields]
+        # A table where most commands have nothing to show.
+        rows = plain if 2 * len(plain) > len(commands) else []
+        if rows:
             lines += ["| command | answer | since |", "|---|---|---|"]
-            lines += [f"| `{c.name}` | {c.doc} | {c.since} |" for c in commands]
+            lines += [f"| `{c.name}` | {c.doc} | {c.since} |" for c in rows]
             lines.append("")
-            continue
         for command in commands:
-            lines += _command(command)
+            if command not in rows:
+                lines += _command(command)
     lines += ["## Events", ""]
     for event in events.TABLE:
         limit = ""
         if event.is_limited:
             limit = f" At most one a second{' of each device' if event.of else ''}; then the last."
         lines += [f"### {event.name}", "", event.doc + limit, *_table(event.data), ""]
+    lines += _departures()
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

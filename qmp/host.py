@@ -67,12 +67,14 @@ class Counters:
 
 @dataclass(frozen=True)
 class Image:
-    """What a client may know of an open disk image; `size` in bytes."""
+    """What a client may know of an open disk image; `size` in bytes, the rest as in DiskRequest."""
 
     path: str
     size: int
     readonly: bool
     direct: bool
+    iops: int = 0
+    detect_zeroes: str = "off"
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ if TYPE_CHECKING:
         """One machine."""
 
         name: str
+        uuid: str  # "" where none was given
+        memory: int  # bytes of RAM
         inventory: Inventory
 
         def state(self) -> str:

@@ -62,6 +62,8 @@ class MachineHost:
     ) -> None:
         """Enter the disks and NICs that the machine has from its start; it is not ours."""
         self.name = of.config.name
+        self.uuid = of.config.uuid
+        self.memory = of.config.memory
         self.inventory = Inventory()
         self._machine = of
         self._chardevs = chardevs
@@ -211,7 +213,14 @@ class MachineHost:
         """Tell about an open image."""
         assert isinstance(resource, OpenImage)
         config, disk = resource.config, resource.disk
-        return Image(config.path, disk.sectors * SECTOR, config.readonly, disk.direct)
+        return Image(
+            config.path,
+            disk.sectors * SECTOR,
+            config.readonly,
+            disk.direct,
+            config.iops,
+            config.detect_zeroes,
+        )
 
     def open_nic(self, request: NicRequest) -> Resource:
         """Open a tap, by its name or by copies of the descriptors."""
@@ -233,14 +242,31 @@ class MachineHost:
                 os.close(fd)
             raise
 
+    def _iothread(self, device: Device) -> IoThread | None:
+        """Return the thread that a disk asks for; QmpError where its requests cannot go there."""
+        chosen = next((one for one in self._iothreads if one.id == device.iothread), None)
+        image = device.backend.resource
+        assert isinstance(image, OpenImage)
+        for other in self.inventory.devices(BLOCK):
+            theirs = other.backend.resource
+            assert isinstance(theirs, OpenImage)
+            named = theirs.config.iothread.id if theirs.config.iothread else ""
+            is_shared = device.iothread and device.iothread == (other.iothread or named)
+            if is_shared and theirs.engine != image.engine:
+                raise QmpError(
+                    f"`iothread` {device.iothread} serves {other.id} by {theirs.engine}; give "
+                    f"blockdev-add `aio` {theirs.engine} as well, or leave `iothread` out"
+                )
+        return chosen
+
     def attach(self, device: Device) -> None:
         """Put the backend behind the slot."""
         options: dict[str, Any] = {}
         backend = device.backend
         if backend.kind == NET:
             options = {"id": device.id, "mac": mac.parse("mac", device.mac) if device.mac else b""}
-        elif device.serial:
-            options = {"serial": device.serial}
+        else:
+            options = {"serial": device.serial, "iothread": self._iothread(device)}
         self._machine.attach(_KINDS[backend.kind], device.slot, backend.resource, **options)
 
     def detach(self, device: Device) -> None:

@@ -101,6 +101,12 @@ class Monitor(Context):
     def _look_up(
         self, session: Session, request: dict[str, Any]
     ) -> tuple[Command[Session], Arguments]:
+        if "exec-oob" in request:
+            # QEMU's sentence for a client that has not asked for the capability.
+            raise QmpError(
+                "QMP input member 'exec-oob' is unexpected: there is no capability `oob`; "
+                "send `execute`"
+            )
         for member in request:
             if member not in _MEMBERS:
                 among = ", ".join(f"`{name}`" for name in _MEMBERS)

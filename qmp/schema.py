@@ -6,6 +6,7 @@ name of the field.
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -144,24 +145,56 @@ class Boolean(Type):
 
 
 class Choice(Type):
-    """One of a few strings."""
+    """One of a few strings; with `empty` also "", which some clients send for none of them."""
 
     name = "enum"
     json = "string"
 
-    def __init__(self, *values: str) -> None:
+    def __init__(self, *values: str, empty: bool = False) -> None:
         self.values = values
+        self.empty = empty
         self.expected = " or ".join(f"`{value}`" for value in values)
 
     def read(self, value: Any, field: str) -> str:
         """Return the string."""
         if not isinstance(value, str):
             raise self.refuse(value, field)
-        if value not in self.values:
+        if value not in self.values and not (self.empty and value == ""):
             raise QmpError(
                 f"unknown variant `{shown(value)}`, expected {self.expected} for `{field}`"
             )
         return value
+
+
+class Scalar(Type):
+    """A string, a number or a truth value, whichever: of members that have no effect here."""
+
+    name = "any"
+    expected = "a string, a number or a boolean"
+
+    def read(self, value: Any, field: str) -> Any:
+        """Return the value."""
+        if value is None or isinstance(value, dict | list):
+            raise self.refuse(value, field)
+        return value
+
+
+class Only(Type):
+    """A member of which one value is offered, or none: others are refused for a reason."""
+
+    def __init__(self, reason: str, *values: bool | int | str) -> None:
+        """`reason` goes behind "is not offered: ", and says what to do instead."""
+        self.reason = reason
+        self.values = values
+        self.name = " or ".join(f"`{json.dumps(value)}`" for value in values) or "none"
+
+    def read(self, value: Any, field: str) -> Any:
+        """Return the value."""
+        # 0 and False are equal; JSON's are not.
+        if any(type(value) is type(one) and value == one for one in self.values):
+            return value
+        told = shown(value if isinstance(value, str) else json.dumps(value))
+        raise QmpError(f"`{field}` {told} is not offered: {self.reason}")
 
 
 class ListOf(Type):
@@ -229,6 +262,14 @@ _NOTHING = Struct()
 
 
 @dataclass(frozen=True)
+class Departure:
+    """Where a command is not as QEMU's schema has it: the members' path, and why."""
+
+    path: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Command(Generic[S]):
     """One command: everything that the server, its clients and the manual know of it.
 
@@ -236,7 +277,7 @@ class Command(Generic[S]):
     goes into `return`; QmpError when the command is refused. `since` is the StratoVirt release that
     has it ("v2": one of that series), or "pyvirt". With `answer_first` the events that it causes
     follow the answer. `example` is a request's arguments and the answer to them, in JSON, for the
-    manual.
+    manual. `departures` are all the places where a command of QEMU's leaves its schema.
     """
 
     name: str
@@ -246,6 +287,7 @@ class Command(Generic[S]):
     since: str = "v0.1.0"
     answer_first: bool = False
     example: tuple[str, str] | None = None
+    departures: tuple[Departure, ...] = ()
 
 
 @dataclass(frozen=True)

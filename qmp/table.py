@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from .commands import (
+    blockdev,
     change,
+    device,
     fault,
     foreign,
-    hotplug,
     inspect,
     lifecycle,
     memory,
+    netdev,
     query,
     session,
 )
@@ -20,7 +22,10 @@ from .session import Session
 CHAPTERS: tuple[tuple[str, tuple[Command[Session], ...]], ...] = (
     ("The session", session.COMMANDS),
     ("The machine's life", lifecycle.COMMANDS),
-    ("Disks and NICs", (*hotplug.COMMANDS, *change.COMMANDS)),
+    (
+        "Disks and NICs",
+        (*blockdev.COMMANDS, *netdev.COMMANDS, *device.COMMANDS, *change.COMMANDS),
+    ),
     ("What there is", query.COMMANDS),
     ("Looking into the guest", inspect.COMMANDS + memory.COMMANDS),
     ("Faults", fault.COMMANDS),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BLOCK, NET = "blk", "net"
 SLOTS = {BLOCK: 6, NET: 2}
 _BACKENDS_MAX = sum(SLOTS.values())
+_WITHDRAWN_MAX = 64
 _WORDS = {BLOCK: "block", NET: "net"}
 
 
@@ -41,9 +42,9 @@ class Backend:
 
 
 class Device:
-    """A device in its slot. `mac` and `serial` are "" where the slot's own stay."""
+    """A device in its slot. `mac`, `serial` and `iothread` are "" where the slot's own stay."""
 
-    __slots__ = ("backend", "id", "mac", "serial", "slot")
+    __slots__ = ("backend", "id", "iothread", "mac", "serial", "slot")
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class Device:
         *,
         mac: str = "",
         serial: str = "",
+        iothread: str = "",
     ) -> None:
         """`slot` counts the slots of the backend's kind: 0 is vda or eth0."""
         self.id = id
@@ -60,6 +62,7 @@ class Device:
         self.slot = slot
         self.mac = mac
         self.serial = serial
+        self.iothread = iothread
 
     @property
     def number(self) -> int:
@@ -107,11 +110,14 @@ def kind_of(driver: str) -> str:
 class Inventory:
     """Backends and devices of one machine; owns the backends' resources until `close`."""
 
-    __slots__ = ("_backends", "_devices")
+    __slots__ = ("_backends", "_devices", "_withdrawn")
 
     def __init__(self) -> None:
         self._backends: dict[str, Backend] = {}
         self._devices: dict[str, Device] = {}
+        # Kinds and ids of the backends that went with their devices last. QEMU's clients remove
+        # those next, which then has been done, once.
+        self._withdrawn: dict[tuple[str, str], None] = {}
 
     def add(self, kind: str, id: str, open_it: Callable[[], Resource]) -> Backend:  # noqa: A002
         """Register a backend; `open_it` opens what it stands for, once nothing else is wrong."""
@@ -121,6 +127,8 @@ class Inventory:
             raise QmpError(f"A maximum of {_BACKENDS_MAX} replaceable devices are supported.")
         backend = Backend(kind, id, open_it())
         self._backends[id] = backend
+        for each in SLOTS:
+            self._withdrawn.pop((each, id), None)
         return backend
 
     def adopt(self, kind: str, id: str, slot: int, resource: Resource) -> None:  # noqa: A002
@@ -129,8 +137,11 @@ class Inventory:
         backend.device = self._devices[id] = Device(id, backend, slot)
 
     def remove(self, kind: str, id: str) -> None:  # noqa: A002
-        """Remove a backend that no device uses, and close it."""
+        """Remove a backend that no device uses, and close it; one may have gone with its device."""
         backend = self._backends.get(id)
+        if backend is None and (kind, id) in self._withdrawn:
+            del self._withdrawn[kind, id]
+            return
         if backend is None or backend.kind != kind:
             raise QmpError(f"{_WORDS[kind].capitalize()} backend {id} not found")
         if backend.device is not None:
@@ -151,6 +162,7 @@ class Inventory:
         lun: int | None = None,
         mac: str = "",
         serial: str = "",
+        iothread: str = "",
     ) -> Device:
         """Plug a device; `attach` gives the backend to the slot when all else is right.
 
@@ -170,7 +182,7 @@ class Inventory:
         if backend.device is not None:
             raise QmpError(f"{backend.id} is in use by device {backend.device.id} already")
         slot = self._slot(kind, parse_address(id, addr, lun, kind))
-        device = Device(id, backend, slot, mac=mac, serial=serial)
+        device = Device(id, backend, slot, mac=mac, serial=serial, iothread=iothread)
         attach(device)
         backend.device = device
         self._devices[id] = device
@@ -202,6 +214,9 @@ class Inventory:
         backend = device.backend
         del self._devices[id]
         del self._backends[backend.id]
+        self._withdrawn[backend.kind, backend.id] = None
+        if len(self._withdrawn) > _WITHDRAWN_MAX:
+            del self._withdrawn[next(iter(self._withdrawn))]
         backend.device = None  # they would keep each other alive
         backend.resource.close()
 

@@ -153,12 +153,13 @@ class Image:
 class _Served:
     """The queues' service from an image; owns the C side."""
 
-    __slots__ = ("_engine", "_handle", "image", "name")
+    __slots__ = ("_engine", "_handle", "_iothread", "image", "name")
 
-    def __init__(self, image: Image, serial: str) -> None:
+    def __init__(self, image: Image, serial: str, iothread: IoThread | None) -> None:
         config, disk = image.config, image.disk
         self.image = image
         self.name = f"disk {config.id}"
+        self._iothread = iothread  # which has to be there as long as this
         self._engine = image.engine
         words = {
             "fd": disk.fd,
@@ -172,7 +173,7 @@ class _Served:
             "memory_align": disk.memory_align,
             "iops": config.iops,
             "id": os.fsencode(serial or config.serial).ljust(SERIAL_BYTES, b"\0"),
-            "iothread": config.iothread.handle if config.iothread else ffi.NULL,
+            "iothread": iothread.handle if iothread else ffi.NULL,
         }
         handle = ffi.new("struct pv_block **")
         check(lib.pv_block_new(ffi.new("struct pv_block_config *", words), handle), self.name)
@@ -275,7 +276,7 @@ class Block(Pluggable):
         if config is not None:
             image = Image(config)
             try:
-                self._served = _Served(image, "")
+                self._served = _Served(image, "", config.iothread)
             except BaseException:
                 image.close()
                 raise
@@ -333,10 +334,10 @@ class Block(Pluggable):
         """Return the image's id, "" without one."""
         return self._served.image.config.id if self._served.image else ""
 
-    def attach(self, backend: Image, *, serial: str = "") -> None:
+    def attach(self, backend: Image, *, serial: str = "", iothread: IoThread | None = None) -> None:
         """Put an image behind the device; it is the caller's to close, after `detach`.
 
-        `serial`, where it is given, is the guest's instead of the image's.
+        `serial` and `iothread`, where they are given, stand for the image's own.
         """
         config = backend.config
         if self.resource is not None:
@@ -346,7 +347,7 @@ class Block(Pluggable):
                 f"disk {config.id}: {config.queues} queues of {config.queue_size}: its slot has "
                 f"{self._queues} of {self.queue_sizes[0]}; give no more"
             )
-        served = _Served(backend, serial)
+        served = _Served(backend, serial, iothread or config.iothread)
 
         def change(is_bound: bool) -> None:
             if is_bound and config.readonly != bool(self._offered & RO):

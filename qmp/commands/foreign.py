@@ -1,6 +1,7 @@
-"""Commands of StratoVirt that its micro VM answers without doing anything.
+"""Commands of StratoVirt and QEMU that are answered without doing anything.
 
-Tools send them, to see what there is; each has StratoVirt's answer. Arguments are not looked at.
+Tools send them, to see what there is; those of StratoVirt have the answer of its micro VM.
+Arguments are not looked at.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...errors import QmpError
-from ..schema import Arguments, Command, Struct
+from ..schema import Arguments, Command, Field, ListOf, Only, Struct, Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
     from ..session import Session
 
 
-class _Anything(Struct):
+class Anything(Struct):
     """Any members."""
 
     def read(self, value: Any, field: str) -> Arguments:
+        """Look at none of them."""
         if not isinstance(value, dict):
             raise self.refuse(value, field or "arguments")
         return Arguments()
@@ -49,12 +51,16 @@ _REFUSED = (
     ("query-display-image", "query-display-image is not supported", "", "v2"),
     ("query-vnc", "The service of VNC is not supported", "", "v2"),
     ("update_region", "The micro vm is not supported", "", "v2"),
+    ("query-sev-capabilities", "SEV is not supported", "", "v2"),
+    ("migrate-incoming", "MicroVM does not support migration", "", "pyvirt"),
+    ("object-add", "objects are made at the start; give -object", "", "pyvirt"),
+    ("object-del", "objects stay to the end of the machine", "", "pyvirt"),
+    ("qom-set", "there is no tree of objects; device_add and block_resize change", "", "pyvirt"),
 )
 _EMPTY: tuple[tuple[str, object, str], ...] = (
     ("migrate_cancel", {}, "v2"),
     ("query-migrate", {"status": "none"}, "v0.3.0"),
     ("query-mem", {}, "v2"),
-    ("query-sev-capabilities", {}, "v2"),
     ("device-list-properties", [], "v2"),
     ("qom-get", [], "v2"),
     ("qom-list", [], "v2"),
@@ -67,22 +73,45 @@ _EMPTY: tuple[tuple[str, object, str], ...] = (
     ("query-tpm-types", [], "v2"),
 )
 
-COMMANDS = tuple(
-    Command(
-        name,
-        f"Refused: {kind or 'GenericError'}, `{text}`.",
-        _refuses(text, kind or "GenericError"),
-        _Anything(),
-        since=since,
+
+def _set_capabilities(_: Session, __: Arguments) -> object:
+    return {}
+
+
+_CAPABILITY = Struct(
+    Field("capability", Text(), "its name"),
+    Field("state", Only("there is no migration; give false", False), "whether it is wanted"),
+)
+
+COMMANDS = (
+    tuple(
+        Command(
+            name,
+            f"Refused: {kind or 'GenericError'}, `{text}`.",
+            _refuses(text, kind or "GenericError"),
+            Anything(),
+            since=since,
+        )
+        for name, text, kind, since in _REFUSED
     )
-    for name, text, kind, since in _REFUSED
-) + tuple(
-    Command(
-        name,
-        "Returns nothing of interest, as there is none.",
-        _returns(value),
-        _Anything(),
-        since=since,
+    + tuple(
+        Command(
+            name,
+            "Returns nothing of interest, as there is none.",
+            _returns(value),
+            Anything(),
+            since=since,
+        )
+        for name, value, since in _EMPTY
     )
-    for name, value, since in _EMPTY
+    + (
+        Command(
+            "migrate-set-capabilities",
+            "Turns capabilities of migration off, which all of them are.",
+            _set_capabilities,
+            Struct(Field("capabilities", ListOf(_CAPABILITY), "which")),
+            since="pyvirt",
+            example=('{"capabilities": [{"capability": "events", "state": false}]}', "{}"),
+        ),
+    )
 )

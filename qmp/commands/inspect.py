@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 _WORD = 4  # bytes that query-mem-gpa returns
 _ADDRESS_DIGITS = 16
+_REGISTERS = tuple(
+    tuple((word.upper(), {"rfl": "rflags"}.get(word, word)) for word in row.split())
+    for row in (
+        "rax rbx rcx rdx", "rsi rdi rbp rsp", "r8 r9 r10 r11", "r12 r13 r14 r15", "rip rfl",
+        "cr0 cr2 cr3 cr4", "efer",
+    )
+)  # fmt: skip
+_SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr")
+_TABLES = ("gdt", "idt")
 
 
 def _memory(session: Session, given: Arguments) -> object:
@@ -58,24 +67,51 @@ def _nmi(session: Session, _: Arguments) -> object:
     return {}
 
 
-def _info_status(session: Session) -> str:
+def _info_registers(session: Session, vcpu: int) -> str:
+    """Return a vCPU's registers, laid out as QEMU does."""
+    registers = session.monitor.host.read_registers()
+    if vcpu >= len(registers):
+        raise QmpError(f"`cpu-index` {vcpu}: the machine has {len(registers)}, counted from 0")
+    return _layout(vcpu, registers[vcpu])
+
+
+def _layout(vcpu: int, registers: dict[str, int]) -> str:
+    lines = [f"CPU#{vcpu}"]
+    lines += [
+        " ".join(f"{word:3}={registers.get(name, 0):016x}" for word, name in row)
+        for row in _REGISTERS
+    ]
+    lines += [
+        f"{name.upper():3}={registers.get(name, 0):04x} {registers.get(name + '_base', 0):016x}"
+        for name in _SEGMENTS
+    ]
+    lines += [f"{name.upper()}=     {registers.get(name + '_base', 0):016x}" for name in _TABLES]
+    return "\r\n".join(lines)
+
+
+def _info_all_registers(session: Session, _: int) -> str:
+    every = session.monitor.host.read_registers()
+    return "\r\n\r\n".join(_layout(vcpu, registers) for vcpu, registers in enumerate(every))
+
+
+def _info_status(session: Session, _: int) -> str:
     state = session.monitor.host.state()
     return f"VM status: {'running' if state == RUNNING else state}"
 
 
-def _info_name(session: Session) -> str:
+def _info_name(session: Session, _: int) -> str:
     return session.monitor.host.name
 
 
-def _info_version(_: Session) -> str:
+def _info_version(_: Session, __: int) -> str:
     return str(VERSION["package"])
 
 
-def _info_snapshots(_: Session) -> str:
+def _info_snapshots(_: Session, __: int) -> str:
     return "There is no snapshot available."
 
 
-def _info_block(session: Session) -> str:
+def _info_block(session: Session, _: int) -> str:
     host = session.monitor.host
     return "\r\n".join(
         f"{device.id}: slot {device.slot}, {image.path}, {image.size} bytes"
@@ -85,9 +121,11 @@ def _info_block(session: Session) -> str:
     )
 
 
-_HUMAN: dict[str, Callable[[Session], str]] = {
+_HUMAN: dict[str, Callable[[Session, int], str]] = {
     "info block": _info_block,
     "info name": _info_name,
+    "info registers": _info_registers,
+    "info registers -a": _info_all_registers,
     "info snapshots": _info_snapshots,
     "info status": _info_status,
     "info version": _info_version,
@@ -98,7 +136,7 @@ def _human(session: Session, given: Arguments) -> object:
     line = " ".join(given.command_line.split())
     if line not in _HUMAN:
         raise QmpError(f"Unsupported command: {shown(line)}; there are {', '.join(_HUMAN)}")
-    return _HUMAN[line](session) + "\r\n"
+    return _HUMAN[line](session, given.cpu_index) + "\r\n"
 
 
 COMMANDS = (
@@ -143,7 +181,16 @@ COMMANDS = (
         "human-monitor-command",
         f"Runs one of: {', '.join(_HUMAN)}.",
         _human,
-        Struct(Field("command-line", Text(4096), "the command")),
+        Struct(
+            Field("command-line", Text(4096), "the command"),
+            Field(
+                "cpu-index",
+                Integer(0, 253),
+                "whose registers",
+                optional=True,
+                default=0,
+            ),
+        ),
         since="v2",
         example=('{"command-line": "info snapshots"}', '"There is no snapshot available.\\r\\n"'),
     ),

@@ -6,7 +6,7 @@ import base64
 from typing import TYPE_CHECKING
 
 from ...errors import QmpError
-from ..schema import Arguments, Boolean, Command, Field, FileName, Integer, Struct
+from ..schema import Arguments, Boolean, Command, Field, FileName, Integer, Only, Struct
 
 if TYPE_CHECKING:
     from ..host import Host
@@ -55,8 +55,6 @@ def _save_physical(session: Session, given: Arguments) -> object:
 
 
 def _dump(session: Session, given: Arguments) -> object:
-    if given.paging:
-        raise QmpError("`paging` true is not offered; leave it false, readers walk the tables")
     path = given.protocol.removeprefix(_FILE)
     if path == given.protocol or not path:
         raise QmpError(f"`protocol` {given.protocol} is not known; give {_FILE}PATH")
@@ -64,6 +62,11 @@ def _dump(session: Session, given: Arguments) -> object:
     return {}
 
 
+def _capability(_: Session, __: Arguments) -> object:
+    return {"formats": ["elf"]}
+
+
+_WHOLE = "all of the memory is saved; pmemsave takes a part"
 _VCPU = Field("cpu-index", Integer(0, 253), "whose page tables", optional=True, default=0)
 _SIZE = Field("size", Integer(1, (1 << 63) - 1), "how many bytes")
 _TARGET = Field("filename", FileName(), "a file of the host, which is replaced")
@@ -110,10 +113,30 @@ COMMANDS = (
         "Saves all of the guest's memory, and the registers of its vCPUs, as an ELF core.",
         _dump,
         Struct(
-            Field("paging", Boolean(), "false: by guest-physical address"),
+            Field(
+                "paging",
+                Only("readers walk the page tables; give false", False),
+                "memory is by guest-physical address",
+            ),
             Field("protocol", FileName(), f"`{_FILE}` and the file, which is replaced"),
+            Field("format", Only("give `elf`", "elf"), "the file's format", optional=True),
+            Field(
+                "detach",
+                Only("the answer comes when the file is there", False),
+                "whether to answer before",
+                optional=True,
+            ),
+            Field("begin", Only(_WHOLE), "the first address", optional=True),
+            Field("length", Only(_WHOLE), "how many bytes from there", optional=True),
         ),
         since="pyvirt",
         example=('{"paging": false, "protocol": "file:/tmp/core"}', "{}"),
+    ),
+    Command(
+        "query-dump-guest-memory-capability",
+        "Returns the formats that dump-guest-memory knows.",
+        _capability,
+        since="pyvirt",
+        example=("", '{"formats": ["elf"]}'),
     ),
 )

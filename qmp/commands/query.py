@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ...errors import QmpError
 from ...vmm.hotplug import BLOCK, NET
 from ..host import DEVICE, VCPU, VM
-from ..schema import Arguments, Choice, Command, Field, Struct, Text
+from ..schema import Arguments, Boolean, Choice, Command, Field, Struct, Text
 
 if TYPE_CHECKING:
     from ...vmm.hotplug import Backend, Device
@@ -24,6 +24,16 @@ _BLOCK_STATS = {
     "flush_operations": "flushes",
     "unmap_operations": "discards",
 }
+# What QEMU counts besides and nothing here does; those of zones since QEMU 8.1.
+_UNCOUNTED = tuple(
+    form.format(kind)
+    for kind in ("rd", "wr", "flush", "unmap", "zone_append")
+    for form in ("{}_bytes", "{}_operations", "{}_total_time_ns", "{}_merged",
+                 "failed_{}_operations", "invalid_{}_operations")
+    if form.format(kind) not in {*_BLOCK_STATS, "flush_bytes", "flush_merged"}
+)  # fmt: skip
+_NO_UUID = "00000000-0000-0000-0000-000000000000"  # QEMU's answer where none was given
+_NO_LIMITS = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0)
 
 
 def _path(vcpu: int) -> str:
@@ -75,6 +85,31 @@ def _name(session: Session, _: Arguments) -> object:
     return {"name": name} if name else {}
 
 
+def _uuid(session: Session, _: Arguments) -> object:
+    return {"UUID": session.monitor.host.uuid or _NO_UUID}
+
+
+def _memory_size(session: Session, _: Arguments) -> object:
+    return {"base-memory": session.monitor.host.memory, "plugged-memory": 0}
+
+
+def _none(_: Session, __: Arguments) -> object:
+    return []
+
+
+def _cpu_definitions(_: Session, __: Arguments) -> object:
+    return [
+        {
+            "name": "host",
+            "typename": "host-x86_64-cpu",
+            "static": False,
+            "migration-safe": False,
+            "deprecated": False,
+            "unavailable-features": [],
+        }
+    ]
+
+
 def _kvm(_: Session, __: Arguments) -> object:
     return {"enabled": True, "present": True}
 
@@ -87,6 +122,7 @@ def _machines(_: Session, __: Arguments) -> object:
             "numa-mem-supported": False,
             "cpu-max": _VCPUS_MAX,
             "deprecated": False,
+            "acpi": True,
         }
     ]
 
@@ -97,7 +133,14 @@ def _target(_: Session, __: Arguments) -> object:
 
 def _iothreads(session: Session, _: Arguments) -> object:
     return [
-        {"id": name, "thread-id": thread, "poll-max-ns": 0, "poll-grow": 0, "poll-shrink": 0}
+        {
+            "id": name,
+            "thread-id": thread,
+            "poll-max-ns": 0,
+            "poll-grow": 0,
+            "poll-shrink": 0,
+            "aio-max-batch": 0,
+        }
         for name, thread in session.monitor.host.iothreads()
     ]
 
@@ -116,6 +159,12 @@ def _node(session: Session, backend: Backend) -> dict[str, object]:
         "drv": "raw",
         "file": image.path,
         "ro": image.readonly,
+        "backing_file_depth": 0,
+        "encrypted": False,
+        "detect_zeroes": image.detect_zeroes,
+        **_NO_LIMITS,
+        "iops": image.iops,
+        "write_threshold": 0,
         "cache": {"direct": image.direct, "no-flush": False, "writeback": True},
         "image": {"filename": image.path, "format": "raw", "virtual-size": image.size},
     }
@@ -139,21 +188,30 @@ def _nodes(session: Session, _: Arguments) -> object:
     return [_node(session, one) for one in session.monitor.host.inventory.backends(BLOCK)]
 
 
-def _blockstats(session: Session, _: Arguments) -> object:
+def _blockstats(session: Session, given: Arguments) -> object:
     host = session.monitor.host
     counters = {one.name: one.values for one in host.counters() if one.target == DEVICE}
-    return [
-        {
-            "device": device.id,
-            "qdev": device.id,
-            "node-name": device.backend.id,
-            "stats": {
-                theirs: counters.get(device.id, {}).get(ours, 0)
-                for theirs, ours in _BLOCK_STATS.items()
-            },
-        }
-        for device in host.inventory.devices(BLOCK)
-    ]
+    found = []
+    for backend in host.inventory.backends(BLOCK):
+        device = backend.device
+        if device is None and not given.query_nodes:
+            continue
+        counted = counters.get(device.id, {}) if device else {}
+        found.append(
+            {
+                **({"device": device.id, "qdev": device.id} if device else {}),
+                "node-name": backend.id,
+                "stats": {
+                    **dict.fromkeys(_UNCOUNTED, 0),
+                    **{theirs: counted.get(ours, 0) for theirs, ours in _BLOCK_STATS.items()},
+                    "wr_highest_offset": 0,
+                    "account_invalid": False,
+                    "account_failed": False,
+                    "timed_stats": [],
+                },
+            }
+        )
+    return found
 
 
 def _rx_filter(session: Session, device: Device) -> dict[str, object]:
@@ -205,6 +263,33 @@ COMMANDS = (
         _hotpluggable_cpus,
     ),
     Command("query-name", "Returns the name that -name gave.", _name, since="pyvirt"),
+    Command(
+        "query-uuid",
+        "Returns the UUID that -uuid gave; without one all its digits are 0.",
+        _uuid,
+        since="pyvirt",
+        example=("", '{"UUID": "9f1c3e0a-1f1e-4b7e-8a43-2f0f4c1d2e3b"}'),
+    ),
+    Command(
+        "query-memory-size-summary",
+        "Returns the bytes of the guest's memory; none of them can be plugged.",
+        _memory_size,
+        since="pyvirt",
+        example=("", '{"base-memory": 268435456, "plugged-memory": 0}'),
+    ),
+    Command(
+        "query-memory-devices",
+        "Returns an empty list: memory is there from the start.",
+        _none,
+        since="pyvirt",
+    ),
+    Command("query-pci", "Returns an empty list: there is no PCI.", _none, since="pyvirt"),
+    Command(
+        "query-cpu-definitions",
+        "Returns the vCPUs' model, which is the host's.",
+        _cpu_definitions,
+        since="pyvirt",
+    ),
     Command("query-kvm", "Returns whether KVM is used. It is.", _kvm, since="v2"),
     Command("query-machines", "Returns the machine types.", _machines, since="v2"),
     Command("query-target", "Returns the guest's architecture.", _target, since="v2"),
@@ -222,8 +307,29 @@ COMMANDS = (
         _block,
         since="v2",
     ),
-    Command("query-named-block-nodes", "Returns the images that are open.", _nodes, since="v2"),
-    Command("query-blockstats", "Returns what the disks have done.", _blockstats, since="v2"),
+    Command(
+        "query-named-block-nodes",
+        "Returns the images that are open.",
+        _nodes,
+        Struct(Field("flat", Boolean(), "has no effect: nothing is behind them", optional=True)),
+        since="v2",
+    ),
+    Command(
+        "query-blockstats",
+        "Returns what the disks have done. Of QEMU's counters those of bytes and operations are "
+        "counted; times, merged, failed and invalid requests are not, and are 0.",
+        _blockstats,
+        Struct(
+            Field(
+                "query-nodes",
+                Boolean(),
+                "also images that no device has",
+                optional=True,
+                default=False,
+            )
+        ),
+        since="v2",
+    ),
     Command(
         "query-rx-filter",
         "Returns what the drivers of the NICs want to receive; NIC_RX_FILTER_CHANGED tells of the "
@@ -233,7 +339,7 @@ COMMANDS = (
         since="pyvirt",
     ),
     Command(
-        "query-stats",
+        "x-query-stats",
         "Returns pyvirt's counters: exits, interrupts, requests. They only grow, until a device is "
         "unplugged.",
         _stats,

@@ -125,7 +125,7 @@ def test_looking_into_the_guest(spin: Monitored) -> None:
     (cpu,) = spin.client.execute("query-cpus-fast")
     assert os.path.exists(f"/proc/{spin.process.pid}/task/{cpu['thread-id']}")
     assert spin.client.execute("query-name") == {"name": "counts"}
-    (counters,) = spin.client.execute("query-stats", {"target": "vcpu"})
+    (counters,) = spin.client.execute("x-query-stats", {"target": "vcpu"})
     assert counters["name"] == "vcpu0"
     (console,) = spin.client.execute("query-chardev")
     assert console == {"frontend-open": True, "filename": "stdio", "label": "serial0"}
@@ -149,7 +149,7 @@ def test_where_the_guest_is(spin: Monitored, kernel: Kernel, tmp_path: Path) -> 
     assert path.read_bytes()[:4] == b"\x7fELF"
     with pytest.raises(CommandError, match="is no canonical address"):
         spin.client.execute("x-read-memory", {"val": 1 << 63, "size": 1, "virtual": True})
-    (counters,) = spin.client.execute("query-stats", {"target": "vm"})
+    (counters,) = spin.client.execute("x-query-stats", {"target": "vm"})
     assert {"name": "memory", "value": 128 << 20} in counters["stats"]
 
 

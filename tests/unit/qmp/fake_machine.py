@@ -85,6 +85,8 @@ class FakeHost:
 
     def __init__(self, name: str = "guest", vcpus: int = 2) -> None:
         self.name = name
+        self.uuid = ""
+        self.memory = 256 << 20
         self.inventory = Inventory()
         self.slots: dict[tuple[str, int], Device] = {}
         self.taps: set[str] = set()
@@ -285,7 +287,7 @@ def file(path: str) -> dict[str, str]:
 
 def add_disk(bench: Bench, image: str, name: str = "drive-0", **more: Any) -> None:
     """Add a backend that nothing uses yet."""
-    bench.do("blockdev-add", node_name=name, file=file(image), **more)
+    bench.do("blockdev-add", **{"node_name": name, "file": file(image)} | more)
 
 
 class Client:

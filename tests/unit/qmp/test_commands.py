@@ -29,7 +29,8 @@ FRAMES: list[tuple[dict[str, Any], str, str]] = [
     ({"execute": "stop", "foo": 1}, GENERIC,
      "unknown field `foo`, expected one of `execute`, `arguments`, `id`"),
     ({"exec-oob": "stop"}, GENERIC,
-     "unknown field `exec-oob`, expected one of `execute`, `arguments`, `id`"),
+     ("QMP input member 'exec-oob' is unexpected: there is no capability `oob`; "
+      "send `execute`")),
     ({"execute": "stop", "arguments": None}, GENERIC,
      "invalid type: null, expected a map for `arguments`"),
     ({"execute": "stop", "arguments": []}, GENERIC,
@@ -135,9 +136,13 @@ PROPS = [{"core-id": n, "socket-id": 0, "thread-id": 0} for n in range(2)]
 TOLD: dict[str, object] = {
     "query-name": {"name": "guest"},
     "query-kvm": {"enabled": True, "present": True},
+    "query-pci": [],
+    "query-memory-devices": [],
+    "query-dump-guest-memory-capability": {"formats": ["elf"]},
     "query-target": {"arch": "x86_64"},
     "query-iothreads": [
-        {"id": "io0", "thread-id": 1100, "poll-max-ns": 0, "poll-grow": 0, "poll-shrink": 0}
+        {"id": "io0", "thread-id": 1100, "poll-max-ns": 0, "poll-grow": 0, "poll-shrink": 0,
+         "aio-max-batch": 0}
     ],
     "query-chardev": [{"frontend-open": True, "filename": "stdio", "label": "serial0"}],
     "query-cpus": [
@@ -177,9 +182,19 @@ def test_disks_are_told(bench: Bench, image: str) -> None:
         "ro": True,
         "cache": {"direct": False, "no-flush": False, "writeback": True},
         "image": {"filename": image, "format": "raw", "virtual-size": 1 << 20},
+        "backing_file_depth": 0,
+        "encrypted": False,
+        "write_threshold": 0,
+        "detect_zeroes": "off",
+        **dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0),
     }
     assert bench.do("query-named-block-nodes") == [node]
+    assert bench.do("query-named-block-nodes", flat=True) == [node]
     assert bench.do("query-block") == []
+    assert bench.do("query-blockstats") == []
+    (unplugged,) = bench.do("query-blockstats", query_nodes=True)
+    assert unplugged["node-name"] == "drive-0"
+    assert "device" not in unplugged
     bench.do("device_add", id="vdb", driver="blk", drive="drive-0", lun=0)
     (block,) = bench.do("query-block")
     assert (block["device"], block["inserted"]) == ("vdb", node)
@@ -222,9 +237,9 @@ def test_what_nics_receive_is_told(bench: Bench) -> None:
 def test_counters(bench: Bench) -> None:
     one = {"provider": "pyvirt", "target": "vcpu", "name": "vcpu1",
            "stats": [{"name": "exits", "value": 8}]}  # fmt: skip
-    assert len(bench.do("query-stats")) == 3
-    assert bench.do("query-stats", target="vcpu", name="vcpu1") == [one]
-    (vm,) = bench.do("query-stats", target="vm")
+    assert len(bench.do("x-query-stats")) == 3
+    assert bench.do("x-query-stats", target="vcpu", name="vcpu1") == [one]
+    (vm,) = bench.do("x-query-stats", target="vm")
     assert (vm["name"], vm["stats"]) == ("vm", [{"name": "exits", "value": 15}])
 
 
@@ -245,6 +260,38 @@ def test_looking_into_the_guest(bench: Bench) -> None:
 )
 def test_human_monitor(bench: Bench, line: str, text: str) -> None:
     assert bench.do("human-monitor-command", command_line=line) == text
+
+
+def test_human_registers(bench: Bench) -> None:
+    one = bench.do("human-monitor-command", command_line="info registers", cpu_index=1)
+    lines = one.split("\r\n")
+    assert lines[0] == "CPU#1"
+    assert lines[1].startswith("RAX=0000000000000001 RBX=0000000000000000 ")
+    assert lines[5].startswith("RIP=ffffffff81c013f0 RFL=")
+    both = bench.do("human-monitor-command", command_line="info registers -a")
+    assert both.endswith("\r\n\r\n" + one)
+    assert both.startswith("CPU#0\r\n")
+    assert bench.refused("human-monitor-command", command_line="info registers", cpu_index=2) == (
+        GENERIC,
+        "`cpu-index` 2: the machine has 2, counted from 0",
+    )
+
+
+def test_uuid_and_memory(bench: Bench) -> None:
+    assert bench.do("query-uuid") == {"UUID": "00000000-0000-0000-0000-000000000000"}
+    bench.host.uuid = "9f1c3e0a-1f1e-4b7e-8a43-2f0f4c1d2e3b"
+    assert bench.do("query-uuid") == {"UUID": bench.host.uuid}
+    summary = {"base-memory": 256 << 20, "plugged-memory": 0}
+    assert bench.do("query-memory-size-summary") == summary
+
+
+def test_migration_has_no_capabilities(bench: Bench) -> None:
+    wanted = {"capability": "events", "state": False}
+    assert bench.do("migrate-set-capabilities", capabilities=[wanted]) == {}
+    assert bench.refused("migrate-set-capabilities", capabilities=[wanted | {"state": True}]) == (
+        GENERIC,
+        "`capabilities.state` true is not offered: there is no migration; give false",
+    )
 
 
 @pytest.mark.parametrize(
@@ -275,7 +322,7 @@ ASKED_FOR = {
     "query-machines", "query-target", "query-iothreads", "query-chardev", "query-block",
     "query-blockstats", "query-named-block-nodes", "stop", "cont", "quit", "system_powerdown",
     "system_reset", "blockdev-add", "blockdev-del", "netdev_add", "netdev_del", "device_add",
-    "device_del", "getfd", "closefd", "query-mem-gpa", "query-vcpu-reg", "query-stats",
+    "device_del", "getfd", "closefd", "query-mem-gpa", "query-vcpu-reg", "x-query-stats",
     "human-monitor-command", "query-qmp-schema",
 }  # fmt: skip
 

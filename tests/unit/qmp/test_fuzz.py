@@ -48,7 +48,7 @@ def requests(image: str) -> list[bytes]:
         ("cont", {}),
         ("system_reset", {}),
         ("query-block", {}),
-        ("query-stats", {"target": "vcpu"}),
+        ("x-query-stats", {"target": "vcpu"}),
         ("query-mem-gpa", {"gpa": "1000"}),
         ("x-read-memory", {"val": 4096, "size": 8, "virtual": True, "cpu-index": 1}),
         ("x-query-registers", {}),

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pyvirt.errors import BackendError
+from pyvirt.qmp.host import DiskRequest
 
 from ..refusal import unprivileged
-from .fake_machine import GENERIC, Bench, add_disk, file
+from .fake_machine import GENERIC, Bench, File, add_disk, file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,6 +75,94 @@ def test_nic_as_operators_plug_it(bench: Bench) -> None:
     bench.do("device_del", id="net-0")
     assert bench.host.plugged() == {"blk": {}, "net": {}}
     assert bench.host.taps == set()
+
+
+def test_backend_that_went_with_its_device_may_be_removed_once(bench: Bench, image: str) -> None:
+    """QEMU's clients remove the backend next."""
+    add_disk(bench, image)
+    bench.do("device_add", id="vdb", driver="blk", drive="drive-0")
+    bench.do("netdev_add", id="net-0", ifname="tap0")
+    bench.do("device_add", id="net-0", driver="net")
+    bench.do("device_del", id="vdb")
+    bench.do("device_del", id="net-0")
+    assert bench.do("blockdev-del", node_name="drive-0") == {}
+    assert bench.do("netdev_del", id="net-0") == {}
+    not_found = "Block backend drive-0 not found"
+    assert bench.refused("blockdev-del", node_name="drive-0")[1] == not_found
+
+
+def test_what_went_is_forgotten_when_it_comes_again(bench: Bench, image: str) -> None:
+    for _ in range(2):
+        add_disk(bench, image)
+        bench.do("device_add", id="drive-0", driver="blk")
+        bench.do("device_del", id="drive-0")
+    add_disk(bench, image)
+    bench.do("blockdev-del", node_name="drive-0")
+    assert bench.refused("blockdev-del", node_name="drive-0")[0] == GENERIC
+
+
+def test_what_went_is_not_kept_for_ever(bench: Bench, image: str) -> None:
+    for number in range(65):
+        add_disk(bench, image, f"d{number}")
+        bench.do("device_add", id=f"d{number}", driver="blk")
+        bench.do("device_del", id=f"d{number}")
+    assert bench.refused("blockdev-del", node_name="d0")[0] == GENERIC
+    assert bench.do("blockdev-del", node_name="d1") == {}
+
+
+def request_of(bench: Bench) -> DiskRequest:
+    (backend,) = bench.host.inventory.backends("blk")
+    assert isinstance(backend.resource, File)
+    return backend.resource.request
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "expected"),
+    [
+        ({}, {}, {}),
+        ({"driver": "host_device"}, {}, {}),
+        ({"aio": ""}, {"aio": ""}, {}),
+        ({"aio": "native"}, {"aio": ""}, {"engine": "io_uring"}),
+        ({"aio": "native"}, {"aio": "threads"}, {"engine": "threads"}),
+        ({"discard": "unmap"}, {}, {"unmap": True}),
+        ({"discard": "unmap"}, {"discard": "ignore"}, {}),
+        ({"discard": "unmap", "detect-zeroes": "unmap"}, {},
+         {"unmap": True, "detect_zeroes": "unmap"}),
+        ({"read-only": True}, {}, {"readonly": True}),
+        ({"cache": {"direct": False}}, {}, {"direct": False}),
+        # What the file system cannot do is done without: `query-block` tells.
+        ({}, {"cache": {"direct": True, "no-flush": True}}, {}),
+        ({}, {"cache": {"no-flush": False}}, {}),
+        ({"locking": "auto", "auto-read-only": True, "force-share": False, "node-name": "file",
+          "aio-max-batch": 4, "drop-cache": True, "x-check-cache-dropped": False},
+         {"auto-read-only": True, "force-share": False}, {}),
+    ],
+)  # fmt: skip
+def test_what_clients_send_for_an_image(
+    bench: Bench, image: str, inner: Any, outer: Any, expected: dict[str, Any]
+) -> None:
+    add_disk(bench, image, file=file(image) | inner, **outer)
+    assert request_of(bench) == DiskRequest("drive-0", image, **expected)
+
+
+WITHOUT_EFFECT: dict[str, Any] = {
+    "bus": "pcie.0", "multifunction": False, "romfile": "", "share-rw": "on", "bootindex": "1",
+    "queue-size": 128, "logical_block_size": 512, "physical_block_size": 4096, "discard": "on",
+    "vhostfd": "3", "disable-modern": True, "vectors": 10, "config-wce": "off", "host": "00:1f.0",
+    "sysfsdev": "/sys/x", "mq": "on", "num-queues": "4",
+}  # fmt: skip
+
+
+def test_every_member_of_stratovirt_is_taken(bench: Bench, image: str) -> None:
+    add_disk(bench, image)
+    bench.do("netdev_add", id="net-0", ifname="tap0")
+    disk = {"drive": "drive-0", "serial": "S", "iothread": "io0", "addr": "1"}
+    nic = {"chardev": "net-0", "mac": "52:54:00:00:00:01", "addr": "0", "iothread": "io0"}
+    for arguments in (BLK | disk | {"id": "d"}, NIC | nic | {"id": "n"}):
+        request = {"execute": "device_add", "arguments": arguments | WITHOUT_EFFECT}
+        assert bench.monitor.execute(bench.session, request).message == {"return": {}}
+    assert bench.host.plugged() == {"blk": {1: "d"}, "net": {0: "n"}}
+    assert bench.host.slots["blk", 1].iothread == "io0"
 
 
 def test_later_dialect_names_the_backend(bench: Bench, image: str) -> None:
@@ -174,7 +263,9 @@ REFUSED: list[tuple[str, list[Ask], Ask, str]] = [
      'invalid type: string "x", expected a map for `file`'),
     ("unknown-member-of-file", [], ("blockdev-add", {"node-name": "d", "file": {"driver": "file",
      "filename": "x", "size": 1}}),
-     "unknown field `size`, expected one of `driver`, `filename`, `aio`"),
+     ("unknown field `size`, expected one of `driver`, `filename`, `aio`, `discard`, `locking`, "
+      "`pr-manager`, `read-only`, `detect-zeroes`, `cache`, `node-name`, `auto-read-only`, "
+      "`force-share`, `aio-max-batch`, `drop-cache`, `x-check-cache-dropped`")),
     ("read-only-is-a-word", [], blockdev(**{"read-only": "yes"}),
      'invalid type: string "yes", expected a boolean for `read-only`'),
     ("unmap-without-discard", [], blockdev(**{"detect-zeroes": "unmap"}),
@@ -203,9 +294,9 @@ REFUSED: list[tuple[str, list[Ask], Ask, str]] = [
     ("duplicate-net-id", [TAP], ("netdev_add", {"id": "net-0", "ifname": "tap1"}),
      "net-0 is already registered."),
     ("no-tap", [], ("netdev_add", {"id": "n"}),
-     "the tap is given by `ifname` or by `fd`, not by both; give one of them"),
+     "no tap is given; name one by `ifname`, or send one with getfd for `fd`"),
     ("two-taps", [], ("netdev_add", {"id": "n", "ifname": "tap0", "fd": "x"}),
-     "the tap is given by `ifname` or by `fd`, not by both; give one of them"),
+     "the tap is given by `ifname` and by `fd`; give one of them"),
     ("long-ifname", [], ("netdev_add", {"id": "n", "ifname": "t" * 16}),
      "`ifname` has 16 characters, 1 to 15 are accepted"),
     ("fd-and-fds", [], ("netdev_add", {"id": "n", "fd": "a", "fds": "b"}),
@@ -260,14 +351,47 @@ REFUSED: list[tuple[str, list[Ask], Ask, str]] = [
     ("no-driver", [ADD], ("device_add", {"id": "drive-0"}), "missing field `driver`"),
     ("unknown-member", [ADD], ("device_add", {"id": "drive-0", "slot": 1} | BLK),
      ("unknown field `slot`, expected one of `id`, `driver`, `addr`, `lun`, `drive`, `netdev`, "
-     "`serial`, `mac`, `share-rw`")),
+      "`serial`, `mac`, `chardev`, `iothread`, `num-queues`, `queue-size`, `mq`, "
+      "`logical_block_size`, `physical_block_size`, `config-wce`, `bus`, `multifunction`, "
+      "`romfile`, `vectors`, `disable-modern`, `host`, `sysfsdev`, `bootindex`, `discard`, "
+      "`vhostfd`, `share-rw`")),
     ("plugged-twice", [ADD, PLUG], ("device_add", {"id": "drive-0", "addr": "0x2"} | BLK),
      "Device drive-0 is plugged already; send device_del first"),
     ("backend-used-twice", [ADD, PLUG], ("device_add", {"id": "d2", "drive": "drive-0"} | BLK),
      "drive-0 is in use by device drive-0 already"),
-    ("drive-and-netdev", [ADD],
+    ("netdev-of-disk", [ADD],
      ("device_add", {"id": "d", "drive": "drive-0", "netdev": "x"} | BLK),
-     "`drive` and `netdev` are both given; give the one for the driver"),
+     "`netdev` is not for driver virtio-blk-mmio; leave it out"),
+    ("drive-of-nic", [TAP],
+     ("device_add", {"id": "n", "drive": "net-0", "netdev": "net-0"} | NIC),
+     "`drive` is not for driver virtio-net-mmio; leave it out"),
+    ("netdev-and-chardev", [TAP],
+     ("device_add", {"id": "n", "chardev": "x", "netdev": "net-0"} | NIC),
+     "`netdev` and `chardev` are both given; give the first, the NIC's backend"),
+    ("unknown-iothread", [ADD],
+     ("device_add", {"id": "drive-0", "iothread": "io1"} | BLK),
+     "`iothread` io1: there is no such I/O thread; there are io0"),
+    ("driver-before-its-members", [],
+     ("device_add", {"id": "dimm", "driver": "pc-dimm", "memdev": "m"}),
+     "Unsupported replaceable device type."),
+    ("member-without-effect-is-a-map", [ADD],
+     ("device_add", {"id": "drive-0", "romfile": {}} | BLK),
+     "invalid type: map, expected a string, a number or a boolean for `romfile`"),
+    ("image-in-parts", [], blockdev(offset=512),
+     "`offset` 512 is not offered: an image is a disk as a whole"),
+    ("locking-off", [], ("blockdev-add", {"node-name": "d", "file": {"driver": "file",
+     "filename": "IMAGE", "locking": "off"}}),
+     "`file.locking` off is not offered: images are locked; give `auto`"),
+    ("script", [], ("netdev_add", {"id": "n", "ifname": "tap0", "script": "/etc/up"}),
+     "`script` /etc/up is not offered: nothing is run on the host; give `no`"),
+    ("delete-backend-that-never-was", [], ("blockdev-del", {"node-name": "x"}),
+     "Block backend x not found"),
+    ("delete-tap-that-never-was", [], ("netdev_del", {"id": "x"}), "Net backend x not found"),
+    ("delete-withdrawn-twice", [ADD, PLUG, ("device_del", {"id": "drive-0"}),
+     ("blockdev-del", {"node-name": "drive-0"})],
+     ("blockdev-del", {"node-name": "drive-0"}), "Block backend drive-0 not found"),
+    ("delete-withdrawn-of-the-other-kind", [ADD, PLUG, ("device_del", {"id": "drive-0"})],
+     ("netdev_del", {"id": "drive-0"}), "Net backend drive-0 not found"),
     ("mac-of-disk", [ADD], ("device_add", {"id": "drive-0", "mac": "52:54:00:00:00:01"} | BLK),
      "`mac` is not for driver virtio-blk-mmio; leave it out"),
     ("serial-of-nic", [TAP], ("device_add", {"id": "net-0", "serial": "x"} | NIC),
@@ -294,8 +418,8 @@ REFUSED: list[tuple[str, list[Ask], Ask, str]] = [
     ("human", [], ("human-monitor-command", {"command-line": "device_add\x1b[2J"}),
      "`command-line` has a character that cannot be printed: device_add\\x1b[2J"),
     ("human-unknown", [], ("human-monitor-command", {"command-line": "savevm a"}),
-     ("Unsupported command: savevm a; there are info block, info name, info snapshots, "
-     "info status, info version")),
+     ("Unsupported command: savevm a; there are info block, info name, info registers, "
+      "info registers -a, info snapshots, info status, info version")),
     ("capability", [], ("qmp_capabilities", {"enable": ["oob"]}),
      "Capability 'oob' is not offered; leave `enable` out"),
     ("no-descriptor", [], ("getfd", {"fdname": "x"}), "Invalid SCM message"),

@@ -70,7 +70,7 @@ SIZE_TEXT = "expected a number from 1 to 65536 for `size`"
         ("pmemsave", {"val": 0, "size": 1, "filename": ""},
          "`filename` is no file name: ''; name a file"),
         ("dump-guest-memory", {"paging": True, "protocol": "file:/nowhere"},
-         "`paging` true is not offered; leave it false, readers walk the tables"),
+         "`paging` true is not offered: readers walk the page tables; give false"),
         ("dump-guest-memory", {"paging": False, "protocol": "fd:dump"},
          "`protocol` fd:dump is not known; give file:PATH"),
         ("dump-guest-memory", {"paging": False, "protocol": "file:"},

@@ -32,6 +32,7 @@ class Plugging(RuleBasedStateMachine):
         self.clients = [self.server.greeted(), self.server.greeted()]
         self.backends: dict[str, tuple[str, str]] = {}  # id: kind, file or tap
         self.devices: dict[str, tuple[str, int, str]] = {}  # id: kind, slot, backend
+        self.withdrawn: set[tuple[str, str]] = set()  # kind and id of what went with its device
 
     def teardown(self) -> None:
         if hasattr(self, "server"):
@@ -56,14 +57,18 @@ class Plugging(RuleBasedStateMachine):
         })  # fmt: skip
         assert done == (id not in self.backends and not self.in_use(image) and image != "none.img")
         if done:
-            self.backends[id] = "blk", image
+            self.register(id, "blk", image)
 
     @rule(who=st.integers(0, 1), id=IDS, tap=TAPS)
     def add_nic(self, who: int, id: str, tap: str) -> None:  # noqa: A002
         done = self.ask(who, "netdev_add", id=id, ifname=tap)
         assert done == (id not in self.backends and not self.in_use(tap) and tap != "eth0")
         if done:
-            self.backends[id] = "net", tap
+            self.register(id, "net", tap)
+
+    def register(self, id: str, kind: str, thing: str) -> None:  # noqa: A002
+        self.backends[id] = kind, thing
+        self.withdrawn -= {("blk", id), ("net", id)}
 
     @rule(who=st.integers(0, 1), id=IDS, kind=KINDS)
     def remove(self, who: int, id: str, kind: str) -> None:  # noqa: A002
@@ -72,9 +77,12 @@ class Plugging(RuleBasedStateMachine):
         else:
             done = self.ask(who, "netdev_del", id=id)
         used = any(backend == id for _, _, backend in self.devices.values())
-        assert done == (not used and self.backends.get(id, ("",))[0] == kind)
-        if done:
+        there = self.backends.get(id, ("",))[0] == kind
+        gone = id not in self.backends and (kind, id) in self.withdrawn
+        assert done == ((there and not used) or gone)
+        if there and done:
             del self.backends[id]
+        self.withdrawn -= {(kind, id)} if gone else set()
 
     @rule(
         who=st.integers(0, 1), id=IDS, kind=KINDS, slot=st.none() | st.integers(0, 7),
@@ -107,8 +115,9 @@ class Plugging(RuleBasedStateMachine):
         done = self.ask(who, "device_del", id=id)
         assert done == (id in self.devices)
         if done:
-            _, _, backend = self.devices.pop(id)
+            kind, _, backend = self.devices.pop(id)
             del self.backends[backend]
+            self.withdrawn.add((kind, backend))
             assert self.clients[1 - who].message()["data"] == {"device": id, "path": id}
 
     @precondition(lambda self: hasattr(self, "server"))

@@ -1,0 +1,151 @@
+"""Plugging and unplugging: device_add and device_del (vmm/hotplug.py has the rules)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from ...errors import QmpError
+from ...vmm.hotplug import BLOCK, NET, kind_of
+from .. import events
+from ..schema import Arguments, Command, Departure, Field, Integer, Scalar, Struct, Text
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..session import Session
+
+_SERIAL_MAX = 20
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
+_NO_PCI = "slots are no PCI devices"
+_FIXED = "the guest learns the slot's when its driver starts"
+# Members that StratoVirt takes as well and, for its slots, does not use.
+_WITHOUT_EFFECT = (
+    ("num-queues", _FIXED),
+    ("queue-size", _FIXED),
+    ("mq", _FIXED),
+    ("logical_block_size", _FIXED),
+    ("physical_block_size", _FIXED),
+    ("config-wce", _FIXED),
+    ("bus", _NO_PCI),
+    ("multifunction", _NO_PCI),
+    ("romfile", _NO_PCI),
+    ("vectors", _NO_PCI),
+    ("disable-modern", _NO_PCI),
+    ("host", _NO_PCI),
+    ("sysfsdev", _NO_PCI),
+    ("bootindex", "the kernel is not on a disk"),
+    ("discard", "blockdev-add has it"),
+    ("vhostfd", "netdev_add has it"),
+    ("share-rw", "who writes an image has it alone"),
+)
+
+
+def _check_mac(text: str) -> None:
+    if not _MAC.fullmatch(text):
+        raise QmpError(f"`mac` {text} is no address; give one such as 52:54:00:12:34:56")
+    if int(text[:2], 16) & 1:
+        raise QmpError(f"`mac` {text} is a group's address; give one whose first byte is even")
+
+
+class _DeviceMembers(Struct):
+    """Members of device_add, once the driver is one that has such."""
+
+    def read(self, value: Any, field: str) -> Arguments:
+        """Return the members."""
+        if isinstance(value, dict) and isinstance(value.get("driver"), str):
+            kind_of(value["driver"])
+        return super().read(value, field)
+
+
+def _device_add(session: Session, given: Arguments) -> object:
+    host = session.monitor.host
+    kind = kind_of(given.driver)
+    for name, owner in (
+        ("drive", BLOCK), ("serial", BLOCK), ("mac", NET), ("netdev", NET), ("chardev", NET)
+    ):  # fmt: skip
+        if getattr(given, name) and kind != owner:
+            raise QmpError(f"`{name}` is not for driver {given.driver}; leave it out")
+    if given.netdev and given.chardev not in {None, given.netdev}:
+        raise QmpError("`netdev` and `chardev` are both given; give the first, the NIC's backend")
+    threads = [name for name, _ in host.iothreads()]
+    if given.iothread and given.iothread not in threads:
+        raise QmpError(
+            f"`iothread` {given.iothread}: there is no such I/O thread; "
+            + (f"there are {', '.join(threads)}" if threads else "leave it out")
+        )
+    if given.mac:
+        _check_mac(given.mac)
+    host.inventory.plug(
+        given.id,
+        given.driver,
+        host.attach,
+        backend_id=given.drive or given.netdev or given.chardev,
+        addr=given.addr,
+        lun=given.lun,
+        mac=given.mac or "",
+        serial=given.serial or "",
+        iothread=given.iothread or "",
+    )
+    return {}
+
+
+def _device_del(session: Session, given: Arguments) -> object:
+    host = session.monitor.host
+    host.inventory.unplug(given.id, host.detach)
+    session.monitor.emit(events.DEVICE_DELETED, {"device": given.id, "path": given.id})
+    return {}
+
+
+COMMANDS = (
+    Command(
+        "device_add",
+        "Plugs a disk or NIC into a slot of the running guest. Disks have the slots 0 (vda) to 5, "
+        "NICs 0 (eth0) and 1; without `addr` and `lun` the first free one is taken. Disks and NICs "
+        "of the command line have slots from 0 up.",
+        _device_add,
+        _DeviceMembers(
+            Field(
+                "id", Text(), "the device's name, that of its backend unless the latter is given"
+            ),
+            Field("driver", Text(), "virtio-blk-mmio or virtio-net-mmio"),
+            Field("addr", Text(), "the slot, decimal, or hexadecimal after 0x", optional=True),
+            Field(
+                "lun",
+                Integer(0, 255),
+                "for disks, in place of `addr`: the slot less one, so 0 is vdb",
+                optional=True,
+            ),
+            Field("drive", Text(), "the disk's backend", optional=True),
+            Field("netdev", Text(), "the NIC's backend", optional=True),
+            Field("serial", Text(_SERIAL_MAX), "the disk's serial number", optional=True),
+            Field("mac", Text(17), "the NIC's address, as 52:54:00:12:34:56", optional=True),
+            Field("chardev", Text(), "as `netdev`, the word of StratoVirt 2.5", optional=True),
+            Field(
+                "iothread",
+                Text(),
+                "the `-object iothread` for the disk's requests; no effect on a NIC",
+                optional=True,
+            ),
+            *(
+                Field(name, Scalar(), f"has no effect: {why}", optional=True)
+                for name, why in _WITHOUT_EFFECT
+            ),
+        ),
+        departures=(
+            Departure("arguments.id", "always needed: device_del has no other name for it"),
+        ),
+        example=('{"id": "drive-0", "driver": "virtio-blk-mmio", "addr": "0x1"}', "{}"),
+    ),
+    Command(
+        "device_del",
+        "Unplugs a device and closes its backend: requests in flight are completed, then the guest "
+        "sees a disk of size 0 or a NIC without link, then the image or tap is closed and "
+        "unlocked. DEVICE_DELETED comes before the answer; the slot can be used again at once. It "
+        "is refused, and nothing changes, when the host's storage does not complete a disk's "
+        "requests within 5 s.",
+        _device_del,
+        Struct(Field("id", Text(), "the device's name")),
+        example=('{"id": "drive-0"}', "{}"),
+    ),
+)
