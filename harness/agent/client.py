@@ -24,6 +24,8 @@ TAINT = "/proc/sys/kernel/tainted"
 _RECEIVE = 1 << 18
 _PUT_PIECE = 1 << 20
 _STATUS_ABSENT = 2
+_STDOUT = 1
+_REASON_MAX = 4096  # bytes of what a builtin command says
 _GONE = "agent: the connection to the guest has ended"
 _FOR_PROCESSES = {Kind.STARTED, Kind.STDOUT, Kind.STDERR, Kind.CREDIT, Kind.EXIT}
 
@@ -137,6 +139,28 @@ class Agent:
             raise
         process.close_stdin()
         self._finish(process, deadline)
+
+    def get_into(self, path: str, file: BinaryIO, *, timeout: float = TRANSFER_S) -> None:
+        """Write what is in the file `path` to `file`, as it comes. Raises as `put` does; OSError.
+
+        `file` is written on the reader thread: it is to be one of this host's.
+        """
+        failures: list[OSError] = []
+
+        def take(stream: int, data: bytes) -> None:
+            try:
+                if stream == _STDOUT and not failures:
+                    file.write(data)
+            except OSError as error:
+                failures.append(error)
+                process.kill()
+
+        process = self._start(["get", path], builtin=True, keep=_REASON_MAX, on_output=take)
+        try:
+            self._finish(process, time.monotonic() + timeout)
+        finally:
+            if failures:
+                raise failures[0]
 
     def get(self, path: str, *, timeout: float = TRANSFER_S, limit: int = GET_MAX) -> bytes:
         """Return what is in the file `path`, `limit` bytes at most. Raises as `put` does."""

@@ -15,7 +15,7 @@
 
 enum {
     SCRATCH = 16384,
-    CREDIT_STEP = INPUT_WINDOW / 4, /* fewer bytes are not worth a frame */
+    CREDIT_STEP = INPUT_WINDOW / 16, /* fewer bytes are not worth a frame */
     STATUS_SETUP = 125,
     STATUS_NOT_EXECUTABLE = 126,
     STATUS_MISSING = 127,

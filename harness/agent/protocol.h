@@ -6,7 +6,7 @@
 #ifndef PYVIRT_AGENT_PROTOCOL_H
 #define PYVIRT_AGENT_PROTOCOL_H
 
-enum { AGENT_VERSION = 1 };
+enum { AGENT_VERSION = 2 };
 
 enum kind {
     KIND_MORE = 1, /* from the host */
@@ -29,7 +29,7 @@ enum {
     FRAME_HEADER = 8,
     FRAME_PAYLOAD_MAX = 65535, /* all that a length of 16 bits can say */
     FRAME_DATA_MAX = 32760,    /* with its header, what one write to a virtio port takes */
-    INPUT_WINDOW = 262144,     /* bytes of a command's input that are under way at most */
+    INPUT_WINDOW = 4 << 20,    /* bytes of a command's input that are under way at most */
     SPAWN_TEXT_MAX = 4 << 20,  /* of a command's strings; execve takes less */
 };
 

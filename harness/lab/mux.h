@@ -39,7 +39,7 @@
 #include <stdint.h>
 #include <sys/un.h>
 
-enum { MUX_VERSION = 2 };
+enum { MUX_VERSION = 3 };
 
 enum mux_kind {
     KIND_HELLO = 1,
@@ -71,7 +71,7 @@ enum mux_channel {
 
 enum {
     MUX_HEADER = 8,
-    MUX_WINDOW = 65536,
+    MUX_WINDOW = 1048576,
     MUX_TEXT_MAX = 131072, /* the longest string that execve takes */
     MUX_RX_SIZE = MUX_HEADER + MUX_TEXT_MAX,
     MUX_TX_SIZE = 65536,

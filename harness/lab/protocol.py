@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from ...errors import PyvirtError
 
-VERSION = 2
-WINDOW = 65536
+VERSION = 3
+WINDOW = 1048576
 TEXT_MAX = 131072
 CONTROL, STDIN, STDOUT, STDERR, TERMINAL = range(5)
 SOCKETS = range(16, 80)

@@ -24,6 +24,7 @@ from .watch import GOOD_ENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import BinaryIO
 
     from ..agent.process import Process as GuestProcess
 
@@ -178,22 +179,50 @@ class VM(Life):
 
     # Files.
 
-    def put(self, path: str, content: bytes | str | Path, mode: int | None = None) -> None:
-        """Make a file in the guest, of bytes, text, or a file of the host (with its x bits)."""
-        source = content.encode() if isinstance(content, str) else content
-        if isinstance(source, Path):
-            executable = source.stat().st_mode & 0o111
-            mode = (0o755 if executable else 0o644) if mode is None else mode
-            source = source.read_bytes()
-        limit = self.config.limits.call
-        with self._guest(f"put {path}", limit) as agent:
-            agent.put(path, source, 0o644 if mode is None else mode, timeout=limit)
+    def put(
+        self,
+        path: str,
+        content: bytes | str | Path,
+        mode: int | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Make a file in the guest, of bytes, text, or a file of the host (with its x bits).
 
-    def get(self, path: str) -> bytes:
-        """Return what is in a file of the guest."""
-        limit = self.config.limits.call
+        A file of the host goes there piece by piece. `timeout` is in seconds (default: the call
+        limit). ConfigError for a file that cannot be read.
+        """
+        limit = self.config.limits.call if timeout is None else timeout
+        with contextlib.ExitStack() as files:
+            if isinstance(content, Path):
+                try:
+                    source: bytes | BinaryIO = files.enter_context(content.open("rb"))
+                except OSError as error:
+                    raise ConfigError(f"put {path}: {content}: {error.strerror}") from None
+                if mode is None and content.stat().st_mode & 0o111:
+                    mode = 0o755
+            else:
+                source = content.encode() if isinstance(content, str) else content
+            with self._guest(f"put {path}", limit) as agent:
+                agent.put(path, source, 0o644 if mode is None else mode, timeout=limit)
+
+    def get(self, path: str, *, timeout: float | None = None) -> bytes:
+        """Return what is in a file of the guest, 256 MiB at most; `timeout` as for `put`."""
+        limit = self.config.limits.call if timeout is None else timeout
         with self._guest(f"get {path}", limit) as agent:
             return agent.get(path, timeout=limit)
+
+    def get_file(self, path: str, target: Path, *, timeout: float | None = None) -> None:
+        """Make the file `target` of the host of one in the guest, piece by piece; as `get`.
+
+        ConfigError when it cannot be written.
+        """
+        limit = self.config.limits.call if timeout is None else timeout
+        try:
+            with target.open("wb") as file, self._guest(f"get {path}", limit) as agent:
+                agent.get_into(path, file, timeout=limit)
+        except OSError as error:
+            raise ConfigError(f"get {path}: {target}: {error.strerror}") from None
 
     def log(self) -> str:
         """Return the kernel's log, as `dmesg` shows it; after the VM's end, the console's text."""

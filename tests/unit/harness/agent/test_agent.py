@@ -497,7 +497,7 @@ BREACHES = {
     ],
     "input beyond the credit": [
         Frame(1, Kind.SPAWN, spawn(b"/", b"sleep", b"9", flags=1)),
-        *[Frame(1, Kind.INPUT, bytes(65535))] * 7,
+        *[Frame(1, Kind.INPUT, bytes(65535))] * (protocol.WINDOW // 65535 + 3),
     ],
     "a signal of three bytes": [Frame(1, Kind.KILL, b"123")],
 }

@@ -19,7 +19,7 @@ from pyvirt.harness.agent.protocol import AgentError, AgentTimeoutError, Decoder
 
 PATIENCE = 30.0
 MIB = 1 << 20
-HELLO = Frame(0, Kind.HELLO, struct.pack("<IQ", 1, 0) + b"6.1")
+HELLO = Frame(0, Kind.HELLO, struct.pack("<IQ", protocol.VERSION, 0) + b"6.1")
 EXIT = struct.pack("<IIQ", 0, 0, 1000)
 ENDED = "agent: the connection to the guest has ended"
 

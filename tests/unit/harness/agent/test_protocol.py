@@ -105,13 +105,13 @@ def test_a_command_that_is_none(argv: list[str]) -> None:
 
 def test_another_version_is_told() -> None:
     frame = Frame(0, Kind.HELLO, struct.pack("<IQ", 7, 0) + b"6.1")
-    with pytest.raises(AgentError, match="speaks version 7 of the protocol, this pyvirt 1; make"):
+    with pytest.raises(AgentError, match="speaks version 7 of the protocol, this pyvirt 2; make"):
         protocol.hello(frame)
 
 
 def test_hello() -> None:
-    frame = Frame(0, Kind.HELLO, struct.pack("<IQ", 1, 1 << 40 | 512) + b"6.1-x\xff")
-    assert protocol.hello(frame) == (1, "6.1-x�", 1 << 40 | 512)
+    frame = Frame(0, Kind.HELLO, struct.pack("<IQ", protocol.VERSION, 1 << 40 | 512) + b"6.1-x\xff")
+    assert protocol.hello(frame) == (protocol.VERSION, "6.1-x�", 1 << 40 | 512)
 
 
 def test_exit() -> None:

@@ -628,7 +628,7 @@ BREACHES = {
     "path too long": protocol.encode(Frame(16, Kind.OPEN, b"x" * 108)),
     "open twice": protocol.encode(Frame(16, Kind.OPEN, b"/none")) * 2,
     "data beyond the credit": protocol.encode(Frame(16, Kind.OPEN, b"/none"))
-    + protocol.encode(Frame(16, Kind.DATA, bytes(60000))) * 2,
+    + protocol.encode(Frame(16, Kind.DATA, bytes(protocol.WINDOW // 8))) * 9,
     "credit beyond the window": protocol.encode(Frame(16, Kind.OPEN, b"/none"))
     + protocol.encode(Frame(16, Kind.CREDIT, b"\1\0\0\0")),
     "data after the end": protocol.encode(Frame(16, Kind.OPEN, b"/none"))

@@ -124,7 +124,7 @@ def test_too_much_credit_is_refused() -> None:
 
 def test_refusing_tells_the_sender_and_keeps_its_credit_coming() -> None:
     channel = Channel(2, sends=False)
-    channel.receive(Frame(2, Kind.DATA, bytes(40000)))
+    channel.receive(Frame(2, Kind.DATA, bytes(protocol.WINDOW // 2)))
     channel.refuse()
     assert [frame.kind for frame in channel.due()] == [Kind.CREDIT, Kind.CLOSE]
     channel.receive(Frame(2, Kind.DATA, b"on its way before it knew"))

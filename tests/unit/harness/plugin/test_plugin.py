@@ -397,6 +397,56 @@ def test_good(vm, subtests):
     assert said == ["timeout", "passed"]
 
 
+def test_files_of_any_size_go_in_pieces(run: Run) -> None:
+    """Neither the host's file nor the guest's is ever in memory as a whole."""
+    run(
+        """
+import pathlib, tracemalloc
+
+def big(path):
+    with path.open("wb") as file:
+        file.write(b"begin"); file.truncate(96 << 20); file.seek(0, 2); file.write(b"end")
+    path.chmod(0o700)
+    return path
+
+def test_it(vm, tmp_path):
+    vm.start()
+    inside = str(tmp_path / "in the guest")
+    source, back = big(tmp_path / "big"), tmp_path / "back"
+    tracemalloc.start()
+    try:
+        vm.put(inside, source, timeout=300)
+        vm.get_file(inside, back, timeout=300)
+        assert tracemalloc.get_traced_memory()[1] < 48 << 20
+    finally:
+        tracemalloc.stop()
+    assert back.stat().st_size == source.stat().st_size
+    assert os.stat(inside).st_mode & 0o777 == 0o755
+    with back.open("rb") as file:
+        assert file.read(6) == b"begin\\0"
+        file.seek(-4, 2)
+        assert file.read() == b"\\0end"
+
+def test_limits(vm, tmp_path):
+    vm.start()
+    inside, source = str(tmp_path / "in the guest"), big(tmp_path / "big")
+    with pytest.raises(Exception, match="put .*guest: not within 0.001 s"):
+        vm.put(inside, source, timeout=0.001)
+    vm.put(inside, source, timeout=300)
+    with pytest.raises(Exception, match="get .*guest: not within 0.001 s"):
+        vm.get(inside, timeout=0.001)
+
+def test_errors(vm, tmp_path):
+    with pytest.raises(Exception, match="put /x: .*/none: No such file"):
+        vm.put("/x", tmp_path / "none")
+    with pytest.raises(Exception, match="get /none: /none: No such file"):
+        vm.get_file("/none", tmp_path / "out")
+    with pytest.raises(Exception, match="get /proc/self/maps: /dev/full: No space"):
+        vm.get_file("/proc/self/maps", pathlib.Path("/dev/full"))
+"""
+    ).assert_outcomes(passed=3)
+
+
 def test_events_and_hotplug(run: Run) -> None:
     result = run(
         """
