@@ -8,6 +8,8 @@ LINE_MAX bytes, says what the connection is:
     {"run": [WORD, ...], "cwd": PATH, "streams": {KEY: [FD, ...], ...}}
                             run `pyvirt run WORD...` in folder PATH with these streams as its
                             descriptors (0, 1 and 2 are /dev/null where none is given)
+    {"switch": PATH}        run a switch between the VMs whose stream netdevs name the socket PATH,
+                            a new one; answered as a `run` is, and ends as one
     {"ping": true}          answered by {} and the end
 
 A `run` is answered by one line, {"pid": N}, or {"error": TEXT} and the end; and when the monitor
@@ -21,6 +23,7 @@ SIGHUP, and so do the monitors.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import gc
@@ -37,9 +40,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..devices.unix_socket import UnixListener
 from ..errors import ConfigError
+from ..harness.vm.switch import Switch
 from . import registry, usage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 USAGE = """\
@@ -53,6 +58,7 @@ STREAMS_MAX = 64  # of one monitor, and its highest descriptor
 CONNECTIONS_MAX = 512  # that are no monitor's yet
 READY = "ready"
 _BACKLOG = 128
+_FIRST_FD = 3
 _PR_SET_PDEATHSIG = 1
 # What `pyvirt run` imports when its options ask for it.
 _PRELOADED = (
@@ -137,11 +143,12 @@ class _Connection:
 
 @dataclass(eq=False)
 class _Monitor:
-    """A child, and the connection that it was asked for on."""
+    """A child, and the connection that it was asked for on; a switch's has a socket's `path`."""
 
     pid: int
     pidfd: int
     control: _Connection
+    path: str = ""
 
 
 class Server:
@@ -222,6 +229,9 @@ class Server:
             self._selector.register(
                 connection.socket, selectors.EVENT_READ, lambda: self._drop(connection, "")
             )
+        elif "switch" in message:
+            self._start_switch(connection, message["switch"])
+            return
         elif message.get("ping"):
             connection.answer()
             self._drop(connection, "")
@@ -261,6 +271,28 @@ class Server:
             for key, numbers in run.streams.items()
             for number in numbers
         }
+        try:
+            self._fork(control, lambda: self._become(run, places))
+        finally:
+            for stream in streams.values():
+                stream.socket.close()
+
+    def _start_switch(self, control: _Connection, path: object) -> None:
+        if not (isinstance(path, str) and os.path.isabs(path) and "\0" not in path):
+            raise _Refused("switch: not an absolute path")
+        self._release(control)
+        with socket.socket(socket.AF_UNIX) as listener:
+            try:
+                listener.bind(path)
+                listener.listen(_BACKLOG)
+            except OSError as error:
+                control.answer(error=f"switch: {path}: {error.strerror}")
+                control.socket.close()
+                return
+            self._fork(control, lambda: self._switch(listener), path)
+
+    def _fork(self, control: _Connection, child: Callable[[], NoReturn], path: str = "") -> None:
+        """Start a child, which `child` is the whole life of."""
         parent = os.getpid()
         try:
             pid = os.fork()
@@ -268,13 +300,9 @@ class Server:
             control.answer(error=f"fork: {error.strerror}")
             control.socket.close()
             return
-        finally:
-            if os.getpid() == parent:
-                for stream in streams.values():
-                    stream.socket.close()
         if pid == 0:
-            self._become(run, places, parent)
-        monitor = _Monitor(pid, os.pidfd_open(pid), control)
+            self._live(child, parent)
+        monitor = _Monitor(pid, os.pidfd_open(pid), control, path)
         self._monitors.add(monitor)
         self._selector.register(monitor.pidfd, selectors.EVENT_READ, lambda: self._end(monitor))
         self._selector.register(
@@ -282,8 +310,8 @@ class Server:
         )
         control.answer(pid=pid)
 
-    def _become(self, run: _Run, places: dict[int, int], parent: int) -> NoReturn:
-        """Be the monitor, in the child."""
+    def _live(self, child: Callable[[], NoReturn], parent: int) -> NoReturn:
+        """Be the child."""
         try:
             os.setsid()
             self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -292,16 +320,28 @@ class Server:
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            _place(places)
-            os.chdir(run.cwd)
-            sys.argv = ["pyvirt", "run", *run.words]
-            from .main import main
-
-            main()
+            child()
         except BaseException:  # noqa: BLE001  (no way may lead back into the server)
             traceback.print_exc()
         finally:
             os._exit(1)
+
+    @staticmethod
+    def _become(run: _Run, places: dict[int, int]) -> NoReturn:
+        """Be a monitor."""
+        _place(places)
+        os.chdir(run.cwd)
+        sys.argv = ["pyvirt", "run", *run.words]
+        from .main import main
+
+        main()
+
+    @staticmethod
+    def _switch(listener: socket.socket) -> NoReturn:
+        """Be a switch; the listener is the only descriptor beside the standard ones."""
+        _place({_FIRST_FD: listener.fileno()})
+        listener.detach()
+        Switch(socket.socket(fileno=_FIRST_FD)).serve()
 
     def _kill_one(self, monitor: _Monitor) -> None:
         self._selector.unregister(monitor.control.socket)
@@ -313,6 +353,9 @@ class Server:
         os.close(monitor.pidfd)
         self._monitors.discard(monitor)
         status = os.waitstatus_to_exitcode(os.waitpid(monitor.pid, 0)[1])
+        if monitor.path:
+            with contextlib.suppress(OSError):
+                os.unlink(monitor.path)
         if status < 0:
             for _ in registry.running():
                 pass  # which tidies up what the dead one could not

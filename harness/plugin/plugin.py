@@ -21,6 +21,7 @@ from ..vm.config import VmConfig
 from ..vm.console import Console
 from ..vm.end import VerdictError, error_of
 from ..vm.faults import Faults
+from ..vm.link import Links
 from ..vm.monitor import Monitor
 from ..vm.place import Broker, Remote, Session
 from ..vm.vm import VM
@@ -38,6 +39,7 @@ _NAME_MAX = 120
 _OURS = __name__.rpartition(".")[0]
 _PLACE = "pyvirt_place"
 _STATE = pytest.StashKey["State"]()
+_LINKS = pytest.StashKey[Links]()
 _VMS = pytest.StashKey[list[VM]]()
 # For each phase of the test, and each subtest, the verdict if it has failed, else None.
 _REPORTS = pytest.StashKey[list[str | None]]()
@@ -162,6 +164,7 @@ def make_vm(item: pytest.Item, kernel: Kernel, name: str = "vm", **overrides: An
         cmdline=state.cmdline,
         allowed=markers.patterns(item, "allow_splat"),
         echo=state.echo if state.console == "live" else None,
+        links=item.stash.setdefault(_LINKS, Links()),
     )
     vms.append(vm)
     state.vms.append(vm)
@@ -441,6 +444,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
         for vm in vms:
             vm.close()
             state.vms.remove(vm)
+        if _LINKS in item.stash:
+            item.stash[_LINKS].close()
         if vms:
             vms.clear()
             _tidy(state, item)

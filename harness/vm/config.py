@@ -11,9 +11,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
+from . import link as links
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 # The console shows warnings while the kernel boots, since each byte costs, and everything from the
 # start of init on. A panic leaves time to look at the guest. Symbols hold without KASLR.
@@ -41,7 +42,8 @@ class VmConfig:
     """A VM.
 
     `memory` is as for `pyvirt run -m`; `cmdline` is added to CMDLINE; a disk is "scratch:SIZE", an
-    empty one that lasts as long as the VM, or what `-disk` takes; a net is what `-net` takes;
+    empty one that lasts as long as the VM, or what `-disk` takes; a net is "link:NAME", to which
+    all VMs of the test that name it are connected, or what `-net` takes;
     `modules` are loaded before the agent answers; `files` maps paths in the guest to the host's
     files or to bytes. `initrd` is one of the user's that starts the agent, in place of all that.
     """
@@ -96,16 +98,29 @@ def _disk(text: str, number: int, folder: Path) -> str:
 
 
 def words(
-    config: VmConfig, kernel: Path, initrd: Path, folder: Path, cmdline: str = ""
+    config: VmConfig,
+    kernel: Path,
+    initrd: Path,
+    folder: Path,
+    cmdline: str = "",
+    link: Callable[[str], str] = str,
 ) -> list[str]:
-    """Return the words for `pyvirt run`, channels apart; scratch disks are made in `folder`."""
+    """Return the words for `pyvirt run`, channels apart; scratch disks are made in `folder`.
+
+    `link` returns the socket of a link.
+    """
     append = " ".join(part for part in (CMDLINE, config.cmdline, cmdline) if part)
     found = ["-smp", str(config.vcpus), "-m", str(config.memory)]
     found += ["-kernel", str(kernel), "-initrd", str(initrd), f"-append={append}"]
     for number, disk in enumerate(config.disks):
         found += ["-disk", _disk(disk, number, folder)]
-    for net in config.nets:
-        found += ["-net", net]
+    for number, net in enumerate(config.nets):
+        name, comma, members = net.partition(",")
+        if name.startswith(links.PREFIX):
+            path = link(name.removeprefix(links.PREFIX))
+            found += ["-netdev", f"stream,id=link{number},path={path}{comma}{members}"]
+        else:
+            found += ["-net", net]
     return found + list(config.options)
 
 

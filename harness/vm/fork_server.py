@@ -149,6 +149,29 @@ class Process:
         self._close_streams()
 
 
+class Switch:
+    """A switch between VMs beside a fork server; ends with `close`, or with this process."""
+
+    def __init__(self, server: str, path: str) -> None:
+        """Have the server run one at the socket `path`, of its own file system; BackendError."""
+        self._control = _connect(server, {"switch": path})
+        self._control.settimeout(CONNECT_S)
+        try:
+            answer = json.loads(self._control.makefile("rb").readline(_LINE_MAX) or b"{}")
+            if "pid" not in answer:
+                why = answer.get("error", "the fork server has ended")
+                raise BackendError(f"a link between VMs: {why}")
+        except BaseException as error:
+            self._control.close()
+            if isinstance(error, OSError):
+                raise ServerGoneError(f"fork server {server}: {error}") from None
+            raise
+
+    def close(self) -> None:
+        """End it."""
+        self._control.close()
+
+
 class ForkServer:
     """A server process of our own, here or in a nested lab; ends with `close` or this process."""
 

@@ -25,6 +25,7 @@ from . import config as configuration
 from .boot import CLOSE_S, Boot
 from .console import Console
 from .end import GuestTimeoutError, LabLostError, VerdictError, error_of
+from .link import Links
 
 if TYPE_CHECKING:
     import re
@@ -73,6 +74,7 @@ class Life:
         cmdline: str = "",
         allowed: Sequence[re.Pattern[str]] = (),
         echo: Callable[[bytes], None] | None = None,
+        links: Links | None = None,
     ) -> None:
         """Boot nothing yet.
 
@@ -90,6 +92,8 @@ class Life:
         self._cmdline = cmdline
         self._allowed = allowed
         self._echo = echo
+        self._links = Links() if links is None else links
+        self._owns_links = links is None
         self._folder: Path | None = None
         self._boot: Boot | None = None
         self._last_end: End | None = None  # of a VM that is put away
@@ -161,7 +165,12 @@ class Life:
         if not self.words:
             initrd = self.config.initrd or self._initramfs()
             self.words = configuration.words(
-                self.config, self.kernel.image, initrd, self._folder, self._cmdline
+                self.config,
+                self.kernel.image,
+                initrd,
+                self._folder,
+                self._cmdline,
+                self._links.path,
             )
         self._wait_for_boot()
         self._check()
@@ -169,8 +178,10 @@ class Life:
     def _wait_for_boot(self) -> None:
         self._put_away()
         suffix = f"-{self.boots + 1}" if self.boots else ""
+        server = self._place.server()
+        self._links.start(self.config.nets, server)
         self._boot = Boot(
-            self._place.server(),
+            server,
             [*self.words, "-name", self.name],
             self.log_dir / f"console{suffix}.log",
             self.config.limits,
@@ -362,6 +373,8 @@ class Life:
         """End the VM, whatever it does, and remove its scratch disks."""
         self._is_closed = True
         self._put_away()
+        if self._owns_links:
+            self._links.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None

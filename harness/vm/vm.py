@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...errors import ConfigError
 from ..agent.protocol import AgentError
 from ..judge import evidence, report
 from .boot import CLOSE_S

@@ -163,6 +163,8 @@ def test_control_connection_ends_the_monitor(how: str, server: ForkServer, tmp_p
         ([b'{"run": "words", "cwd": "/"}\n'], "not a list of words"),
         ([b'{"run": [5], "cwd": "/"}\n'], "not a list of words"),
         ([b'{"run": []}\n'], "cwd: not an absolute path"),
+        ([b'{"switch": "here"}\n'], "switch: not an absolute path"),
+        ([b'{"switch": "/none/here"}\n'], "switch: /none/here: No such file or directory"),
         ([b'{"run": [], "cwd": "here"}\n'], "cwd: not an absolute path"),
         ([a_run(streams=[])], "streams: not an object"),
         ([a_run(streams={"a": 0})], "streams: a: not descriptors"),
