@@ -5,84 +5,106 @@ from __future__ import annotations
 import os
 import sys
 
-from ..errors import ConfigError
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-_READY = b"\0"
+from ..errors import ConfigError, PyvirtError
 
 
-def daemonize() -> Callable[[], None]:
-    """Go on in a background process; return what to call when the guest has started.
+class Starter:
+    """The process in the foreground that waits for how a start goes; owns the pipe to it.
 
-    The process that was started waits for that call and ends with 0; when the background
-    process ends before it, with 1 (its message is on stderr by then). To be called while the
-    process has one thread and no KVM descriptor: a VM belongs to the process that made it.
+    A context manager: what ends the start is what that process ends with.
     """
-    reader, writer = os.pipe()
-    if os.fork():
-        os.close(writer)
-        ready = os.read(reader, 1)
-        os._exit(0 if ready == _READY else 1)
-    os.setsid()
-    if os.fork():
-        os._exit(0)
-    os.close(reader)
 
-    def started() -> None:
+    __slots__ = ("_writer",)
+
+    def __init__(self, writer: int = -1) -> None:
+        """-1: nobody waits."""
+        self._writer = writer
+
+    def started(self) -> None:
+        """Leave the terminal, and let it end with 0."""
+        if self._writer < 0:
+            return
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         os.close(null)
-        os.write(writer, _READY)
+        os.write(self._writer, b"\0")
+        os.close(self._writer)
+        self._writer = -1
+
+    def __enter__(self) -> Starter:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        # It ends with this process, whose message is there by then.
+        if self._writer >= 0 and isinstance(error, PyvirtError):
+            os.write(self._writer, bytes([error.exit_status]))
+
+
+def daemonize() -> Starter:
+    """Go on in a background process; return the one that was started.
+
+    That one ends with 1 where this ends without a word to it. To be called while the process has
+    one thread and no KVM descriptor: a VM belongs to the process that made it.
+    """
+    reader, writer = os.pipe()
+    if os.fork():
         os.close(writer)
-
-    return started
-
-
-def _is_alive(pid: str) -> bool:
-    # Our own id is that of one before us: in a container every run may get the same.
-    return pid.isdigit() and pid != str(os.getpid()) and os.path.exists(f"/proc/{pid}")
+        status = os.read(reader, 1)
+        # To the end of the pipe, which is that of the process.
+        while os.read(reader, 1):
+            pass
+        os._exit(status[0] if status else 1)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.close(reader)
+    return Starter(writer)
 
 
 class PidFile:
-    """A file with this process's id, removed at the end; a context manager."""
+    """A file with this process's id, locked while it lives and removed at the end.
 
-    __slots__ = ("_path",)
+    The lock decides whether somebody has it, not the number, which may be another process's by
+    now. A context manager.
+    """
+
+    __slots__ = ("_fd", "_path")
 
     def __init__(self, path: str) -> None:
         """Name the file; "" for none. Nothing is written before the context is entered."""
         self._path = path
+        self._fd = -1
 
     def __enter__(self) -> None:
-        """Write it; ConfigError when it names a living process or cannot be written."""
+        """Write it; ConfigError when somebody has it or it cannot be written."""
         if not self._path:
             return
-        try:
-            with open(self._path, encoding="ascii", errors="replace") as file:
-                pid = file.read(32).strip()
-        except FileNotFoundError:
-            pid = ""
-        except OSError as error:
-            raise self._error(error) from None
-        if _is_alive(pid):
-            raise ConfigError(f"-pidfile {self._path}: process {pid} lives; name another file")
-        try:
-            with open(self._path, "w", encoding="ascii") as file:
-                file.write(f"{os.getpid()}\n")
-        except OSError as error:
-            raise self._error(error) from None
+        from .. import files
 
-    def _error(self, error: OSError) -> ConfigError:
-        text = f"-pidfile {self._path}: {error.strerror}; name a file in a writable folder"
-        self._path = ""
-        return ConfigError(text)
+        try:
+            fd = files.open_locked(self._path, 0o666)
+            if fd is None:
+                raise ConfigError(
+                    f"-pidfile {self._path}: another process has it locked; name another file"
+                )
+            self._fd = fd
+            os.ftruncate(fd, 0)
+            os.write(fd, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise ConfigError(
+                f"-pidfile {self._path}: {error.strerror}; name a file in a writable folder"
+            ) from None
 
     def __exit__(self, *_: object) -> None:
-        if self._path:
-            try:
-                os.unlink(self._path)
-            except OSError as error:
-                sys.stderr.write(f"pyvirt: -pidfile {self._path}: {error.strerror}\n")
+        if self._fd < 0:
+            return
+        from .. import files
+
+        try:
+            found = files.remove_locked(self._fd, self._path)
+            problem = "" if found else "somebody has removed it"
+        except OSError as error:
+            problem = error.strerror or str(error)
+        if problem:
+            sys.stderr.write(f"pyvirt: -pidfile {self._path}: {problem}\n")

@@ -20,12 +20,13 @@ from ..vmm.config import MachineConfig
 from ..vmm.log import Log
 from ..vmm.machine import CRASH, HOST, End, Machine
 from .control import Control
-from .daemon import PidFile, daemonize
+from .daemon import PidFile, Starter, daemonize
 from .options import table as run_options
 from .timeline import Timeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..devices.serial import Backend
     from .options.table import Options
 
 _CMDLINE = "console=ttyS0 panic=-1"
@@ -117,7 +118,11 @@ class _Events:
 def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
     """Run the guest on this host's KVM; return the exit status."""
     backend = parse_backend(options.serial or ("none" if options.daemonize else "stdio"))
-    started = daemonize() if options.daemonize else lambda: None
+    with daemonize() if options.daemonize else Starter() as starter:
+        return _run(options, log, timeline, backend, starter)
+
+
+def _run(options: Options, log: Log, timeline: Timeline, backend: Backend, starter: Starter) -> int:
     _thread.stack_size(_STACK)
     events = _Events()
     control = Control(options, log)
@@ -138,7 +143,7 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
                         serial.start()
                         machine.start()
                         control.start()
-                        started()
+                        starter.started()
                         _warn(options, log)
                         events.wait(machine, log)
                         machine.stop()
@@ -173,7 +178,8 @@ def _warn(options: Options, log: Log) -> None:
 def _check_timeline(where: str) -> None:
     """Refuse a picture that cannot be written, before a guest has run for it."""
     folder = os.path.dirname(where) or "."
-    if not os.access(folder, os.W_OK) or os.path.isdir(where):
+    is_other = os.path.exists(where) and not os.path.isfile(where)
+    if not os.access(folder, os.W_OK) or is_other:
         raise ConfigError(f"-timeline={where}: cannot be written; name a file in a writable folder")
 
 
@@ -181,8 +187,11 @@ def _show(timeline: Timeline, where: str) -> None:
     if not where:
         sys.stderr.write(timeline.table())
         return
+    from .. import files
+
     try:
-        with open(where, "w", encoding="utf-8") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with open(files.open_regular(where, flags), "w", encoding="utf-8") as file:
             file.write(timeline.svg())
     except OSError as error:
         raise PyvirtError(f"-timeline={where}: {error.strerror}; free some room") from None

@@ -18,7 +18,7 @@ from ..harness import lab
 from ..vmm.boot import loader
 from ..vmm.log import Log
 from ..vmm.memory import GuestMemory
-from .daemon import PidFile, daemonize
+from .daemon import PidFile, Starter, daemonize
 from .options.table import MONITOR_OPTIONS
 from .registry import register
 
@@ -130,10 +130,12 @@ def run(options: Options, config: MachineConfig, reason: str) -> int:
     environment = {k: v for k, v in os.environ.items() if k != "PYVIRT_EXEC_NS"}
     places = [os.path.abspath(monitor.path) for monitor in options.monitors]
     disks = _open_disks(config)
-    started = daemonize() if options.daemonize else lambda: None
     try:
-        with PidFile(options.pidfile), ExitStack() as resources:
-            started()
+        with (
+            daemonize() if options.daemonize else Starter() as starter,
+            PidFile(options.pidfile),
+            ExitStack() as resources,
+        ):
             resources.enter_context(register(options.name, places, Log()) or nullcontext())
             return lab.run(
                 [os.path.abspath(sys.argv[0]), "run", *words],
@@ -141,6 +143,7 @@ def run(options: Options, config: MachineConfig, reason: str) -> int:
                 env=environment,
                 forward=forward,
                 memory_mib=max(options.memory // (1 << 20) + _LAB_MIB, _LAB_MIB_MIN),
+                ready=starter.started,
             )
     finally:
         _close(disks)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
-import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ...devices.unix_socket import UnixListener
 from ...errors import BackendError, ConfigError
 from . import image, qemu
 from .client import Client, Command, LinkClosedError
@@ -29,6 +28,7 @@ def run(
     memory_mib: int = 4096,
     cpus: int = 1,
     timeout: float | None = None,
+    ready: Callable[[], None] = lambda: None,
 ) -> int:
     """Boot the lab, run `command` in it, and return its exit status.
 
@@ -38,8 +38,8 @@ def run(
 
     `forward` is pairs of a path here and the path of a Unix socket in the lab, best on a
     file system of its own such as /dev/shm: connections to the first, which this makes (mode
-    0600) and removes, are carried to the second. `timeout` is in seconds, from the lab's
-    start.
+    0600) and removes, are carried to the second; `ready` is called when it listens, before the
+    lab boots. `timeout` is in seconds, from the lab's start.
 
     In the main thread, SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to the command; a
     second one, or 10 s without an end, ends the lab. Raises ConfigError for bad values,
@@ -54,6 +54,7 @@ def run(
     with contextlib.ExitStack() as resources:
         signals = resources.enter_context(Signals())
         listeners = [(resources.enter_context(_listening(h)), p) for h, p in forward]
+        ready()
         machine = qemu.Machine(lab_image, memory_mib=memory_mib, cpus=cpus)
         resources.callback(machine.close)
         client = Client(machine.link, what, signals, forward=listeners, timeout=timeout)
@@ -88,30 +89,13 @@ def _check_forward(host_path: str, lab_path: str) -> None:
 
 @contextlib.contextmanager
 def _listening(path: str) -> Iterator[socket.socket]:
-    """Listen on a new Unix socket at `path`, which is removed in the end."""
-    _remove_stale(path)
-    with socket.socket(socket.AF_UNIX) as listener:
-        os.fchmod(listener.fileno(), 0o600)  # before bind: the file then has it from the start
-        try:
-            listener.bind(path)
-        except OSError as error:
-            raise ConfigError(f"-forward {path}: {error.strerror}") from None
-        ours = os.stat(path)
-        try:
-            listener.listen(_BACKLOG)
-            listener.setblocking(False)
-            yield listener
-        finally:
-            with contextlib.suppress(OSError):
-                if os.path.samestat(os.stat(path), ours):
-                    os.unlink(path)
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a socket that nobody listens on, as a killed process leaves it."""
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(os.stat(path).st_mode):
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.setblocking(False)
-                if probe.connect_ex(path) == errno.ECONNREFUSED:
-                    os.unlink(path)
+    """Listen on a Unix socket at `path`, which is removed in the end."""
+    try:
+        listener = UnixListener(path, mode=0o600, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"-forward {path}: {error.strerror}") from None
+    try:
+        with socket.socket(fileno=os.dup(listener.fd)) as listening:
+            yield listening
+    finally:
+        listener.close()

@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ...devices.unix_socket import UnixListener
 from ...errors import BackendError, PyvirtError
 from ...vmm.accel import kvm_failure
 from . import fork_server
@@ -108,9 +109,9 @@ class Broker:
         folder = fork_server.SOCKETS if os.access(fork_server.SOCKETS, os.W_OK) else None
         self._folder = tempfile.TemporaryDirectory(prefix="pyvirt-", dir=folder)
         self.path = str(Path(self._folder.name, "session"))
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.path)
-        self._listener.listen(_BACKLOG)
+        self._unix = UnixListener(self.path, mode=0o600, backlog=_BACKLOG)
+        self._listener = socket.socket(fileno=os.dup(self._unix.fd))
+        self._listener.setblocking(True)
         threading.Thread(target=self._serve, name="pyvirt-broker", daemon=True).start()
 
     def _serve(self) -> None:
@@ -137,6 +138,7 @@ class Broker:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._unix.close()
         self._folder.cleanup()
         for session in self._sessions:
             session.close()

@@ -15,13 +15,14 @@ from ..refusal import refusal, unprivileged
 
 DAEMON = """
 import os, sys, time
+from pyvirt.errors import ConfigError
 from pyvirt.cli.daemon import daemonize
-started = daemonize()
+starter = daemonize()
 with open(sys.argv[1], "w") as file:
     file.write(f"{os.getpid()} {os.getsid(0)}")
 sys.stderr.write("a message before the start\\n")
 exec(sys.argv[2])
-started()
+starter.started()
 sys.stderr.write("a message after it\\n")
 time.sleep(60)
 """
@@ -59,6 +60,44 @@ def test_starter_tells_that_the_guest_did_not_start(death: str, tmp_path: Path) 
     assert ("it failed" in result.stderr) == ("failed" in death)
 
 
+def test_starter_ends_with_the_status_of_the_failure_after_its_message(tmp_path: Path) -> None:
+    death = "try:\n  with starter:\n    raise ConfigError('it failed')\nexcept ConfigError as e:\n"
+    result = start(tmp_path / "ids", f"{death}  time.sleep(0.2); sys.exit(str(e))")
+    assert result.returncode == 2
+    assert "it failed" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-kernel", "FOLDER/none"],
+        ["-kernel", "FILE", "-initrd", "FOLDER/none"],
+        ["-kernel", "FILE", "-disk", "FOLDER/none"],
+        ["-kernel", "FILE", "-pidfile", "FOLDER/none/pid"],
+        ["-kernel", "FILE", "-serial", "file,path=FOLDER/none/log"],
+        ["-kernel", "FILE", "-qmp", "unix:FOLDER/none/sock,server,nowait"],
+        ["-kernel", "FILE", "-device", "python,file=FOLDER/none.py"],
+    ],
+    ids=lambda words: words[-2],
+)
+def test_wrong_files_have_one_status_in_the_background_and_not(
+    words: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "kernel"
+    file.write_bytes(b"no kernel")
+    given = [word.replace("FOLDER", str(tmp_path)).replace("FILE", str(file)) for word in words]
+    command = [str(Path(sys.executable).with_name("pyvirt")), "run", "-accel", "kvm", *given]
+    here, there = (
+        subprocess.run(
+            [*command, *more], capture_output=True, text=True, timeout=60, check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        for more in ([], ["-daemonize"])
+    )  # fmt: skip
+    assert here.returncode == there.returncode == 2, here.stderr
+    assert here.stderr == there.stderr
+
+
 def dead_pid() -> int:
     """Return the id of a process that is no more."""
     process = subprocess.Popen([sys.executable, "-c", ""])
@@ -86,21 +125,52 @@ def test_no_file_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert list(tmp_path.iterdir()) == []
 
 
-def test_living_process_is_respected(tmp_path: Path) -> None:
+def test_a_lock_is_respected_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "pid"
-    path.write_text(f"{os.getppid()}\n", encoding="ascii")
-    file = PidFile(str(path))
-    assert refusal(file.__enter__) == (
-        f"-pidfile {path}: process {os.getppid()} lives; name another file"
-    )
-    assert path.read_text(encoding="ascii") == f"{os.getppid()}\n"
+    with PidFile(str(path)):
+        assert refusal(PidFile(str(path)).__enter__) == (
+            f"-pidfile {path}: another process has it locked; name another file"
+        )
+        assert path.read_text(encoding="ascii") == f"{os.getpid()}\n"
+    assert not path.exists()
 
 
-@pytest.mark.parametrize("content", ["dead", "own", "", "garbage\n", "²\n", "\xff\xfe", "-1", "0"])
+def test_a_lock_of_another_process_is_respected(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    program = "import sys\nfrom pyvirt.cli.daemon import PidFile\nPidFile(sys.argv[1]).__enter__()"
+    with PidFile(str(path)):
+        result = subprocess.run(
+            [sys.executable, "-c", program, str(path)],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert "another process has it locked" in result.stderr
+
+
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    message = refusal(PidFile(str(path)).__enter__)
+    assert message == f"-pidfile {path}: Not a regular file; name a file in a writable folder"
+
+
+def test_another_file_that_has_taken_its_place_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pid"
+    with PidFile(str(path)):
+        path.unlink()
+        path.write_text("of another")
+    assert path.read_text() == "of another"
+    assert capsys.readouterr().err == f"pyvirt: -pidfile {path}: somebody has removed it\n"
+
+
+@pytest.mark.parametrize(
+    "content", ["dead", "living", "own", "", "garbage\n", "²\n", "\xff\xfe", "-1", "0"]
+)
 def test_stale_file_is_replaced(content: str, tmp_path: Path) -> None:
     path = tmp_path / "pid"
-    known = {"dead": f"{dead_pid()}\n", "own": f"{os.getpid()}\n"}
-    path.write_bytes(known.get(content, content).encode("latin-1"))
+    known = {"dead": dead_pid(), "living": os.getppid(), "own": os.getpid()}
+    path.write_bytes(f"{known.get(content, content)}\n".encode("latin-1"))
     with PidFile(str(path)):
         assert path.read_text(encoding="ascii") == f"{os.getpid()}\n"
     assert not path.exists()
@@ -137,4 +207,4 @@ def test_file_that_somebody_removed(tmp_path: Path, capsys: pytest.CaptureFixtur
     path = tmp_path / "pid"
     with PidFile(str(path)):
         path.unlink()
-    assert capsys.readouterr().err == f"pyvirt: -pidfile {path}: No such file or directory\n"
+    assert capsys.readouterr().err == f"pyvirt: -pidfile {path}: somebody has removed it\n"

@@ -47,6 +47,15 @@ def answer(server: ForkServer, *lines: bytes) -> Any:
     return json.loads(text) if text else None
 
 
+def endless(folder: Path) -> list[str]:
+    """Return the words of a monitor that makes the file `begun` in the folder, and goes on."""
+    device = folder / "device.py"
+    device.write_text(
+        f"import pathlib, time\npathlib.Path({str(folder / 'begun')!r}).touch()\ntime.sleep(600)\n"
+    )
+    return ["-accel", "kvm", "-kernel", "none", "-device", f"python,file={device}"]
+
+
 def wait_for(condition: Callable[[], object], what: str) -> None:
     until = time.monotonic() + SECONDS
     while not condition():
@@ -109,15 +118,17 @@ def test_nothing_is_imported_after_the_fork(server: ForkServer, tmp_path: Path) 
 def test_monitor_has_its_folder_and_no_descriptors_but_its_own(
     server: ForkServer, tmp_path: Path
 ) -> None:
-    """A monitor that waits for the reader of a FIFO can be looked at."""
-    os.mkfifo(tmp_path / "fifo")
     other = say(server, b'{"stream": "of nobody"}\n')
-    monitor = Process(server.path, ["-D", "fifo"], {"console": [0, 1], "agent": [5]}, str(tmp_path))
+    words = endless(tmp_path)
+    monitor = Process(server.path, words, {"console": [0, 1], "agent": [5]}, str(tmp_path))
     try:
         monitor.take()
         process = Path(f"/proc/{monitor.pid}")
-        wait_for(lambda: process.joinpath("cwd").resolve() == tmp_path, "the folder")
-        found = {int(fd.name): os.readlink(fd) for fd in process.joinpath("fd").iterdir()}
+        wait_for((tmp_path / "begun").exists, "the monitor")
+        assert process.joinpath("cwd").resolve() == tmp_path
+        fds = {int(fd.name): os.readlink(fd) for fd in process.joinpath("fd").iterdir()}
+        # But those that it has made: for signals, and for the end.
+        found = {fd: to for fd, to in fds.items() if not to.startswith("anon_inode:")}
         assert found[0] == found[1] != found[5]
         assert found[2] == "/dev/null"
         assert {fd: to for fd, to in found.items() if fd in {3, 4} or fd > 5} == {}
@@ -129,8 +140,7 @@ def test_monitor_has_its_folder_and_no_descriptors_but_its_own(
 
 @pytest.mark.parametrize("how", ["kill", "close", "word"])
 def test_control_connection_ends_the_monitor(how: str, server: ForkServer, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    monitor = Process(server.path, ["-D", str(tmp_path / "fifo")], {"stderr": [2]})
+    monitor = Process(server.path, endless(tmp_path), {"stderr": [2]})
     try:
         monitor.take()
         pid = monitor.pid
@@ -192,8 +202,7 @@ def test_first_line_may_come_byte_by_byte(server: ForkServer) -> None:
 def test_bytes_behind_the_first_line_are_the_monitors(server: ForkServer, tmp_path: Path) -> None:
     """The server must not read one of them."""
     stream = say(server, b'{"stream": "eager"}\nand more')
-    os.mkfifo(tmp_path / "fifo")
-    with stream, say(server, a_run("-D", f"{tmp_path}/fifo", streams={"eager": [7]})) as run:
+    with stream, say(server, a_run(*endless(tmp_path), streams={"eager": [7]})) as run:
         pid = json.loads(run.recv(4096))["pid"]
         wait_for(lambda: Path(f"/proc/{pid}/fd/7").exists(), "the stream")
         unread = fcntl.ioctl(stream, termios.TIOCOUTQ, bytes(4))
@@ -263,10 +272,9 @@ def test_patience_has_an_end(
 
 
 def test_server_ends_with_its_owner_and_takes_the_monitors_along(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
     server = ForkServer()
     folder = Path(server.path).parent
-    monitor = Process(server.path, ["-D", str(tmp_path / "fifo")], {})
+    monitor = Process(server.path, endless(tmp_path), {})
     monitor.take()
     assert monitor.pid is not None
     server.close()
@@ -280,10 +288,9 @@ def test_server_ends_with_its_owner_and_takes_the_monitors_along(tmp_path: Path)
 
 
 def test_server_that_is_killed_takes_the_monitors_along(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
     server = ForkServer()
     try:
-        monitor = Process(server.path, ["-D", str(tmp_path / "fifo")], {})
+        monitor = Process(server.path, endless(tmp_path), {})
         monitor.take()
         pid = monitor.pid
         assert pid is not None
