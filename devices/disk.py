@@ -68,6 +68,8 @@ class Disk:
             raise ConfigError(f"{option}: {error.strerror}; {_mend(error, readonly)}") from None
         try:
             _check_kind(option, os.fstat(self.fd).st_mode)
+            # Else io_uring may answer EAGAIN where it is to wait for the storage.
+            os.set_blocking(self.fd, True)
             self._lock(option, readonly)
             if not raw:
                 self._check_format(option, path)

@@ -18,9 +18,10 @@ import fcntl
 import os
 import struct
 
+from ..files import NO_LOCKS
+
 _FLOCK = struct.Struct("hhqqi4x")  # of fcntl(2)
 _HELD = (errno.EAGAIN, errno.EACCES)
-_NO_LOCKS = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 _PLAIN_BYTES = 100  # below QEMU's
 _USED, _WITHHELD = 100, 200  # where its permissions begin
@@ -38,7 +39,7 @@ def lock_image(fd: int, *, readonly: bool) -> bool:
     try:
         _take(fd, readonly)
     except OSError as error:
-        if error.errno in _NO_LOCKS:
+        if error.errno in NO_LOCKS:
             return True
         if error.errno in _HELD:
             return False

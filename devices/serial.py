@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 STDIO, NONE, PTY, FILE, SOCKET = "stdio", "none", "pty", "file", "socket"
-_ACCEPTED = "stdio, none, pty, file,path=FILE or socket,path=PATH,server,nowait"
+_ACCEPTED = "stdio, none, pty, file,path=FILE[,append=on] or socket,path=PATH,server,nowait"
 _SOCKET_PATH_MAX = 107  # bytes: sockaddr_un without its terminator
 _PORTS = 8
 # What brings the port to its first state, by register: 115200 baud (the divisor is 1, behind DLAB),
@@ -35,13 +35,17 @@ _RESET = ((3, 0x83), (0, 1), (1, 0), (3, 3), (1, 0), (2, 7), (2, 0), (4, 0))
 
 
 class Backend:
-    """The host's end of a serial port: STDIO, NONE, PTY, FILE or SOCKET, the last two at `path`."""
+    """The host's end of a serial port: STDIO, NONE, PTY, FILE or SOCKET, the last two at `path`.
 
-    __slots__ = ("kind", "path")
+    `append` leaves what is in a FILE already.
+    """
 
-    def __init__(self, kind: str, path: str = "") -> None:
+    __slots__ = ("append", "kind", "path")
+
+    def __init__(self, kind: str, path: str = "", *, append: bool = False) -> None:
         self.kind = kind
         self.path = path
+        self.append = append
 
     @property
     def socket_path(self) -> str:
@@ -52,24 +56,27 @@ class Backend:
 def parse_backend(text: str) -> Backend:
     """Return what the value of `-serial` stands for; ConfigError. Touches no file.
 
-    `server` and `nowait` are also taken as QEMU's `server=on` and `wait=off`.
+    `server` and `nowait` are also taken as QEMU's `server=on` and `wait=off`. Two commas stand for
+    one within a path.
     """
-    kind, *words = text.split(",")
+    kind, *words = [word.replace("\0", ",") for word in text.replace(",,", "\0").split(",")]
     kind = NONE if kind == "null" else kind
     if kind not in {STDIO, NONE, PTY, FILE, SOCKET}:
         raise ConfigError(f"-serial {text}: not a backend; give {_ACCEPTED}")
     path = ""
-    flags = set()
+    flags: set[str] = set()
     for word in words:
         key, _, value = word.partition("=")
         if key == "path" and value and kind in {FILE, SOCKET} and not path:
             path = value
+        elif kind == FILE and word in {"append=on", "append=off"} and not flags:
+            flags.add(word)
         elif kind == SOCKET and word in {"server", "server=on", "nowait", "wait=off"}:
             flags.add("server" if key == "server" else "nowait")
         else:
             raise ConfigError(
                 f"-serial {text}: {word or 'an empty word'} is not understood here; "
-                f"give {_ACCEPTED}"
+                f"give {_ACCEPTED} (a comma within a path is written twice)"
             )
     if kind in {FILE, SOCKET} and not path:
         raise ConfigError(f"-serial {text}: names no file; give path=FILE")
@@ -83,7 +90,7 @@ def parse_backend(text: str) -> Backend:
             f"-serial {text}: a socket's path has at most {_SOCKET_PATH_MAX} bytes; "
             "give a shorter one"
         )
-    return Backend(kind, path)
+    return Backend(kind, path, append="append=on" in flags)
 
 
 class _Ends:
@@ -100,7 +107,7 @@ class _Ends:
             if backend.kind == STDIO:
                 self.in_fd, self.out_fd = 0, 1
             elif backend.kind == FILE:
-                self._open_file(backend.path)
+                self._open_file(backend.path, append=backend.append)
             elif backend.kind == PTY:
                 self._open_pty()
             elif backend.kind == SOCKET:
@@ -110,10 +117,11 @@ class _Ends:
             where = f"{backend.kind} {backend.path}".rstrip()
             raise ConfigError(f"-serial {where}: {error.strerror}; {_mend(error)}") from None
 
-    def _open_file(self, path: str) -> None:
-        # Non-blocking, so that a FIFO without a reader is an error and not a wait.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY | os.O_NONBLOCK
-        self.out_fd = os.open(path, flags, 0o644)
+    def _open_file(self, path: str, *, append: bool) -> None:
+        # Non-blocking, so that a FIFO without a reader is an error and not a wait; at its end
+        # always, so that who empties the file gets no hole.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK
+        self.out_fd = os.open(path, flags | (0 if append else os.O_TRUNC), 0o644)
         self._owned.append(self.out_fd)
 
     def _open_pty(self) -> None:

@@ -29,6 +29,8 @@ class StreamConfig:
         # The lock that a Python socket has is of no use here: the descriptor is all that is kept.
         one = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         try:
+            # A switch that accepts nobody is an error, and not a wait.
+            one.setblocking(False)
             one.connect(os.fsencode(self.path))
         except OSError as error:
             one.close()

@@ -7,6 +7,7 @@ warning) says what is written.
 from __future__ import annotations
 
 import _thread
+import errno
 import os
 import time
 
@@ -38,14 +39,16 @@ class Log:
         self._fd = 2
 
     def open(self, path: str) -> None:
-        """Append to `path` from now on (mode 0640)."""
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        """Append to `path` from now on (mode 0640), which may be a FIFO that has a reader."""
+        # Neither to open it nor to write to it may wait.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         try:
             self._fd = os.open(path, flags, 0o640)
         except OSError as error:
-            raise ConfigError(
-                f"-D {path}: {error.strerror}; name a file in a writable folder"
-            ) from None
+            mend = "name a file in a writable folder"
+            if error.errno == errno.ENXIO:
+                mend = "start its reader first"
+            raise ConfigError(f"-D {path}: {error.strerror}; {mend}") from None
 
     def _write(self, level: int, text: str) -> None:
         if level > self._level:

@@ -242,8 +242,8 @@ TABLE = (
     Option(
         "serial",
         "BACKEND",
-        "the guest's ttyS0: stdio (default), none, pty, file,path=FILE or "
-        "socket,path=PATH,server,nowait",
+        "the guest's ttyS0: stdio (default), none, pty, "
+        "file,path=FILE[,append=on] or socket,path=PATH,server,nowait",
         _text("serial"),
     ),
     Option(

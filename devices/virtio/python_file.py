@@ -8,12 +8,28 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import module_from_spec
 from typing import TYPE_CHECKING, Any
 
+from ... import files
 from ...errors import ConfigError
 from .python import PythonDevice, described
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import ModuleType
+
+
+_SOURCE_MAX = 16 << 20  # bytes
+
+
+class _Loader(SourceFileLoader):
+    """Loads a module from what was read of its file already."""
+
+    def __init__(self, name: str, path: str, source: bytes) -> None:
+        super().__init__(name, path)
+        self._source = source
+
+    def get_data(self, path: str) -> bytes:
+        """Return the source; bytecode is read as ever."""
+        return self._source if path == self.path else super().get_data(path)
 
 
 def load(path: str, name: str, class_name: str, options: Mapping[str, str]) -> PythonDevice:
@@ -41,14 +57,12 @@ def _run(where: str, path: str) -> ModuleType:
     if folder not in sys.path:
         sys.path.append(folder)
     name = f"pyvirt_device_{len(sys.modules)}"
-    loader = SourceFileLoader(name, path)
-    module = module_from_spec(ModuleSpec(name, loader, origin=path))
-    sys.modules[name] = module
     try:
-        with open(path, "rb"):
-            pass
+        loader = _Loader(name, path, files.read(path, _SOURCE_MAX))
     except OSError as error:
         raise ConfigError(f"{where}: {error.strerror}; name a file of Python") from None
+    module = module_from_spec(ModuleSpec(name, loader, origin=path))
+    sys.modules[name] = module
     try:
         loader.exec_module(module)
     except SyntaxError as error:

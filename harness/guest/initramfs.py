@@ -34,6 +34,7 @@ INIT_FILES = {
 # after one that the kernel may refuse.
 LOAD_LIST = "/lib/modules/load"
 SCRIPT = "/script"
+SCRIPT_MAX = 256 << 20  # bytes; it may be a program
 DIRECTORIES = (
     *("bin", "dev", "etc", "mnt", "proc", "root", "run", "sbin", "sys", "tmp"),
     *("usr/bin", "usr/sbin"),
@@ -86,10 +87,14 @@ def _script(script: str | Path) -> bytes:
     if isinstance(script, str):
         data = script.encode()
     else:
+        # A shell may well put a FIFO there: <(…).
         try:
-            data = script.read_bytes()
+            with script.open("rb") as file:
+                data = file.read(SCRIPT_MAX + 1)
         except OSError as error:
             raise ConfigError(f"script {script}: {error.strerror}") from error
+        if len(data) > SCRIPT_MAX:
+            raise ConfigError(f"script {script}: larger than {SCRIPT_MAX >> 20} MiB; give less")
     return data if data.startswith((b"#!", b"\x7fELF")) else b"#!/bin/sh\n" + data
 
 

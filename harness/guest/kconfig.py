@@ -45,7 +45,7 @@ def read(
     text = _first(installed)
     if text is None:
         try:
-            text = embedded((elf or vmlinux.cached(image)).read_bytes())
+            text = embedded(vmlinux.read(elf or vmlinux.cached(image)))
         except (PyvirtError, OSError):
             text = None
     if text is None and len(beside.parents) > 2:

@@ -9,11 +9,13 @@ PATH       a file of the host: a bzImage, or an ELF vmlinux
 from __future__ import annotations
 
 import mmap
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ... import files
 from ...errors import BackendError, ConfigError
 from .. import cache
 from . import kconfig, micro, packages, vmlinux
@@ -103,7 +105,11 @@ def _cached(name: str, entry: Path) -> Kernel:
 
 
 def _of_file(path: Path) -> Kernel:
-    with path.open("rb") as file:
+    try:
+        fd = files.open_regular(str(path), os.O_RDONLY)
+    except OSError as error:
+        raise ConfigError(f"kernel {path}: {error.strerror}; name a kernel's file") from None
+    with open(fd, "rb") as file:
         try:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (ValueError, OSError):

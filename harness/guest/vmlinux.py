@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from ... import files
 from ...errors import BackendError, ConfigError
 from .. import cache
 from .tool import ToolMissingError, run
@@ -22,17 +23,26 @@ PROTOCOL_2_08 = 0x0208
 PAYLOAD_OFFSET = 0x248
 HEADER_END = 0x250
 SECTOR = 512
+SIZE_MAX = 2 << 30  # bytes, of a kernel with what a debugger wants to know
 TOOL_TIMEOUT_S = 120.0
 
 
 def cached(image: Path) -> Path:
     """Return the path of the ELF file that the bzImage `image` holds, taken out at most once."""
-    data = image.read_bytes()
+    data = read(image)
 
     def build(place: Path) -> None:
         place.write_bytes(extract(data, str(image)))
 
     return cache.entry(f"vmlinux-{cache.digest(data)}", build)
+
+
+def read(image: Path) -> bytes:
+    """Return what is in a kernel's file; ConfigError."""
+    try:
+        return files.read(str(image), SIZE_MAX)
+    except OSError as error:
+        raise ConfigError(f"kernel {image}: {error.strerror}; name a kernel's file") from None
 
 
 def extract(image: bytes, name: str = "the kernel") -> bytes:
@@ -53,11 +63,12 @@ def extract(image: bytes, name: str = "the kernel") -> bytes:
     # kernel's build adds it, and a gzip stream ends in it.
     (size,) = struct.unpack("<I", payload[-4:])
     try:
-        content = unpack(payload)
+        # One more than it says shows that it lies.
+        content = unpack(payload, min(size, SIZE_MAX) + 1)
     except (ValueError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise ConfigError(f"{name}: its payload is damaged: {error}") from error
     if len(content) != size or not content.startswith(b"\x7fELF"):
-        raise ConfigError(f"{name}: its payload is damaged: {len(content)} of {size} bytes of ELF")
+        raise ConfigError(f"{name}: its payload is damaged: no ELF file of {size} bytes")
     return content
 
 
@@ -79,20 +90,20 @@ def _payload(image: bytes, name: str) -> bytes:
     return image[start : start + length]
 
 
-def _gzip(payload: bytes) -> bytes:
-    return zlib.decompressobj(wbits=31).decompress(payload)
+def _gzip(payload: bytes, most: int) -> bytes:
+    return zlib.decompressobj(wbits=31).decompress(payload, most)
 
 
-def _xz(payload: bytes) -> bytes:
-    return lzma.LZMADecompressor().decompress(payload)
+def _xz(payload: bytes, most: int) -> bytes:
+    return lzma.LZMADecompressor().decompress(payload, most)
 
 
-def _bzip2(payload: bytes) -> bytes:
-    return bz2.BZ2Decompressor().decompress(payload)
+def _bzip2(payload: bytes, most: int) -> bytes:
+    return bz2.BZ2Decompressor().decompress(payload, most)
 
 
-def _with_tool(tool: str) -> Callable[[bytes], bytes]:
-    def unpack(payload: bytes) -> bytes:
+def _with_tool(tool: str) -> Callable[[bytes, int], bytes]:
+    def unpack(payload: bytes, _most: int) -> bytes:
         try:
             return run([tool, "-dcq"], timeout=TOOL_TIMEOUT_S, feed=payload[:-4])
         except ToolMissingError:
@@ -103,7 +114,7 @@ def _with_tool(tool: str) -> Callable[[bytes], bytes]:
     return unpack
 
 
-_UNPACKERS: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
+_UNPACKERS: tuple[tuple[bytes, Callable[[bytes, int], bytes]], ...] = (
     (b"\x1f\x8b", _gzip),
     (b"\xfd7zXZ\0", _xz),
     (b"\x5d\0\0", _xz),

@@ -6,14 +6,17 @@ Addresses hold for a kernel that runs where it was linked: `nokaslr`.
 from __future__ import annotations
 
 import mmap
+import os
 import re
 import struct
 from array import array
 from bisect import bisect_right
 from typing import TYPE_CHECKING
 
+from ... import files
 from ...errors import BackendError, ConfigError
 from .. import cache
+from ..guest import vmlinux
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 IN_A_MODULE = "(in a module)"
 _SIZE_MAX = 1 << 20  # bytes of a function; what is further behind a symbol is not its
 _ADDRESS_END = 1 << 64
+_MAP_MAX = 256 << 20  # bytes of a System.map
 # Where x86-64 puts modules (Documentation/arch/x86/x86_64/mm.rst): with RANDOMIZE_BASE from
 # 0xffffffffc0000000 on, and no kernel's own text is above either.
 _MODULES = range(0xFFFF_FFFF_A000_0000, 0xFFFF_FFFF_FF00_0000)
@@ -180,7 +184,7 @@ def for_kernel(kernel: Kernel, fetch: Callable[[], str]) -> Symbols:
         Symbols.from_kallsyms(text, modules=False)  # before it stays in the cache
         place.write_text(text, encoding="utf-8")
 
-    entry = cache.entry(f"kallsyms-{cache.digest(kernel.image.read_bytes())}", save)
+    entry = cache.entry(f"kallsyms-{cache.digest(vmlinux.read(kernel.image))}", save)
     return Symbols.from_kallsyms(entry.read_text(encoding="utf-8"), modules=False)
 
 
@@ -206,10 +210,11 @@ def _is_of(path: Path, release: str) -> bool:
 
 def _of_file(path: Path) -> Symbols:
     try:
-        with path.open("rb") as file:
+        with open(files.open_regular(str(path), os.O_RDONLY), "rb") as file:
             is_elf = file.read(4) == b"\x7fELF"
         if is_elf:
             return Symbols.from_vmlinux(path)
-        return Symbols.from_system_map(path.read_text(encoding="ascii", errors="replace"))
+        text = files.read(str(path), _MAP_MAX).decode("ascii", "replace")
+        return Symbols.from_system_map(text)
     except OSError as error:
         raise BackendError(f"{path}: {error.strerror}; name another file") from None

@@ -67,6 +67,11 @@ def test_nobody_listens(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         assert "Connection refused" in refusal(StreamConfig(str(path)).open)
+        server.listen(0)
+        with socket.socket(socket.AF_UNIX) as first:
+            first.connect(str(path))
+            # It accepts nobody: an error, and not a wait.
+            assert "temporarily unavailable" in refusal(StreamConfig(str(path)).open)
     assert descriptors() == before
 
 

@@ -84,6 +84,8 @@ def open_fds() -> set[str]:
         ("null", NONE, ""),
         ("pty", PTY, ""),
         ("file,path=/tmp/a=b", FILE, "/tmp/a=b"),
+        ("file,path=/tmp/a,,b,append=on", FILE, "/tmp/a,b"),
+        ("file,append=off,path=a", FILE, "a"),
         ("socket,path=s,server,nowait", SOCKET, "s"),
         ("socket,server=on,wait=off,path=s", SOCKET, "s"),
     ],
@@ -91,6 +93,7 @@ def open_fds() -> set[str]:
 def test_backend_words(text: str, kind: str, path: str) -> None:
     backend = parse_backend(text)
     assert (backend.kind, backend.path) == (kind, path)
+    assert backend.append == ("append=on" in text)
     assert backend.socket_path == (path if kind == SOCKET else "")
 
 
@@ -105,6 +108,11 @@ def test_backend_words(text: str, kind: str, path: str) -> None:
         ("file,path=", "path= is not understood"),
         ("file,path=a,path=b", "path=b is not understood"),
         ("file,path=a,server", "server is not understood"),
+        ("file,path=a,b", "b is not understood here; give stdio, none"),
+        ("file,path=a,b", "(a comma within a path is written twice)"),
+        ("file,path=a,append=1", "append=1 is not understood"),
+        ("file,path=a,append=on,append=off", "append=off is not understood"),
+        ("socket,path=a,server,nowait,append=on", "append=on is not understood"),
         ("socket,server,nowait", "path=FILE"),
         ("socket,path=a,server", "socket,path=a,server,nowait"),
         ("socket,path=a,nowait", "socket,path=a,server,nowait"),
@@ -144,6 +152,27 @@ def test_file(ports: list[Port], tmp_path: Path) -> None:
     assert path.read_bytes() == b"Linux version\r\n"
     assert before <= port.serial.first_output_ns() <= time.monotonic_ns()
     assert port.serial.stats().bytes_out == 15
+
+
+def test_a_file_that_is_emptied_meanwhile_has_no_hole(ports: list[Port], tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    port = open_port(ports, FILE, path)
+    port.put(b"the first lines\n")
+    assert port.serial.flush(SECONDS * 1000)
+    os.truncate(path, 0)
+    port.put(b"those after\n")
+    assert port.serial.flush(SECONDS * 1000)
+    assert path.read_bytes() == b"those after\n"
+
+
+def test_a_file_may_be_added_to(ports: list[Port], tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("before\n")
+    port = Port(Backend(FILE, str(path), append=True))
+    ports.append(port)
+    port.put(b"after\n")
+    assert port.serial.flush(SECONDS * 1000)
+    assert path.read_text() == "before\nafter\n"
 
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:

@@ -88,6 +88,19 @@ def test_reader_that_is_gone_does_not_matter(tmp_path: Path) -> None:
     log.error("nobody hears this")
 
 
+def test_a_fifo_needs_its_reader_and_never_waits_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    message = refusal(lambda: Log().open(str(path)))
+    assert message == f"-D {path}: No such device or address; start its reader first"
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = Log()
+    log.open(str(path))
+    for _ in range(100):
+        log.error("x" * 4096)
+    os.close(reader)
+
+
 def test_text_of_any_kind_is_one_write(tmp_path: Path) -> None:
     path = tmp_path / "log"
     log = Log()

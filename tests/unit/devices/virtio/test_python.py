@@ -505,9 +505,15 @@ def test_files_that_are_no_device(
 
 
 def test_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 1 << 40)
     for path, reason in (
         (tmp_path / "none.py", "No such file or directory"),
         (tmp_path, "Is a directory"),
+        (tmp_path / "fifo", "Not a regular file"),
+        (Path("/dev/zero"), "Not a regular file"),
+        (tmp_path / "large", "Larger than 16 MiB"),
     ):
         found = refusal(partial(load, str(path), "a", "", {}))
         assert found == f"-device python,file={path}: {reason}; name a file of Python"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import lzma
+import os
 import re
 import shutil
 import stat
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -230,6 +232,21 @@ def test_files_that_cannot_be(
     with pytest.raises(ConfigError, match=message):
         initramfs.build(kernel, files={path: source})
     assert not list(folder.glob("*initramfs*"))
+
+
+def test_a_script_from_a_fifo(kernel: Kernel, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=fifo.write_bytes, args=(b"echo",))
+    writer.start()
+    assert initramfs._script(fifo) == b"#!/bin/sh\necho"
+    writer.join()
+
+
+def test_a_script_without_end(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initramfs, "SCRIPT_MAX", 1 << 20)
+    with pytest.raises(ConfigError, match="script /dev/zero: larger than 1 MiB"):
+        initramfs.build(kernel, script=Path("/dev/zero"))
 
 
 def test_missing_script(kernel: Kernel) -> None:

@@ -6,6 +6,7 @@ import bz2
 import contextlib
 import gzip
 import lzma
+import os
 import struct
 import subprocess
 from collections.abc import Callable
@@ -82,8 +83,24 @@ def test_damaged_payload(name: str) -> None:
 
 
 def test_size_is_checked() -> None:
-    with pytest.raises(ConfigError, match=f"damaged: {len(ELF)} of 5 bytes of ELF"):
+    with pytest.raises(ConfigError, match="damaged: no ELF file of 5 bytes"):
         vmlinux.extract(bzimage(xz(ELF), size=5))
+
+
+@pytest.mark.parametrize("name", ["gzip", "xz", "lzma", "bzip2"])
+def test_no_more_is_unpacked_than_it_says(name: str) -> None:
+    """A small file may be a large one packed."""
+    unpack = next(c for magic, c in vmlinux._UNPACKERS if PACKERS[name](ELF).startswith(magic))
+    assert unpack(PACKERS[name](bytes(1 << 20)), 1000) == bytes(1000)
+
+
+def test_a_file_of_any_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vmlinux, "SIZE_MAX", 1 << 20)
+    path = tmp_path / "vmlinux"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    with pytest.raises(ConfigError, match="Larger than 1 MiB; name a kernel's file"):
+        vmlinux.read(path)
 
 
 def test_content_must_be_elf() -> None:
