@@ -6,7 +6,7 @@ under TYPE_CHECKING. Three things are no import here:
   nothing else of it;
 - the package that an import runs on its way to a module: an `__init__` counts where it is imported
   itself, and holds next to nothing;
-- the top package and errors.py: they import nothing, and anybody may import them.
+- the top package, errors.py and files.py: they import nothing, and anybody may import them.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ ORDER = (
     "native",
 )
 SPLIT = ("cli", "harness")  # each folder of these is a room, and listed
-FREE = {"errors", ""}
+FREE = {"errors", "files", ""}
 
 Imports = Mapping[str, Mapping[str, int]]  # of each module: those it imports, and in which line
 
 
 def modules(root: Path) -> dict[str, Path]:
     """Return the files of the package by the dotted names of their modules within it."""
-    found = {"": root / "__init__.py", "errors": root / "errors.py"}
+    found = {name: root / f"{name or '__init__'}.py" for name in FREE}
     for top in (init.parent for init in root.glob("*/__init__.py")):
         if top.name not in NOT_SHIPPED:
             for path in (*top.rglob("*.pyi"), *top.rglob("*.py")):
@@ -160,7 +160,15 @@ def house(tmp_path: Path) -> Path:
     for name in ("", "cli", "cli/options", "harness", "harness/vm", "qmp", "devices"):
         (tmp_path / name).mkdir(exist_ok=True)
         (tmp_path / name / "__init__.py").touch()
-    for name in ("errors", "cli/run", "cli/options/table", "harness/vm/vm", "qmp/table", "qmp/x"):
+    for name in (
+        "errors",
+        "files",
+        "cli/run",
+        "cli/options/table",
+        "harness/vm/vm",
+        "qmp/table",
+        "qmp/x",
+    ):
         (tmp_path / f"{name}.py").touch()
     return tmp_path
 
