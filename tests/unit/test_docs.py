@@ -39,3 +39,18 @@ def test_every_target_of_make_is_there() -> None:
     for page in PAGES:
         for target in re.findall(r"^(?:sudo )?make ([a-z][\w-]*)", commands(page), re.MULTILINE):
             assert target in targets, (page.name, target)
+
+
+# As written in prose: `vmm/layout.py`, or a link.
+NAMED = re.compile(r"`((?:benches|cli|devices|docs|harness|native|qmp|tests|vmm)/[\w./-]*)`")
+LINKED = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+EXAMPLES = re.compile(r"foo|NAME")
+
+
+def test_every_file_that_is_named_is_there() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name in NAMED.findall(text):
+            assert EXAMPLES.search(name) or (ROOT / name).exists(), (page.name, name)
+        for name in LINKED.findall(text):
+            assert (page.parent / name).exists(), (page.name, name)
