@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up themselves; see README.md.
+# `make demo` and `make test` do all the set-up themselves; see CONTRIBUTING.md.
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 PYTHON ?= /usr/bin/python3

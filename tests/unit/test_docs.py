@@ -6,6 +6,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from pyvirt.cli.options.table import TABLE
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 # The word after the options, as the shell takes it: quoted, or not.
@@ -54,3 +56,9 @@ def test_every_file_that_is_named_is_there() -> None:
             assert EXAMPLES.search(name) or (ROOT / name).exists(), (page.name, name)
         for name in LINKED.findall(text):
             assert (page.parent / name).exists(), (page.name, name)
+
+
+def test_every_option_is_in_the_manual() -> None:
+    page = (ROOT / "docs/running.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`-([\w-]+)", page))
+    assert [option.name for option in TABLE if option.name not in told] == []

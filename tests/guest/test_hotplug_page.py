@@ -1,4 +1,4 @@
-"""The README's chapter on hot-plug, followed word by word.
+"""docs/hotplug.md, followed word by word.
 
 What its `sh` blocks say is run here, what its `console` blocks say is typed at the guest, which
 has to answer as shown. Only two folders are others: that of the socket, since the lab's /tmp takes
@@ -22,7 +22,7 @@ from ..unit.namespace import ip, network_namespace
 from .conftest import PYVIRT
 from .network import PATIENCE, Guest
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs/hotplug.md"
 PROMPT = "/ # "
 ANSWER_S = 30.0
 SOCKET, IMAGE = "/tmp/guest.sock", "/var/tmp/disk.img"
@@ -31,14 +31,13 @@ ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def blocks() -> list[tuple[str, str]]:
-    """Return language and text of the chapter's blocks."""
-    chapter = README.read_text(encoding="utf-8").partition("\n## Hot-plug\n")[2]
-    chapter = chapter.partition("\n## ")[0]
-    return re.findall(r"^```(sh|console)\n(.*?)^```$", chapter, re.MULTILINE | re.DOTALL)
+    """Return language and text of the page's blocks."""
+    page = PAGE.read_text(encoding="utf-8")
+    return re.findall(r"^```(sh|console)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
 class Follower:
-    """Somebody at two terminals; `places` are what the chapter's files are called here."""
+    """Somebody at two terminals; `places` are what the page's files are called here."""
 
     def __init__(self, guest: Guest, places: dict[str, str]) -> None:
         self._guest = guest
