@@ -84,10 +84,11 @@ def _check(config: MachineConfig) -> None:
 
 def _check_nics(config: MachineConfig) -> None:
     for nic in config.nics:
-        raise ConfigError(
+        message = (
             f"-netdev id={nic.id}: this host's networks are not in the lab; "
             "run pyvirt net and pyvirt run in one: pyvirt lab shell"
         )
+        raise ConfigError(nic.as_given(message))
 
 
 def _open_disks(config: MachineConfig) -> list[Disk]:

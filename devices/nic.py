@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..errors import PyvirtError
 from . import mac
 from .virtio.net import Net, NetConfig
 
@@ -21,6 +22,7 @@ class NicConfig:
 
     __slots__ = (
         "id",
+        "is_whole",
         "mac",
         "mtu",
         "netdev",
@@ -43,12 +45,14 @@ class NicConfig:
         rx_packets: int = 0,
         tx_bytes: int = 0,
         tx_packets: int = 0,
+        is_whole: bool = False,
     ) -> None:
         """`netdev` is opened by `make`; the device has as many pairs of queues.
 
         Without `mac` the address is made from the names of host, machine, NIC and netdev. `mtu`
         is in bytes; 0: what the netdev's link has, where that is not the usual 1500. The limits
-        are of a second, 0: none; rx is what the guest receives.
+        are of a second, 0: none; rx is what the guest receives. `is_whole` says that it was given
+        in one option, `-net`.
         """
         self.id = id
         self.netdev = netdev
@@ -59,6 +63,16 @@ class NicConfig:
         self.rx_packets = rx_packets
         self.tx_bytes = tx_bytes
         self.tx_packets = tx_packets
+        self.is_whole = is_whole
+
+    def as_given(self, message: str) -> str:
+        """Return a message about the netdev with the option that the user wrote."""
+        if not self.is_whole:
+            return message
+        for word, written in (("-netdev ifname=", "-net "), ("-netdev ", "-net ")):
+            if message.startswith(word):
+                return written + message.removeprefix(word)
+        return message
 
 
 def make(config: NicConfig, machine: str) -> Net:
@@ -66,7 +80,10 @@ def make(config: NicConfig, machine: str) -> Net:
 
     `machine` is the machine's name.
     """
-    backend = config.netdev.open()
+    try:
+        backend = config.netdev.open()
+    except PyvirtError as error:
+        raise type(error)(config.as_given(str(error))) from None
     try:
         device = NetConfig(
             config.id,

@@ -1,6 +1,7 @@
-"""Progress of what takes longer than a second: on the terminal of stderr, else one plain line.
+"""Progress of what takes longer than a second: on the terminal of stderr, else in plain lines.
 
-A bar when the total is known, the elapsed time alone otherwise; the line is wiped at the end.
+A bar when the total is known, the elapsed time alone otherwise; the line is wiped at the end. A
+log gets a line at the start and one every 20 seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Self, TextIO
 
 DELAY_S = 1.0
 PERIOD_S = 0.2
+LOG_PERIOD_S = 20.0
 BAR_CELLS = 24
+LOG_COLUMNS = 100
 
 
 class Progress:
@@ -61,15 +64,19 @@ class Progress:
             return
         if not _is_terminal(self._stream):
             self._write(f"{self.label} ...\n")
+            while not self._ended.wait(LOG_PERIOD_S):
+                self._write(f"{self._line(LOG_COLUMNS)}\n")
             return
         while True:
-            elapsed = time.monotonic() - self._start
             columns = shutil.get_terminal_size().columns
-            line = render(self.label, self._done, self._total, elapsed, columns - 1)
-            self._write(f"\r\x1b[K{line}")
+            self._write(f"\r\x1b[K{self._line(columns - 1)}")
             if self._ended.wait(PERIOD_S):
                 break
         self._write("\r\x1b[K")
+
+    def _line(self, width: int) -> str:
+        elapsed = time.monotonic() - self._start
+        return render(self.label, self._done, self._total, elapsed, width)
 
     def _write(self, text: str) -> None:
         try:

@@ -48,13 +48,18 @@ def read(option: str, given: list[tuple[str, str]], members: tuple[Member, ...])
         if key not in known:
             raise ConfigError(
                 f"{option} {key or 'an empty member'}: not understood here; "
-                f"accepted are {', '.join(known)}"
+                f"accepted are {', '.join(known)}{comma_hint(text)}"
             )
         field, reader = known[key]
         value = reader(f"{option} {key}", text)
         if field:
             fields[field] = value
     return fields
+
+
+def comma_hint(value: str) -> str:
+    """Return what may help who has written a member without a value: it may be half a path."""
+    return "" if value else " (a comma within a value is written twice)"
 
 
 def name(option: str, text: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ...errors import ConfigError
 from ...qmp.listener import FD, TCP, UNIX, ListenerConfig
-from .members import FALSE, TRUE, one_of, pairs
+from .members import FALSE, TRUE, comma_hint, one_of, pairs
 
 _PATH_MAX = 107  # bytes: sockaddr_un without its terminator
 _PORT_MAX = 65535
@@ -78,7 +78,7 @@ class _Members:
         for name in self._values.keys() - set(but):
             raise ConfigError(
                 f"{self._option}: {name or 'an empty member'} is not understood here; "
-                "pyvirt run -help lists what is"
+                f"pyvirt run -help lists what is{comma_hint(self._values[name])}"
             )
 
 

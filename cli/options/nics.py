@@ -129,7 +129,7 @@ _DEVICE: tuple[members.Member, ...] = (
 )
 _NET = (_NAME, *_TAP, _MAC, _MTU, _QUEUE_SIZE, _IOTHREAD, *_LIMITS)
 _NET_USER = (_NAME, _MAC, _MTU, _QUEUE_SIZE, *_LIMITS)
-_OF_NIC = {field for _, field, _ in (_NAME, _MAC, _MTU, _QUEUE_SIZE, *_LIMITS)}
+_OF_NIC = {field for _, field, _ in (_MAC, _MTU, _QUEUE_SIZE, *_LIMITS)} | {"is_whole"}
 
 
 class Nics:
@@ -169,6 +169,7 @@ class Nics:
         else:
             fields = members.read("-net", given, _NET)
         fields["backend"] = _backend("-net", kind, fields)
+        fields["is_whole"] = True
         self._pairing.add_whole("-net", fields)
 
     def _add_device(self, text: str) -> None:
@@ -204,7 +205,7 @@ def _nic(given: dict[str, Any], netdev: dict[str, Any], threads: Container[str])
         raise ConfigError(
             f"iothread={name}: there is no such thread; add -object iothread,id={name}"
         )
-    words = {key: value for key, value in fields.items() if key in _OF_NIC and key != "id"}
+    words = {key: value for key, value in fields.items() if key in _OF_NIC}
     return NicConfig(fields["id"], fields["backend"], **words)
 
 
@@ -246,5 +247,6 @@ def _check_unique(nics: tuple[NicConfig, ...]) -> None:
             things += [f"fd={fd}" for fd in (*nic.netdev.fds, *nic.netdev.vhost_fds)]
         for thing in things:
             if thing in seen:
-                raise ConfigError(f"-netdev {thing}: two NICs have it; give each its own")
+                message = f"-netdev {thing}: two NICs have it; give each its own"
+                raise ConfigError(nic.as_given(message))
             seen.add(thing)

@@ -1,4 +1,4 @@
-"""What the user sees of long work: nothing below a second, and never on a pipe but one line."""
+"""What the user sees of long work: nothing below a second, and few lines on a pipe."""
 
 from __future__ import annotations
 
@@ -57,15 +57,19 @@ def test_unknown_total_shows_the_time() -> None:
 
 
 @pytest.mark.parametrize(("stream", "term"), [(io.StringIO(), "xterm"), (Terminal(), "dumb")])
-def test_no_terminal_gets_one_plain_line(
+def test_no_terminal_gets_plain_lines_now_and_then(
     stream: io.StringIO, term: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(progress, "LOG_PERIOD_S", 0.02)
     with Progress("working", 10, stream=stream) as shown:
+        wait_for(stream, "working ...\n")
         shown.update(5)
-        wait_for(stream, "\n")
-        time.sleep(0.05)
-    assert stream.getvalue() == "working ...\n"
+        wait_for(stream, " 50% 0:00\n")
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "working ..."
+    assert lines[-1] == "working [############............] 50% 0:00"
+    assert "\r" not in stream.getvalue()
 
 
 def test_a_closed_stream_does_not_stop_the_work() -> None:

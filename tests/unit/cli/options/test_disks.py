@@ -161,6 +161,21 @@ def test_two_commas_stand_for_one() -> None:
     assert disks("-disk", "/a,,b,,,readonly=on") == [wanted("disk0", "/a,b,", readonly=True)]
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["-disk", "/a,b.img"],
+        ["-drive", "id=a,file=/a,b.img"],
+        ["-qmp", "unix:/a,b.sock,server,nowait"],
+        ["-chardev", "socket,id=a,path=/a,b.sock,server,nowait"],
+        ["-netdev", "stream,id=a,path=/a,b.sock"],
+    ],
+)
+def test_half_a_path_is_told_how_to_be_whole(argv: list[str]) -> None:
+    message = refusal(lambda: parse(argv))
+    assert message.endswith("(a comma within a value is written twice)")
+
+
 def test_names_are_found_for_the_nameless() -> None:
     argv = ("-disk", "/a", "-disk", "/b,id=disk2", "-disk", "/c", "-disk", "/d")
     names = [disk["id"] for disk in disks(*argv)]

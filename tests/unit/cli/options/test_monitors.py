@@ -84,6 +84,7 @@ def test_several_in_their_order() -> None:
 FORMS = "unix:PATH,server,nowait, tcp:HOST:PORT,server,nowait or fd:N"
 LISTENS = "pyvirt listens and does not wait for a client; add ,server,nowait"
 HELP = "pyvirt run -help lists what is"
+HINT = " (a comma within a value is written twice)"
 REFUSED = [
     (["-qmp", "foo"], f"-qmp foo: not a monitor; give {FORMS}"),
     (["-qmp", "/tmp/sock"], f"-qmp /tmp/sock: not a monitor; give {FORMS}"),
@@ -111,8 +112,8 @@ REFUSED = [
     ),
     (["-qmp", "fd:2"], "-qmp fd:2: 2 is not a number from 3 to 1048576"),
     (["-qmp", "fd:x"], "-qmp fd:x: x is not a number from 3 to 1048576"),
-    (["-qmp", "fd:3,x"], f"-qmp fd:3,x: x is not understood here; {HELP}"),
-    (["-qmp", "fd:3,"], f"-qmp fd:3,: an empty member is not understood here; {HELP}"),
+    (["-qmp", "fd:3,x"], f"-qmp fd:3,x: x is not understood here; {HELP}{HINT}"),
+    (["-qmp", "fd:3,"], f"-qmp fd:3,: an empty member is not understood here; {HELP}{HINT}"),
     (
         ["-qmp", f"unix:/a{ENDS},events=never"],
         f"-qmp unix:/a{ENDS},events=never events never: not one of first, last",

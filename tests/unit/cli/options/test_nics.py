@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyvirt.cli.options.table import parse
-from pyvirt.devices.nic import NicConfig
+from pyvirt.devices.nic import NicConfig, make
 from pyvirt.devices.passt import PasstConfig
 from pyvirt.devices.stream import StreamConfig
 from pyvirt.devices.tap import TapConfig
+from pyvirt.errors import BackendError
 
 from ...refusal import attempt, refusal
 
@@ -21,7 +22,8 @@ DEVICE = "virtio-net-device,netdev=n0"
 
 
 def fields(thing: object) -> dict[str, object]:
-    return {name: getattr(thing, name) for name in type(thing).__slots__}  # type: ignore[attr-defined]
+    slots = type(thing).__slots__  # type: ignore[attr-defined]
+    return {name: getattr(thing, name) for name in slots if name != "is_whole"}
 
 
 def shown(config: NicConfig) -> dict[str, object]:
@@ -186,9 +188,9 @@ def test_members_of_a_device(text: str, changed: dict[str, Any]) -> None:
         (["-netdev", "id=n0,netdev=tap0,ifname=tap0"], "not understood here"),
         (["-netdev", TAP, "-netdev", TAP], "-netdev id=n0: there is one of that name"),
         (["-netdev", TAP, "-net", "tap1,id=n0"], "-net id=n0: there is one of that name"),
-        (["-netdev", TAP, "-net", "tap0"], "-netdev ifname=tap0: two NICs have it"),
-        (["-net", "fds=3:4", "-net", "fd=4"], "-netdev fd=4: two NICs have it"),
-        (["-net", "fd=3,vhostfd=3"], "-netdev fd=3: two NICs have it"),
+        (["-netdev", TAP, "-net", "tap0"], "-net tap0: two NICs have it"),
+        (["-net", "fds=3:4", "-net", "fd=4"], "-net fd=4: two NICs have it"),
+        (["-net", "fd=3,vhostfd=3"], "-net fd=3: two NICs have it"),
         (["-net", f"a,mac={MAC}", "-net", f"b,mac={MAC}"], f"mac={MAC}: two NICs have it"),
         (["-net", "a,mac=01:00:5e:00:00:01"], "-net mac 01:00:5e:00:00:01: a multicast address"),
         (["-net", "a,mac=52:54"], "-net mac 52:54: not a MAC address"),
@@ -218,6 +220,33 @@ def test_refused(argv: list[str], words: str) -> None:
 def test_a_thread_that_is_not_there_is_refused(words: list[str]) -> None:
     message = "iothread=x: there is no such thread; add -object iothread,id=x"
     assert refusal(lambda: parse(["-object", "iothread,id=y", *words])) == message
+
+
+@pytest.mark.parametrize(
+    ("argv", "begins"),
+    [
+        (["-net", "no-such-tap"], "-net no-such-tap: there is no such tap"),
+        (["-net", "fd=999"], "-net fd=999: "),
+        (["-netdev", "tap,id=n,ifname=no-such-tap"], "-netdev ifname=no-such-tap: there is no"),
+        (["-netdev", "stream,id=n,path=/none"], "-netdev stream,path=/none: No such file"),
+    ],
+)
+def test_a_netdev_is_called_as_the_user_wrote_it(argv: list[str], begins: str) -> None:
+    (config,) = parse(argv).nics
+    assert refusal(lambda: make(config, "")).startswith(begins)
+
+
+def test_a_missing_passt_is_told_of_as_the_user_wrote_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyvirt.devices.passt.PROGRAM", "no-such-program")
+    for argv, begins in ((["-net", "user"], "-net "), (["-netdev", "user,id=n"], "-netdev ")):
+        (config,) = parse(argv).nics
+        with pytest.raises(BackendError, match=f"^{begins}user: passt is not installed"):
+            make(config, "")
+
+
+def test_two_nics_of_one_tap_are_told_of_as_the_user_wrote_it() -> None:
+    message = refusal(lambda: parse(["-net", "tap0", "-net", "tap0"]))
+    assert message == "-net tap0: two NICs have it; give each its own"
 
 
 def test_a_disk_and_a_nic_of_one_name_are_refused() -> None:
