@@ -10,6 +10,8 @@ LINE_MAX bytes, says what the connection is:
                             descriptors (0, 1 and 2 are /dev/null where none is given)
     {"switch": PATH}        run a switch between the VMs whose stream netdevs name the socket PATH,
                             a new one; answered as a `run` is, and ends as one
+    {"read": PATH}          answered by {"text": TEXT}, of at most READ_MAX bytes of a regular file
+                            (null where there is none), and the end
     {"ping": true}          answered by {} and the end
 
 A `run` is answered by one line, {"pid": N}, or {"error": TEXT} and the end; and when the monitor
@@ -32,6 +34,7 @@ import os
 import selectors
 import signal
 import socket
+import stat
 import sys
 import time
 import traceback
@@ -53,6 +56,7 @@ usage: pyvirt fork-server SOCKET
 Serves the test harness: starts monitors quickly, for as long as its stdin is open.
 """
 LINE_MAX = 1 << 16
+READ_MAX = 4096
 PATIENCE_S = 20.0
 STREAMS_MAX = 64  # of one monitor, and its highest descriptor
 CONNECTIONS_MAX = 512  # that are no monitor's yet
@@ -102,6 +106,23 @@ def _read_run(message: dict[str, Any]) -> _Run:
             raise _Refused(f"streams: {key}: not descriptors of its own, 0 to {STREAMS_MAX - 1}")
         taken |= set(numbers)
     return _Run(words, cwd, streams)
+
+
+def _read(path: object) -> str | None:
+    """Return the beginning of a regular file, None where there is none to read; _Refused."""
+    if not (isinstance(path, str) and os.path.isabs(path) and "\0" not in path):
+        raise _Refused("read: not an absolute path")
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return None
+    try:
+        is_regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        return os.read(fd, READ_MAX).decode(errors="replace") if is_regular else None
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
 
 
 @dataclass(eq=False)
@@ -232,8 +253,8 @@ class Server:
         elif "switch" in message:
             self._start_switch(connection, message["switch"])
             return
-        elif message.get("ping"):
-            connection.answer()
+        elif message.get("ping") or "read" in message:
+            connection.answer(**({"text": _read(message["read"])} if "read" in message else {}))
             self._drop(connection, "")
             return
         else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import select
-import shlex
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +15,7 @@ import pytest
 
 from ...errors import PyvirtError
 from ..plugin.ktap import (
+    BAD,
     ERROR,
     FAILED,
     LINES_MAX,
@@ -27,18 +27,20 @@ from ..plugin.ktap import (
     Point,
     printable,
 )
-from ..vm.fork_server import Process
+from ..vm.fork_server import Process, read_file
+from . import kvm_unit_params
 from .cases import Case
+from .kvm_unit_params import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from ..plugin.subtests import Ktap
     from ..vm.place import Place
+    from .kvm_unit_expected import Expected
 
 TIMEOUT_S = 90.0
-MEMORY = "128M"  # QEMU's default
 _SKIPPED = (77, 77 >> 1)  # the second for QEMU, which makes it the first
 _TIMEOUT, _ABORT, _SIGNALLED = 124, 127, 128
 _CLOSE_S = 10.0
@@ -59,8 +61,10 @@ _OUTCOMES = {
     "XPASS": (FAILED, "passed against expectation"),
     "ABORT": (ERROR, "aborted"),
 }
-_HARMLESS = ("enable-kvm", "no-reboot", "nographic")
-_DATE = "`date +%s`"
+# What a kernel needs that nothing in its section tells.
+_NEEDS = {
+    "s3.flat": "it needs ACPI's sleep S3: a FACS, PM1a registers and an RTC, which are not here",
+}
 
 
 class Section(NamedTuple):
@@ -78,14 +82,6 @@ class Section(NamedTuple):
     def groups(self) -> list[str]:
         """Return the groups that it belongs to."""
         return self.get("groups").split()
-
-
-class Run(NamedTuple):
-    """How to start a kernel; `unfit` says why not to."""
-
-    cmdline: str = ""
-    memory: str = MEMORY
-    unfit: str = ""
 
 
 def parse(text: str) -> list[Section]:
@@ -115,39 +111,14 @@ def seconds(text: str) -> float:
 def parameters(section: Section) -> Run:
     """Return what QEMU's parameters of a section mean for pyvirt."""
     text = section.get("extra_params") or section.get("qemu_params")
-    text = text.replace(_DATE, str(int(time.time())))
-    try:
-        words = iter(shlex.split(text))
-        run = Run(cmdline=section.get("test_args").strip("'\""))
-    except ValueError as error:
-        return Run(unfit=f"its parameters cannot be read: {error}")
-    if "`" in text or "$(" in text:
-        return Run(unfit="its parameters are a shell's to expand")
-    for word in words:
-        name = word.lstrip("-")
-        if name in _HARMLESS:
-            continue
-        value = next(words, "")
-        if name == "append":
-            run = run._replace(cmdline=value)
-        elif name == "m":
-            run = run._replace(memory=value)
-        elif name != "cpu" or not _suits(value):
-            return Run(unfit=f"it needs QEMU's {word} {value}")
-    return run
+    return kvm_unit_params.read(text, section.get("test_args"))
 
 
-def _suits(cpu: str) -> bool:
-    """Tell whether the host's processor, which guests of pyvirt have, will do for QEMU's model."""
-    _, *features = cpu.split(",")
-    return all(
-        feature.startswith("+") or feature in ("migratable=no", "host-phys-bits")
-        for feature in features
-    )
+def unfit(section: Section, arch: str, read: Callable[[str], str | None]) -> str:
+    """Return why a section is not to be run, "" if it is.
 
-
-def unfit(section: Section, arch: str) -> str:
-    """Return why a section is not to be run, "" if it is."""
+    `read` returns the text of a file where the VMs run, None where there is none.
+    """
     if "nodefault" in section.groups:
         return "not run by default"
     if section.get("arch") not in ("", arch):
@@ -156,13 +127,12 @@ def unfit(section: Section, arch: str) -> str:
         return f"for accel {section.get('accel')}"
     for check in section.checks:
         path, _, value = check.partition("=")
-        try:
-            with open(path, encoding="utf-8") as file:
-                found = file.read(_CHUNK).strip()
-        except (OSError, ValueError):
-            found = "not there"
+        text = read(path) if path.startswith("/") else None
+        found = "not there" if text is None else text.strip()
         if found != value:
             return f"{path} is {found}, not {value}"
+    if section.get("file") in _NEEDS:
+        return _NEEDS[section.get("file")]
     return parameters(section).unfit
 
 
@@ -274,6 +244,7 @@ def words(kernel: Path, run: Run, vcpus: int, module: Path) -> list[str]:
     return [
         *("-accel", "kvm", "-smp", str(vcpus), "-m", run.memory, "-serial", "stdio"),
         *("-kernel", str(kernel), f"-append={run.cmdline}", "-initrd", str(module)),
+        *("-device", "pc-testdev", *run.words),
     ]
 
 
@@ -281,11 +252,12 @@ def _vcpus(text: str) -> int:
     return int(text) if text.isdecimal() else os.cpu_count() or 1
 
 
-def case(section: Section, folder: Path, arch: str) -> Case:
-    """Return the item of a section."""
+def case(section: Section, folder: Path, arch: str, expected: Expected | None = None) -> Case:
+    """Return the item of a section; a failure that is expected is one for pytest, too."""
+    why = expected.why if expected is not None and expected.outcome == FAILED else None
 
     def test(tmp_path: Path, ktap: Ktap, vm_place: Place, vm_timeout_scale: float) -> None:
-        reason = unfit(section, arch)
+        reason = unfit(section, arch, lambda path: read_file(vm_place.server(), path))
         if reason:
             pytest.skip(reason)
         kernel = folder / section.get("file")
@@ -304,13 +276,18 @@ def case(section: Section, folder: Path, arch: str) -> Case:
             status, log, messages = watch(process, limit)
         finally:
             process.close()
-        ktap.report(log.points)
+        ktap.report(log.points if why is None else [_known(point, why) for point in log.points])
         judge(status, log, messages, limit)
 
-    return Case(section.name, test, keywords=tuple(section.groups))
+    marks = () if why is None else (pytest.mark.xfail(reason=why, strict=False),)
+    return Case(section.name, test, marks, tuple(section.groups))
 
 
-def collect(folder: Path) -> Iterator[Case]:
+def _known(point: Point, why: str) -> Point:
+    return point._replace(outcome=XFAILED, reason=why) if point.outcome in BAD else point
+
+
+def collect(folder: Path, expected: Mapping[str, Expected]) -> Iterator[Case]:
     """Return the items of a built source tree, or of its folder x86; UsageError."""
     place = next((p for p in (folder / "x86", folder) if (p / "unittests.cfg").is_file()), None)
     if place is None:
@@ -319,4 +296,4 @@ def collect(folder: Path) -> Iterator[Case]:
     found = re.search(r"(?m)^ARCH=(\w+)", config.read_text() if config.is_file() else "")
     arch = found[1] if found is not None else "x86_64"
     for section in parse((place / "unittests.cfg").read_text(errors="replace")):
-        yield case(section, place, arch)
+        yield case(section, place, arch, expected.get(section.name))

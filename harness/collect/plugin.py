@@ -14,7 +14,7 @@ import pytest
 
 from ...errors import PyvirtError
 from ..plugin.plugin import DEFAULT_KERNEL, state_of
-from . import kselftest, kunit, kvm_unit_tests
+from . import kselftest, kunit, kvm_unit_expected, kvm_unit_tests
 from .cases import Case, Suite
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..vm.place import Place
 
+_KVM = "kvm-unit-tests"
 _CASES = pytest.StashKey[dict[str, list[Case]]]()
 
 
@@ -56,7 +57,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if value := config.getoption("--kunit"):
         cases["kunit"] = list(kunit.collect(value))
     if value := config.getoption("--kvm-unit-tests"):
-        cases["kvm-unit-tests"] = list(kvm_unit_tests.collect(Path(value).absolute()))
+        expected = kvm_unit_expected.read(kvm_unit_expected.FILE.read_text())
+        cases[_KVM] = list(kvm_unit_tests.collect(Path(value).absolute(), expected))
+        config.pluginmanager.register(kvm_unit_expected.Comparison(_KVM, expected))
     config.stash[_CASES] = cases
     if cases and config.args_source is not config.ArgsSource.ARGS:
         config.args = []

@@ -60,6 +60,23 @@ def answers(path: str, timeout: float) -> bool:
         return False
 
 
+def read_file(path: str, name: str) -> str | None:
+    """Return the beginning of a file as the server at `path` sees it, None where there is none.
+
+    In the nested lab /sys and /proc are not this host's. ServerGoneError.
+    """
+    with _connect(path, {"read": name}) as connection:
+        connection.settimeout(CONNECT_S)
+        data = b""
+        try:
+            while not data.endswith(b"\n") and (more := connection.recv(_LINE_MAX)):
+                data += more
+            text: str | None = json.loads(data)["text"]
+        except (OSError, ValueError, KeyError):
+            raise ServerGoneError(f"fork server {path}: it does not read {name}") from None
+    return text
+
+
 def _is_readable(fd: int, until: float) -> bool:
     """Wait until a descriptor is readable; False: not until then (time.monotonic)."""
     poller = select.poll()

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pyvirt.harness.collect import kvm_unit_expected, kvm_unit_tests
 
-from .support import PATIENCE
+from .support import GUESTS, PATIENCE, build
 
 pytest_plugins = ["pytester"]
 CONFTEST = """
 import pytest
-from pyvirt.harness.fork_server import ForkServer
+from pyvirt.harness.vm.fork_server import ForkServer
 
 class Here:
     def __init__(self):
@@ -74,6 +75,17 @@ groups = fast nodefault
 [checked]
 file = test.flat
 check = /proc/sys/kernel/ostype=Minix
+
+[realmode]
+file = low.flat
+extra_params = -append 0
+
+[ioapic]
+file = testdev.flat
+extra_params = -cpu qemu64,-pcid -machine pit=off
+
+[s3]
+file = s3.flat
 """
 
 
@@ -86,7 +98,8 @@ def suite(kernel: Callable[[str], Path], pytester: pytest.Pytester) -> Path:
     (folder / "unittests.cfg").write_text(SECTIONS)
     copy = ["objcopy", "-O", "elf32-i386", str(kernel("multiboot")), str(folder / "test.flat")]
     subprocess.run(copy, check=True, timeout=PATIENCE)
-    for name in ("spin", "triple_fault"):
+    build(GUESTS / "multiboot.S", folder / "low.flat", 0x8000)
+    for name in ("spin", "triple_fault", "testdev"):
         shutil.copy(kernel(name), folder / f"{name}.flat")
     return folder.parent
 
@@ -95,7 +108,8 @@ def test_every_way_to_end(suite: Path, pytester: pytest.Pytester) -> None:
     result = pytester.runpytest("--kvm-unit-tests", str(suite), "-rA", "-p", "no:cacheprovider")
     text = result.stdout.str()
     last = {line.split(" ")[-1] for line in text.splitlines() if line.startswith("PASSED ")}
-    assert last == {"kvm-unit-tests::good", "kvm-unit-tests::switches-off"}
+    passed = ("good", "switches-off", "realmode", "ioapic")
+    assert last == {f"kvm-unit-tests::{name}" for name in passed}
     result.stdout.fnmatch_lines_random(
         [
             "SUBFAILED[[]choice: asked to] kvm-unit-tests::fails - *",
@@ -108,9 +122,11 @@ def test_every_way_to_end(suite: Path, pytester: pytest.Pytester) -> None:
             "FAILED kvm-unit-tests::triple-faults - *",
             "status 1: vCPU 0: the guest triple-faulted",
             "*absent.flat: there is no such file; run make",
-            "SKIPPED*it needs QEMU's -device edu",
+            "SKIPPED*it needs QEMU's -device edu: PCI is not here",
+            "SKIPPED*it needs ACPI's sleep S3: *",
             "SKIPPED*not run by default",
             "SKIPPED*/proc/sys/kernel/ostype is Linux, not Minix",
+            "3 sections as expected, 0 otherwise, 11 of which nothing is known",
         ]
     )
     assert "FAIL: choice: asked to\nSUMMARY: 2 tests" in text
@@ -119,7 +135,7 @@ def test_every_way_to_end(suite: Path, pytester: pytest.Pytester) -> None:
 def test_words_and_processors_arrive(suite: Path, pytester: pytest.Pytester) -> None:
     args = ("--kvm-unit-tests", str(suite / "x86"), "-k", "good", "-vv", "-p", "no:cacheprovider")
     result = pytester.runpytest(*args)
-    assert result.parseoutcomes() == {"passed": 1, "subtests": 2, "deselected": 10}
+    assert result.parseoutcomes() == {"passed": 1, "subtests": 2, "deselected": 13}
     result.stdout.fnmatch_lines(["*SUBPASSED?smp: all arrived*"])
 
 
@@ -127,3 +143,38 @@ def test_with_xdist(suite: Path, pytester: pytest.Pytester) -> None:
     args = ("--kvm-unit-tests", str(suite), "-k", "fast or fails", "-n2", "-p", "no:cacheprovider")
     result = pytester.runpytest(*args)
     assert result.parseoutcomes() == {"passed": 1, "failed": 2, "skipped": 1}
+
+
+def test_what_is_otherwise_than_expected_is_named(
+    suite: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = pytester.path / "expected"
+    expected.write_text("good failed a known fault\nfails failed another\nskips passed\n")
+    monkeypatch.setattr(kvm_unit_expected, "FILE", expected)
+    args = ("--kvm-unit-tests", str(suite), "-k", "good or fails or skips", "-rxX")
+    result = pytester.runpytest_inprocess(*args, "-p", "no:cacheprovider")
+    result.stdout.fnmatch_lines_random(
+        [
+            "good: passed, expected failed",
+            "skips: skipped, expected passed",
+            "1 sections as expected, 2 otherwise, 0 of which nothing is known",
+            "XFAIL kvm-unit-tests::fails - another",
+            "XPASS kvm-unit-tests::good - a known fault",
+        ]
+    )
+    assert result.ret == 0
+
+
+def test_a_check_is_of_where_the_machines_run(
+    suite: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def read(_: str, path: str) -> str:
+        asked.append(path)
+        return "Minix"
+
+    monkeypatch.setattr(kvm_unit_tests, "read_file", read)
+    args = ("--kvm-unit-tests", str(suite), "-k", "checked", "-p", "no:cacheprovider")
+    assert pytester.runpytest_inprocess(*args).parseoutcomes()["passed"] == 1
+    assert asked == ["/proc/sys/kernel/ostype"]

@@ -199,6 +199,20 @@ def test_first_line_may_come_byte_by_byte(server: ForkServer) -> None:
         assert read_all(client) == "{}\n"
 
 
+def test_reading_a_file_where_the_server_is(server: ForkServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"Y\n\xff")
+    os.mkfifo(tmp_path / "fifo")
+    assert fork_server.read_file(server.path, str(tmp_path / "file")) == "Y\n\ufffd"
+    for name in (tmp_path / "fifo", tmp_path, tmp_path / "absent", "/dev/zero"):
+        assert fork_server.read_file(server.path, str(name)) is None
+    (tmp_path / "file").write_bytes(b"\0" * 100_000)
+    text = fork_server.read_file(server.path, str(tmp_path / "file"))
+    assert text == "\0" * server_side.READ_MAX
+    for path in ("relative", "/a\0b"):
+        with pytest.raises(ServerGoneError, match="does not read"):
+            fork_server.read_file(server.path, path)
+
+
 def test_bytes_behind_the_first_line_are_the_monitors(server: ForkServer, tmp_path: Path) -> None:
     """The server must not read one of them."""
     stream = say(server, b'{"stream": "eager"}\nand more')

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyvirt.harness import cache
-from pyvirt.harness.collect import kselftest, kunit, kvm_unit_tests
-from pyvirt.harness.collect.kvm_unit_tests import Log, Run, Section
+from pyvirt.harness.collect import kselftest, kunit, kvm_unit_expected, kvm_unit_tests
+from pyvirt.harness.collect.kvm_unit_expected import Comparison, Expected
+from pyvirt.harness.collect.kvm_unit_params import Run
+from pyvirt.harness.collect.kvm_unit_tests import Log, Section
 
 pytest_plugins = ["pytester"]
 
@@ -67,9 +70,32 @@ def test_durations(text: str, seconds: float) -> None:
         ("-cpu max -append x", Run(cmdline="x")),
         ("-cpu host,migratable=no", Run()),
         ("-cpu max,host-phys-bits,+vmx -m 4g", Run(memory="4g")),
-        ("-cpu qemu64,-pcid", Run(unfit="it needs QEMU's -cpu qemu64,-pcid")),
-        ("-cpu max,vendor=GenuineIntel", Run(unfit="it needs QEMU's -cpu max,vendor=GenuineIntel")),
-        ("-machine vmport=on", Run(unfit="it needs QEMU's -machine vmport=on")),
+        ("-cpu qemu64,-pcid,-invpcid", Run(words=("-cpu", "host,-pcid,-invpcid"))),
+        ("-cpu qemu64,-pcid,+invpcid", Run(words=("-cpu", "host,-pcid"))),
+        ("-cpu Opteron_G1,vendor=AuthenticAMD", Run(words=("-cpu", "host,vendor=AuthenticAMD"))),
+        (
+            "-machine pit=off -append 'ipi'",
+            Run(cmdline="ipi", words=("-machine", "microvm,pit=off")),
+        ),
+        ("-M accel=kvm,kernel_irqchip=on", Run()),
+        ("-device pc-testdev -device isa-debug-exit,iobase=0xf4", Run()),
+        ("-cpu max,-nosuch", Run(unfit="it needs QEMU's -cpu max,-nosuch")),
+        ("-cpu max,vendor=VIA", Run(unfit="it needs QEMU's -cpu max,vendor=VIA")),
+        (
+            "-cpu kvm64,hv_time -device hyperv-testdev",
+            Run(unfit="it needs QEMU's -cpu kvm64,hv_time: an interface of Hyper-V's is not here"),
+        ),
+        (
+            "-machine vmport=on",
+            Run(unfit="it needs QEMU's -machine vmport=on: VMware's port is not here"),
+        ),
+        (
+            "-machine kernel_irqchip=split",
+            Run(
+                unfit="it needs QEMU's -machine kernel_irqchip=split: an I/O APIC outside of KVM "
+                "is not here"
+            ),
+        ),
         ("-enable-kvm -append x", Run(cmdline="x")),
         ("-append `uname -r`", Run(unfit="its parameters are a shell's to expand")),
         ("-append 'a", Run(unfit="its parameters cannot be read: No closing quotation")),
@@ -99,14 +125,68 @@ def test_test_args() -> None:
         ({"accel": "tcg"}, (), "for accel tcg"),
         ({"groups": "a nodefault"}, (), "not run by default"),
         ({"groups": "nodefaults"}, (), ""),
-        ({}, ("/proc/sys/kernel/ostype=Linux",), ""),
-        ({}, ("/proc/sys/kernel/ostype=Minix",), "/proc/sys/kernel/ostype is Linux, not Minix"),
-        ({}, ("/absent=1",), "/absent is not there, not 1"),
-        ({"extra_params": "-device edu"}, (), "it needs QEMU's -device edu"),
+        ({}, ("/sys/there=Y",), ""),
+        ({}, ("/sys/there=N",), "/sys/there is Y, not N"),
+        ({}, ("/sys/there=Y", "/absent=1"), "/absent is not there, not 1"),
+        ({}, ("sys/there=Y",), "sys/there is not there, not Y"),
+        ({"extra_params": "-device edu"}, (), "it needs QEMU's -device edu: PCI is not here"),
+        (
+            {"file": "s3.flat"},
+            (),
+            "it needs ACPI's sleep S3: a FACS, PM1a registers and an RTC, which are not here",
+        ),
     ],
 )
 def test_who_is_not_to_run(members: dict[str, str], checks: tuple[str, ...], reason: str) -> None:
-    assert kvm_unit_tests.unfit(Section("s", members, checks), "x86_64") == reason
+    there = {"/sys/there": "Y\n"}
+    assert kvm_unit_tests.unfit(Section("s", members, checks), "x86_64", there.get) == reason
+
+
+def test_what_is_expected_of_each_section_is_written_down() -> None:
+    expected = kvm_unit_expected.read(kvm_unit_expected.FILE.read_text())
+    assert expected["realmode"] == Expected("passed")
+    assert expected["s3"] == Expected("skipped", "ACPI's sleep S3")
+    assert all(found.why or found.outcome == "passed" for found in expected.values())
+
+
+@pytest.mark.parametrize("line", ["a", "a nothing", "a passed\na failed why", "a b passed"])
+def test_a_line_that_expects_nothing(line: str) -> None:
+    with pytest.raises(ValueError, match="not a new section"):
+        kvm_unit_expected.read(f"# all\n\n{line}\n")
+
+
+def report(name: str, when: Any, outcome: Any, **more: object) -> pytest.TestReport:
+    made = pytest.TestReport(name, (name, None, name), {}, outcome, None, when)
+    vars(made).update(more)
+    return made
+
+
+def test_a_run_is_compared_with_what_is_expected() -> None:
+    names = ("good", "bad", "left", "known", "better")
+    text = "good passed\nbad passed\nleft passed\nknown failed why\nbetter failed why\n"
+    comparison = Comparison("s", kvm_unit_expected.read(text))
+    ends: dict[str, tuple[str, dict[str, object]]] = {
+        "good": ("passed", {}),
+        "bad": ("failed", {}),
+        "left": ("skipped", {}),
+        "known": ("skipped", {"wasxfail": "why"}),
+        "better": ("passed", {"wasxfail": "why"}),
+        "new": ("failed", {}),
+    }
+    for name in (*names, "new"):
+        outcome, more = ends[name]
+        comparison.pytest_runtest_logreport(report(f"s::{name}", "setup", "passed"))
+        comparison.pytest_runtest_logreport(
+            report(f"s::{name}", "call", "skipped", context=None)  # of a subtest
+        )
+        comparison.pytest_runtest_logreport(report(f"s::{name}", "call", outcome, **more))
+        comparison.pytest_runtest_logreport(report(f"s::{name}", "teardown", "passed"))
+    comparison.pytest_runtest_logreport(report("other::good", "call", "failed"))
+    assert comparison.differences() == [
+        "bad: failed, expected passed",
+        "left: skipped, expected passed",
+        "better: passed, expected failed",
+    ]
 
 
 @pytest.mark.parametrize(("memory", "megabytes"), [("128M", 128), ("2560", 2560), ("4g", 4096)])
