@@ -73,4 +73,4 @@ def test_a_nic_is_refused_before_the_lab_boots(monkeypatch: pytest.MonkeyPatch, 
         raise AssertionError("the lab was started")
 
     message = refusal(lambda: run(monkeypatch, ["-net", words], lab))
-    assert message.startswith("-netdev id=net0: this host's networks are not in the lab; run ")
+    assert message.startswith("-net id=net0: this host's networks are not in the lab; run ")
