@@ -19,7 +19,7 @@ from ..vmm.boot import loader
 from ..vmm.log import Log
 from ..vmm.memory import GuestMemory
 from .daemon import PidFile, Starter, daemonize
-from .options.table import MONITOR_OPTIONS
+from .options.gather import MONITOR_OPTIONS
 from .registry import register
 
 TYPE_CHECKING = False

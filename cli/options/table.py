@@ -355,13 +355,6 @@ TABLE = (
     ),
 )
 _ALIASES = {"freeze": "S"}
-_OF_DISKS, _OF_NICS = ("disk", "drive", "object"), ("net", "netdev")
-_NIC_DRIVER = "virtio-net-device"
-_PORT_DRIVERS = ("virtio-serial-device", "virtserialport")
-_PYTHON_DRIVER = "python"
-_TEST_DRIVERS = ("pc-testdev", "isa-debug-exit")
-_NO_DISKS = (*_PORT_DRIVERS, *_TEST_DRIVERS)
-MONITOR_OPTIONS = ("qmp", "api-channel", "chardev", "mon")
 _BY_NAME = {option.name: option for option in TABLE}
 
 
@@ -414,89 +407,18 @@ def parse(argv: list[str]) -> Options:
         option.store(options, value)
         options.given.append((name, value))
     _check_together(options)
-    _gather_devices(options)
-    _gather_testdev(options)
-    _gather_chardevs(options)
+    if any(_BY_NAME[name].store is _later for name in seen):
+        _take_devices(options)
     return options
 
 
-def _gather_devices(options: Options) -> None:
-    """Make disks and NICs of their options; each kind's reader is imported when there is one."""
-    disks, nics, pythons = [], [], []
-    for name, text in options.given:
-        driver = text.partition(",")[0] if name == "device" else ""
-        if driver == _PYTHON_DRIVER:
-            pythons.append(text)
-        elif driver == _NIC_DRIVER or name in _OF_NICS:
-            nics.append((name, text))
-        elif (name == "device" and driver not in _NO_DISKS) or name in _OF_DISKS:
-            disks.append((name, text))
-    if disks:
-        from .disks import Drives
+def _take_devices(options: Options) -> None:
+    from .gather import Gathered
 
-        drives = Drives()
-        for name, text in disks:
-            drives.add(name, text)
-        options.disks = drives.disks()
-        options.iothreads = drives.iothreads()
-    if nics:
-        from .nics import Nics
-
-        cards = Nics()
-        for name, text in nics:
-            cards.add(name, text)
-        options.nics = cards.nics({thread.id for thread in options.iothreads})
-    _check_ids(options)
-    if pythons:
-        from .python_devices import parse as parse_python
-
-        options.python_devices = parse_python(pythons)
-
-
-def _devices_of(options: Options, drivers: tuple[str, ...]) -> list[str]:
-    """Return the values of -device that name one of the drivers."""
-    return [
-        text
-        for name, text in options.given
-        if name == "device" and text.partition(",")[0] in drivers
-    ]
-
-
-def _gather_testdev(options: Options) -> None:
-    devices = _devices_of(options, _TEST_DRIVERS)
-    if devices:
-        from .testdev import parse as parse_testdev
-
-        options.testdev = parse_testdev(devices)
-
-
-def _check_ids(options: Options) -> None:
-    """Refuse an id that a disk and a NIC share: requests name either by it."""
-    disks = {disk.id for disk in options.disks}
-    for nic in options.nics:
-        if nic.id in disks:
-            raise ConfigError(f"-netdev id={nic.id}: a disk has that id; give another")
-
-
-def _gather_chardevs(options: Options) -> None:
-    """Make ports and monitors of their options, which share the chardevs."""
-    words = [(name, text) for name, text in options.given if name in MONITOR_OPTIONS]
-    devices = _devices_of(options, _PORT_DRIVERS)
-    if not words and not devices:
-        return
-    from .monitors import Monitors
-
-    monitors = Monitors()
-    for name, text in words:
-        monitors.add(name, text)
-    if devices:
-        from .ports import Ports
-
-        ports = Ports()
-        for text in devices:
-            ports.add(text)
-        options.console = ports.console(monitors)
-    options.monitors = monitors.listeners()
+    found = Gathered(options.given)
+    options.disks, options.iothreads, options.nics = found.disks, found.iothreads, found.nics
+    options.python_devices, options.testdev = found.python_devices, found.testdev
+    options.console, options.monitors = found.console, found.monitors
 
 
 def _check_together(options: Options) -> None:
