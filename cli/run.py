@@ -160,7 +160,9 @@ def _run(options: Options, log: Log, timeline: Timeline, backend: Backend, start
                     sys.stderr.write(table(machine))
         finally:
             machine.close()
-            control.close_backends()
+            # What the host is at work on still may not be closed under it.
+            if not machine.is_kept:
+                control.close_backends()
             events.close()
     assert machine.end is not None
     log.info(f"ended: {machine.end.reason}")

@@ -157,6 +157,7 @@ def counters(machine: Machine) -> list[tuple[str, str, dict[str, int]]]:
             "register-reads": transport.reads,
             "register-writes": transport.writes,
             "raised-interrupts": transport.interrupts(),
+            "given-up": int(transport.is_given_up),
         }
         read = getattr(transport.device, "stats", None)
         # What a user's class calls so is something else.

@@ -72,6 +72,7 @@ class Machine:
         """
         self.config = config
         self.end: End | None = None
+        self.is_kept = False  # closed, and what is behind its slots has to stay
         self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.bus = bus.Bus()
         self.memory: GuestMemory | None = None
@@ -284,7 +285,7 @@ class Machine:
             # At its end the vCPU threads do not stand, they leave.
             self._check_alive()
             try:
-                vm = Vm(self._kvm_fd, self.memory, self.config, self.bus)
+                vm = self._prepare_anew(self.memory)
             except BaseException:
                 if was_running:
                     self._set_running()
@@ -297,6 +298,18 @@ class Machine:
             if was_running:
                 self._set_running()
         self._emit("RESET")
+
+    def _prepare_anew(self, memory: GuestMemory) -> Vm:
+        """Do what may fail before anything is lost; return the VM that comes next."""
+        assert self.slots is not None
+        vm = Vm(self._kvm_fd, memory, self.config, self.bus)
+        try:
+            # Nothing of the host's may write to the memory that another guest has then.
+            self.slots.drain()
+        except BaseException:
+            vm.close()
+            raise
+        return vm
 
     def _begin_anew(self, vm: Vm) -> None:
         assert self.slots is not None
@@ -401,11 +414,13 @@ class Machine:
             self._close()
 
     def _close(self) -> None:
-        if self.slots is not None:
-            self.slots.close()
-            self.slots = None
+        before, self.slots = self.slots, None
+        kept = before.close() if before is not None else []
         for device in self._virtio:
-            device.close()
+            if device not in kept:
+                device.close()
+        if kept:
+            self._keep(kept, before)
         self._virtio.clear()
         for line in self._lines:
             line.close()
@@ -420,6 +435,19 @@ class Machine:
         if self.memory is not None:
             self.memory.close()
             self.memory = None
+
+    def _keep(self, devices: list[Device], before: slots.Slots | None) -> None:
+        """Leave what the host is at work on for devices as it is, to the end of the process."""
+        from .keep import keep  # noqa: PLC0415  (hardly ever)
+
+        names = ", ".join(device.name for device in devices)
+        self._log.warning(
+            f"{names}: the host still has requests; the guest's memory stays until it is done"
+        )
+        self.is_kept = True
+        keep(devices, before, self.memory, *self._lines)
+        self.memory = None
+        self._lines.clear()
 
     def first_run_ns(self) -> int:
         """Return CLOCK_MONOTONIC at the boot vCPU's first KVM_RUN, 0 before it."""

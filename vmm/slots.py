@@ -12,11 +12,12 @@ from __future__ import annotations
 import _thread
 import mmap
 import os
+import time
 
-from ..devices.virtio import registers
+from ..devices.virtio import registers, turn
 from ..devices.virtio.device import Pluggable
 from ..devices.virtio.mmio import Mmio
-from ..errors import ConfigError
+from ..errors import BackendError, ConfigError
 from ..native import ffi, lib
 from . import bus, kvm, layout
 from .boot.acpi import VirtioMmio
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 SLOTS_MAX = len(layout.VIRTIO_GSIS)
 # At least, where disks and NICs can be plugged.
 BLOCK_SLOTS, NET_SLOTS = 6, 2
+# What a device has in seconds when others before it have used up what all have together.
+_LEAST_S = 0.1
 
 
 def _block(config: BlockConfig | None, addr: int, _machine: str) -> Pluggable:
@@ -161,11 +164,33 @@ class Slots:
         if self._pages is not None and not self._read_exits:
             self._set_memslot(len(self._pages))
 
+    def drain(self) -> None:
+        """Have every device complete what is in flight, before `reset`; no vCPU runs.
+
+        BackendError when one does not in LIMIT_S, and all go on as before.
+        """
+        done: list[Mmio] = []
+        until = time.monotonic() + turn.LIMIT_S
+        try:
+            for transport in self.transports:
+                transport.drain(max(_LEAST_S, until - time.monotonic()))
+                done.append(transport)
+        except BaseException:
+            for transport in done:
+                transport.resume()
+            raise
+
     def reset(self) -> None:
-        """Reset every device; what is behind it stays, its faults go. No vCPU runs."""
+        """Reset every device; what is behind it stays, its faults go. No vCPU runs.
+
+        BackendError: one is given up; the others are reset.
+        """
         for transport in self.transports:
             transport.faults().clear()
             transport.reset()
+        for transport in self.transports:
+            if transport.is_given_up:
+                raise BackendError(f"{transport.device.name}: is given up; start another machine")
 
     def pluggable(self, kind: str) -> list[Pluggable]:
         """Return the devices of a kind ("block", "net") that something can be put behind.
@@ -228,10 +253,22 @@ class Slots:
         """Log a line that a device's driver may have caused; any thread."""
         self._warnings[device](f"{device.name}: {text}")
 
-    def close(self) -> None:
-        """Bring requests in flight to their end; no vCPU runs any more."""
+    def close(self) -> list[Device]:
+        """Bring requests in flight to their end; no vCPU runs any more.
+
+        Return the devices whose requests the host has not completed within LIMIT_S for all of them.
+        What they use (this, descriptors, guest memory) has to be there to the process's end.
+        """
         for transport in self.transports:
-            transport.close()
+            transport.halt()
+        until = time.monotonic() + turn.LIMIT_S
+        kept = [
+            transport.device
+            for transport in self.transports
+            if not transport.close(max(_LEAST_S, until - time.monotonic()))
+        ]
+        if kept:
+            return kept
         self.transports.clear()
         while self._owned:
             os.close(self._owned.pop())
@@ -239,3 +276,4 @@ class Slots:
         if self._pages is not None:
             self._pages.close()
             self._pages = None
+        return kept

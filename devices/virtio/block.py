@@ -9,6 +9,7 @@ import struct
 from ...errors import BackendError, ConfigError, PyvirtError
 from ...native import check, ffi, lib
 from ..disk import SECTOR, Disk
+from . import turn
 from .device import Pluggable
 
 TYPE_CHECKING = False
@@ -22,7 +23,6 @@ DEVICE_TYPE = 2
 QUEUES_MAX = 64
 QUEUE_SIZE, QUEUE_SIZE_MIN, QUEUE_SIZE_MAX = 256, 2, 1024
 PHYSICAL = 4096  # block size, in bytes, of a disk that is yet to come
-DRAIN_S = 5.0  # that an unplug waits for the host, while no other request is served
 SERIAL_BYTES = 20
 LOGICAL_MAX, PHYSICAL_MAX = 4096, 65536  # bytes; Linux takes no larger logical blocks than a page
 IOPS_MAX = 1_000_000
@@ -124,11 +124,12 @@ class BlockConfig:
 class Image:
     """An image as a Block can have it behind it: open, locked, measured; its maker closes it."""
 
-    __slots__ = ("config", "disk", "engine")
+    __slots__ = ("config", "disk", "engine", "is_in_use")
 
     def __init__(self, config: BlockConfig) -> None:
         """Open the image; ConfigError, and nothing stays behind."""
         self.config = config
+        self.is_in_use = False  # by the host, which has not completed requests of a device
         self.engine = _engine(config)
         self.disk = Disk(
             config.path,
@@ -145,8 +146,12 @@ class Image:
             )
 
     def close(self) -> None:
-        """Close and unlock the image; no device has it any more. Once is enough."""
-        if self.disk.fd >= 0:
+        """Close and unlock the image; no device has it any more. Once is enough.
+
+        One that the host is at work on stays open to the end of the process, as what it does by
+        the descriptor may not become another file's.
+        """
+        if self.disk.fd >= 0 and not self.is_in_use:
             self.disk.close()
 
 
@@ -184,17 +189,29 @@ class _Served:
         result = lib.pv_block_start(self._handle, features, queues, len(queues), irq)
         check(result, f"{self.name}: cannot start {self._engine}")
 
-    def drain(self) -> None:
+    def drain(self, limit: float) -> None:
         """Complete what is in flight before `stop`; BackendError, and it goes on, if that hangs."""
-        if lib.pv_block_drain(self._handle, int(DRAIN_S * 1e9)) < 0:
-            raise BackendError(
-                f"{self.name}: the host has not completed its requests within {DRAIN_S:g} s; "
-                "see to the storage, then ask again"
-            )
+        if lib.pv_block_drain(self._handle, int(limit * 1e9)) < 0:
+            raise BackendError(f"{self._late(limit)}, then ask again")
 
-    def stop(self) -> None:
-        """Complete what is in flight and leave the threads."""
-        lib.pv_block_stop(self._handle)
+    def resume(self) -> None:
+        """Go on after `drain`."""
+        lib.pv_block_resume(self._handle)
+
+    def halt(self) -> None:
+        """Begin to stop."""
+        lib.pv_block_halt(self._handle)
+
+    def stop(self, limit: float) -> None:
+        """Complete what is in flight and leave the threads; BackendError if that hangs."""
+        if lib.pv_block_stop(self._handle, int(limit * 1e9)) < 0:
+            self.image.is_in_use = True
+            raise BackendError(self._late(limit))
+        self.image.is_in_use = False
+
+    def _late(self, limit: float) -> str:
+        within = f"the host has not completed its requests within {limit:g} s"
+        return f"{self.name}: {within}; see to the storage"
 
     def resize(self, size: int) -> None:
         """Change the image and what may be asked of it; it is stopped. ConfigError."""
@@ -227,9 +244,19 @@ class _Vacant:
         check(lib.pv_vacant_start(queues, len(queues), irq, handle), f"{self.name}: cannot start")
         self._handle = handle[0]
 
-    def stop(self) -> None:
+    def drain(self, limit: float) -> None:
+        """Nothing is ever in flight."""
+
+    def resume(self) -> None:
+        """Go on."""
+
+    def halt(self) -> None:
+        """Nothing takes long."""
+
+    def stop(self, limit: float) -> None:
         """End the thread."""
-        lib.pv_vacant_stop(self._handle)
+        if lib.pv_vacant_stop(self._handle, int(limit * 1e9)) < 0:
+            raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
         self._handle = ffi.NULL
 
     def read_stats(self, stats: Any) -> None:
@@ -319,10 +346,22 @@ class Block(Pluggable):
         queues = ffi.new("struct pv_queue[]", ready)
         served.start(activation.features, queues, activation.irq)
 
-    def reset(self) -> None:
+    def reset(self, limit: float) -> None:
         """Complete what is in flight and leave the threads."""
-        self._served.stop()
+        self._served.stop(limit)
         self._activation = None
+
+    def halt(self) -> None:
+        """Begin nothing of what is in flight that can be left out."""
+        self._served.halt()
+
+    def drain(self, limit: float) -> None:
+        """Complete what is in flight."""
+        self._served.drain(limit)
+
+    def resume(self) -> None:
+        """Serve the queues again."""
+        self._served.resume()
 
     @property
     def resource(self) -> Image | None:
@@ -377,8 +416,8 @@ class Block(Pluggable):
         before = self._served
 
         def change(_: bool) -> None:
-            if isinstance(before, _Served) and self._activation is not None:
-                before.drain()
+            if self._activation is not None:
+                before.drain(turn.LIMIT_S)
             self._replace(self._vacant)
 
         try:
@@ -391,7 +430,7 @@ class Block(Pluggable):
         """Let another serve the queues from the request on that comes next."""
         before, activation = self._served, self._activation
         if activation is not None:
-            before.stop()
+            self._stop(before, activation)
             # A broken device is served by nobody before its reset.
             if not lib.pv_virtio_irq_is_broken(activation.irq):
                 try:
@@ -402,6 +441,15 @@ class Block(Pluggable):
         with self._lock:
             self._served = served
         self.name = served.name
+
+    @staticmethod
+    def _stop(served: _Served | _Vacant, activation: Activation) -> None:
+        """Stop what was drained; BackendError, and the device is broken."""
+        try:
+            served.stop(turn.LIMIT_S)
+        except BackendError as error:
+            lib.pv_virtio_irq_broken(activation.irq, str(error).encode())
+            raise
 
     def _restart(self, served: _Served | _Vacant, activation: Activation) -> None:
         try:
@@ -421,8 +469,8 @@ class Block(Pluggable):
                 raise ConfigError("there is no image in the slot; plug one first")
             activation = self._activation
             if activation is not None:
-                served.drain()
-                served.stop()
+                served.drain(turn.LIMIT_S)
+                self._stop(served, activation)
             try:
                 served.resize(size)
             finally:

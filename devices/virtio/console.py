@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 
+from ...errors import BackendError
 from ...native import check, ffi, lib
 from .device import Device
 
@@ -114,9 +115,10 @@ class Console(Device):
         result = lib.pv_ports_start(self._handle, ffi.new("struct pv_ports_activation *", words))
         check(result, f"{self.name}: cannot start")
 
-    def reset(self) -> None:
+    def reset(self, limit: float) -> None:
         """End the thread; the sockets stay as they are."""
-        lib.pv_ports_stop(self._handle)
+        if lib.pv_ports_stop(self._handle, int(limit * 1e9)) < 0:
+            raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
 
     def stats(self) -> Any:
         """Return a struct pv_ports_stats (native/port/port.h) of this moment."""

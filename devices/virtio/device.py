@@ -54,7 +54,8 @@ class Device:
     """What a transport asks of a device.
 
     `write_config`, `activate` and `reset` come from the transport, one at a time, on a vCPU's
-    thread or the one that closes the machine; they may wait, for the guest waits with them.
+    thread or the one that closes the machine; they may wait, for the guest waits with them, but
+    not without a limit.
     """
 
     __slots__ = (
@@ -80,8 +81,8 @@ class Device:
         self.device_type = device_type
         self.features = features
         self.queue_sizes = queue_sizes
-        # Set by the transport: the device calls it from any thread, outside the methods below,
-        # when `config` answers differently; the driver is told.
+        # Set by the transport: the device calls it from any thread when `config` answers
+        # differently; the driver is told, now or as soon as may be. It never waits.
         self.config_changed: Callable[[], None] = lambda: None
         # Set by the transport: return the device's faults.
         self.faults: Callable[[], Faults]
@@ -113,12 +114,26 @@ class Device:
         """
         raise NotImplementedError
 
-    def reset(self) -> None:
+    def reset(self, limit: float) -> None:
         """Stop serving: when this returns no thread touches the queues or guest memory.
 
-        Requests in flight have come to their end. Called once for each `activate` that succeeded.
+        Requests in flight have come to their end. Called for each `activate` that succeeded, until
+        it succeeds. BackendError: that is not so after `limit` seconds (0: look only), and all of
+        the Activation stays valid.
         """
         raise NotImplementedError
+
+    def halt(self) -> None:
+        """Begin with a `reset` that is to come, and wait for nothing."""
+
+    def drain(self, limit: float) -> None:
+        """Complete the requests in flight, and begin no more until `resume` or `reset`.
+
+        BackendError: that is not so after `limit` seconds, and all goes on.
+        """
+
+    def resume(self) -> None:
+        """Go on after `drain`."""
 
     def operations(self) -> tuple[str, ...]:
         """Return what of the device's doings faults can strike (`fault.OPERATIONS`)."""
@@ -128,7 +143,7 @@ class Device:
         """Return a line for the log on what the data path met with, empty for nothing.
 
         Asked by a thread of the monitor when the data path called pv_virtio_irq_news; the device
-        may call `config_changed`.
+        may call `config_changed`, but not wait.
         """
         return ""
 
@@ -142,7 +157,7 @@ class Pluggable(Device):
     What comes with it is exchanged by `exchange(change)`, which calls `change` between two
     accesses of the driver and then shows it the configuration as it is. `change` is told whether
     a driver is at work; then all that it was offered stays until its reset. If `change` raises,
-    so does `exchange`, and the driver sees nothing.
+    so does `exchange`, and the driver sees nothing. BackendError when the device is kept busy.
     """
 
     __slots__ = ()

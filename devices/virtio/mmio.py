@@ -15,17 +15,19 @@ The rules for what drivers ought not to do:
   registers cannot be written while it is ready. All other writes to these are ignored.
 - A queue that does not exist has QueueNumMax 0 and takes no writes.
 - A queue that cannot work at DRIVER_OK leaves the device in DEVICE_NEEDS_RESET.
+- So does a reset that the host does not let come to its end in LIMIT_S: Status reads as it did, and
+  not 0. The device is given up then; a later 0 resets it, once the host has let go.
 """
 
 from __future__ import annotations
 
-import _thread
 import errno
 import os
 
-from ...errors import ConfigError, GuestError, PyvirtError, unexpected
+from ...errors import BackendError, ConfigError, GuestError, PyvirtError, unexpected
 from ...native import check, ffi, lib
 from . import registers as r
+from . import turn
 from .device import Activation, Queue
 
 TYPE_CHECKING = False
@@ -55,8 +57,9 @@ class _QueueRegisters:
 class Mmio:
     """One device behind its registers.
 
-    `read` and `write` are for vCPU threads, `report`, `reset`, `config_changed` and `exchange` for
-    any; a lock makes them one at a time. `close` comes when no vCPU runs any more.
+    `read` and `write` are for vCPU threads, all else for any; a Turn makes them one at a time.
+    `report` and `config_changed` never wait for it, the others LIMIT_S at most (BackendError).
+    `close` comes when no vCPU runs any more.
     """
 
     __slots__ = (
@@ -71,15 +74,16 @@ class Mmio:
         "_exclusively",
         "_irq",
         "_kicks",
-        "_lock",
         "_memory",
         "_offered",
         "_page",
         "_queue_sel",
         "_queues",
+        "_turn",
         "_warn",
         "_words",
         "device",
+        "is_given_up",
         "reads",
         "writes",
     )
@@ -110,6 +114,7 @@ class Mmio:
         """
         self.device = device
         self.reads = self.writes = 0  # accesses that came to Python
+        self.is_given_up = False  # the host has not let it come to its reset
         self._page = page
         self._words = page.cast("I")
         self._memory = memory
@@ -119,7 +124,7 @@ class Mmio:
         self._clearable = (
             r.INTERRUPT_CONFIG if exclusively else r.INTERRUPT_USED | r.INTERRUPT_CONFIG
         )
-        self._lock = _thread.allocate_lock()
+        self._turn = turn.Turn(device.name, self._show_change)
         self._active: list[Queue | None] | None = None
         self._queues: list[_QueueRegisters] = []
         self._queue_sel = self._driver_features = self._driver_features_sel = 0
@@ -161,13 +166,13 @@ class Mmio:
 
     def read(self, offset: int, size: int) -> int:
         """Answer a read that did not find the page in the guest's memory."""
-        with self._lock:
+        with self._turn:
             self.reads += 1
             return int.from_bytes(self._page[offset : offset + size], "little")
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Take a write, by the rules above."""
-        with self._lock:
+        with self._turn:
             self.writes += 1
             if offset >= r.CONFIG:
                 self._write_config(offset - r.CONFIG, value.to_bytes(size, "little"))
@@ -318,14 +323,25 @@ class Mmio:
                 lib.pv_virtqueue_free(queue.handle)
         self._active = None
 
-    def _deactivate(self) -> None:
-        if self._active is not None:
-            self.device.reset()
-            self._free_queues()
+    def _deactivate(self, limit: float) -> bool:
+        """Let the device stop; False: it does not, and keeps its queues and the guest's memory."""
+        if self._active is None:
+            return True
+        try:
+            self.device.reset(0 if self.is_given_up else limit)
+        except BackendError as error:
+            if not self.is_given_up:
+                self.is_given_up = True
+                self._warn(f"{error}; the device is given up until then")
+                lib.pv_virtio_irq_broken(self._irq, ffi.NULL)
+            return False
+        self.is_given_up = False
+        self._free_queues()
+        return True
 
     def _reset(self) -> None:
-        self._deactivate()
-        self._forget()
+        if self._deactivate(turn.LIMIT_S):
+            self._forget()
 
     def _forget(self) -> None:
         """Let everything that the driver wrote be unwritten."""
@@ -372,12 +388,12 @@ class Mmio:
 
     def config_changed(self) -> None:
         """Show the driver the device's configuration as it is now, with a new generation."""
-        with self._lock:
-            self._show_change()
+        self._turn.later()
 
     def exchange(self, change: Callable[[bool], None]) -> None:
         """Let the device change as Pluggable says, and show the driver what there is then."""
-        with self._lock:
+        with self._turn.soon():
+            self._check_kept()
             is_bound = bool(self.status & r.DRIVER)
             change(is_bound)
             if not is_bound:
@@ -388,12 +404,11 @@ class Mmio:
 
     def report(self) -> None:
         """Log why the device broke, if it did since the last call, and what else it has to say."""
-        with self._lock:
-            reason = lib.pv_virtio_irq_take_reason(self._irq)
-            if reason:
-                why = ffi.string(reason).decode(errors="replace")
-                self._warn(f"{self.device.name}: {why}; it needs a reset")
-            lib.pv_virtio_irq_echo(self._irq)
+        why = ffi.new(f"char[{lib.PV_VIRTIO_WHY_BYTES}]")
+        if lib.pv_virtio_irq_take_reason(self._irq, why):
+            text = ffi.string(why).decode(errors="replace")
+            self._warn(f"{self.device.name}: {text}; it needs a reset")
+        lib.pv_virtio_irq_echo(self._irq)
         try:
             news = self.device.news()
         except Exception as error:  # noqa: BLE001  (one device's fault is not to cost the machine)
@@ -420,7 +435,7 @@ class Mmio:
 
     def break_device(self, why: str) -> None:
         """Let the device need a reset; ConfigError when no driver is at work. Any thread."""
-        with self._lock:
+        with self._turn.soon():
             if not self.status & r.DRIVER_OK:
                 raise ConfigError(f"{self.device.name}: no driver is at work on it; start one")
             lib.pv_virtio_irq_broken(self._irq, why.encode())
@@ -430,18 +445,55 @@ class Mmio:
         """Return how many interrupts the device raised; any thread."""
         return int(lib.pv_virtio_irq_count(self._irq))
 
+    def _check_kept(self) -> None:
+        """Raise BackendError as long as the device is given up."""
+        if self.is_given_up and self._deactivate(0):
+            self._forget()
+        if self.is_given_up:
+            raise BackendError(
+                f"{self.device.name}: the host still has requests from before its reset; "
+                "see to what is behind it, then ask again"
+            )
+
+    def drain(self, limit: float) -> None:
+        """Have the device complete what is in flight and begin no more, before `reset`.
+
+        BackendError after `limit` seconds, and it goes on as before. The other way out is `resume`.
+        """
+        with self._turn.soon():
+            self._check_kept()
+            if self._active is not None:
+                self.device.drain(limit)
+
+    def resume(self) -> None:
+        """Have the device go on after `drain`."""
+        with self._turn.soon():
+            if self._active is not None:
+                self.device.resume()
+
     def reset(self) -> None:
-        """Reset the device as a driver would; it begins anew."""
-        with self._lock:
+        """Reset the device as a driver would; it begins anew, unless it is given up."""
+        with self._turn.soon():
             self._reset()
 
-    def close(self) -> None:
-        """Bring requests in flight to their end and let go of the device."""
-        self._deactivate()
+    def halt(self) -> None:
+        """Begin with `close`; it waits for nothing."""
+        if self._active is not None:
+            self.device.halt()
+
+    def close(self, limit: float | None = None) -> bool:
+        """Bring requests in flight to their end and let go of the device.
+
+        False: the host has not completed them in `limit` seconds (None: LIMIT_S). Then all that was
+        borrowed has to stay as it is to the end of the process.
+        """
+        done = self._deactivate(turn.LIMIT_S if limit is None else limit)
         self.report()
-        ffi.release(self._irq)
-        self._words.release()
-        self._page.release()
+        if done:
+            ffi.release(self._irq)
+            self._words.release()
+            self._page.release()
+        return done
 
     _WRITES: ClassVar[dict[int, Callable[[Mmio, int], None]]] = {
         r.DEVICE_FEATURES_SEL: _select_device_features,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import _thread
+import errno
 import struct
 
 from ...errors import BackendError, ConfigError
 from ...native import check, ffi, lib
+from . import turn
 from .device import Pluggable
 
 TYPE_CHECKING = False
@@ -134,11 +135,12 @@ class Net(Pluggable):
     """A NIC of the guest; owns its backend and the C side.
 
     The link is up while there is a backend whose other side lives, unless `set_link` says down.
-    Backends come and go at any time: `attach`, `detach`, `set_link`, `news` and `stats` are for
-    any thread that holds no lock of the transport.
+    Backends come and go at any time: `attach`, `detach` and `set_link` are for any thread that has
+    no turn at the transport, and wait for each other, LIMIT_S at most (BackendError); `news`,
+    `stats` and all that only tells are for any thread, and do not wait.
     """
 
-    __slots__ = ("_backend", "_config", "_handle", "_id", "_lock", "_lost", "_wanted", "offloads")
+    __slots__ = ("_backend", "_config", "_handle", "_id", "_lost", "_turn", "_wanted", "offloads")
     KIND = "net"
 
     def __init__(self, config: NetConfig, backend: Backend | None = None) -> None:
@@ -159,8 +161,8 @@ class Net(Pluggable):
         self._id = config.id
         self._wanted = True  # the link, by set_link
         self._lost = False
-        # Guards the C side's calls that must come one at a time, and the three above.
-        self._lock = _thread.allocate_lock()
+        # Around the C side's calls that must come one at a time.
+        self._turn = turn.Turn(self.name)
         handle = ffi.new("struct pv_net **")
         words = {
             "mac": config.mac,
@@ -224,14 +226,23 @@ class Net(Pluggable):
             "irq": activation.irq,
             "memory": activation.memory,
         }
-        with self._lock:
+        with self._turn.soon():
             result = lib.pv_net_start(self._handle, ffi.new("struct pv_net_activation *", words))
             check(result, f"{self.name}: cannot start")
 
-    def reset(self) -> None:
+    def reset(self, limit: float) -> None:
         """End the threads; the driver's address is the configured one again."""
-        with self._lock:
-            lib.pv_net_stop(self._handle)
+        with self._turn.soon(limit):
+            self._check(lib.pv_net_stop(self._handle, int(limit * 1e9)), "cannot stop")
+
+    def _check(self, result: int, what: str) -> None:
+        """Raise BackendError for what the C side says of a call that may wait for the host."""
+        if result == -errno.ETIMEDOUT:
+            raise BackendError(
+                f"{self.name}: the host keeps its threads for more than {turn.LIMIT_S:g} s; "
+                "see to what is behind it"
+            )
+        check(result, f"{self.name}: {what}")
 
     def attach(self, backend: Backend, *, id: str = "", mac: bytes = b"") -> None:  # noqa: A002
         """Take over `backend` and bring the link up; as the constructor does.
@@ -245,7 +256,7 @@ class Net(Pluggable):
                 f"{self.name}: the guest knows this slot by the address {has.hex(':')}; "
                 "give that mac, or none"
             )
-        with self._lock:
+        with self._turn.soon():
             self._attach(backend)
             self._id = id or self._id
         self.config_changed()
@@ -271,38 +282,45 @@ class Net(Pluggable):
         fds = ffi.new("int[]", backend.fds)
         vhost_fds = ffi.new("int[]", backend.vhost_fds) if backend.vhost_fds else ffi.NULL
         words = {"kind": kind, "count": len(backend.fds), "fds": fds, "vhost_fds": vhost_fds}
-        result = lib.pv_net_attach(self._handle, ffi.new("struct pv_net_backend *", words))
-        check(result, f"{self.name}: cannot use its backend")
-        self._backend = backend
+        # Before: who is told that it has gone is to find it.
         self._lost = False
+        self._backend = backend
+        result = lib.pv_net_attach(
+            self._handle, ffi.new("struct pv_net_backend *", words), _limit_ns()
+        )
+        if result < 0:
+            self._backend = None
+        self._check(result, "cannot use its backend")
 
     def detach(self) -> Backend | None:
         """Take the link down and hand the backend over, which nothing uses any more."""
-        with self._lock:
+        with self._turn.soon():
+            result = lib.pv_net_detach(self._handle, _limit_ns())
+            if result == -errno.ETIMEDOUT:
+                self._check(result, "")
             backend, self._backend = self._backend, None
-            result = lib.pv_net_detach(self._handle)
         self.config_changed()
-        check(result, f"{self.name}: cannot go on without its backend")
+        self._check(result, "cannot go on without its backend")
         return backend
 
     def set_link(self, up: bool) -> None:
         """Show the guest a link, or none; what is sent and received without one is dropped."""
-        with self._lock:
+        with self._turn.soon():
             before = self.link
             self._wanted = up
             changed = self.link != before
-            result = lib.pv_net_set_link(self._handle, up)
+            result = lib.pv_net_set_link(self._handle, up, _limit_ns())
         if changed:
             self.config_changed()
-        check(result, f"{self.name}: cannot set the link")
+        self._check(result, "cannot set the link")
 
     def news(self) -> str:
         """Take the link down when the host's side is gone, and say so."""
-        with self._lock:
-            if self._backend is None or not lib.pv_net_take_lost(self._handle):
-                return ""
-            self._lost = True
-            gone = "tap was removed" if self._backend.kind == "tap" else "peer has gone"
+        backend = self._backend
+        if backend is None or not lib.pv_net_take_lost(self._handle):
+            return ""
+        self._lost = True
+        gone = "tap was removed" if backend.kind == "tap" else "peer has gone"
         self.config_changed()
         return f"its {gone}; the link is down"
 
@@ -324,10 +342,14 @@ class Net(Pluggable):
 
     def close(self) -> None:
         """Close the backend."""
-        lib.pv_net_detach(self._handle)
+        lib.pv_net_detach(self._handle, _limit_ns())
         backend, self._backend = self._backend, None
         if backend:
             backend.close()
+
+
+def _limit_ns() -> int:
+    return int(turn.LIMIT_S * 1e9)
 
 
 def _features(config: NetConfig, offloads: int) -> int:

@@ -15,6 +15,7 @@ import select
 
 from ...errors import BackendError, ConfigError, unexpected
 from ...native import ffi, lib
+from . import turn
 from .device import Device
 from .queue import Chain
 from .registers import CONFIG_SIZE
@@ -33,7 +34,7 @@ _ID_MAX = 0xFFFF
 _RESERVED = ((1 << 42) - 1) ^ ((1 << 24) - 1)
 # Where no user's code is: here, and in modules of Python's that have no folder.
 _OURS = (os.path.dirname(__file__), "")
-_PATIENCE = 5.0  # seconds that a reset waits for code that is handling a chain
+_BATCH = 64  # chains of a queue, before others have their turn
 
 # What `handle` returns of a chain that `complete` is called for later.
 LATER: Final = object()
@@ -89,14 +90,14 @@ class _Service:
         except RuntimeError as error:
             raise BackendError(f"{device.name}: {error}; raise ulimit -u") from None
 
-    def stop(self) -> None:
+    def stop(self, limit: float) -> None:
         """End the service; when this returns nothing touches the rings or guest memory."""
         with self._lock:
             self._is_alive = False
         os.eventfd_write(self._end_fd, 1)
-        if not self._ended.acquire(timeout=_PATIENCE):
+        if not self._ended.acquire(timeout=limit):
             # The thread has a reference to this still, and comes to nothing.
-            why = f"handle takes more than {_PATIENCE:.0f} s; it is left alone"
+            why = f"handle takes more than {limit:g} s; it is left alone"
             lib.pv_virtio_irq_broken(self._irq, why.encode())
         while self._in_flight:
             self._in_flight.pop().release()
@@ -120,25 +121,29 @@ class _Service:
         poll = select.poll()
         for fd in (self._end_fd, *self._kicks):
             poll.register(fd, select.POLLIN)
+        busy = set(self._rings)
         try:
-            for queue in self._rings:
-                self._serve(queue)
             while self._is_alive:
-                for fd, _ in poll.poll():
+                for fd, _ in poll.poll(0 if busy else None):
                     os.eventfd_read(fd)
                     if fd in self._kicks:
-                        self._serve(self._kicks[fd])
+                        busy.add(self._kicks[fd])
+                busy = {queue for queue in busy if self._serve(queue)}
         except BaseException as error:  # noqa: BLE001  (a user's code may raise anything)
             self.fail(described(error))
         finally:
             self._ended.release()
 
-    def _serve(self, queue: int) -> None:
-        """Handle what there is in a queue."""
-        while request := self._pop(queue):
+    def _serve(self, queue: int) -> bool:
+        """Handle what there is in a queue, up to the budget; True: there may be more."""
+        for _ in range(_BATCH):
+            request = self._pop(queue)
+            if request is None:
+                return False
             written = self._device.handle(queue, request)
             if written is not LATER:
                 self.complete(request, written)
+        return True
 
     def _pop(self, queue: int) -> Request | None:
         """Take the next chain; None when there is none, and the driver tells of the next."""
@@ -194,6 +199,7 @@ class PythonDevice(Device):
     _service: _Service | None = None
     _config_due = False
     _size = 0
+    _writing: _thread.LockType | None = None  # held while a user's code takes what was written
 
     def __init__(self) -> None:
         """Take no keywords; a derived class may, and need not call this."""
@@ -206,7 +212,10 @@ class PythonDevice(Device):
         raise NotImplementedError
 
     def config_written(self, offset: int, data: bytes) -> None:
-        """Take what the driver wrote to the configuration space; by itself it changes nothing."""
+        """Take what the driver wrote to the configuration space; by itself it changes nothing.
+
+        The driver waits for it, LIMIT_S at most.
+        """
 
     def complete(self, request: Request, written: int = 0) -> None:
         """Complete a chain that `handle` put off; any thread. Without effect after a reset."""
@@ -246,19 +255,35 @@ class PythonDevice(Device):
         return config.ljust(self._size, b"\0")
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Hand on what the driver wrote."""
-        self._guarded(lambda: self.config_written(offset, data))
+        """Hand on what the driver wrote; code that does not return is left alone."""
+        before = self._writing
+        if before is not None and before.locked():
+            return
+        done = self._writing = _thread.allocate_lock()
+        done.acquire()
+
+        def write() -> None:
+            self._guarded(lambda: self.config_written(offset, data))
+            done.release()
+
+        _thread.start_new_thread(write, ())
+        if done.acquire(timeout=turn.LIMIT_S):
+            done.release()
+            return
+        service = self._service
+        if service is not None:
+            service.fail(f"config_written takes more than {turn.LIMIT_S:g} s; it is left alone")
 
     def activate(self, activation: Activation) -> None:
         """Start the thread."""
         self.negotiated = activation.features
         self._service = _Service(self, activation)
 
-    def reset(self) -> None:
+    def reset(self, limit: float) -> None:
         """End it."""
         service, self._service = self._service, None
         if service is not None:
-            service.stop()
+            service.stop(limit)
 
     def news(self) -> str:
         """Show the driver a new configuration."""

@@ -3,22 +3,22 @@
 #include <errno.h>
 #include <linux/virtio_blk.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 
 #include "block/fault_internal.h"
 #include "block/iothread_internal.h"
 #include "block/work_internal.h"
+#include "thread_internal.h"
 #include "throttle_internal.h"
 #include "virtio/irq.h"
 
 #define ALIGN_MAX 4096
 #define NS_PER_S UINT64_C(1000000000)
-#define LOOK_NS 100000 /* between two looks at what is in flight */
-#define WHY_BYTES 160
+/* What a queue takes from its ring before others have their turn. */
+#define BATCH 128
+#define BATCH_BYTES (16 * 1024 * 1024)
 
 /* Each is written by one thread only, and read by any. */
 struct counters {
@@ -42,15 +42,21 @@ struct worker {
 	uint64_t held_ns;                  /* and how long, at least */
 	struct pv_block_faults faults;
 	_Atomic uint32_t in_flight; /* written by the thread only */
-	bool pushed; /* something, since the last publish */
+	_Atomic uint32_t obeyed;    /* the order of its last turn; the same */
+	bool pushed;                /* something, since the last publish */
+	uint32_t batch;             /* requests taken in this turn */
+	uint64_t batch_bytes;       /* and their buffers */
 	struct counters *counters;
 	struct pv_chain chain;
 };
 
+/* The low bits of an order; the others number the orders. */
 enum phase {
 	SERVING,
 	DRAINING, /* nothing new is begun */
 	STOPPING, /* and with nothing in flight the threads are left */
+	GIVEN_UP, /* the same, and nobody waits: what is left ends without a trace in the guest */
+	PHASES,
 };
 
 struct pv_block {
@@ -61,11 +67,12 @@ struct pv_block {
 	struct pv_virtio_irq *irq;
 	struct worker *workers;
 	uint32_t count;
-	_Atomic enum phase phase;
+	_Atomic uint32_t order;
 	atomic_bool broken;
+	pthread_mutex_t lock; /* for `quiet` */
+	pthread_cond_t quiet; /* a queue has nothing in flight, after an order */
 	_Atomic uint64_t noted_ns; /* when the last failure of the host's was noted */
 	_Atomic uint64_t noted;    /* its errno, and above that its type; 0: it was taken */
-	char why[WHY_BYTES]; /* it broke; outlives the queue that knows */
 	struct counters counters[PV_BLOCK_QUEUES];
 };
 
@@ -83,12 +90,9 @@ static void count_in_flight(struct worker *w, int more)
 	atomic_store_explicit(&w->in_flight, before + (uint32_t)more, memory_order_release);
 }
 
-static uint64_t now_ns(void)
+static enum phase phase_of(const struct pv_block *b)
 {
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return (uint64_t)time.tv_sec * NS_PER_S + (uint64_t)time.tv_nsec;
+	return (enum phase)(atomic_load(&b->order) % PHASES);
 }
 
 static void count_request(struct counters *counters, const struct pv_block_request *r)
@@ -111,7 +115,7 @@ static void count_request(struct counters *counters, const struct pv_block_reque
 /* Keep the host's failure for the monitor, not more often than it wants to hear of them. */
 static void note_error(struct pv_block *b, const struct pv_block_request *r)
 {
-	uint64_t before = atomic_load(&b->noted_ns), now = now_ns();
+	uint64_t before = atomic_load(&b->noted_ns), now = pv_now_ns();
 
 	if ((before && now - before < NS_PER_S) ||
 	    !atomic_compare_exchange_strong(&b->noted_ns, &before, now))
@@ -141,9 +145,20 @@ static void answer(struct worker *w, struct pv_block_request *r)
 	count_in_flight(w, -1);
 }
 
+/* Of what was given up the guest's memory sees nothing more: it may serve something else. */
+static void drop(struct worker *w, struct pv_block_request *r)
+{
+	free(r->bounce);
+	count_in_flight(w, -1);
+}
+
 /* Begin the next operation of a request, or answer it. */
 static void proceed(struct worker *w, struct pv_block_request *r)
 {
+	if (phase_of(w->block) == GIVEN_UP) {
+		drop(w, r);
+		return;
+	}
 	while (pv_block_next(&w->block->file, r)) {
 		int result = w->member.engine->ops->start(w->member.engine, &r->io);
 
@@ -165,12 +180,8 @@ static void begin(struct worker *w, struct pv_block_request *r)
 
 static void break_device(struct worker *w, const char *why)
 {
-	struct pv_block *b = w->block;
-
-	if (atomic_exchange(&b->broken, true))
-		return;
-	snprintf(b->why, sizeof(b->why), "%s", why);
-	pv_virtio_irq_broken(b->irq, b->why);
+	if (!atomic_exchange(&w->block->broken, true))
+		pv_virtio_irq_broken(w->block->irq, why);
 }
 
 /* Begin a request, or hold it until there is a token. At the end nothing waits. */
@@ -179,7 +190,7 @@ static void admit(struct worker *w, struct pv_block_request *r)
 	struct pv_block *b = w->block;
 	bool again = w->held != NULL;
 
-	w->held_ns = atomic_load(&b->phase) ? 0 : pv_throttle_take(&b->throttle, now_ns());
+	w->held_ns = phase_of(b) != SERVING ? 0 : pv_throttle_take(&b->throttle, pv_now_ns());
 	w->held = w->held_ns ? r : NULL;
 	if (!w->held)
 		begin(w, r);
@@ -196,14 +207,15 @@ static void resume(struct worker *w, struct pv_block_request *r)
 		proceed(w, r);
 }
 
-/* Take the next request from the ring; false: there is none to be taken. */
+/* Take the next request from the ring; false: there is none to be taken. In a turn that began
+ * before an order, that comes into force with the next one. */
 static bool take(struct worker *w)
 {
 	struct pv_block_request *r;
 	const char *why;
 	int result;
 
-	if (atomic_load(&w->block->phase) || atomic_load(&w->block->broken))
+	if (atomic_load(&w->block->broken))
 		return false;
 	result = pv_virtqueue_pop(w->ring, &w->chain);
 	if (result < 0)
@@ -219,16 +231,18 @@ static bool take(struct worker *w)
 	r->io.owner = &w->member;
 	r->io.fd = w->block->file.fd;
 	count_in_flight(w, 1);
+	w->batch++;
+	w->batch_bytes += w->chain.readable_bytes + w->chain.writable_bytes;
 	if (!w->faults.armed)
 		admit(w, r);
-	else if (!pv_block_faults_take(&w->faults, r, now_ns()))
+	else if (!pv_block_faults_take(&w->faults, r, pv_now_ns()))
 		resume(w, r);
 	return true;
 }
 
 static void publish(struct worker *w)
 {
-	if (!w->pushed)
+	if (!w->pushed || phase_of(w->block) == GIVEN_UP)
 		return;
 	w->pushed = false;
 	pv_virtqueue_publish(w->ring);
@@ -243,9 +257,16 @@ static void publish(struct worker *w)
 static void complete(struct pv_member *member, struct pv_io *io)
 {
 	struct pv_block_request *r = (struct pv_block_request *)io;
+	struct worker *w = (struct worker *)member;
 
-	pv_block_absorb(r);
-	proceed((struct worker *)member, r);
+	enum phase phase = phase_of(w->block);
+
+	if (phase != GIVEN_UP)
+		pv_block_absorb(r);
+	/* Who waits for the end need not wait for all of a large one. */
+	if (phase == STOPPING)
+		pv_block_cut(r);
+	proceed(w, r);
 }
 
 /* Let requests begin that a fault has kept, and see whether it is to keep others. */
@@ -257,38 +278,70 @@ static void look_at_faults(struct worker *w, bool ending)
 	if (w->faults.armed & PV_FAULT_BROKEN)
 		atomic_store(&w->block->broken, true);
 	while (!w->held && (w->faults.late || w->faults.lost) &&
-	       (r = pv_block_faults_release(&w->faults, now_ns(), ending)))
+	       (r = pv_block_faults_release(&w->faults, pv_now_ns(), ending)))
 		resume(w, r);
 }
 
 /* How long to wait, with nothing to do. */
 static uint64_t patience(const struct worker *w)
 {
-	uint64_t late = w->faults.late ? pv_block_faults_wait(&w->faults, now_ns()) : PV_IO_FOREVER;
+	uint64_t late = w->faults.late ? pv_block_faults_wait(&w->faults, pv_now_ns()) : PV_FOREVER;
 
 	return w->held && w->held_ns < late ? w->held_ns : late;
+}
+
+/* Take requests, up to the budget; true: there may be more. */
+static bool take_batch(struct worker *w)
+{
+	w->batch = 0;
+	w->batch_bytes = 0;
+	while (!w->held) {
+		if (w->batch == BATCH || w->batch_bytes >= BATCH_BYTES)
+			return true;
+		if (!take(w))
+			return false;
+	}
+	return false;
+}
+
+/* Tell who waits that the order is obeyed, and whether anything is in flight still. */
+static void obey(struct worker *w, uint32_t order)
+{
+	struct pv_block *b = w->block;
+	bool is_new = order != atomic_load_explicit(&w->obeyed, memory_order_relaxed);
+
+	if (is_new)
+		atomic_store(&w->obeyed, order);
+	if (order % PHASES == SERVING || (w->in_flight > 0 && !is_new))
+		return;
+	pthread_mutex_lock(&b->lock);
+	pthread_cond_broadcast(&b->quiet);
+	pthread_mutex_unlock(&b->lock);
 }
 
 /* What was completed is published before anything new is begun. */
 static uint64_t serve(struct pv_member *member)
 {
 	struct worker *w = (struct worker *)member;
-	enum phase phase = atomic_load(&w->block->phase);
+	uint32_t order = atomic_load(&w->block->order);
+	enum phase phase = (enum phase)(order % PHASES);
+	bool more = false;
 
 	publish(w);
 	pv_virtqueue_disable_kicks(w->ring);
 	if (w->held)
 		admit(w, w->held);
 	look_at_faults(w, phase != SERVING);
-	while (!w->held && take(w))
-		;
+	if (phase == SERVING)
+		more = take_batch(w);
 	publish(w);
-	if (phase == STOPPING && w->in_flight == 0)
+	obey(w, order);
+	if (phase >= STOPPING && w->in_flight == 0)
 		return PV_SERVE_END;
 	/* Without kicks while a request is held or nothing is taken any more. */
 	if (w->held || phase != SERVING || atomic_load(&w->block->broken))
 		return patience(w);
-	return pv_virtqueue_enable_kicks(w->ring) ? 0 : patience(w);
+	return more || pv_virtqueue_enable_kicks(w->ring) ? 0 : patience(w);
 }
 
 static const struct pv_member_ops OPS = {.serve = serve, .complete = complete};
@@ -313,6 +366,8 @@ int pv_block_new(const struct pv_block_config *config, struct pv_block **out)
 	b->file.cached = pv_io_is_cached(config->fd);
 	memcpy(b->file.id, config->id, sizeof(b->file.id));
 	pthread_mutex_init(&b->file.lock, NULL);
+	pthread_mutex_init(&b->lock, NULL);
+	pv_cond_init(&b->quiet);
 	b->limits.sectors = config->sectors;
 	b->limits.readonly = (config->flags & PV_BLOCK_READONLY) != 0;
 	b->iothread = config->iothread;
@@ -325,6 +380,8 @@ void pv_block_free(struct pv_block *b)
 {
 	if (!b)
 		return;
+	pthread_cond_destroy(&b->quiet);
+	pthread_mutex_destroy(&b->lock);
 	pthread_mutex_destroy(&b->file.lock);
 	free(b);
 }
@@ -335,6 +392,8 @@ static void drop_worker(struct worker *w)
 	if (!w->block->iothread)
 		pv_iothread_free(w->thread);
 	free(w->requests);
+	w->thread = NULL;
+	w->requests = NULL;
 }
 
 static int start_worker(struct pv_block *b, uint32_t index, const struct pv_queue *queue)
@@ -362,6 +421,18 @@ static int start_worker(struct pv_block *b, uint32_t index, const struct pv_queu
 	return result;
 }
 
+/* Have every queue know of it with its next turn. */
+static uint32_t give_order(struct pv_block *b, enum phase phase)
+{
+	uint32_t order = atomic_load(&b->order);
+
+	order = (order / PHASES + 1) * PHASES + phase;
+	atomic_store(&b->order, order);
+	for (uint32_t i = 0; i < b->count; i++)
+		(void)eventfd_write(b->workers[i].member.kick.fd, 1);
+	return order;
+}
+
 int pv_block_start(struct pv_block *b, uint64_t features, const struct pv_queue *queues,
                    uint32_t queue_count, struct pv_virtio_irq *irq)
 {
@@ -377,59 +448,85 @@ int pv_block_start(struct pv_block *b, uint64_t features, const struct pv_queue 
 	b->irq = irq;
 	b->limits.features = features;
 	b->file.write_through = (features >> VIRTIO_BLK_F_FLUSH & 1) == 0;
-	atomic_store(&b->phase, SERVING);
 	atomic_store(&b->broken, false);
+	/* Should one of them fail, nothing has begun. */
+	(void)give_order(b, DRAINING);
 	for (b->count = 0; b->count < queue_count && result == 0;) {
 		result = start_worker(b, b->count, &queues[b->count]);
 		if (result == 0)
 			b->count++;
 	}
 	if (result < 0)
-		pv_block_stop(b);
+		(void)pv_block_stop(b, PV_FOREVER);
+	else
+		(void)give_order(b, SERVING);
 	return result;
 }
 
-static void enter(struct pv_block *b, enum phase phase)
+static bool is_quiet(const struct pv_block *b, uint32_t order)
 {
-	atomic_store(&b->phase, phase);
-	for (uint32_t i = 0; i < b->count; i++)
-		(void)eventfd_write(b->workers[i].member.kick.fd, 1);
-}
+	for (uint32_t i = 0; i < b->count; i++) {
+		const struct worker *w = &b->workers[i];
 
-static bool is_idle(const struct pv_block *b)
-{
-	for (uint32_t i = 0; i < b->count; i++)
-		if (atomic_load_explicit(&b->workers[i].in_flight, memory_order_acquire))
+		if (atomic_load(&w->obeyed) != order ||
+		    atomic_load_explicit(&w->in_flight, memory_order_acquire))
 			return false;
+	}
 	return true;
 }
 
 int pv_block_drain(struct pv_block *b, uint64_t timeout_ns)
 {
-	const struct timespec pause = {.tv_nsec = LOOK_NS};
-	uint64_t end = now_ns() + timeout_ns;
+	uint64_t deadline = pv_deadline(timeout_ns);
+	uint32_t order = give_order(b, DRAINING);
+	bool quiet;
 
-	enter(b, DRAINING);
-	while (!is_idle(b)) {
-		if (now_ns() >= end) {
-			enter(b, SERVING);
-			return -ETIMEDOUT;
-		}
-		nanosleep(&pause, NULL);
-	}
-	return 0;
+	pthread_mutex_lock(&b->lock);
+	while (!is_quiet(b, order) && pv_cond_wait(&b->quiet, &b->lock, deadline))
+		;
+	quiet = is_quiet(b, order);
+	pthread_mutex_unlock(&b->lock);
+	if (quiet)
+		return 0;
+	pv_block_resume(b);
+	return -ETIMEDOUT;
 }
 
-void pv_block_stop(struct pv_block *b)
+void pv_block_resume(struct pv_block *b)
 {
-	enter(b, STOPPING);
+	(void)give_order(b, SERVING);
+}
+
+void pv_block_halt(struct pv_block *b)
+{
+	if (phase_of(b) < STOPPING)
+		(void)give_order(b, STOPPING);
+}
+
+int pv_block_stop(struct pv_block *b, uint64_t timeout_ns)
+{
+	uint64_t deadline = pv_deadline(timeout_ns);
+	int result = 0;
+
+	pv_block_halt(b);
 	for (uint32_t i = 0; i < b->count; i++) {
-		pv_iothread_detach(b->workers[i].thread, &b->workers[i].member);
-		drop_worker(&b->workers[i]);
+		struct worker *w = &b->workers[i];
+
+		if (!w->thread)
+			continue;
+		if (pv_iothread_detach(w->thread, &w->member, deadline) < 0)
+			result = -ETIMEDOUT;
+		else
+			drop_worker(w);
+	}
+	if (result < 0) {
+		(void)give_order(b, GIVEN_UP);
+		return result;
 	}
 	free(b->workers);
 	b->workers = NULL;
 	b->count = 0;
+	return 0;
 }
 
 void pv_block_set_sectors(struct pv_block *b, uint64_t sectors)

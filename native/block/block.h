@@ -69,12 +69,23 @@ int pv_block_start(struct pv_block *block, uint64_t features, const struct pv_qu
                    uint32_t count, struct pv_virtio_irq *irq);
 
 /* Begin no more requests, and wait until those that were begun are complete. -ETIMEDOUT: the host
- * did not complete them; all goes on as before. Any thread that may call pv_block_stop, which is
- * what is to follow. */
+ * did not complete them; all goes on as before. Any thread that may call pv_block_stop or
+ * pv_block_resume, one of which is to follow. */
 int pv_block_drain(struct pv_block *block, uint64_t timeout_ns);
 
-/* Take no more requests, complete those in flight, leave the threads. Stopped: nothing. */
-void pv_block_stop(struct pv_block *block);
+/* After pv_block_drain: go on. */
+void pv_block_resume(struct pv_block *block);
+
+/* Take no more requests, and begin nothing of those in flight that can be left out: what
+ * pv_block_stop, which is to follow, begins with. */
+void pv_block_halt(struct pv_block *block);
+
+/* Take no more requests, complete those in flight, leave the threads. A large one need not be
+ * complete, and then has failed. Stopped: nothing. -ETIMEDOUT: the host has not completed some; the
+ * guest will see no more of them than what the host itself writes to its buffers, and nothing that
+ * was handed over here may be freed, nor the guest's memory be put to another use, until a later
+ * call has returned 0. */
+int pv_block_stop(struct pv_block *block, uint64_t timeout_ns);
 
 /* The file has become longer or shorter; the device is stopped. */
 void pv_block_set_sectors(struct pv_block *block, uint64_t sectors);

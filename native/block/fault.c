@@ -110,6 +110,6 @@ struct pv_block_request *pv_block_faults_release(struct pv_block_faults *f, uint
 uint64_t pv_block_faults_wait(const struct pv_block_faults *f, uint64_t now)
 {
 	if (!f->late)
-		return PV_IO_FOREVER;
+		return PV_FOREVER;
 	return f->late->time_ns > now ? f->late->time_ns - now : 0;
 }

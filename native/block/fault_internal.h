@@ -25,7 +25,7 @@ bool pv_block_faults_take(struct pv_block_faults *faults, struct pv_block_reques
 struct pv_block_request *pv_block_faults_release(struct pv_block_faults *faults, uint64_t now,
                                                  bool stopping);
 
-/* Nanoseconds until there is another one, or PV_IO_FOREVER. */
+/* Nanoseconds until there is another one, or PV_FOREVER. */
 uint64_t pv_block_faults_wait(const struct pv_block_faults *faults, uint64_t now);
 
 #endif

@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-#define PV_IO_FOREVER UINT64_MAX
+#include "thread_internal.h"
 
 enum pv_io_kind {
 	PV_IO_READ,  /* into `iov` */
@@ -62,7 +62,8 @@ struct pv_engine_ops {
 	 * to begin. -errno: it is not taken. */
 	int (*start)(struct pv_engine *engine, struct pv_io *io);
 	/* Return what is complete, a list in no order; when there is nothing, wait for something,
-	 * for what is watched or for `timeout_ns`. May return without any of these. */
+	 * for what is watched or for `timeout_ns`, not at all with 0. May return without any of
+	 * these. */
 	struct pv_io *(*wait)(struct pv_engine *engine, uint64_t timeout_ns);
 	/* Watch it no more. True: it is the caller's again; false: ask again after a `wait`. */
 	bool (*unwatch)(struct pv_engine *engine, struct pv_watch *watch);

@@ -11,12 +11,14 @@
 #include "block/iothread_internal.h"
 #include "thread_internal.h"
 
+#define TURNS 8 /* of busy members, until what is complete is looked at */
+
 struct pv_iothread {
 	pthread_mutex_t control; /* held while the thread is started or ended */
 	uint32_t attached;
 	pv_engine_make *make; /* what made the engine */
 	struct pv_engine *engine;
-	pthread_t thread;
+	struct pv_thread thread;
 	atomic_int tid;       /* 0 while there is none */
 	struct pv_watch wake; /* written when `changed` is set */
 	atomic_bool changed;
@@ -44,7 +46,7 @@ int pv_iothread_new(struct pv_iothread **out)
 	}
 	pthread_mutex_init(&t->control, NULL);
 	pthread_mutex_init(&t->lock, NULL);
-	pthread_cond_init(&t->left, NULL);
+	pv_cond_init(&t->left);
 	*out = t;
 	return 0;
 }
@@ -101,7 +103,7 @@ static void dismiss(struct pv_iothread *t, struct pv_member **place)
 /* Call each member once; how long to wait then. */
 static uint64_t serve(struct pv_iothread *t)
 {
-	uint64_t limit = PV_IO_FOREVER;
+	uint64_t limit = PV_FOREVER;
 	struct pv_member **place = &t->members;
 
 	while (*place) {
@@ -120,22 +122,30 @@ static uint64_t serve(struct pv_iothread *t)
 	return limit;
 }
 
+static void complete(struct pv_io *io)
+{
+	while (io) {
+		struct pv_io *next = io->next;
+
+		io->owner->ops->complete(io->owner, io);
+		io = next;
+	}
+}
+
 static void *run(void *argument)
 {
 	struct pv_iothread *t = argument;
+	unsigned busy = 0;
 
 	atomic_store(&t->tid, (int)syscall(SYS_gettid));
 	pv_engine_watch(t->engine, &t->wake);
 	while (look_around(t)) {
 		uint64_t limit = serve(t);
-		struct pv_io *io = limit ? t->engine->ops->wait(t->engine, limit) : NULL;
 
-		while (io) {
-			struct pv_io *next = io->next;
-
-			io->owner->ops->complete(io->owner, io);
-			io = next;
-		}
+		if (limit == 0 && ++busy < TURNS)
+			continue;
+		busy = 0;
+		complete(t->engine->ops->wait(t->engine, limit));
 	}
 	atomic_store(&t->tid, 0);
 	return NULL;
@@ -155,7 +165,7 @@ static int start(struct pv_iothread *t, pv_engine_make *make)
 	if (result < 0)
 		return result;
 	t->ending = false;
-	result = pv_thread_start(&t->thread, run, t);
+	result = pv_thread_run(&t->thread, run, t);
 	if (result < 0)
 		t->engine->ops->free(t->engine);
 	else
@@ -192,18 +202,24 @@ static void end(struct pv_iothread *t)
 	t->ending = true;
 	pthread_mutex_unlock(&t->lock);
 	notify(t);
-	pthread_join(t->thread, NULL);
+	(void)pv_thread_wait(&t->thread, PV_FOREVER);
 	t->engine->ops->free(t->engine);
 }
 
-void pv_iothread_detach(struct pv_iothread *t, struct pv_member *member)
+int pv_iothread_detach(struct pv_iothread *t, struct pv_member *member, uint64_t deadline)
 {
+	bool gone;
+
 	pthread_mutex_lock(&t->lock);
-	while (!member->gone)
-		pthread_cond_wait(&t->left, &t->lock);
+	while (!member->gone && pv_cond_wait(&t->left, &t->lock, deadline))
+		;
+	gone = member->gone;
 	pthread_mutex_unlock(&t->lock);
+	if (!gone)
+		return -ETIMEDOUT;
 	pthread_mutex_lock(&t->control);
 	if (--t->attached == 0)
 		end(t);
 	pthread_mutex_unlock(&t->control);
+	return 0;
 }

@@ -5,14 +5,15 @@
 #include "block/io_internal.h"
 #include "block/iothread.h"
 
-#define PV_SERVE_END (PV_IO_FOREVER - 1) /* of what pv_member_ops.serve returns: it is over */
+#define PV_SERVE_END (PV_FOREVER - 1) /* of what pv_member_ops.serve returns: it is over */
 
 struct pv_member;
 
 /* Both run on the thread. */
 struct pv_member_ops {
-	/* Do what there is to do, after a kick, a completion or for no reason. Return how long to
-	 * wait for one of these at most, in nanoseconds; 0: do not; PV_IO_FOREVER; PV_SERVE_END:
+	/* Do what there is to do, up to a budget, for others wait: after a kick, a completion or for
+	 * no reason. Return how long to wait for one of these at most, in nanoseconds; 0: do not,
+	 * there is more; PV_FOREVER; PV_SERVE_END:
 	 * nothing is in flight and it need not be called again. */
 	uint64_t (*serve)(struct pv_member *member);
 	/* Take back an operation that was started on `member->engine`. */
@@ -34,7 +35,8 @@ struct pv_member {
 int pv_iothread_attach(struct pv_iothread *thread, pv_engine_make *make, struct pv_member *member);
 
 /* Wait until `serve` of a member that was attached has returned PV_SERVE_END, which is the caller's
- * to bring about, and it is not touched any more. Any thread but this one. */
-void pv_iothread_detach(struct pv_iothread *thread, struct pv_member *member);
+ * to bring about, and it is not touched any more. -ETIMEDOUT: it has not by `deadline`
+ * (pv_deadline), and stays attached. Any thread but this one. */
+int pv_iothread_detach(struct pv_iothread *thread, struct pv_member *member, uint64_t deadline);
 
 #endif

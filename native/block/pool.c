@@ -199,7 +199,7 @@ static void sleep_for(struct pool *p, uint64_t timeout_ns)
 	uint64_t ms = timeout_ns / NS_PER_MS + 1;
 
 	(void)epoll_wait(p->epoll_fd, events, sizeof(events) / sizeof(events[0]),
-	                 timeout_ns == PV_IO_FOREVER ? -1 : (int)(ms < INT_MAX ? ms : INT_MAX));
+	                 timeout_ns == PV_FOREVER ? -1 : (int)(ms < INT_MAX ? ms : INT_MAX));
 }
 
 static struct pv_io *wait(struct pv_engine *engine, uint64_t timeout_ns)
@@ -208,8 +208,8 @@ static struct pv_io *wait(struct pv_engine *engine, uint64_t timeout_ns)
 	struct pv_io *done;
 
 	arm(p);
-	done = exchange(p, !p->ready);
-	if (!done && !p->ready) {
+	done = exchange(p, !p->ready && timeout_ns > 0);
+	if (!done && !p->ready && timeout_ns > 0) {
 		sleep_for(p, timeout_ns);
 		done = exchange(p, false);
 	}

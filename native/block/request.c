@@ -3,6 +3,8 @@
 #include <linux/virtio_blk.h>
 #include <string.h>
 
+#include "virtio/iov_internal.h"
+
 #define HEADER_BYTES sizeof(struct virtio_blk_outhdr)
 #define HAS(features, bit) (((features) >> (bit)&1) != 0)
 
@@ -33,15 +35,15 @@ uint64_t pv_block_scatter(const struct iovec *iov, uint32_t count, const void *b
 	return done;
 }
 
-/* Zero the first `length` bytes of segments. */
-static void clear(const struct iovec *iov, uint32_t count, uint64_t length)
+/* Zero `length` bytes of segments, behind `before` that were written. */
+static void clear(struct pv_block_request *request, const struct iovec *iov, uint32_t count,
+                  uint64_t before, uint64_t length)
 {
-	for (uint32_t i = 0; i < count && length > 0; i++) {
-		uint64_t part = iov[i].iov_len < length ? iov[i].iov_len : length;
-
-		memset(iov[i].iov_base, 0, part);
-		length -= part;
+	if (length > PV_IOV_CLEAR_BYTES) {
+		length = PV_IOV_CLEAR_BYTES;
+		request->writable = (uint32_t)(before + length);
 	}
+	pv_iov_clear(iov, count, length);
 }
 
 /* Take `length` bytes of the segments from byte `skip` on; neighbours become one segment. */
@@ -82,10 +84,11 @@ static bool has_data_out(uint32_t type)
 	       type == VIRTIO_BLK_T_WRITE_ZEROES;
 }
 
-void pv_block_clear_rest(const struct pv_block_request *request)
+void pv_block_clear_rest(struct pv_block_request *request)
 {
 	if (!has_data_out(request->type))
-		clear(request->at, request->left, UINT64_MAX);
+		clear(request, request->at, request->left, request->done,
+		      request->length - request->done);
 }
 
 const char *pv_block_parse(const struct pv_chain *chain, struct pv_block_request *request)
@@ -114,7 +117,7 @@ const char *pv_block_parse(const struct pv_chain *chain, struct pv_block_request
 	                                                          : UINT64_MAX;
 	if (has_data_out(request->type)) {
 		take_data(request, chain->iov, HEADER_BYTES, chain->readable_bytes - HEADER_BYTES);
-		clear(writable, chain->writable, chain->writable_bytes - 1);
+		clear(request, writable, chain->writable, 0, chain->writable_bytes - 1);
 	} else {
 		take_data(request, writable, 0, chain->writable_bytes - 1);
 	}

@@ -31,7 +31,7 @@ struct pv_block_request {
 	int error;          /* errno of the host's failure behind the status, or 0 */
 	uint8_t status;     /* VIRTIO_BLK_S_..., what the answer is going to be */
 	uint8_t *answer;    /* where it goes: the last writable byte */
-	uint32_t writable;  /* bytes, all of which are written in the end */
+	uint32_t writable;  /* bytes, as many from the first one on as are written in the end */
 	uint64_t offset;    /* in the file */
 	uint64_t length;    /* of the data, in bytes */
 	uint64_t done;      /* of it, or of the current range */
@@ -64,7 +64,8 @@ uint64_t pv_block_scatter(const struct iovec *iov, uint32_t count, const void *b
                           uint64_t length);
 
 /* Zero what the driver may read in the end and no data went to: the status byte after it counts
- * as written only if all before it does (virtio 1.2, 2.7.8.2 and 2.7.8.3). */
-void pv_block_clear_rest(const struct pv_block_request *request);
+ * as written only if all before it does (virtio 1.2, 2.7.8.2 and 2.7.8.3). Of a buffer larger than
+ * a driver has for one request, only the beginning is: `writable` becomes less, as it may. */
+void pv_block_clear_rest(struct pv_block_request *request);
 
 #endif

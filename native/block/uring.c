@@ -187,7 +187,9 @@ static struct pv_io *wait(struct pv_engine *engine, uint64_t timeout_ns)
 	if (enable(u) < 0)
 		return NULL;
 	arm(u);
-	if (timeout_ns == PV_IO_FOREVER)
+	if (timeout_ns == 0)
+		io_uring_submit_and_get_events(&u->ring);
+	else if (timeout_ns == PV_FOREVER)
 		io_uring_submit_and_wait(&u->ring, 1);
 	else
 		io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &limit, NULL);

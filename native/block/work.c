@@ -10,6 +10,7 @@
 #define BOUNCE_MAX (256 * 1024)
 #define ZEROES_BYTES (64 * 1024)
 #define ZEROES_SEGMENTS 16
+#define OPERATION_BYTES (4 * 1024 * 1024) /* at most, so that none lasts for long */
 
 static const _Alignas(UNIT) uint8_t ZEROES[ZEROES_BYTES];
 
@@ -20,13 +21,15 @@ static uint64_t smaller(uint64_t a, uint64_t b)
 
 static bool is_zero(const struct pv_block_request *r)
 {
+	if (r->length == 0 || r->length > OPERATION_BYTES)
+		return false;
 	for (uint32_t i = 0; i < r->left; i++) {
 		const char *data = r->at[i].iov_base;
 
 		if (data[0] != 0 || memcmp(data, data + 1, r->at[i].iov_len - 1) != 0)
 			return false;
 	}
-	return r->length > 0;
+	return true;
 }
 
 static bool is_misaligned(const struct pv_block_file *file, const struct pv_block_request *r)
@@ -150,31 +153,37 @@ static int write_within(const struct pv_block_file *file, const struct pv_block_
 	return done == (ssize_t)size ? 0 : -EIO;
 }
 
-static bool next_partial_write(struct pv_block_file *file, struct pv_block_request *r)
+/* Write what the bounce buffer holds all of, and of a larger request the unit that it begins within;
+ * units that are to be written as wholes are left. */
+static int write_edges(struct pv_block_file *file, struct pv_block_request *r)
 {
+	uint64_t unit = file->offset_align;
 	int result = 0;
 
-	pthread_mutex_lock(&file->lock);
 	while (result == 0 && r->done < r->length) {
-		uint64_t at = r->offset + r->done;
-		uint64_t room = BOUNCE_MAX - (at & (file->offset_align - 1));
-		uint64_t bytes = smaller(r->length - r->done, room);
+		uint64_t at = r->offset + r->done, left = r->length - r->done;
+		uint64_t within = at & (unit - 1);
+		uint64_t bytes = within + left <= BOUNCE_MAX ? left : unit - within;
 
+		if (bytes == unit && within == 0)
+			break;
+		pthread_mutex_lock(&file->lock);
 		result = write_within(file, r, at, bytes, false);
+		pthread_mutex_unlock(&file->lock);
 		if (result == 0)
 			advance(r, bytes);
 	}
-	pthread_mutex_unlock(&file->lock);
-	return result < 0 ? fail(r, result) : false;
+	return result;
 }
 
 /* Move what is left, or a part of it, through the aligned buffer; of a read all of the units that
- * it is in. */
+ * it is in, of a write those that it fills. */
 static bool next_bounced(const struct pv_block_file *file, struct pv_block_request *r)
 {
 	uint64_t mask = file->offset_align - 1;
-	uint64_t end = (r->offset + r->length + mask) & ~mask;
+	uint64_t end = r->offset + r->length;
 
+	end = (r->type == VIRTIO_BLK_T_IN ? end + mask : end) & ~mask;
 	r->io.offset &= ~mask;
 	r->other = (struct iovec){r->bounce, smaller(end - r->io.offset, BOUNCE_MAX)};
 	if (r->type == VIRTIO_BLK_T_OUT)
@@ -182,6 +191,24 @@ static bool next_bounced(const struct pv_block_file *file, struct pv_block_reque
 	r->io.iov = &r->other;
 	r->io.count = 1;
 	return true;
+}
+
+/* As many as make an operation. */
+static void next_segments(struct pv_block_request *r)
+{
+	uint64_t bytes = 0;
+
+	r->io.iov = r->at;
+	r->io.count = r->left;
+	if (r->length - r->done <= OPERATION_BYTES)
+		return;
+	for (r->io.count = 0; bytes + r->at[r->io.count].iov_len <= OPERATION_BYTES; r->io.count++)
+		bytes += r->at[r->io.count].iov_len;
+	if (r->io.count == 0) {
+		r->other = (struct iovec){r->at->iov_base, OPERATION_BYTES};
+		r->io.iov = &r->other;
+		r->io.count = 1;
+	}
 }
 
 static bool next_transfer(struct pv_block_file *file, struct pv_block_request *r)
@@ -192,15 +219,18 @@ static bool next_transfer(struct pv_block_file *file, struct pv_block_request *r
 		return false;
 	if ((partial || r->misaligned) && !has_bounce(r))
 		return fail(r, -ENOMEM);
-	if (partial && r->type == VIRTIO_BLK_T_OUT)
-		return next_partial_write(file, r);
+	if (partial && r->type == VIRTIO_BLK_T_OUT) {
+		int result = write_edges(file, r);
+
+		if (result < 0 || r->done == r->length)
+			return result < 0 ? fail(r, result) : false;
+	}
 	r->io.kind = r->type == VIRTIO_BLK_T_IN ? PV_IO_READ : PV_IO_WRITE;
 	r->io.offset = r->offset + r->done;
 	r->io.cached = file->cached;
 	if (r->bounce)
 		return next_bounced(file, r);
-	r->io.iov = r->at;
-	r->io.count = r->left;
+	next_segments(r);
 	return true;
 }
 
@@ -338,6 +368,14 @@ static void absorb_transfer(struct pv_block_request *r)
 	if (r->bounce && r->type == VIRTIO_BLK_T_IN)
 		pv_block_scatter(r->at, r->left, (char *)r->bounce + before, bytes);
 	advance(r, bytes);
+}
+
+void pv_block_cut(struct pv_block_request *r)
+{
+	bool is_large = r->ranges > 0 ? r->range < r->ranges : r->length - r->done > OPERATION_BYTES;
+
+	if (is_large)
+		r->status = VIRTIO_BLK_S_IOERR;
 }
 
 void pv_block_absorb(struct pv_block_request *r)

@@ -28,4 +28,7 @@ bool pv_block_next(struct pv_block_file *file, struct pv_block_request *request)
 /* Take the result of `request->io` into account. */
 void pv_block_absorb(struct pv_block_request *request);
 
+/* After pv_block_absorb: let a request fail that needs many more operations. */
+void pv_block_cut(struct pv_block_request *request);
+
 #endif

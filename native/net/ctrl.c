@@ -108,7 +108,7 @@ static bool set_vlan(struct pv_net_mode *mode, uint8_t command, struct reader *r
 	return true;
 }
 
-static bool set_offloads(struct pv_net *net, struct pv_net_mode *mode, struct reader *reader)
+static bool set_offloads(const struct pv_net *net, struct pv_net_mode *mode, struct reader *reader)
 {
 	uint64_t known = UINT64_C(1) << VIRTIO_NET_F_GUEST_CSUM |
 	                 UINT64_C(1) << VIRTIO_NET_F_GUEST_TSO4 |
@@ -122,7 +122,6 @@ static bool set_offloads(struct pv_net *net, struct pv_net_mode *mode, struct re
 	    offloads & ~(known & net->features))
 		return false;
 	mode->offloads = pv_net_offloads(offloads);
-	pv_net_tap_set_offloads(&net->ports[0], mode->offloads);
 	return true;
 }
 
@@ -186,7 +185,10 @@ bool pv_net_command(struct pv_net *net, const struct pv_chain *chain)
 		if (done)
 			atomic_fetch_add(&net->mode_version, 1);
 		pthread_mutex_unlock(&net->lock);
-		if (done && header.class != VIRTIO_NET_CTRL_GUEST_OFFLOADS)
+		/* Without the lock: others of the kernel's may keep this. */
+		if (done && header.class == VIRTIO_NET_CTRL_GUEST_OFFLOADS)
+			pv_net_tap_set_offloads(&net->ports[0], net->mode.offloads);
+		else if (done)
 			tell_filter(net);
 	}
 	*(uint8_t *)chain->iov[chain->readable].iov_base = done ? VIRTIO_NET_OK : VIRTIO_NET_ERR;

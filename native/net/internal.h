@@ -13,6 +13,7 @@
 #include <sys/types.h>
 
 #include "net/net.h"
+#include "thread_internal.h"
 #include "throttle_internal.h"
 #include "virtio/fault_internal.h"
 #include "virtio/virtqueue.h"
@@ -172,7 +173,7 @@ struct pv_net_worker {
 	struct pv_net *net;
 	uint32_t index;
 	bool running;
-	pthread_t thread;
+	struct pv_thread thread;
 	int wake_fd;
 	struct pv_net_port *port; /* without ops: none */
 	bool lost;                /* the port is of no use any more */
@@ -216,7 +217,6 @@ struct pv_net {
 	int vhost_error_fd; /* an eventfd, while it does */
 	atomic_bool stopping;
 	atomic_bool broken;
-	char why[160]; /* it broke; outlives the queue that knows */
 
 	pthread_mutex_t lock; /* of the mode */
 	_Atomic uint32_t mode_version;
@@ -228,7 +228,7 @@ struct pv_net {
 void pv_net_count(struct pv_net_worker *w, enum pv_net_counter counter, uint64_t more);
 /* Whether a fault loses this packet; `op` is PV_FAULT_RX or PV_FAULT_TX. */
 bool pv_net_is_lost(struct pv_net_worker *w, uint32_t op);
-/* Break the device, once. `why` is copied. */
+/* Break the device, once. */
 void pv_net_break(struct pv_net *net, const char *why);
 /* The host's side is gone. */
 void pv_net_lose(struct pv_net_worker *w);

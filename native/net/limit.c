@@ -1,16 +1,4 @@
-#include <time.h>
-
 #include "net/internal.h"
-
-#define NS_PER_S UINT64_C(1000000000)
-
-static uint64_t now_ns(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return (uint64_t)time.tv_sec * NS_PER_S + (uint64_t)time.tv_nsec;
-}
 
 void pv_net_limit_init(struct pv_net_limit *limit, uint64_t packets, uint64_t bytes)
 {
@@ -25,7 +13,7 @@ uint64_t pv_net_limit_delay(struct pv_net_limit *limit)
 
 	if (!limit->limited)
 		return 0;
-	now = now_ns();
+	now = pv_now_ns();
 	packets = pv_throttle_delay(&limit->packets, now);
 	bytes = pv_throttle_delay(&limit->bytes, now);
 	return packets > bytes ? packets : bytes;
@@ -37,7 +25,7 @@ void pv_net_limit_charge(struct pv_net_limit *limit, uint64_t bytes)
 
 	if (!limit->limited)
 		return;
-	now = now_ns();
+	now = pv_now_ns();
 	pv_throttle_charge(&limit->packets, now, 1);
 	pv_throttle_charge(&limit->bytes, now, bytes);
 }

@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include "net/internal.h"
-#include "thread_internal.h"
 #include "virtio/irq.h"
 
 _Static_assert(sizeof(struct pv_net_stats) == PV_NET_COUNTERS * sizeof(uint64_t), "same order");
@@ -38,32 +37,55 @@ void pv_net_free(struct pv_net *net)
 
 static int start_thread(struct pv_net_worker *w)
 {
-	int result = pv_thread_start(&w->thread, pv_net_run, w);
+	int result = pv_thread_run(&w->thread, pv_net_run, w);
 
 	w->running = result == 0;
 	return result;
 }
 
 /* What was in flight is as if it had never been popped; a packet that was held is lost. */
-static void pause_threads(struct pv_net *net)
+static void put_back(struct pv_net_worker *w)
 {
+	pv_virtqueue_rewind(w->rx.queue.ring);
+	pv_virtqueue_rewind(w->tx.queue.ring);
+	w->rx.stock.first_buffer = w->rx.stock.buffer_count = 0;
+	w->rx.stock.first_segment = w->rx.stock.segment_count = 0;
+	w->rx.stock.bytes = w->rx.held = 0;
+	w->rx.wait = w->tx.wait = PV_WAIT_NONE;
+	w->tx.held = w->flushing = w->lost = false;
+}
+
+/* -ETIMEDOUT: some go on; to be tried again before anything else is done. */
+static int pause_threads(struct pv_net *net, uint64_t deadline)
+{
+	int result = 0;
+
 	atomic_store(&net->stopping, true);
 	pv_net_wake(net);
 	for (uint32_t i = 0; i < net->count; i++) {
 		struct pv_net_worker *w = net->workers[i];
 
-		if (w->running)
-			pthread_join(w->thread, NULL);
-		w->running = false;
-		pv_virtqueue_rewind(w->rx.queue.ring);
-		pv_virtqueue_rewind(w->tx.queue.ring);
-		w->rx.stock.first_buffer = w->rx.stock.buffer_count = 0;
-		w->rx.stock.first_segment = w->rx.stock.segment_count = 0;
-		w->rx.stock.bytes = w->rx.held = 0;
-		w->rx.wait = w->tx.wait = PV_WAIT_NONE;
-		w->tx.held = w->flushing = w->lost = false;
+		if (w->running && pv_thread_wait(&w->thread, deadline) < 0)
+			result = -ETIMEDOUT;
+		else
+			w->running = false;
 	}
-	pv_net_vhost_stop(net);
+	for (uint32_t i = 0; i < net->count && result == 0; i++)
+		put_back(net->workers[i]);
+	/* If its thread has not. */
+	if (result == 0)
+		pv_net_vhost_stop(net);
+	return result;
+}
+
+/* As pause_threads; if it fails the device is broken. */
+static int pause_or_break(struct pv_net *net, uint64_t deadline)
+{
+	int result = net->count > 0 ? pause_threads(net, deadline) : 0;
+
+	if (result < 0)
+		pv_net_break(net, "the host keeps its threads");
+	return result;
 }
 
 /* A tap that cannot be told something is gone, as the threads will find. */
@@ -82,7 +104,7 @@ static int resume_threads(struct pv_net *net)
 	for (uint32_t i = 0; i < (net->vhost ? 1 : net->count) && result == 0; i++)
 		result = start_thread(net->workers[i]);
 	if (result < 0)
-		pause_threads(net);
+		(void)pause_threads(net, PV_FOREVER);
 	return result;
 }
 
@@ -139,15 +161,16 @@ int pv_net_start(struct pv_net *net, const struct pv_net_activation *activation)
 	if (result == 0)
 		result = resume_threads(net);
 	if (result < 0)
-		pv_net_stop(net);
+		(void)pv_net_stop(net, PV_FOREVER);
 	return result;
 }
 
-void pv_net_stop(struct pv_net *net)
+int pv_net_stop(struct pv_net *net, uint64_t timeout_ns)
 {
 	if (net->count == 0)
-		return;
-	pause_threads(net);
+		return 0;
+	if (pause_threads(net, pv_deadline(timeout_ns)) < 0)
+		return -ETIMEDOUT;
 	while (net->count > 0) {
 		struct pv_net_worker *w = net->workers[--net->count];
 
@@ -155,6 +178,7 @@ void pv_net_stop(struct pv_net *net)
 		free(w);
 	}
 	reset_mode(net, 0);
+	return 0;
 }
 
 static void close_ports(struct pv_net *net)
@@ -207,16 +231,17 @@ static int go_on(struct pv_net *net)
 	return result;
 }
 
-int pv_net_attach(struct pv_net *net, const struct pv_net_backend *backend)
+int pv_net_attach(struct pv_net *net, const struct pv_net_backend *backend, uint64_t timeout_ns)
 {
-	int result = 0;
+	int result;
 
 	if (net->port_count > 0)
 		return -EBUSY;
 	if (!is_valid(backend) || (backend->vhost_fds && backend->count < net->count))
 		return -EINVAL;
-	if (net->count > 0)
-		pause_threads(net);
+	result = pause_or_break(net, pv_deadline(timeout_ns));
+	if (result < 0)
+		return result;
 	for (uint32_t i = 0; i < backend->count && result == 0; i++)
 		result = open_port(net, backend, i);
 	if (result == 0 && net->count > 0)
@@ -228,24 +253,29 @@ int pv_net_attach(struct pv_net *net, const struct pv_net_backend *backend)
 	return result;
 }
 
-int pv_net_detach(struct pv_net *net)
+int pv_net_detach(struct pv_net *net, uint64_t timeout_ns)
 {
+	int result;
+
 	if (net->port_count == 0)
 		return 0;
-	if (net->count > 0)
-		pause_threads(net);
+	result = pause_or_break(net, pv_deadline(timeout_ns));
+	if (result < 0)
+		return result;
 	close_ports(net);
 	return go_on(net);
 }
 
-int pv_net_set_link(struct pv_net *net, int up)
+int pv_net_set_link(struct pv_net *net, int up, uint64_t timeout_ns)
 {
 	bool pauses = net->has_vhost && net->count > 0;
+	int result;
 
 	if (atomic_load(&net->link) == (up != 0))
 		return 0;
-	if (pauses)
-		pause_threads(net);
+	result = pauses ? pause_or_break(net, pv_deadline(timeout_ns)) : 0;
+	if (result < 0)
+		return result;
 	atomic_store(&net->link, up != 0);
 	return pauses ? go_on(net) : 0;
 }

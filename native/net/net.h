@@ -113,19 +113,23 @@ void pv_net_free(struct pv_net *net);
 /* Serve the pairs (1 to PV_NET_PAIRS). -EBUSY: started already; -EINVAL; -ENOMEM; what
  * pthread_create(3) or vhost say; nothing runs then. */
 int pv_net_start(struct pv_net *net, const struct pv_net_activation *activation);
-/* End the threads; packets in flight are lost. Without them: nothing. */
-void pv_net_stop(struct pv_net *net);
+/* End the threads; packets in flight are lost. Without them: nothing. -ETIMEDOUT: the host keeps
+ * some, and nothing that was handed over here may be freed until a later call has returned 0. */
+int pv_net_stop(struct pv_net *net, uint64_t timeout_ns);
 
 /* Use a backend from now on; the driver's packets in the rings wait meanwhile. -EBUSY: there is
  * one; -EINVAL; -ENOMEM; what fcntl(2), vhost or pthread_create(3) say; then there is none. */
-int pv_net_attach(struct pv_net *net, const struct pv_net_backend *backend);
+int pv_net_attach(struct pv_net *net, const struct pv_net_backend *backend, uint64_t timeout_ns);
 /* Let go of the backend, if there is one. -errno of pthread_create(3): the threads could not be
  * started again, and the device is broken. */
-int pv_net_detach(struct pv_net *net);
+int pv_net_detach(struct pv_net *net, uint64_t timeout_ns);
 /* 0: drop every packet. The link is up at first. -errno as above, or of vhost. */
-int pv_net_set_link(struct pv_net *net, int up);
+int pv_net_set_link(struct pv_net *net, int up, uint64_t timeout_ns);
 
-/* All of the above: one caller at a time. What follows: any thread, at any time. */
+/* The three above pause the threads; -ETIMEDOUT: the host keeps some. The backend is in use still,
+ * the device broken, and nothing but pv_net_stop and these is to be called.
+ *
+ * All of the above: one caller at a time. What follows: any thread, at any time. */
 
 /* The address that the driver set, or the configured one. */
 void pv_net_mac(struct pv_net *net, uint8_t mac[6]);

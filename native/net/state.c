@@ -1,6 +1,5 @@
 /* What the network device's threads say of themselves and of the device. */
 #include <errno.h>
-#include <stdio.h>
 #include <sys/eventfd.h>
 
 #include "net/internal.h"
@@ -34,10 +33,8 @@ void pv_net_lose(struct pv_net_worker *w)
 
 void pv_net_break(struct pv_net *net, const char *why)
 {
-	if (atomic_exchange(&net->broken, true))
-		return;
-	snprintf(net->why, sizeof(net->why), "%s", why);
-	pv_virtio_irq_broken(net->irq, net->why);
+	if (!atomic_exchange(&net->broken, true))
+		pv_virtio_irq_broken(net->irq, why);
 }
 
 void pv_net_wake(struct pv_net *net)

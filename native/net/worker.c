@@ -202,5 +202,8 @@ void *pv_net_run(void *worker)
 		if (has_polled)
 			wait(w);
 	}
+	/* Here, for the kernel may take its time. */
+	if (w->index == 0)
+		pv_net_vhost_stop(w->net);
 	return NULL;
 }

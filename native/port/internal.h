@@ -4,12 +4,12 @@
 #ifndef PV_PORT_INTERNAL_H
 #define PV_PORT_INTERNAL_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 
 #include "port/port.h"
+#include "thread_internal.h"
 #include "virtio/virtqueue.h"
 
 /* In the order of struct pv_ports_stats. */
@@ -89,7 +89,7 @@ struct pv_ports {
 
 	/* From start to stop. */
 	bool running;
-	pthread_t thread;
+	struct pv_thread thread;
 	uint32_t count; /* of the ports that the driver knows */
 	struct pv_port_pair control;
 	struct pv_virtio_irq *irq;

@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include "port/internal.h"
-#include "thread_internal.h"
 #include "virtio/irq.h"
 
 _Static_assert(sizeof(struct pv_ports_stats) == PV_PORT_COUNTERS * sizeof(uint64_t), "same order");
@@ -95,19 +94,21 @@ int pv_ports_start(struct pv_ports *ports, const struct pv_ports_activation *act
 		return -EINVAL;
 	pv_ports_begin(ports, activation);
 	atomic_store(&ports->stopping, false);
-	result = pv_thread_start(&ports->thread, pv_port_run, ports);
+	result = pv_thread_run(&ports->thread, pv_port_run, ports);
 	ports->running = result == 0;
 	return result;
 }
 
-void pv_ports_stop(struct pv_ports *ports)
+int pv_ports_stop(struct pv_ports *ports, uint64_t timeout_ns)
 {
 	if (!ports->running)
-		return;
+		return 0;
 	atomic_store(&ports->stopping, true);
 	(void)eventfd_write(ports->wake_fd, 1);
-	pthread_join(ports->thread, NULL);
+	if (pv_thread_wait(&ports->thread, pv_deadline(timeout_ns)) < 0)
+		return -ETIMEDOUT;
 	ports->running = false;
+	return 0;
 }
 
 void pv_ports_stats(const struct pv_ports *ports, struct pv_ports_stats *stats)

@@ -66,8 +66,9 @@ void pv_ports_free(struct pv_ports *ports);
 /* Serve the queues. -EBUSY: started already; -EINVAL: more ports than PV_PORTS_MAX; what
  * pthread_create(3) says; nothing runs then. */
 int pv_ports_start(struct pv_ports *ports, const struct pv_ports_activation *activation);
-/* End the thread. A buffer that a socket took a part of is lost. Without one: nothing. */
-void pv_ports_stop(struct pv_ports *ports);
+/* End the thread. A buffer that a socket took a part of is lost. Without one: nothing. -ETIMEDOUT:
+ * it goes on, and nothing that was handed over may be freed until a later call has returned 0. */
+int pv_ports_stop(struct pv_ports *ports, uint64_t timeout_ns);
 
 /* Any thread, at any time. */
 void pv_ports_stats(const struct pv_ports *ports, struct pv_ports_stats *stats);

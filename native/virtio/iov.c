@@ -46,3 +46,15 @@ size_t pv_iov_scatter(const struct iovec *iov, uint32_t count, size_t skip, cons
 	}
 	return done;
 }
+
+size_t pv_iov_clear(const struct iovec *iov, uint32_t count, size_t length)
+{
+	size_t skip = 0, done = 0, part;
+	char *piece;
+
+	while (done < length && (piece = next_piece(&iov, &count, &skip, length - done, &part))) {
+		memset(piece, 0, part);
+		done += part;
+	}
+	return done;
+}

@@ -1,6 +1,7 @@
 #include "virtio/irq.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -16,7 +17,6 @@
 #define USED 1u
 #define CONFIG 2u
 #define NEEDS_RESET 64u
-#define WHY_BYTES 512
 
 struct pv_virtio_irq {
 	char *page;
@@ -26,8 +26,9 @@ struct pv_virtio_irq {
 	int irq_fd;
 	int broken_fd;
 	atomic_bool broken;
-	_Atomic(const char *) reason; /* NULL or `why` */
-	char why[WHY_BYTES];          /* written by who set `broken`, before `reason` */
+	pthread_mutex_t why_lock; /* of the two below; held for a copy */
+	bool has_why;
+	char why[PV_VIRTIO_WHY_BYTES];
 	_Atomic uint64_t count;
 	_Atomic uint32_t doubled; /* interrupts to be raised again */
 	atomic_bool lost;         /* one was, and none has been raised instead */
@@ -48,6 +49,7 @@ int pv_virtio_irq_new(void *page, int irq_fd, int broken_fd, struct pv_virtio_ir
 	irq->status = (_Atomic uint32_t *)((char *)page + STATUS);
 	irq->irq_fd = irq_fd;
 	irq->broken_fd = broken_fd;
+	pthread_mutex_init(&irq->why_lock, NULL);
 	pv_faults_init(&irq->faults);
 	*out = irq;
 	return 0;
@@ -55,8 +57,10 @@ int pv_virtio_irq_new(void *page, int irq_fd, int broken_fd, struct pv_virtio_ir
 
 void pv_virtio_irq_free(struct pv_virtio_irq *irq)
 {
-	if (irq)
-		pv_faults_destroy(&irq->faults);
+	if (!irq)
+		return;
+	pv_faults_destroy(&irq->faults);
+	pthread_mutex_destroy(&irq->why_lock);
 	free(irq);
 }
 
@@ -136,8 +140,10 @@ void pv_virtio_irq_broken(struct pv_virtio_irq *irq, const char *why)
 	if (atomic_exchange(&irq->broken, true))
 		return;
 	if (why) {
+		pthread_mutex_lock(&irq->why_lock);
 		copy_text(irq->why, sizeof(irq->why), why);
-		atomic_store(&irq->reason, irq->why);
+		irq->has_why = true;
+		pthread_mutex_unlock(&irq->why_lock);
 	}
 	pv_faults_set_broken(&irq->faults, true);
 	atomic_fetch_or(irq->status, NEEDS_RESET);
@@ -197,7 +203,14 @@ void pv_virtio_irq_reset(struct pv_virtio_irq *irq)
 	atomic_store(&irq->broken, false);
 }
 
-const char *pv_virtio_irq_take_reason(struct pv_virtio_irq *irq)
+int pv_virtio_irq_take_reason(struct pv_virtio_irq *irq, char why[PV_VIRTIO_WHY_BYTES])
 {
-	return atomic_exchange(&irq->reason, NULL);
+	int taken;
+
+	pthread_mutex_lock(&irq->why_lock);
+	taken = irq->has_why;
+	irq->has_why = false;
+	memcpy(why, irq->why, PV_VIRTIO_WHY_BYTES);
+	pthread_mutex_unlock(&irq->why_lock);
+	return taken;
 }

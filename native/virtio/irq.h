@@ -9,6 +9,8 @@
 
 #include <stdint.h>
 
+#define PV_VIRTIO_WHY_BYTES 512 /* of the line that says why a device broke, with its end */
+
 struct pv_faults;
 struct pv_virtio_irq;
 
@@ -57,8 +59,8 @@ void pv_virtio_irq_make_up(struct pv_virtio_irq *irq);
 void pv_virtio_irq_echo(struct pv_virtio_irq *irq);
 /* Status and InterruptStatus become 0 and the device whole again; none of its threads runs. */
 void pv_virtio_irq_reset(struct pv_virtio_irq *irq);
-/* Why the device broke: once after each break, then and otherwise NULL. It stands until the next
- * break after a reset. */
-const char *pv_virtio_irq_take_reason(struct pv_virtio_irq *irq);
+/* 1: copies to `why` a line that says why the device broke, once after each break; otherwise 0.
+ * Breaks and resets may happen meanwhile. */
+int pv_virtio_irq_take_reason(struct pv_virtio_irq *irq, char why[512]);
 
 #endif

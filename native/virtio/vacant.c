@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <linux/virtio_blk.h>
 #include <poll.h>
-#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,12 +11,18 @@
 #include <unistd.h>
 
 #include "thread_internal.h"
+#include "virtio/iov_internal.h"
 #include "virtio/irq.h"
 #include "virtio/virtqueue.h"
 
+/* What is answered of a queue before others have their turn. */
+#define BATCH 128
+#define BATCH_BYTES (16 * 1024 * 1024)
+
 struct pv_vacant {
 	struct pv_virtio_irq *irq;
-	pthread_t thread;
+	struct pv_thread thread;
+	atomic_bool ending;
 	bool broken;
 	uint32_t count;
 	struct pv_queue queues[PV_VACANT_QUEUES];
@@ -30,40 +36,49 @@ static void break_device(struct pv_vacant *v, const char *why)
 	pv_virtio_irq_broken(v->irq, why);
 }
 
-/* Answer the next request; false: there is none to be answered. */
-static bool answer(struct pv_vacant *v, struct pv_virtqueue *ring)
+/* Every byte that may be is written, so that the used length takes in the last, which is the
+ * status; of a buffer larger than a driver has for one request, only the beginning. */
+static uint32_t fail(const struct pv_chain *chain)
 {
-	const struct iovec *writable;
+	const struct iovec *writable = &chain->iov[chain->readable];
+	const struct iovec *last = &writable[chain->writable - 1];
+	uint64_t data = chain->writable_bytes - 1;
+	bool fits = data <= PV_IOV_CLEAR_BYTES;
+
+	pv_iov_clear(writable, chain->writable, fits ? data : PV_IOV_CLEAR_BYTES);
+	((uint8_t *)last->iov_base)[last->iov_len - 1] = VIRTIO_BLK_S_IOERR;
+	return fits ? (uint32_t)chain->writable_bytes : PV_IOV_CLEAR_BYTES;
+}
+
+/* Answer the next request; the bytes of its buffers, 0: there is none to be answered. */
+static uint64_t answer(struct pv_vacant *v, struct pv_virtqueue *ring)
+{
 	int result = v->broken ? 0 : pv_virtqueue_pop(ring, &v->chain);
 
 	if (result < 0)
 		break_device(v, pv_virtqueue_error(ring));
 	if (result <= 0)
-		return false;
+		return 0;
 	if (v->chain.writable == 0) {
 		break_device(v, "a block request without a status byte");
-		return false;
+		return 0;
 	}
-	/* Every byte that may be, so that the used length takes in the last, which is the status. */
-	writable = &v->chain.iov[v->chain.readable];
-	for (uint16_t i = 0; i < v->chain.writable; i++)
-		memset(writable[i].iov_base, 0, writable[i].iov_len);
-	writable += v->chain.writable - 1;
-	((uint8_t *)writable->iov_base)[writable->iov_len - 1] = VIRTIO_BLK_S_IOERR;
-	pv_virtqueue_push(ring, v->chain.head, (uint32_t)v->chain.writable_bytes);
-	return true;
+	pv_virtqueue_push(ring, v->chain.head, fail(&v->chain));
+	return v->chain.readable_bytes + v->chain.writable_bytes;
 }
 
-/* True: more came in meanwhile. */
+/* Answer what there is, up to the budget; true: there may be more. */
 static bool serve(struct pv_vacant *v, struct pv_virtqueue *ring)
 {
+	uint64_t bytes = 0, more = 1;
+
 	pv_virtqueue_disable_kicks(ring);
-	while (answer(v, ring))
-		;
+	for (uint32_t i = 0; i < BATCH && bytes < BATCH_BYTES && more > 0; i++)
+		bytes += more = answer(v, ring);
 	pv_virtqueue_publish(ring);
 	if (pv_virtqueue_needs_notify(ring))
 		pv_virtio_irq_used(v->irq);
-	return !v->broken && pv_virtqueue_enable_kicks(ring);
+	return !v->broken && (more > 0 || pv_virtqueue_enable_kicks(ring));
 }
 
 static void *run(void *argument)
@@ -71,14 +86,16 @@ static void *run(void *argument)
 	struct pv_vacant *v = argument;
 	eventfd_t value;
 
-	do {
+	while (!atomic_load(&v->ending)) {
+		bool more = false;
+
 		for (uint32_t i = 0; i < v->count; i++) {
 			(void)eventfd_read(v->queues[i].kick_fd, &value);
-			while (serve(v, v->queues[i].ring))
-				;
+			more |= serve(v, v->queues[i].ring);
 		}
-		(void)poll(v->fds, v->count + 1, -1);
-	} while (!(v->fds[v->count].revents & POLLIN));
+		if (!more)
+			(void)poll(v->fds, v->count + 1, -1);
+	}
 	return NULL;
 }
 
@@ -112,7 +129,7 @@ int pv_vacant_start(const struct pv_queue *queues, uint32_t count, struct pv_vir
 	for (uint32_t i = 0; i < count; i++)
 		v->fds[i] = (struct pollfd){.fd = queues[i].kick_fd, .events = POLLIN};
 	v->fds[count] = (struct pollfd){.fd = end_fd, .events = POLLIN};
-	result = pv_thread_start(&v->thread, run, v);
+	result = pv_thread_run(&v->thread, run, v);
 	if (result < 0)
 		free_all(v);
 	else
@@ -120,11 +137,14 @@ int pv_vacant_start(const struct pv_queue *queues, uint32_t count, struct pv_vir
 	return result;
 }
 
-void pv_vacant_stop(struct pv_vacant *v)
+int pv_vacant_stop(struct pv_vacant *v, uint64_t timeout_ns)
 {
 	if (!v)
-		return;
+		return 0;
+	atomic_store(&v->ending, true);
 	(void)eventfd_write(v->fds[v->count].fd, 1);
-	pthread_join(v->thread, NULL);
+	if (pv_thread_wait(&v->thread, pv_deadline(timeout_ns)) < 0)
+		return -ETIMEDOUT;
 	free_all(v);
+	return 0;
 }

@@ -21,7 +21,8 @@ struct pv_virtio_irq;
 int pv_vacant_start(const struct pv_queue *queues, uint32_t count, struct pv_virtio_irq *irq,
                     struct pv_vacant **out);
 
-/* End the thread; no request is in flight then. NULL: nothing. */
-void pv_vacant_stop(struct pv_vacant *vacant);
+/* End the thread; no request is in flight then. NULL: nothing. -ETIMEDOUT: it goes on, until a
+ * later call has returned 0. */
+int pv_vacant_stop(struct pv_vacant *vacant, uint64_t timeout_ns);
 
 #endif

@@ -209,9 +209,9 @@ int pv_virtqueue_enable_kicks(struct pv_virtqueue *queue)
 	else
 		store_relaxed(&queue->used->flags, 0);
 	full_barrier();
-	if (queue->known_avail != queue->next_avail)
-		return 1;
-	return load_relaxed(&queue->avail->idx) != queue->next_avail;
+	/* What is seen here is what the next pop takes, so that a driver whose idx goes to and fro
+	 * keeps nobody. */
+	return look(queue) != 0;
 }
 
 void pv_virtqueue_disable_kicks(struct pv_virtqueue *queue)

@@ -15,6 +15,7 @@
 
 #include "block/block.h"
 #include "tests/virtio/driver.h"
+#include "thread_internal.h"
 #include "virtio/irq.h"
 #include "virtio/virtqueue.h"
 
@@ -157,7 +158,7 @@ int main(int argc, char **argv)
 	printf("%.0f %.0f %.2f %.2f\n", (double)b.answered * 1e9 / spent,
 	       (device_cpu_ns() - before) / (double)b.answered, (double)b.answered / (double)b.kicks,
 	       (double)b.answered / (double)b.interrupts);
-	pv_block_stop(block);
+	CHECK_EQ(pv_block_stop(block, PV_FOREVER), 0);
 	pv_block_free(block);
 	pv_virtqueue_free(queue.ring);
 	driver_destroy(&b.driver);

@@ -8,6 +8,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/virtio_blk.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -15,10 +17,11 @@
 
 #include "block/io_internal.h"
 #include "tests/check.h"
+#include "tests/virtio/reason.h"
 #include "virtio/irq.h"
 #include "virtio/virtqueue_internal.h"
 
-enum { QUEUES = 4, SIZE = 64, RAM = 4 << 20, SECTORS = 2048, DATA = 64 * 1024 };
+enum { QUEUES = 4, SIZE = 64, RAM = 16 << 20, SECTORS = 2048, DATA = 64 * 1024 };
 enum { FEATURES = 1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_DISCARD |
                   1 << VIRTIO_BLK_F_WRITE_ZEROES };
 /* What a status byte holds until the device has answered. */
@@ -101,7 +104,7 @@ static inline void start(struct device *d, uint64_t features, uint32_t queues)
 
 static inline void stop(struct device *d)
 {
-	pv_block_stop(d->block);
+	CHECK_EQ(pv_block_stop(d->block, PV_FOREVER), 0);
 	for (unsigned i = 0; i < QUEUES && d->queues[i].ring; i++) {
 		pv_virtqueue_free(d->queues[i].ring);
 		close(d->queues[i].kick_fd);
@@ -240,8 +243,52 @@ static inline void check_lives(struct device *d)
 static inline void check_broken(struct device *d, const char *why)
 {
 	CHECK(readable(d->broken_fd, 10000));
-	CHECK_EQ(strcmp(pv_virtio_irq_take_reason(d->irq), why), 0);
+	check_reason(d->irq, why);
 	CHECK(__atomic_load_n((uint32_t *)((char *)d->page + 0x70), __ATOMIC_ACQUIRE) & 64);
+}
+
+/* A driver that offers each request again as soon as it is answered. */
+struct flood {
+	pthread_t thread;
+	struct queue *queue;
+	uint8_t *status[SIZE / 2];
+	atomic_bool end;
+};
+
+/* A guest's doing, in a guest's memory: the device's plain accesses race with these, and that is
+ * all right. */
+__attribute__((no_sanitize("thread"))) static inline void *offer_again(void *argument)
+{
+	struct flood *f = argument;
+	uint16_t idx = f->queue->offered;
+
+	for (unsigned i = 0; !atomic_load(&f->end); i = (i + 1) % (SIZE / 2)) {
+		while (*(volatile uint8_t *)f->status[i] == UNANSWERED)
+			if (atomic_load(&f->end))
+				return NULL;
+		*f->status[i] = UNANSWERED;
+		__atomic_store_n(&f->queue->avail->idx, ++idx, __ATOMIC_RELEASE);
+	}
+	return NULL;
+}
+
+/* With requests of two descriptors, none of which was offered before. */
+static inline void start_flood(struct flood *f, struct device *d, unsigned queue, uint32_t type)
+{
+	f->queue = &d->queues[queue];
+	atomic_init(&f->end, false);
+	for (unsigned i = 0; i < SIZE / 2; i++)
+		f->status[i] = request(d, f->queue, i, type, 0, NULL, 0);
+	for (unsigned i = SIZE / 2; i < SIZE; i++)
+		f->queue->avail->ring[i] = f->queue->avail->ring[i - SIZE / 2];
+	CHECK_EQ(pthread_create(&f->thread, NULL, offer_again, f), 0);
+	kick(f->queue);
+}
+
+static inline void end_flood(struct flood *f)
+{
+	atomic_store(&f->end, true);
+	CHECK_EQ(pthread_join(f->thread, NULL), 0);
 }
 
 static inline void fill(char *data, uint32_t length, unsigned seed)

@@ -158,6 +158,29 @@ static void test_costs_no_more_than_it_must(void)
 	unmake_strict(&d);
 }
 
+/* Larger than what is held at once: its beginning, whole blocks, its end. */
+static void test_a_large_write_that_fits_no_block(void)
+{
+	enum { LARGE = 1201 * 512 };
+	static const uint32_t SECTOR[] = {0, 3, 8};
+	struct device d;
+	char *image = calloc(1, IMAGE), *data;
+
+	make_strict(&d, 0);
+	data = data_at(&d, 2 * DATA);
+	for (unsigned i = 0; i < sizeof(SECTOR) / sizeof(SECTOR[0]); i++) {
+		fill(data, LARGE, i);
+		memcpy(image + SECTOR[i] * 512, data, LARGE);
+		CHECK_EQ(ask(&d, VIRTIO_BLK_T_OUT, SECTOR[i], data, LARGE, NULL), 0);
+		check_image(&d, image);
+		memset(data, 0, LARGE);
+		CHECK_EQ(ask(&d, VIRTIO_BLK_T_IN, SECTOR[i], data, LARGE, NULL), 0);
+		CHECK_EQ(memcmp(data, image + SECTOR[i] * 512, LARGE), 0);
+	}
+	unmake_strict(&d);
+	free(image);
+}
+
 static void test_zeroed_ranges(void)
 {
 	static const uint32_t SECTOR[] = {0, 1, 7, 8, 15, 16}, COUNT[] = {1, 6, 7, 8, 9, 100};
@@ -255,6 +278,7 @@ static void run_all(void)
 {
 	RUN(test_sectors_of_512_bytes);
 	RUN(test_costs_no_more_than_it_must);
+	RUN(test_a_large_write_that_fits_no_block);
 	RUN(test_zeroed_ranges);
 	RUN(test_detected_zeroes);
 	RUN(test_ranges_that_only_the_page_cache_takes);

@@ -15,7 +15,7 @@ static void test_wrong_configurations(void)
 	config.memory_align = 4096;
 	CHECK_EQ(pv_block_new(&config, &block), 0);
 	CHECK_EQ(pv_block_start(block, 0, NULL, 0, NULL), -EINVAL);
-	pv_block_stop(block);
+	CHECK_EQ(pv_block_stop(block, PV_FOREVER), 0);
 	pv_block_free(block);
 	pv_block_free(NULL);
 }

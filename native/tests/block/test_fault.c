@@ -254,7 +254,7 @@ static void test_a_stop_waits_for_nothing(void)
 	kick(q);
 	WAIT_FOR(rule(&d, 0).hits == 3 && rule(&d, 1).hits == 1);
 	before = now_ns();
-	pv_block_stop(d.block);
+	CHECK_EQ(pv_block_stop(d.block, PV_FOREVER), 0);
 	CHECK(now_ns() - before < 20000 * MS);
 	CHECK_EQ(used(q), 4);
 	for (unsigned i = 0; i < 3; i++)
@@ -277,7 +277,7 @@ static void test_rules_that_go_before_a_stop_lose_nothing(void)
 	kick(q);
 	WAIT_FOR(rule(&d, 0).hits == 1);
 	CHECK_EQ(pv_faults_remove(pv_virtio_irq_faults(d.irq), 0), 0);
-	pv_block_stop(d.block);
+	CHECK_EQ(pv_block_stop(d.block, PV_FOREVER), 0);
 	CHECK_EQ(*lost, VIRTIO_BLK_S_OK);
 	unmake(&d);
 }

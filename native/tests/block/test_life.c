@@ -24,7 +24,7 @@ static void test_stop_completes_what_is_in_flight(void)
 			                    4096);
 		}
 		kick(q);
-		pv_block_stop(d.block);
+		CHECK_EQ(pv_block_stop(d.block, PV_FOREVER), 0);
 		CHECK_EQ(pv_virtqueue_in_flight(q->ring), 0);
 		answered = used(q);
 		for (unsigned i = 0; i < SIZE / 4; i++) {
@@ -95,6 +95,53 @@ static void test_drain_of_an_image_that_hangs(void)
 	unmake(&d);
 }
 
+/* What hangs is given up; its device is whole again once the host is. */
+static void test_stop_of_an_image_that_hangs(void)
+{
+	struct device d;
+	struct queue *q = &d.queues[0];
+	char *page;
+	uint8_t *stuck;
+	int held;
+
+	make_started(&d, 0);
+	page = data_at(&d, DATA - 4096);
+	held = hold_page(page);
+	stuck = request(&d, q, 0, VIRTIO_BLK_T_OUT, 0, page, 4096);
+	kick(q);
+	CHECK_EQ(poll(&(struct pollfd){.fd = held, .events = POLLIN}, 1, 10000), 1);
+	CHECK_EQ(pv_block_stop(d.block, 20 * MS), -ETIMEDOUT);
+	CHECK_EQ(pv_block_stop(d.block, 0), -ETIMEDOUT);
+	release_page(held, page);
+	CHECK_EQ(pv_block_stop(d.block, PV_FOREVER), 0);
+	/* The driver was not waited for, and is told nothing. */
+	CHECK_EQ(used(q), 0);
+	CHECK_EQ(*stuck, UNANSWERED);
+	CHECK_EQ(pv_virtio_irq_count(d.irq), 0);
+	stop(&d);
+	start(&d, FEATURES, 1);
+	check_lives(&d);
+	unmake(&d);
+}
+
+/* A request that was taken is waited for, however new it is, and none is taken afterwards. */
+static void test_drain_amid_requests(void)
+{
+	struct device d;
+	struct flood flood;
+
+	make_started(&d, 0);
+	start_flood(&flood, &d, 0, VIRTIO_BLK_T_FLUSH);
+	for (unsigned round = 0; round < 100; round++) {
+		CHECK_EQ(pv_block_drain(d.block, PV_FOREVER), 0);
+		CHECK_EQ(pv_virtqueue_in_flight(d.queues[0].ring), 0);
+		pv_block_resume(d.block);
+	}
+	CHECK_EQ(pv_block_stop(d.block, PV_FOREVER), 0);
+	end_flood(&flood);
+	unmake(&d);
+}
+
 static void test_several_queues_at_once(void)
 {
 	struct pv_block_config config = {.fd = -1};
@@ -150,14 +197,14 @@ static void test_a_batch_has_one_interrupt(void)
 	struct pv_queue served = {q->ring, q->kick_fd};
 	CHECK_EQ(pv_block_start(d.block, FEATURES, &served, 1, d.irq), 0);
 	WAIT_FOR(used(q) == 16);
-	pv_block_stop(d.block);
+	CHECK_EQ(pv_block_stop(d.block, PV_FOREVER), 0);
 	pv_block_stats(d.block, &stats);
 	CHECK_EQ(stats.others, 16);
 	CHECK_EQ(stats.interrupts, 1);
 	q->avail->flags = PV_AVAIL_NO_INTERRUPT;
 	CHECK_EQ(pv_block_start(d.block, FEATURES, &served, 1, d.irq), 0);
 	ask(&d, VIRTIO_BLK_T_GET_ID, 0, data_at(&d, 0), 20, NULL);
-	pv_block_stop(d.block);
+	CHECK_EQ(pv_block_stop(d.block, PV_FOREVER), 0);
 	pv_block_stats(d.block, &stats);
 	CHECK_EQ(stats.interrupts, 1);
 	CHECK_EQ(stats.suppressed, 1);
@@ -181,6 +228,8 @@ static void run_all(void)
 {
 	RUN(test_stop_completes_what_is_in_flight);
 	RUN(test_drain_of_an_image_that_hangs);
+	RUN(test_stop_of_an_image_that_hangs);
+	RUN(test_drain_amid_requests);
 	RUN(test_several_queues_at_once);
 	RUN(test_a_batch_has_one_interrupt);
 	RUN(test_started_again_and_again);

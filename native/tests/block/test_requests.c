@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include "tests/block/device.h"
+#include "virtio/iov_internal.h"
 
 static void test_what_is_written_is_read_back(void)
 {
@@ -297,6 +298,69 @@ static void test_without_flushes_a_write_is_stable_at_once(void)
 	unmake(&d);
 }
 
+/* More than the device does in one go, in one segment and in several. */
+static void test_large_requests(void)
+{
+	enum { LARGE = 6 << 20, SEGMENTS = 4 };
+	struct pv_block_config config = {.fd = make_file(2 * LARGE), .sectors = 2 * LARGE / 512};
+	struct device d;
+	struct queue *q = &d.queues[0];
+	struct part parts[SEGMENTS + 2];
+	char *data, *check = malloc(LARGE);
+	uint32_t written;
+
+	make(&d, &config);
+	start(&d, FEATURES, 1);
+	data = data_at(&d, 2 * DATA);
+	fill(data, LARGE, 3);
+	CHECK_EQ(ask(&d, VIRTIO_BLK_T_OUT, 1, data, LARGE, NULL), VIRTIO_BLK_S_OK);
+	CHECK_EQ(pread(d.file, check, LARGE, 512), LARGE);
+	CHECK_EQ(memcmp(check, data, LARGE), 0);
+	memset(data, 0, LARGE);
+	CHECK_EQ(ask(&d, VIRTIO_BLK_T_IN, 1, data, LARGE, &written), VIRTIO_BLK_S_OK);
+	CHECK_EQ(written, LARGE + 1);
+	CHECK_EQ(memcmp(check, data, LARGE), 0);
+	memset(data, 0, LARGE);
+	parts[0] = (struct part){header(&d, 0, VIRTIO_BLK_T_IN, 1), 16, false};
+	for (unsigned i = 0; i < SEGMENTS; i++)
+		parts[1 + i] = (struct part){data + i * LARGE / SEGMENTS, LARGE / SEGMENTS, true};
+	parts[SEGMENTS + 1] = (struct part){status_byte(&d, 0), 1, true};
+	offer(&d, q, parts, SEGMENTS + 2);
+	kick(q);
+	WAIT_FOR(used(q) == q->offered);
+	CHECK_EQ(memcmp(check, data, LARGE), 0);
+	unmake(&d);
+	free(check);
+}
+
+/* As much of what a failed request cannot fill as an honest driver may have asked for. */
+static void test_of_a_huge_room_the_beginning_is_written(void)
+{
+	enum { CLEARED = PV_IOV_CLEAR_BYTES, REST = 1 << 20 };
+	static const uint32_t TYPES[] = {VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_FLUSH, 99};
+	struct device d;
+	struct queue *q = &d.queues[0];
+
+	make_started(&d, 0);
+	for (unsigned i = 0; i < sizeof(TYPES) / sizeof(TYPES[0]); i++) {
+		char *data = data_at(&d, 2 * DATA);
+		uint8_t *status = status_byte(&d, 0);
+		struct part parts[] = {{header(&d, 0, TYPES[i], 0), 16, false},
+		                       {data, CLEARED + REST, true},
+		                       {status, 1, true}};
+
+		memset(data, UNANSWERED, CLEARED + REST);
+		offer(&d, q, parts, 3);
+		kick(q);
+		WAIT_FOR(used(q) == q->offered);
+		CHECK_EQ(q->used->ring[(q->offered - 1) % SIZE].len, CLEARED);
+		CHECK(*status != UNANSWERED);
+		check_bytes(data, CLEARED, 0);
+		check_bytes(data + CLEARED, REST, (char)UNANSWERED);
+	}
+	unmake(&d);
+}
+
 static void run_all(void)
 {
 	RUN(test_what_is_written_is_read_back);
@@ -309,6 +373,8 @@ static void run_all(void)
 	RUN(test_zeroes_are_detected);
 	RUN(test_direct_io_to_any_buffer);
 	RUN(test_without_flushes_a_write_is_stable_at_once);
+	RUN(test_large_requests);
+	RUN(test_of_a_huge_room_the_beginning_is_written);
 }
 
 int main(void)

@@ -167,6 +167,33 @@ static void test_two_engines_cannot_share(void)
 	pv_iothread_free(thread);
 }
 
+static void test_one_is_flooded_and_the_other_served(void)
+{
+	enum { UNSUPPORTED = 99 };
+	struct pv_iothread *thread = make_thread();
+	struct device d[2];
+	struct flood flood;
+
+	for (unsigned i = 0; i < 2; i++)
+		make_shared(&d[i], thread, 0);
+	start(&d[0], FEATURES, 1);
+	start(&d[1], FEATURES, 2);
+	start_flood(&flood, &d[0], 0, UNSUPPORTED);
+	for (unsigned i = 0; i < 20; i++)
+		check_lives(&d[1]);
+	CHECK_EQ(pv_block_drain(d[1].block, PV_FOREVER), 0);
+	stop(&d[1]);
+	/* And the flooded one ends. */
+	CHECK_EQ(pv_block_drain(d[0].block, PV_FOREVER), 0);
+	pv_block_resume(d[0].block);
+	CHECK_EQ(pv_block_stop(d[0].block, PV_FOREVER), 0);
+	end_flood(&flood);
+	CHECK_EQ(pv_virtio_irq_is_broken(d[0].irq), 0);
+	unmake(&d[0]);
+	unmake(&d[1]);
+	pv_iothread_free(thread);
+}
+
 struct kicker {
 	pthread_t thread;
 	int fd;
@@ -197,7 +224,7 @@ static void test_come_and_go_amid_kicks(void)
 		kicker.fd = d[1].queues[1].kick_fd;
 		CHECK_EQ(pthread_create(&kicker.thread, NULL, kick_on, &kicker), 0);
 		check_lives(&d[1]);
-		pv_block_stop(d[1].block);
+		CHECK_EQ(pv_block_stop(d[1].block, PV_FOREVER), 0);
 		atomic_store(&kicker.end, true);
 		CHECK_EQ(pthread_join(kicker.thread, NULL), 0);
 		stop(&d[1]);
@@ -215,6 +242,7 @@ static void run_all(void)
 	RUN(test_one_breaks_and_the_other_lives);
 	RUN(test_one_waits_for_a_token_and_the_other_does_not);
 	RUN(test_two_engines_cannot_share);
+	RUN(test_one_is_flooded_and_the_other_served);
 	RUN(test_come_and_go_amid_kicks);
 }
 

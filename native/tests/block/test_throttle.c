@@ -47,7 +47,7 @@ static void test_throttled_requests_wait_and_a_stop_does_not(void)
 	kick(q);
 	usleep(1000);
 	before = now_ns();
-	pv_block_stop(d.block);
+	CHECK_EQ(pv_block_stop(d.block, PV_FOREVER), 0);
 	CHECK(now_ns() - before < UINT64_C(800) * 1000000);
 	CHECK_EQ(pv_virtqueue_in_flight(q->ring), 0);
 	pv_block_stats(d.block, &stats);

@@ -13,6 +13,7 @@
 
 #include "net/internal.h"
 #include "tests/check.h"
+#include "tests/virtio/reason.h"
 #include "virtio/irq.h"
 #include "virtio/virtqueue_internal.h"
 
@@ -107,7 +108,7 @@ static inline void bench_start(struct bench *b, uint64_t features, uint32_t pair
 
 static inline void bench_stop(struct bench *b)
 {
-	pv_net_stop(b->net);
+	CHECK_EQ(pv_net_stop(b->net, PV_FOREVER), 0);
 	for (unsigned i = 0; i < BENCH_QUEUES && b->queues[i].ring; i++) {
 		pv_virtqueue_free(b->queues[i].ring);
 		close(b->queues[i].kick_fd);
@@ -130,7 +131,7 @@ static inline int bench_attach(struct bench *b, uint32_t kind, uint32_t pairs)
 {
 	struct pv_net_backend backend = {.kind = kind, .count = pairs, .fds = b->own};
 
-	return pv_net_attach(b->net, &backend);
+	return pv_net_attach(b->net, &backend, PV_FOREVER);
 }
 
 /* A device with a backend for one pair, not started. */
@@ -155,7 +156,7 @@ static inline void bench_make(struct bench *b, uint32_t kind, struct pv_net_conf
 static inline void bench_unmake(struct bench *b)
 {
 	bench_stop(b);
-	CHECK_EQ(pv_net_detach(b->net), 0);
+	CHECK_EQ(pv_net_detach(b->net, PV_FOREVER), 0);
 	pv_net_free(b->net);
 	pv_virtio_irq_free(b->irq);
 	pv_memory_free(b->memory);
@@ -300,14 +301,8 @@ static inline struct pv_net_stats stats(const struct bench *b)
 
 static inline void check_broken(struct bench *b, const char *why)
 {
-	const char *reason;
-
 	CHECK(readable(b->broken_fd, 10000));
-	reason = pv_virtio_irq_take_reason(b->irq);
-	CHECK(reason);
-	if (strcmp(reason, why) != 0)
-		fprintf(stderr, "broken: %s\n", reason);
-	CHECK_EQ(strcmp(reason, why), 0);
+	check_reason(b->irq, why);
 	CHECK(__atomic_load_n((uint32_t *)((char *)b->page + 0x70), __ATOMIC_ACQUIRE) & 64);
 }
 
@@ -317,7 +312,7 @@ static inline void check_loss(struct bench *b)
 	CHECK(readable(b->broken_fd, 10000));
 	CHECK_EQ(pv_net_take_lost(b->net), 1);
 	CHECK_EQ(pv_net_take_lost(b->net), 0);
-	CHECK(!pv_virtio_irq_take_reason(b->irq));
+	check_reason(b->irq, NULL);
 }
 
 /* A packet of the driver still goes through. */

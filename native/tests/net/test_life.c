@@ -93,7 +93,7 @@ static void test_a_backend_is_changed_while_it_runs(void)
 	CHECK_EQ(bench_attach(&b, PV_NET_TAP, 1), -EBUSY);
 	for (unsigned i = 0; i < 20; i++) {
 		check_lives(&b);
-		CHECK_EQ(pv_net_detach(b.net), 0);
+		CHECK_EQ(pv_net_detach(b.net, PV_FOREVER), 0);
 		offer_packet(&b, 0, PLAIN, frame, 60);
 		WAIT_FOR(STAT(&b, tx_no_link) == i + 1);
 		close(b.host[0]);
@@ -117,7 +117,7 @@ static void test_what_waits_survives_a_change(void)
 	offer_packets(&b, 10, frame, 60000);
 	WAIT_FOR(STAT(&b, tx_blocked) == 1);
 	offer_buffers(&b, RX, 2, 0x200000, 500);
-	CHECK_EQ(pv_net_detach(b.net), 0);
+	CHECK_EQ(pv_net_detach(b.net, PV_FOREVER), 0);
 	WAIT_FOR(used(&b.queues[TX]) == 10);
 	CHECK_EQ(STAT(&b, tx_no_link) + STAT(&b, tx_packets), 10);
 	CHECK(STAT(&b, tx_no_link) > 0);
@@ -143,12 +143,12 @@ static void test_a_backend_that_cannot_be(void)
 	struct bench b;
 
 	bench_run(&b, 0);
-	CHECK_EQ(pv_net_detach(b.net), 0);
-	CHECK_EQ(pv_net_detach(b.net), 0);
+	CHECK_EQ(pv_net_detach(b.net, PV_FOREVER), 0);
+	CHECK_EQ(pv_net_detach(b.net, PV_FOREVER), 0);
 	for (unsigned i = 0; i < 5; i++)
-		CHECK_EQ(pv_net_attach(b.net, &backends[i]), -EINVAL);
+		CHECK_EQ(pv_net_attach(b.net, &backends[i], PV_FOREVER), -EINVAL);
 	backends[0].count = 1;
-	CHECK_EQ(pv_net_attach(b.net, &backends[0]), -EBADF);
+	CHECK_EQ(pv_net_attach(b.net, &backends[0], PV_FOREVER), -EBADF);
 	CHECK_EQ(bench_attach(&b, PV_NET_TAP, 1), 0);
 	check_lives(&b);
 	bench_unmake(&b);
@@ -161,10 +161,10 @@ static void test_a_vhost_that_is_none_is_refused(void)
 	int none[1];
 
 	bench_run(&b, 0);
-	CHECK_EQ(pv_net_detach(b.net), 0);
+	CHECK_EQ(pv_net_detach(b.net, PV_FOREVER), 0);
 	none[0] = b.irq_fd;
 	struct pv_net_backend backend = {PV_NET_TAP, 1, b.own, none};
-	CHECK_EQ(pv_net_attach(b.net, &backend), -ENOTTY);
+	CHECK_EQ(pv_net_attach(b.net, &backend, PV_FOREVER), -ENOTTY);
 	CHECK_EQ(bench_attach(&b, PV_NET_TAP, 1), 0);
 	check_lives(&b);
 	bench_unmake(&b);
@@ -177,14 +177,14 @@ static void test_without_a_link_packets_are_dropped(void)
 	bench_run(&b, MRG);
 	offer_buffers(&b, RX, 8, 0x200000, 500);
 	make_frame(frame, 60, 1);
-	CHECK_EQ(pv_net_set_link(b.net, 0), 0);
+	CHECK_EQ(pv_net_set_link(b.net, 0, PV_FOREVER), 0);
 	host_sends(&b, frame, 60, PLAIN);
 	offer_packet(&b, 0, PLAIN, frame, 60);
 	WAIT_FOR(used(&b.queues[TX]) == 1);
 	WAIT_FOR(STAT(&b, rx_no_link) == 1);
 	CHECK_EQ(STAT(&b, tx_no_link), 1);
 	CHECK(!readable(b.host[0], 0));
-	CHECK_EQ(pv_net_set_link(b.net, 1), 0);
+	CHECK_EQ(pv_net_set_link(b.net, 1, PV_FOREVER), 0);
 	check_lives(&b);
 	host_sends(&b, frame, 60, PLAIN);
 	WAIT_FOR(used(&b.queues[RX]) == 1);
@@ -252,8 +252,8 @@ static void *change_link(void *opaque)
 	struct bench *b = opaque;
 
 	for (unsigned i = 0; i < 50; i++) {
-		(void)pv_net_set_link(b->net, i % 2);
-		CHECK_EQ(pv_net_detach(b->net), 0);
+		(void)pv_net_set_link(b->net, i % 2, PV_FOREVER);
+		CHECK_EQ(pv_net_detach(b->net, PV_FOREVER), 0);
 		CHECK_EQ(bench_attach(b, PV_NET_TAP, 1), 0);
 	}
 	return NULL;
@@ -281,10 +281,10 @@ static void test_changes_under_traffic(void)
 		WAIT_FOR((uint16_t)(b.queues[TX].offered - used(&b.queues[TX])) < BENCH_SIZE);
 	}
 	CHECK_EQ(pthread_join(thread, NULL), 0);
-	CHECK_EQ(pv_net_set_link(b.net, 1), 0);
+	CHECK_EQ(pv_net_set_link(b.net, 1, PV_FOREVER), 0);
 	WAIT_FOR(used(&b.queues[TX]) == b.queues[TX].offered);
 	CHECK_EQ(STAT(&b, tx_packets) + STAT(&b, tx_no_link), 2000);
-	CHECK(!pv_virtio_irq_take_reason(b.irq));
+	check_reason(b.irq, NULL);
 	bench_unmake(&b);
 }
 

@@ -60,8 +60,8 @@ static void start(struct bench *b)
 
 static void stop(struct bench *b)
 {
-	pv_ports_stop(b->ports);
-	pv_ports_stop(b->ports);
+	CHECK_EQ(pv_ports_stop(b->ports, PV_FOREVER), 0);
+	CHECK_EQ(pv_ports_stop(b->ports, PV_FOREVER), 0);
 	pv_virtio_irq_reset(b->irq);
 	for (unsigned i = 0; i < QUEUES; i++) {
 		pv_virtqueue_free(b->queues[i].ring);

@@ -8,6 +8,7 @@
 #include <sys/eventfd.h>
 
 #include "tests/check.h"
+#include "tests/virtio/reason.h"
 #include "virtio/fault.h"
 
 enum { THREADS = 4, ROUNDS = 2000, INTERRUPT_STATUS = 0x60, STATUS = 0x70, NEEDS_RESET = 64 };
@@ -121,11 +122,35 @@ static void test_a_device_breaks_once_in_a_life(void)
 		CHECK_EQ(word(INTERRUPT_STATUS), 2);
 		CHECK_EQ(take(bench.irq_fd), 1);
 		CHECK_EQ(take(bench.broken_fd), 1);
-		CHECK(strcmp(pv_virtio_irq_take_reason(bench.irq), "broken") == 0);
-		CHECK(pv_virtio_irq_take_reason(bench.irq) == NULL);
+		check_reason(bench.irq, "broken");
 		pv_virtio_irq_reset(bench.irq);
 		CHECK_EQ(word(STATUS) | word(INTERRUPT_STATUS), 0);
 	}
+	close_bench(&bench);
+}
+
+static void *look_for_reasons(void *opaque)
+{
+	char why[PV_VIRTIO_WHY_BYTES];
+
+	for (int i = 0; i < ROUNDS; i++)
+		if (pv_virtio_irq_take_reason(opaque, why))
+			CHECK(strcmp(why, "one way") == 0 || strcmp(why, "another") == 0);
+	return NULL;
+}
+
+/* Whole lines, whatever the driver does meanwhile. */
+static void test_reasons_are_taken_while_a_driver_resets_and_breaks(void)
+{
+	struct bench bench = open_bench();
+	pthread_t threads[THREADS];
+
+	start(threads, look_for_reasons, bench.irq);
+	for (int life = 0; life < ROUNDS; life++) {
+		pv_virtio_irq_broken(bench.irq, life % 2 ? "one way" : "another");
+		pv_virtio_irq_reset(bench.irq);
+	}
+	join(threads);
 	close_bench(&bench);
 }
 
@@ -156,7 +181,7 @@ static void test_news_and_configuration_raise_no_interrupt(void)
 	CHECK_EQ(memcmp(page + 0x100, "\0\0\0abc\0", 7), 0);
 	pv_virtio_irq_news(bench.irq);
 	CHECK_EQ(take(bench.broken_fd), 1);
-	CHECK(pv_virtio_irq_take_reason(bench.irq) == NULL);
+	check_reason(bench.irq, NULL);
 	CHECK_EQ(word(INTERRUPT_STATUS) | word(STATUS), 0);
 	CHECK_EQ(take(bench.irq_fd), 0);
 	close_bench(&bench);
@@ -225,6 +250,7 @@ int main(void)
 	RUN(test_a_page_that_cannot_be_is_refused);
 	RUN(test_no_bit_and_no_edge_is_lost);
 	RUN(test_a_device_breaks_once_in_a_life);
+	RUN(test_reasons_are_taken_while_a_driver_resets_and_breaks);
 	RUN(test_a_line_that_is_lent_leaves_its_bit_standing);
 	RUN(test_news_and_configuration_raise_no_interrupt);
 	RUN(test_interrupts_that_are_lost);

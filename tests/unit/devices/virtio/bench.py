@@ -48,7 +48,7 @@ class Notes(Device):
         self.activation = activation
         self.calls.append("activate")
 
-    def reset(self) -> None:
+    def reset(self, limit: float) -> None:
         assert self.activation is not None
         self.activation = None
         self.calls.append("reset")

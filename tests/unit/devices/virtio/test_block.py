@@ -205,7 +205,7 @@ class Started:
         return self.ram.view(0x9000, 1)[0]
 
     def stop(self) -> None:
-        self.block.reset()
+        self.block.reset(30.0)
         lib.pv_virtqueue_free(self.queue)
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from pyvirt.devices.virtio import block as block_module
 from pyvirt.devices.virtio import registers as r
+from pyvirt.devices.virtio import turn
 from pyvirt.devices.virtio.block import RO, Block, BlockConfig, Image
 from pyvirt.errors import BackendError, KvmError, PyvirtError
 from pyvirt.native import ffi, lib
@@ -205,7 +206,7 @@ def test_a_detached_image_can_be_closed_and_opened_by_others(guest: Guest, tmp_p
 def test_an_image_that_hangs_stays(
     guest: Guest, image: Image, memory: GuestMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(block_module, "DRAIN_S", 0.05)
+    monkeypatch.setattr(turn, "LIMIT_S", 0.05)
     guest.bind()
     guest.block.attach(image)
     generation = guest.get(r.CONFIG_GENERATION)
@@ -223,6 +224,75 @@ def test_an_image_that_hangs_stays(
     assert guest.read(0) == b"A" * 512
     guest.block.detach()
     assert guest.capacity == 0
+
+
+def test_a_reset_that_hangs_gives_the_device_up(
+    guest: Guest, image: Image, memory: GuestMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the host is done; then a driver may begin anew."""
+    monkeypatch.setattr(turn, "LIMIT_S", 0.05)
+    guest.bind()
+    guest.block.attach(image)
+    guest.interrupts()
+    with stuck(memory, DATA) as page:
+        place = guest.send(IN, 0, b"", 512)
+        page.wait_for_somebody()
+        guest.set(r.STATUS, 0)
+        assert guest.transport.is_given_up
+        assert guest.get(r.STATUS) == RUNNING | r.NEEDS_RESET
+        assert guest.interrupts() == 1
+        for value in (0, r.ACKNOWLEDGE, r.ACKNOWLEDGE | r.DRIVER, 0):
+            guest.set(r.STATUS, value)
+        assert guest.get(r.STATUS) == RUNNING | r.NEEDS_RESET
+        for change in (guest.block.detach, lambda: guest.block.resize(4096)):
+            with pytest.raises(BackendError, match="still has requests from before its reset"):
+                change()
+        image.close()
+        guest.transport.report()
+        late = "the host has not completed its requests within 0.05 s; see to the storage"
+        assert guest.log == [f"disk a: {late}; the device is given up until then"]
+        page.release()
+        until = time.monotonic() + PATIENCE
+        while guest.get(r.STATUS):
+            guest.set(r.STATUS, 0)
+            assert time.monotonic() < until
+        assert guest.status(place) == UNANSWERED
+    guest.bind()
+    assert guest.read(0) == b"A" * 512
+    guest.block.detach()
+
+
+def test_a_reset_that_waits_keeps_only_the_driver(
+    guest: Guest, image: Image, memory: GuestMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the monitor's report nor who tells of a change, nor, for long, an unplug."""
+    monkeypatch.setattr(turn, "LIMIT_S", PATIENCE)
+    guest.bind()
+    guest.block.attach(image)
+    with stuck(memory, DATA) as page:
+        guest.send(IN, 0, b"", 512)
+        page.wait_for_somebody()
+        driver = threading.Thread(target=guest.set, args=(r.STATUS, 0))
+        driver.start()
+        while not guest.transport._turn._lock.locked():
+            time.sleep(0.001)
+        guest.transport.report()
+        guest.block.config_changed()
+        monkeypatch.setattr(turn, "LIMIT_S", 0.05)
+        generation = int.from_bytes(
+            guest.map[r.CONFIG_GENERATION : r.CONFIG_GENERATION + 4], "little"
+        )
+        with pytest.raises(BackendError, match=r"busy for more than 0\.05 s"):
+            guest.block.detach()
+        assert driver.is_alive()
+        page.release()
+        driver.join(PATIENCE)
+        assert not driver.is_alive()
+    assert guest.get(r.STATUS) == 0
+    # What was to be told of has been since.
+    assert guest.get(r.CONFIG_GENERATION) == generation + 1
+    assert guest.log == []
+    assert guest.block.detach() is image
 
 
 def test_another_image_in_the_same_slot(guest: Guest, image: Image, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyvirt.cli.options import table as run_options
-from pyvirt.devices.virtio import python as python_module
 from pyvirt.devices.virtio import registers as r
+from pyvirt.devices.virtio import turn
 from pyvirt.devices.virtio.python import LATER, PythonDevice, Request, described
 from pyvirt.devices.virtio.python_file import load
 from pyvirt.native import lib
@@ -153,6 +153,36 @@ def test_chains_of_both_queues_are_answered(bench: Bench, up: Upper) -> None:
     assert up.seen == [(0, b"hello"), (1, b"there"), (0, b"too long"), (0, b"")]
     assert up.negotiated == r.VERSION_1
     assert bench.log == []
+
+
+def test_a_queue_that_never_ends_leaves_the_other_its_turns(bench: Bench, up: Upper) -> None:
+    def offer_again(queue: int, request: Request) -> object:
+        if queue == 0 and len(up.seen) < 100_000 and (1, b"me") not in up.seen:
+            bench.drivers[0].collect()
+            bench.send(b"again", 8)
+        return up.answer(queue, request)
+
+    up.action = offer_again
+    bench.send(b"me", 8, queue=1)
+    bench.send(b"again", 8)
+    bench.collect(1, queue=1)
+    assert len(up.seen) < 100_000
+
+
+def test_code_that_takes_a_write_for_ever_is_left_alone(
+    bench: Bench, up: Upper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn, "LIMIT_S", 0.1)
+    go_on = threading.Event()
+    monkeypatch.setattr(up, "config_written", lambda *_: go_on.wait(PATIENCE), raising=False)
+    bench.set(r.CONFIG, 0, 4)
+    assert bench.wait_broken() == (
+        "up: config_written takes more than 0.1 s; it is left alone; it needs a reset"
+    )
+    bench.set(r.CONFIG, 0, 4)
+    go_on.set()
+    bench.bind()
+    assert bench.ask(b"again") == b"AGAIN"
 
 
 def test_what_was_offered_before_the_thread_is_answered(memory: GuestMemory, up: Upper) -> None:
@@ -346,7 +376,7 @@ def test_the_configuration_space(bench: Bench, up: Upper) -> None:
 def test_code_that_does_not_return_is_left_alone(
     bench: Bench, up: Upper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(python_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(turn, "LIMIT_S", 0.1)
     go_on, gone = threading.Event(), threading.Event()
 
     def wait(_: int, request: Request) -> object:
@@ -361,7 +391,7 @@ def test_code_that_does_not_return_is_left_alone(
     wait_until(lambda: len(up.seen) == 1)
     bench.set(r.STATUS, 0)
     bench.transport.report()
-    assert bench.log == ["up: handle takes more than 0 s; it is left alone; it needs a reset"]
+    assert bench.log == ["up: handle takes more than 0.1 s; it is left alone; it needs a reset"]
     up.action = up.answer
     bench.bind()
     go_on.set()
