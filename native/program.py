@@ -1,9 +1,10 @@
 """Builds a C program of native/tests or native/fuzz, by itself and without Python.
 
-    .venv/bin/python -m pyvirt.native.program VARIANT SOURCE OUTPUT
+    .venv/bin/python -m pyvirt.native.program VARIANT SOURCE
 
-It is linked with an archive of all C files of this folder, of which it gets what it uses. The
-archive of a variant (see VARIANTS) is kept in build/native until a C file or a header changes.
+It is linked with an archive of all C files of this folder, of which it gets what it uses. Both are
+kept in build/native, one folder for each variant (see VARIANTS), until what they are made of
+changes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from .build import FLAGS, HEADERS_ALL, HERE, LIBRARIES, SOURCES, WARNINGS
+from .build import FLAGS, HEADERS_ALL, HERE, LIBRARIES, PROGRAMS, SOURCES, WARNINGS
 
 ARCHIVES = HERE.parent / "build/native"
 BUILD_SECONDS = 120
@@ -32,10 +33,13 @@ class Variant(NamedTuple):
 
 
 _FATAL = "-fno-sanitize-recover=all"
+# Less optimization halves the time to compile; the programs' own speed does not matter.
 VARIANTS = {
     "plain": Variant("gcc"),
-    "address": Variant("gcc", ("-fsanitize=address,undefined", _FATAL, "-fno-omit-frame-pointer")),
-    "thread": Variant("clang", ("-fsanitize=thread",)),
+    "address": Variant(
+        "gcc", ("-O1", "-fsanitize=address,undefined", _FATAL, "-fno-omit-frame-pointer"), ("-Og",)
+    ),
+    "thread": Variant("clang", ("-O1", "-fsanitize=thread")),
     "fuzz": Variant(
         "clang",
         ("-fsanitize=fuzzer-no-link,address,undefined", _FATAL),
@@ -91,14 +95,27 @@ def _archive(name: str) -> Path:
     return archive
 
 
-def build(program: Path, variant: str, output: Path) -> None:
-    """Build the program; raise RuntimeError with the compiler's words when it cannot be."""
+def build(program: Path, variant: str) -> Path:
+    """Return the built program; raise RuntimeError with the compiler's words when it cannot be."""
     compiler, flags, own = VARIANTS[variant]
-    _run(
-        *(compiler, *FLAGS, *WARNINGS, *flags, *own, f"-I{HERE}", str(program)),
-        *(str(_archive(variant)), *(f"-l{name}" for name in LIBRARIES), "-o", str(output)),
-    )
+    archive = _archive(variant)
+    command = (compiler, *FLAGS, *WARNINGS, *flags, *own, f"-I{HERE}", str(program), str(archive))
+    digest = hashlib.sha256(repr(command).encode() + program.read_bytes())
+    for folder in PROGRAMS:
+        for header in sorted((HERE / folder).rglob("*.h")):
+            digest.update(header.read_bytes())
+    name = "-".join(program.relative_to(HERE).with_suffix("").parts)
+    built = archive.parent / f"{name}.{digest.hexdigest()[:32]}"
+    if not built.exists():
+        # Somebody else may be about the same.
+        own_copy = f"{built}~{os.getpid()}"
+        _run(*command, *(f"-l{library}" for library in LIBRARIES), "-o", own_copy)
+        os.replace(own_copy, built)
+        for old in archive.parent.glob(f"{name}.*"):
+            if old != built and "~" not in old.name:
+                old.unlink(missing_ok=True)
+    return built
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[2]), sys.argv[1], Path(sys.argv[3]))
+    print(build(Path(sys.argv[2]).resolve(), sys.argv[1]))

@@ -3,7 +3,7 @@
  * sanitizer can see, an endless loop, a buffer that is held between rounds, and a byte that is
  * lost or made up ends the run.
  *
- *     .venv/bin/python -m pyvirt.native.program fuzz native/fuzz/fuzz_port.c build/fuzz_port
+ *     $(.venv/bin/python -m pyvirt.native.program fuzz native/fuzz/fuzz_port.c)
  *
  * The first byte chooses the features; then come instructions, a byte and what it takes. */
 #include <sys/socket.h>

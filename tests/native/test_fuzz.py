@@ -21,8 +21,7 @@ RUN_SECONDS = 120
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda path: path.stem)
 def test_target(target: Path, tmp_path: Path) -> None:
-    program = tmp_path / target.stem
-    build(target, "fuzz", program)
+    program = build(target, "fuzz")
     limits = [f"-runs={RUNS}", "-seed=1", "-max_len=512", "-timeout=10"]
     ran = subprocess.run(
         [str(program), *limits],

@@ -41,8 +41,7 @@ def without_address_randomization() -> list[str]:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: str(path.relative_to(TESTS)))
 def test_program(program: Path, variant: str, tmp_path: Path) -> None:
-    binary = tmp_path / program.stem
-    build(program, variant, binary)
+    binary = build(program, variant)
     wrapper = without_address_randomization() if variant == "thread" else []
     ran = subprocess.run(
         [*wrapper, str(binary)],

@@ -1,8 +1,8 @@
 /* What a request costs the block device's threads: a driver on another thread keeps so many random
  * 4 KiB reads of a file in flight, and waits for an interrupt when it has nothing else to do.
  *
- *     .venv/bin/python -m pyvirt.native.program plain native/tests/block/bench_block.c build/bench_block
- *     build/bench_block FILE io_uring|threads direct|cached DEPTH SECONDS
+ *     $(.venv/bin/python -m pyvirt.native.program plain native/tests/block/bench_block.c) \
+ *         FILE io_uring|threads direct|cached DEPTH SECONDS
  *
  * prints "REQUESTS_PER_SECOND CPU_NS_PER_REQUEST REQUESTS_PER_KICK REQUESTS_PER_INTERRUPT", the
  * second of the device's threads alone. */
