@@ -8,7 +8,7 @@ from ...errors import ConfigError
 from .. import layout
 from ..config import MachineConfig
 from ..memory import GuestMemory
-from . import acpi, bios, bzimage, efi, elf, entry, mptable, multiboot, params, raw
+from . import acpi, bios, bzimage, elf, entry, mptable, multiboot, params, raw
 from .kernel import MULTIBOOT, PVH, Kernel, KernelFile
 
 TYPE_CHECKING = False
@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _PAGE = 4096
+_DOS = b"MZ"  # how EFI images begin, bzImages among them
 
 
 def _load_kernel(path: str, memory: GuestMemory) -> Kernel:
     with KernelFile("-kernel", path) as file:
         if bzimage.recognises(file):
             return bzimage.load(file, memory)
-        if efi.recognises(file):
-            raise efi.refusal(file)
+        if file.head.startswith(_DOS):
+            from . import efi  # noqa: PLC0415  (few runs come here)
+
+            if efi.recognises(file):
+                raise efi.refusal(file)
         if multiboot.recognises(file):
             return multiboot.load(file, memory)
         if elf.recognises(file):
