@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 from typing import TYPE_CHECKING, Any
@@ -51,9 +50,7 @@ class Monitored:
             raise
 
     def _is_listening(self) -> bool:
-        # The file is there a moment before anybody listens.
-        with socket.socket(socket.AF_UNIX) as probe:
-            return probe.connect_ex(self.path) == 0 or self.process.poll() is not None
+        return os.path.exists(self.path) or self.process.poll() is not None
 
     def names(self) -> list[str]:
         return [event["event"] for event in self.events]
