@@ -10,7 +10,8 @@ from .kernel import Kernel, find
 KERNEL = "cloud"
 CMDLINE = "console=ttyS0 quiet panic=-1"
 # What a guest of any monitor that speaks virtio-mmio may meet.
-MODULES = ("virtio_mmio", "virtio_blk", "virtio_net", "ext4")
+# The last two are for the power button, which init.sh heeds.
+MODULES = ("virtio_mmio", "virtio_blk", "virtio_net", "ext4", "button", "evdev")
 
 # The demo's disk is plugged as vdb; these lines of its script say how far it is.
 DEMO_MODULES = ("virtio_mmio", "virtio_blk", "ext4")

@@ -44,6 +44,10 @@ if [ -e /script ]; then
 	wait $!
 	echo "init: script ended with status $?"
 else
+	# The power button, as system_powerdown presses it; a script heeds what it likes.
+	for event in /sys/class/input/event*; do
+		[ -e "$event" ] && acpid -l /dev/null -p /run/acpid.pid && break
+	done
 	# In the foreground: a shell's background commands would ignore Ctrl-C for good.
 	[ -e /etc/motd ] && cat /etc/motd
 	setsid cttyhack sh -l

@@ -26,6 +26,7 @@ _HERE = Path(__file__).parent
 INIT_FILES = {
     "/init": _HERE / "init.sh",
     "/etc/profile": _HERE / "profile.sh",
+    "/etc/acpi/PWRF/00000080": _HERE / "poweroff.sh",
     "/sbin/halt": _HERE / "poweroff.sh",
     "/sbin/poweroff": _HERE / "poweroff.sh",
     "/sbin/reboot": _HERE / "poweroff.sh",

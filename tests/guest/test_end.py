@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .conftest import Boot
+import subprocess
+from pathlib import Path
+
+from .conftest import PYVIRT, SECONDS, Boot
 
 CMDLINE = "console=ttyS0 quiet panic=-1"
 
@@ -45,3 +48,24 @@ def test_triple_fault_shows_the_registers(boot: Boot) -> None:
 def test_debug_exit_from_a_linux_guest(boot: Boot) -> None:
     ended = boot("printf '\\052' | dd of=/dev/port bs=1 seek=244 count=1 conv=notrunc; sleep 60")
     assert (ended.status, ended.messages) == (42, "")
+
+
+def test_the_default_guest_heeds_the_power_button(shm: Path) -> None:
+    """In its shell, with what runs there; its monitor is found as a user finds it."""
+    monitor = shm / "monitor"
+    options = ["-accel", "kvm", "-name", shm.name, "-qmp", f"unix:{monitor},server,nowait"]
+    with subprocess.Popen(
+        ["timeout", "-k", "5", str(SECONDS), PYVIRT, "run", *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as guest:
+        assert guest.stdout is not None
+        while b"poweroff or Ctrl-A X leaves" not in (line := guest.stdout.readline()):
+            assert line, "it ended"
+        listed = subprocess.run([PYVIRT, "ps"], capture_output=True, check=True, timeout=SECONDS)
+        (row,) = [row.split() for row in listed.stdout.decode().splitlines() if shm.name in row]
+        assert row[2:] == [shm.name, str(monitor)]
+        pressed = [str(PYVIRT), "qmp", row[3], "system_powerdown"]
+        subprocess.run(pressed, check=True, timeout=SECONDS, stdout=subprocess.DEVNULL)
+        guest.stdout.read()
+    assert guest.returncode == 0
