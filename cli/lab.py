@@ -9,6 +9,7 @@ import re
 from ..errors import ConfigError
 from ..harness import lab
 from .parser import Parser, seconds
+from .registry import LabFolder
 
 DESCRIPTION = """\
 Boots a machine that is emulated in software, with an AMD CPU whose virtualization works, on a
@@ -27,13 +28,15 @@ def main(argv: list[str]) -> int:
     """Run `pyvirt lab ARGV`; return the exit status."""
     options = _parser().parse_args(argv)
     command = options.command if options.action == "exec" else [_shell()]
-    return lab.run(
-        command[1:] if command[:1] == ["--"] else command,
-        forward=options.forward,
-        memory_mib=options.memory,
-        cpus=options.cpus,
-        timeout=options.timeout,
-    )
+    with LabFolder() as machines:
+        return lab.run(
+            command[1:] if command[:1] == ["--"] else command,
+            forward=options.forward,
+            memory_mib=options.memory,
+            cpus=options.cpus,
+            timeout=options.timeout,
+            machines=machines,
+        )
 
 
 def _parser() -> Parser:

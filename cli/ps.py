@@ -12,7 +12,7 @@ USAGE = """\
 usage: pyvirt ps
 
 Lists this user's running machines: process id, seconds since the start, name, and the places that
-pyvirt qmp can connect to.
+pyvirt qmp can connect to. One in a nested lab has its process id there, behind "lab:".
 """
 _ROW = "{:>8}  {:>9}  {:<16}  {}"
 
@@ -27,5 +27,6 @@ def main(argv: list[str]) -> int:
     for entry in running():
         places = " ".join(map(printable, entry.sockets)) or "-"
         name = printable(entry.name) or "-"
-        print(_ROW.format(entry.pid, max(0, now - entry.started), name, places))
+        pid = f"lab:{entry.pid}" if entry.in_lab else entry.pid
+        print(_ROW.format(pid, max(0, now - entry.started), name, places))
     return 0

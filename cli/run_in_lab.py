@@ -12,6 +12,7 @@ import sys
 from contextlib import ExitStack, nullcontext
 
 from ..devices.disk import Disk
+from ..devices.passt import PasstConfig
 from ..devices.serial import parse_backend
 from ..errors import ConfigError
 from ..harness import lab
@@ -82,13 +83,19 @@ def _check(config: MachineConfig) -> None:
         memory.close()
 
 
-def _check_nics(config: MachineConfig) -> None:
+def _check_nics(options: Options, config: MachineConfig) -> None:
+    """Refuse all but passt, which makes do with the lab's own way out."""
     for nic in config.nics:
-        message = (
-            f"-netdev id={nic.id}: this host's networks are not in the lab; "
-            "run pyvirt net and pyvirt run in one: pyvirt lab shell"
+        if isinstance(nic.netdev, PasstConfig):
+            continue
+        sought = getattr(nic.netdev, "ifname", "") or getattr(nic.netdev, "path", "") or nic.id
+        given = [(name, value) for name, value in options.given if name in {"net", "netdev"}]
+        written = next((pair for pair in given if sought in pair[1]), given[0])
+        raise ConfigError(
+            f"-{written[0]} {written[1]}: this host's networks are not in the nested lab, in which "
+            "the guest would run; run pyvirt net and pyvirt run there, as in pyvirt lab shell, "
+            "or give -net user"
         )
-        raise ConfigError(nic.as_given(message))
 
 
 def _open_disks(config: MachineConfig) -> list[Disk]:
@@ -121,7 +128,7 @@ def _close(disks: list[Disk]) -> None:
 
 def run(options: Options, config: MachineConfig, reason: str) -> int:
     """Run the guest in the lab; return pyvirt's exit status there."""
-    _check_nics(config)
+    _check_nics(options, config)
     _check(config)
     if options.accel == "auto":
         sys.stderr.write(f"pyvirt: running in the nested lab, because: {reason}\n")

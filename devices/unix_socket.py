@@ -16,6 +16,8 @@ from .. import files
 
 PATH_BYTES = 107  # sockaddr_un without its terminator
 _LOCK, _NEW = ".lock", ".new"
+# What the host's file system answers to a process in the nested lab is ENXIO.
+_NO_SOCKETS = "this file system takes no sockets; in the nested lab, /dev/shm does"
 
 
 class UnixListener:
@@ -52,7 +54,12 @@ class UnixListener:
             # Whoever has made such a socket is gone: he had the lock.
             if os.path.lexists(new) and stat.S_ISSOCK(os.lstat(new).st_mode):
                 os.unlink(new)
-            _bind(server, new)
+            try:
+                _bind(server, new)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    raise OSError(errno.EOPNOTSUPP, _NO_SOCKETS) from None
+                raise
             try:
                 server.listen(backlog)
                 status = os.stat(new)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ...errors import BackendError
 from . import protocol, terminal
 from .endpoint import Endpoint
+from .machines import Machines
 from .protocol import Channel, Decoder, Frame, Kind, ProtocolError
 from .signals import Signals
 
@@ -51,7 +52,8 @@ class Client:
 
     `fds` stand for the command's descriptors 0, 1 and 2 and stay the caller's, as do `link`
     and `forward`: pairs of a listening socket and the path of the socket in the lab that its
-    connections are for. `timeout` is in seconds from now. To be used by one thread.
+    connections are for; `machines` adds some while the command runs. `timeout` is in seconds
+    from now. To be used by one thread.
     """
 
     def __init__(
@@ -62,13 +64,15 @@ class Client:
         *,
         fds: Sequence[int] = (0, 1, 2),
         forward: Sequence[tuple[socket.socket, str]] = (),
+        machines: Machines | None = None,
         timeout: float | None = None,
     ) -> None:
         self._link = link
         self._command = command
         self._signals = signals
         self._fds = fds
-        self._forward = forward
+        self._given = forward
+        self._machines = machines
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._boot_end: float | None = time.monotonic() + _BOOT
@@ -112,6 +116,8 @@ class Client:
     def _turn(self) -> None:
         self._knock()
         self._settle()
+        if self._machines is not None:
+            self._machines.look()
         reading = self._status is None and len(self._tx) < _TX_HIGH
         ready = self._wait(reading)
         for number in self._signals.take():
@@ -311,6 +317,10 @@ class Client:
                 self._grace_end = time.monotonic() + _GRACE
 
     # Sockets.
+
+    @property
+    def _forward(self) -> Sequence[tuple[socket.socket, str]]:
+        return [*self._given, *(self._machines.forward if self._machines else ())]
 
     def _free_number(self) -> int | None:
         return next((n for n in protocol.SOCKETS if n not in self._endpoints), None)

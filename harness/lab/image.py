@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,20 +10,28 @@ from ...errors import BackendError
 from ..guest import initramfs, kernel
 from ..guest.program import program
 
-# The transports, the root file system and the agent's port; KVM; what networks need.
+# The transports, the root file system and the agent's port; KVM; what networks need. All else is
+# loaded when it is asked for.
 MODULES = (
     *("virtio_pci", "virtio_console", "9pnet_virtio", "9p"),
     *("kvm-amd",),
     *("tun", "vhost_net", "bridge"),
+    "virtio_net",
 )
+# The kernel's own requests start in the initramfs, from which only the agent's root leads out.
+_MODPROBE = '#!/bin/sh\nexec chroot "/proc/$(pidof -s agent)/root" /sbin/modprobe {} "$@"\n'
 _HERE = Path(__file__).parent
 
 
 class Image(NamedTuple):
-    """Two files of the cache: an ELF kernel and its initramfs."""
+    """Two files of the cache: an ELF kernel and its initramfs.
+
+    `modprobe` are the options with which modprobe finds all the modules of that kernel.
+    """
 
     kernel: Path
     initramfs: Path
+    modprobe: str = ""
 
 
 def prepare() -> Image:
@@ -30,10 +39,18 @@ def prepare() -> Image:
     found = kernel.find("generic")
     if found.vmlinux is None:
         raise BackendError(f"lab: {found.image}: the kernel's ELF file is not in the cache")
+    if found.modules is None:
+        raise BackendError(f"lab: {found.image}: the kernel's modules are not in the cache")
     init = (_HERE / "init.sh").read_text()
+    modprobe = f"-d {shlex.quote(str(found.modules.parents[2]))}"
+    files: dict[str, Path | bytes] = {
+        "/bin/agent": agent(),
+        "/bin/load": _MODPROBE.format(modprobe).encode(),
+    }
     return Image(
         found.vmlinux,
-        initramfs.build(found, modules=MODULES, init=init, files={"/bin/agent": agent()}),
+        initramfs.build(found, modules=MODULES, init=init, files=files),
+        modprobe,
     )
 
 

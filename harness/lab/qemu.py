@@ -71,6 +71,8 @@ def arguments(image: Image, link: int, memory_mib: int, cpus: int) -> list[str]:
         ),
         *("-fsdev", "local,id=root,path=/,security_model=none,multidevs=remap"),
         *("-device", "virtio-9p-pci,fsdev=root,mount_tag=root"),
+        # romfile: nothing is to be booted from it, and the ROM is in a package of its own.
+        *("-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,netdev=net,romfile="),
     ]
 
 

@@ -12,6 +12,7 @@ from ...devices.unix_socket import UnixListener
 from ...errors import BackendError, ConfigError
 from . import image, qemu
 from .client import Client, Command, LinkClosedError
+from .machines import Machines
 from .protocol import TEXT_MAX
 from .signals import Signals
 
@@ -29,17 +30,20 @@ def run(
     cpus: int = 1,
     timeout: float | None = None,
     ready: Callable[[], None] = lambda: None,
+    machines: str | None = None,
 ) -> int:
     """Boot the lab, run `command` in it, and return its exit status.
 
     It runs as root on the host's file system, in `cwd` and with `env` (of this process, if
-    None) and PYVIRT_LAB=1, on this process's stdin, stdout and stderr. The status is 128+N
+    None) with PYVIRT_LAB=1 and, so that modprobe finds the lab kernel's modules,
+    MODPROBE_OPTIONS; on this process's stdin, stdout and stderr. The status is 128+N
     when signal N ended it; 126 or 127 when it could not be started, which stderr then says.
 
     `forward` is pairs of a path here and the path of a Unix socket in the lab, best on a
     file system of its own such as /dev/shm: connections to the first, which this makes (mode
     0600) and removes, are carried to the second; `ready` is called when it listens, before the
-    lab boots. `timeout` is in seconds, from the lab's start.
+    lab boots. Machines that run in the lab are entered in the folder `machines`, where the sockets
+    of their monitors appear, too (machines.py). `timeout` is in seconds, from the lab's start.
 
     In the main thread, SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to the command; a
     second one, or 10 s without an end, ends the lab. Raises ConfigError for bad values,
@@ -51,13 +55,20 @@ def run(
     for pair in forward:
         _check_forward(*pair)
     lab_image = image.prepare()
+    extra = {"MODPROBE_OPTIONS": lab_image.modprobe, "PYVIRT_LAB_MACHINES": machines or ""}
+    what = what._replace(env={**what.env, **extra})
     with contextlib.ExitStack() as resources:
         signals = resources.enter_context(Signals())
         listeners = [(resources.enter_context(_listening(h)), p) for h, p in forward]
         ready()
         machine = qemu.Machine(lab_image, memory_mib=memory_mib, cpus=cpus)
         resources.callback(machine.close)
-        client = Client(machine.link, what, signals, forward=listeners, timeout=timeout)
+        found = Machines(machines) if machines else None
+        if found is not None:
+            resources.callback(found.close)
+        client = Client(
+            machine.link, what, signals, forward=listeners, machines=found, timeout=timeout
+        )
         try:
             return client.run()
         except LinkClosedError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from pyvirt.cli import lab
@@ -14,11 +15,15 @@ DEFAULTS = {"forward": [], "memory_mib": 4096, "cpus": 1, "timeout": None}
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, object]]]:
+def calls(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> list[tuple[list[str], dict[str, object]]]:
     """What was asked of the lab, which is not booted and answers 42."""
     made: list[tuple[list[str], dict[str, object]]] = []
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
-    def run(command: Sequence[str], **options: object) -> int:
+    def run(command: Sequence[str], machines: str, **options: object) -> int:
+        assert Path(machines).is_dir()
         made.append((list(command), options))
         return 42
 

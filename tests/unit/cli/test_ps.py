@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from pyvirt.cli import ps, registry
 from pyvirt.errors import PyvirtError
+from pyvirt.harness.lab.machines import Machines
 
 from ..refusal import refusal
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 CHILD = """
 import os, sys
@@ -129,15 +135,64 @@ def test_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ps.USAGE
 
 
-def test_the_lab_leaves_the_hosts_entries_alone(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a folder whose path leaves room for a socket's."""
+    with tempfile.TemporaryDirectory(prefix="ps-") as place:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", place)
+        yield Path(place, "pyvirt")
+
+
+def test_machines_in_a_lab(
+    short: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Over its file system they look as if nobody held them."""
+    """They are listed on the host, and so are sockets that lead to theirs."""
+    with registry.LabFolder() as place:
+        assert place is not None
+        with contextlib.closing(Machines(place)) as machines, monkeypatch.context() as lab:
+            lab.setenv("PYVIRT_LAB", "1")
+            lab.setenv("PYVIRT_LAB_MACHINES", place)
+            monitors = ["/dev/shm/a\nb", "127.0.0.1:4444", "/dev/shm/c"]
+            with registry.Registration("inside", monitors):
+                lab.undo()
+                assert [entry.sockets for entry in registry.running()] == [[]]
+                machines.look()
+                assert [path for _, path in machines.forward] == ["/dev/shm/a\nb", "/dev/shm/c"]
+                (entry,) = registry.running()
+                assert (entry.pid, entry.name, entry.in_lab) == (os.getpid(), "inside", True)
+                assert len(entry.sockets) == 2
+                for one, (listener, _) in zip(entry.sockets, machines.forward, strict=True):
+                    with socket.socket(socket.AF_UNIX) as client:
+                        client.connect(one)
+                        listener.accept()[0].close()
+                assert ps.main([]) == 0
+                row = capsys.readouterr().out.splitlines()[1].split()
+                assert (row[0], row[2:]) == (f"lab:{os.getpid()}", ["inside", *entry.sockets])
+                lab.setenv("PYVIRT_LAB", "1")
+                lab.setenv("PYVIRT_LAB_MACHINES", place)
+            lab.undo()
+            assert list(registry.running()) == []
+            monkeypatch.setattr(time, "monotonic", lambda: 1e9)
+            machines.look()
+            assert (machines.forward, os.listdir(place)) == ([], [])
+    assert list(short.iterdir()) == []
+    # One that a lab left behind goes as entries do.
+    (short / "lab-1-2").mkdir()
+    (short / "lab-1-2/5-6").symlink_to("1\nold\n")
+    assert list(registry.running()) == []
+    assert list(short.iterdir()) == []
+
+
+def test_the_lab_has_a_folder_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over its file system the host's entries look as if nobody held them."""
     folder.mkdir(mode=0o700)
     entry = folder / "1-1"
     entry.write_text("1\nweb\n")
     monkeypatch.setenv("PYVIRT_LAB", "1")
-    assert list(registry.running()) == []
+    assert registry.folder() == f"/dev/shm/pyvirt-{os.getuid()}"
+    with registry.Registration("inside", ["/dev/shm/monitor"]) as _:
+        found = [(one.pid, one.name, one.sockets) for one in registry.running()]
+        assert (os.getpid(), "inside", ["/dev/shm/monitor"]) in found
     assert entry.exists()
     monkeypatch.delenv("PYVIRT_LAB")
     assert list(registry.running()) == []

@@ -67,10 +67,33 @@ def test_the_same_image_twice_is_refused(monkeypatch: pytest.MonkeyPatch, image:
     assert run(monkeypatch, readers, lambda *_, **__: 0) == 0
 
 
-@pytest.mark.parametrize("words", ["tap0", "user"])
-def test_a_nic_is_refused_before_the_lab_boots(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-net", "tap0"],
+        ["-netdev", "tap,id=n,ifname=tap0", "-device", "virtio-net-device,netdev=n"],
+        ["-netdev", "stream,id=n,path=/run/switch"],
+    ],
+)
+def test_a_nic_is_refused_before_the_lab_boots(
+    monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """The message names what was written, and not what it stands for."""
+
     def lab(_command: list[str], **_: object) -> int:
         raise AssertionError("the lab was started")
 
-    message = refusal(lambda: run(monkeypatch, ["-net", words], lab))
-    assert message.startswith("-net id=net0: this host's networks are not in the lab; run ")
+    message = refusal(lambda: run(monkeypatch, ["-net", "user", *words], lab))
+    assert message.startswith(f"{' '.join(words[:2])}: this host's networks are not in the nested")
+    assert message.endswith("or give -net user")
+
+
+def test_passt_has_a_way_out_of_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def lab(command: list[str], **_: object) -> int:
+        commands.append(command)
+        return 0
+
+    assert run(monkeypatch, ["-net", "user"], lab) == 0
+    assert "-net=user" in commands[0]

@@ -188,3 +188,16 @@ def test_nothing_stays_open_after_a_refusal(tmp_path: Path) -> None:
             UnixListener(str(tmp_path / path))
     assert os.listdir("/proc/self/fd") == before
     assert names(tmp_path) == {"file"}
+
+
+def test_a_file_system_without_sockets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the lab sees the host's; its answer would say nothing to a user."""
+
+    class Refusing(socket.socket):
+        def bind(self, _address: object) -> None:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+
+    monkeypatch.setattr("pyvirt.devices.unix_socket.socket.socket", Refusing)
+    with pytest.raises(OSError, match="takes no sockets; in the nested lab, /dev/shm does"):
+        UnixListener(str(tmp_path / "socket"))
+    assert names(tmp_path) == set()
