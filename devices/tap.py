@@ -154,8 +154,10 @@ def _open_by_name(name: str, queues: int) -> tuple[int, ...]:
         # To open one that does not exist would make it, with nothing behind.
         _socket.if_nametoindex(name)
     except OSError:
+        where = " in the nested lab, which has not the host's" if "PYVIRT_LAB" in os.environ else ""
         raise ConfigError(
-            f"-netdev ifname={name}: there is no such tap; make it: sudo pyvirt net up {name}"
+            f"-netdev ifname={name}: there is no such tap{where}; "
+            f"make it: sudo pyvirt net up {name}"
         ) from None
     flags = _WANTED | (IFF_MULTI_QUEUE if queues > 1 else 0)
     fds: list[int] = []

@@ -146,6 +146,14 @@ def test_refused_and_nothing_left(config: TapConfig, words: str) -> None:
     Tap(TapConfig("tap0")).close()
 
 
+def test_a_tap_of_the_host_is_not_one_of_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYVIRT_LAB", "1")
+    assert refusal(TapConfig("tap9").open) == (
+        "-netdev ifname=tap9: there is no such tap in the nested lab, which has not the host's; "
+        "make it: sudo pyvirt net up tap9"
+    )
+
+
 def test_a_busy_tap_is_refused() -> None:
     holder = TapConfig("tap0").open()
     before = descriptors()
