@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,10 @@ def run(folder: Path, *arguments: str) -> Outcomes:
     plugins = ("-p", "tests.outcomes", "-p", "tests.claims", "-p", "no:cacheprovider")
     place = ("--rootdir", str(folder), "-c", "/dev/null", "--outcomes", str(written), str(folder))
     command = [sys.executable, "-m", "pytest", "-q", *plugins, *place, *arguments]
-    subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=120)
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, check=False, timeout=120
+    )
     outcomes = Outcomes()
     outcomes.read(written)
     written.unlink(missing_ok=True)
