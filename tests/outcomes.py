@@ -66,6 +66,10 @@ class Outcomes:
             self._events.setdefault(test, set()).add(event)
             self.seconds[test] = self.seconds.get(test, 0.0) + seconds
 
+    def __bool__(self) -> bool:
+        """Say whether there was any test."""
+        return bool(self._events)
+
     @property
     def failed(self) -> list[str]:
         """Those that failed, or that nobody brought to an end."""

@@ -33,8 +33,8 @@ def test_a_thousand_cycles_leave_nothing(kernel: Callable[[str], Path], tmp_path
     image.write_bytes(bytes(MIB))
     with network_namespace():
         ip("tuntap add tap0 mode tap")
-        guest = Monitored(kernel("spin"), "-machine", "microvm,mem-share=on", throttle=False)
-        try:
+        options = ("-machine", "microvm,mem-share=on")
+        with Monitored(kernel("spin"), *options, throttle=False) as guest:
             for _ in range(WARM_UP):
                 cycle(guest, image)
             before = usage(guest.process.pid)
@@ -44,8 +44,6 @@ def test_a_thousand_cycles_leave_nothing(kernel: Callable[[str], Path], tmp_path
             runs = guest.mailbox()
             assert guest.client.execute("query-status")["running"]
             assert guest.names().count("DEVICE_DELETED") == 2 * CYCLES
-        finally:
-            guest.close()
     assert runs
     assert after.descriptors == before.descriptors
     assert after.threads == before.threads
