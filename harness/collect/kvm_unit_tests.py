@@ -5,7 +5,6 @@ Sources: kvm-unit-tests' scripts/common.bash, scripts/runtime.bash and lib/repor
 
 from __future__ import annotations
 
-import os
 import re
 import select
 import time
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 90.0
 _SKIPPED = (77, 77 >> 1)  # the second for QEMU, which makes it the first
 _TIMEOUT, _ABORT, _SIGNALLED = 124, 127, 128
+_ONLINE = "/sys/devices/system/cpu/online"
 _CLOSE_S = 10.0
 _CHUNK = 1 << 16
 _TAIL = 20
@@ -248,8 +248,15 @@ def words(kernel: Path, run: Run, vcpus: int, module: Path) -> list[str]:
     ]
 
 
-def _vcpus(text: str) -> int:
-    return int(text) if text.isdecimal() else os.cpu_count() or 1
+def vcpus(text: str, read: Callable[[str], str | None]) -> int:
+    """Return the number that `smp` gives; all of the processors where the VMs run for $MAX_SMP.
+
+    `read` is as for `unfit`.
+    """
+    if text.isdecimal():
+        return int(text)
+    ranges = re.findall(r"(\d+)(?:-(\d+))?", read(_ONLINE) or "")
+    return sum(int(last or first) - int(first) + 1 for first, last in ranges) or 1
 
 
 def case(section: Section, folder: Path, arch: str, expected: Expected | None = None) -> Case:
@@ -257,19 +264,22 @@ def case(section: Section, folder: Path, arch: str, expected: Expected | None = 
     why = expected.why if expected is not None and expected.outcome == FAILED else None
 
     def test(tmp_path: Path, ktap: Ktap, vm_place: Place, vm_timeout_scale: float) -> None:
-        reason = unfit(section, arch, lambda path: read_file(vm_place.server(), path))
+        def read(path: str) -> str | None:
+            return read_file(vm_place.server(), path)
+
+        reason = unfit(section, arch, read)
         if reason:
             pytest.skip(reason)
         kernel = folder / section.get("file")
         if not kernel.is_file():
             pytest.fail(f"{kernel}: there is no such file; run make", pytrace=False)
-        run, vcpus = parameters(section), _vcpus(section.get("smp") or "1")
+        run, count = parameters(section), vcpus(section.get("smp") or "1", read)
         limit = seconds(section.get("timeout")) * vm_timeout_scale
         module = tmp_path / "environment"
-        module.write_text(environment(run, vcpus))
+        module.write_text(environment(run, count))
         process = Process(
             vm_place.server(),
-            words(kernel, run, vcpus, module),
+            words(kernel, run, count, module),
             {"console": (0, 1), "messages": (2,)},
         )
         try:

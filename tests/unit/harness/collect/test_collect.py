@@ -142,6 +142,20 @@ def test_who_is_not_to_run(members: dict[str, str], checks: tuple[str, ...], rea
     assert kvm_unit_tests.unfit(Section("s", members, checks), "x86_64", there.get) == reason
 
 
+@pytest.mark.parametrize(
+    ("text", "online", "count"),
+    [
+        ("3", "0-1", 3),
+        ("$MAX_SMP", "0-1\n", 2),
+        ("$MAX_SMP", "0,2-4,7", 5),
+        ("$MAX_SMP", "0", 1),
+        ("", None, 1),
+    ],
+)
+def test_processors(text: str, online: str | None, count: int) -> None:
+    assert kvm_unit_tests.vcpus(text, lambda _: online) == count
+
+
 def test_what_is_expected_of_each_section_is_written_down() -> None:
     expected = kvm_unit_expected.read(kvm_unit_expected.FILE.read_text())
     assert expected["realmode"] == Expected("passed")
