@@ -12,39 +12,19 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
 
 #include "block/io_internal.h"
-#include "tests/check.h"
-#include "tests/virtio/reason.h"
-#include "virtio/irq.h"
-#include "virtio/virtqueue_internal.h"
+#include "tests/virtio/guest.h"
 
-enum { QUEUES = 4, SIZE = 64, RAM = 16 << 20, SECTORS = 2048, DATA = 64 * 1024 };
+enum { QUEUES = 4, SIZE = QUEUE_SIZE, RAM = 16 << 20, SECTORS = 2048, DATA = 64 * 1024 };
 enum { FEATURES = 1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_DISCARD |
                   1 << VIRTIO_BLK_F_WRITE_ZEROES };
 /* What a status byte holds until the device has answered. */
 enum { UNANSWERED = 0xaa };
 
-struct queue {
-	struct pv_virtqueue *ring;
-	struct pv_desc *desc;
-	struct pv_avail *avail;
-	struct pv_used *used;
-	int kick_fd;
-	uint16_t free; /* the next descriptor to use */
-	uint16_t offered;
-};
-
 struct device {
-	char *ram;
+	struct guest guest;
 	int file;
-	int irq_fd;
-	int broken_fd;
-	void *page;
-	struct pv_memory *memory;
-	struct pv_virtio_irq *irq;
 	struct pv_block *block;
 	struct queue queues[QUEUES];
 };
@@ -60,23 +40,12 @@ static uint32_t engine_flag; /* which engine the tests run on */
 
 static inline char *data_at(struct device *d, uint32_t offset)
 {
-	return d->ram + RAM / 2 + offset;
+	return d->guest.ram + RAM / 2 + offset;
 }
 
 static inline void make_queue(struct device *d, unsigned index)
 {
-	struct queue *q = &d->queues[index];
-	uint64_t base = index * 0x4000;
-	struct pv_virtqueue_config config = {
-		.desc = base, .avail = base + 0x1000, .used = base + 0x2000, .size = SIZE};
-
-	memset(d->ram + base, 0, 0x4000);
-	CHECK_EQ(pv_virtqueue_new(d->memory, &config, &q->ring), 0);
-	q->desc = (struct pv_desc *)(d->ram + config.desc);
-	q->avail = (struct pv_avail *)(d->ram + config.avail);
-	q->used = (struct pv_used *)(d->ram + config.used);
-	q->free = q->offered = 0;
-	q->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	queue_make(&d->guest, &d->queues[index], index, false, false);
 }
 
 static inline int make_file(uint64_t bytes)
@@ -92,38 +61,28 @@ static inline int make_file(uint64_t bytes)
 
 static inline void start(struct device *d, uint64_t features, uint32_t queues)
 {
-	struct pv_queue served[QUEUES];
+	struct pv_queue queues_served[QUEUES];
 
 	for (unsigned i = 0; i < queues; i++) {
 		make_queue(d, i);
-		served[i] = (struct pv_queue){d->queues[i].ring, d->queues[i].kick_fd};
+		queues_served[i] = served(&d->queues[i]);
 	}
-	CHECK_EQ(pv_block_start(d->block, features, served, queues, d->irq), 0);
-	CHECK_EQ(pv_block_start(d->block, features, served, queues, d->irq), -EBUSY);
+	CHECK_EQ(pv_block_start(d->block, features, queues_served, queues, d->guest.irq), 0);
+	CHECK_EQ(pv_block_start(d->block, features, queues_served, queues, d->guest.irq), -EBUSY);
 }
 
 static inline void stop(struct device *d)
 {
 	CHECK_EQ(pv_block_stop(d->block, PV_FOREVER), 0);
-	for (unsigned i = 0; i < QUEUES && d->queues[i].ring; i++) {
-		pv_virtqueue_free(d->queues[i].ring);
-		close(d->queues[i].kick_fd);
-		d->queues[i].ring = NULL;
-	}
+	for (unsigned i = 0; i < QUEUES; i++)
+		queue_unmake(&d->queues[i]);
 }
 
 /* A device that is not started; the caller may have changed the defaults in `config`. */
 static inline void make(struct device *d, struct pv_block_config *config)
 {
 	memset(d, 0, sizeof(*d));
-	d->ram = mmap(NULL, RAM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	d->page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	CHECK(d->ram != MAP_FAILED && d->page != MAP_FAILED);
-	CHECK_EQ(pv_memory_new(&d->memory), 0);
-	CHECK_EQ(pv_memory_add(d->memory, 0, RAM, d->ram), 0);
-	d->irq_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	d->broken_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	CHECK_EQ(pv_virtio_irq_new(d->page, d->irq_fd, d->broken_fd, &d->irq), 0);
+	guest_make(&d->guest, RAM);
 	d->file = config->fd >= 0 ? config->fd : make_file(SECTORS * 512);
 	config->fd = d->file;
 	config->flags |= engine_flag;
@@ -138,13 +97,8 @@ static inline void unmake(struct device *d)
 {
 	stop(d);
 	pv_block_free(d->block);
-	pv_virtio_irq_free(d->irq);
-	pv_memory_free(d->memory);
-	munmap(d->page, 4096);
-	munmap(d->ram, RAM);
+	guest_unmake(&d->guest);
 	close(d->file);
-	close(d->irq_fd);
-	close(d->broken_fd);
 }
 
 static inline void make_started(struct device *d, uint32_t flags)
@@ -161,29 +115,11 @@ static inline void offer(struct device *d, struct queue *q, const struct part *p
 {
 	uint16_t head = q->free;
 
-	for (unsigned i = 0; i < count; i++) {
-		struct pv_desc *desc = &q->desc[q->free];
-
-		q->free = (uint16_t)((q->free + 1) % SIZE);
-		desc->address = (uint64_t)((const char *)parts[i].data - d->ram);
-		desc->length = parts[i].length;
-		desc->flags = (uint16_t)((parts[i].writable ? PV_DESC_WRITE : 0) |
-		                         (i + 1 < count ? PV_DESC_NEXT : 0));
-		desc->next = q->free;
-	}
-	q->avail->ring[q->offered % SIZE] = head;
-	q->offered++;
-	__atomic_store_n(&q->avail->idx, q->offered, __ATOMIC_RELEASE);
-}
-
-static inline void kick(struct queue *q)
-{
-	CHECK_EQ(eventfd_write(q->kick_fd, 1), 0);
-}
-
-static inline uint16_t used(const struct queue *q)
-{
-	return __atomic_load_n(&q->used->idx, __ATOMIC_ACQUIRE);
+	for (unsigned i = 0; i < count; i++)
+		queue_describe(q, (uint64_t)((const char *)parts[i].data - d->guest.ram), parts[i].length,
+		               parts[i].writable, i + 1 < count);
+	queue_put(q, head);
+	show(q);
 }
 
 static inline struct virtio_blk_outhdr *header(struct device *d, unsigned slot, uint32_t type,
@@ -242,9 +178,7 @@ static inline void check_lives(struct device *d)
 
 static inline void check_broken(struct device *d, const char *why)
 {
-	CHECK(readable(d->broken_fd, 10000));
-	check_reason(d->irq, why);
-	CHECK(__atomic_load_n((uint32_t *)((char *)d->page + 0x70), __ATOMIC_ACQUIRE) & 64);
+	guest_check_broken(&d->guest, why);
 }
 
 /* A driver that offers each request again as soon as it is answered. */
@@ -289,12 +223,6 @@ static inline void end_flood(struct flood *f)
 {
 	atomic_store(&f->end, true);
 	CHECK_EQ(pthread_join(f->thread, NULL), 0);
-}
-
-static inline void fill(char *data, uint32_t length, unsigned seed)
-{
-	for (uint32_t i = 0; i < length; i++)
-		data[i] = (char)(i * 7 + i / 256 + seed);
 }
 
 static inline void check_bytes(const char *data, uint32_t length, char byte)

@@ -64,7 +64,7 @@ static void test_a_broken_ring_breaks_the_device_and_all_its_queues(void)
 	CHECK_EQ(*status, UNANSWERED);
 	/* A reset makes it whole. */
 	stop(&d);
-	pv_virtio_irq_reset(d.irq);
+	pv_virtio_irq_reset(d.guest.irq);
 	start(&d, FEATURES, 2);
 	check_lives(&d);
 	unmake(&d);

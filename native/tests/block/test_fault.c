@@ -16,7 +16,7 @@ static int try_rule(struct device *d, struct pv_fault fault)
 		fault.every = 1;
 	if (fault.last == 0)
 		fault.last = UINT64_MAX;
-	id = pv_faults_add(pv_virtio_irq_faults(d->irq), &fault);
+	id = pv_faults_add(pv_virtio_irq_faults(d->guest.irq), &fault);
 	kick(&d->queues[0]);
 	return id;
 }
@@ -31,7 +31,7 @@ static uint32_t add_rule(struct device *d, struct pv_fault fault)
 
 static void remove_rule(struct device *d, uint32_t id)
 {
-	CHECK_EQ(pv_faults_remove(pv_virtio_irq_faults(d->irq), id), 0);
+	CHECK_EQ(pv_faults_remove(pv_virtio_irq_faults(d->guest.irq), id), 0);
 	kick(&d->queues[0]);
 }
 
@@ -39,7 +39,7 @@ static struct pv_fault_state rule(struct device *d, uint32_t index)
 {
 	struct pv_fault_state state;
 
-	CHECK_EQ(pv_faults_read(pv_virtio_irq_faults(d->irq), index, &state), 0);
+	CHECK_EQ(pv_faults_read(pv_virtio_irq_faults(d->guest.irq), index, &state), 0);
 	return state;
 }
 
@@ -233,7 +233,7 @@ static void test_lost_until_the_rule_goes(void)
 	WAIT_FOR(used(q) == 3);
 	CHECK_EQ(*first, VIRTIO_BLK_S_OK);
 	CHECK_EQ(*second, VIRTIO_BLK_S_IOERR); /* beyond the end */
-	CHECK_EQ(pv_faults_remove(pv_virtio_irq_faults(d.irq), id), -ENOENT);
+	CHECK_EQ(pv_faults_remove(pv_virtio_irq_faults(d.guest.irq), id), -ENOENT);
 	unmake(&d);
 }
 
@@ -276,7 +276,7 @@ static void test_rules_that_go_before_a_stop_lose_nothing(void)
 	lost = request(&d, q, 0, VIRTIO_BLK_T_IN, 0, data_at(&d, 0), 512);
 	kick(q);
 	WAIT_FOR(rule(&d, 0).hits == 1);
-	CHECK_EQ(pv_faults_remove(pv_virtio_irq_faults(d.irq), 0), 0);
+	CHECK_EQ(pv_faults_remove(pv_virtio_irq_faults(d.guest.irq), 0), 0);
 	CHECK_EQ(pv_block_stop(d.block, PV_FOREVER), 0);
 	CHECK_EQ(*lost, VIRTIO_BLK_S_OK);
 	unmake(&d);
@@ -307,14 +307,14 @@ static void test_broken_from_outside(void)
 
 	make_started(&d, 0);
 	check_lives(&d);
-	pv_virtio_irq_broken(d.irq, "somebody asked for it");
+	pv_virtio_irq_broken(d.guest.irq, "somebody asked for it");
 	check_broken(&d, "somebody asked for it");
 	request(&d, q, 1, VIRTIO_BLK_T_IN, 0, data_at(&d, 0), 512);
 	kick(q);
 	usleep(20000);
 	CHECK_EQ(used(q), 1);
 	stop(&d);
-	pv_virtio_irq_reset(d.irq);
+	pv_virtio_irq_reset(d.guest.irq);
 	start(&d, FEATURES, 1);
 	check_lives(&d);
 	unmake(&d);
@@ -337,13 +337,13 @@ static void test_rules_that_cannot_be(void)
 	make_started(&d, 0);
 	for (unsigned i = 0; i < sizeof(WRONG) / sizeof(WRONG[0]); i++)
 		CHECK_EQ(try_rule(&d, WRONG[i]), -EINVAL);
-	CHECK_EQ(pv_faults_add(pv_virtio_irq_faults(d.irq), &never), -EINVAL);
+	CHECK_EQ(pv_faults_add(pv_virtio_irq_faults(d.guest.irq), &never), -EINVAL);
 	for (unsigned i = 0; i < PV_FAULT_RULES; i++)
 		CHECK_EQ(add_rule(&d, (struct pv_fault){.kind = PV_FAULT_FAIL, .ops = PV_FAULT_RX,
 		                                        .error = EIO}), i + 1);
 	CHECK_EQ(try_rule(&d, (struct pv_fault){.kind = PV_FAULT_DROP, .ops = ALL}), -ENOSPC);
 	check_lives(&d);
-	CHECK_EQ(pv_faults_remove(pv_virtio_irq_faults(d.irq), 0), 0);
+	CHECK_EQ(pv_faults_remove(pv_virtio_irq_faults(d.guest.irq), 0), 0);
 	CHECK_EQ(add_rule(&d, (struct pv_fault){.kind = PV_FAULT_FAIL, .ops = ALL, .error = EIO}),
 	         PV_FAULT_RULES + 1);
 	CHECK_EQ(read_sector(&d, 0), VIRTIO_BLK_S_IOERR);

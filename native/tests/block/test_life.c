@@ -117,7 +117,7 @@ static void test_stop_of_an_image_that_hangs(void)
 	/* The driver was not waited for, and is told nothing. */
 	CHECK_EQ(used(q), 0);
 	CHECK_EQ(*stuck, UNANSWERED);
-	CHECK_EQ(pv_virtio_irq_count(d.irq), 0);
+	CHECK_EQ(pv_virtio_irq_count(d.guest.irq), 0);
 	stop(&d);
 	start(&d, FEATURES, 1);
 	check_lives(&d);
@@ -177,7 +177,7 @@ static void test_several_queues_at_once(void)
 	CHECK_EQ(stats.writes, 25 * QUEUES * 16);
 	CHECK_EQ(stats.bytes_read, stats.reads * 2048);
 	CHECK_EQ(stats.errors, 0);
-	CHECK_EQ(stats.interrupts, pv_virtio_irq_count(d.irq));
+	CHECK_EQ(stats.interrupts, pv_virtio_irq_count(d.guest.irq));
 	CHECK(stats.interrupts > 0 && stats.interrupts <= stats.reads + stats.writes);
 	unmake(&d);
 }
@@ -195,14 +195,14 @@ static void test_a_batch_has_one_interrupt(void)
 	for (unsigned i = 0; i < 16; i++)
 		request(&d, q, i, VIRTIO_BLK_T_GET_ID, 0, data_at(&d, i * 32), 20);
 	struct pv_queue served = {q->ring, q->kick_fd};
-	CHECK_EQ(pv_block_start(d.block, FEATURES, &served, 1, d.irq), 0);
+	CHECK_EQ(pv_block_start(d.block, FEATURES, &served, 1, d.guest.irq), 0);
 	WAIT_FOR(used(q) == 16);
 	CHECK_EQ(pv_block_stop(d.block, PV_FOREVER), 0);
 	pv_block_stats(d.block, &stats);
 	CHECK_EQ(stats.others, 16);
 	CHECK_EQ(stats.interrupts, 1);
 	q->avail->flags = PV_AVAIL_NO_INTERRUPT;
-	CHECK_EQ(pv_block_start(d.block, FEATURES, &served, 1, d.irq), 0);
+	CHECK_EQ(pv_block_start(d.block, FEATURES, &served, 1, d.guest.irq), 0);
 	ask(&d, VIRTIO_BLK_T_GET_ID, 0, data_at(&d, 0), 20, NULL);
 	CHECK_EQ(pv_block_stop(d.block, PV_FOREVER), 0);
 	pv_block_stats(d.block, &stats);

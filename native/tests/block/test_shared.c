@@ -108,9 +108,9 @@ static void test_one_breaks_and_the_other_lives(void)
 	kick(&d[0].queues[0]);
 	check_broken(&d[0], "head 64 in a queue of 64");
 	check_lives(&d[1]);
-	CHECK(!readable(d[1].broken_fd, 0));
+	CHECK(!readable(d[1].guest.broken_fd, 0));
 	stop(&d[0]);
-	pv_virtio_irq_reset(d[0].irq);
+	pv_virtio_irq_reset(d[0].guest.irq);
 	start(&d[0], FEATURES, 1);
 	check_lives(&d[0]);
 	check_lives(&d[1]);
@@ -156,11 +156,11 @@ static void test_two_engines_cannot_share(void)
 	engine_flag ^= PV_BLOCK_THREADS;
 	make_queue(&other, 0);
 	served = (struct pv_queue){other.queues[0].ring, other.queues[0].kick_fd};
-	CHECK_EQ(pv_block_start(other.block, FEATURES, &served, 1, other.irq), -EINVAL);
+	CHECK_EQ(pv_block_start(other.block, FEATURES, &served, 1, other.guest.irq), -EINVAL);
 	check_lives(&d);
 	stop(&d);
 	/* The thread has ended, and may be of the other kind now. */
-	CHECK_EQ(pv_block_start(other.block, FEATURES, &served, 1, other.irq), 0);
+	CHECK_EQ(pv_block_start(other.block, FEATURES, &served, 1, other.guest.irq), 0);
 	check_lives(&other);
 	unmake(&d);
 	unmake(&other);
@@ -188,7 +188,7 @@ static void test_one_is_flooded_and_the_other_served(void)
 	pv_block_resume(d[0].block);
 	CHECK_EQ(pv_block_stop(d[0].block, PV_FOREVER), 0);
 	end_flood(&flood);
-	CHECK_EQ(pv_virtio_irq_is_broken(d[0].irq), 0);
+	CHECK_EQ(pv_virtio_irq_is_broken(d[0].guest.irq), 0);
 	unmake(&d[0]);
 	unmake(&d[1]);
 	pv_iothread_free(thread);

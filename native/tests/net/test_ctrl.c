@@ -13,7 +13,7 @@ static uint8_t frame[64];
 static uint8_t command(struct bench *b, uint8_t class, uint8_t number, const void *data,
                        uint32_t length)
 {
-	struct bench_queue *q = &b->queues[CTRL];
+	struct queue *q = &b->queues[CTRL];
 	struct part parts[] = {{COMMAND, 2, false}, {COMMAND + 2, length, false}, {ACK, 1, true}};
 	uint8_t *at = (uint8_t *)data_at(b, COMMAND);
 
@@ -179,7 +179,7 @@ static void test_the_driver_sets_its_address(void)
 	         VIRTIO_NET_OK);
 	CHECK(is_received(&b, OTHER, 6));
 	CHECK(!is_received(&b, BENCH_MAC, 6));
-	CHECK_EQ(memcmp((char *)b.page + 0x100, OTHER, 6), 0);
+	CHECK_EQ(memcmp((char *)b.guest.page + 0x100, OTHER, 6), 0);
 	pv_net_mac(b.net, mac);
 	CHECK_EQ(memcmp(mac, OTHER, 6), 0);
 	CHECK_EQ(command(&b, VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET, GROUP, 6),

@@ -10,7 +10,7 @@ static void lose(struct bench *b, uint32_t ops, uint64_t every)
 	struct pv_fault fault = {
 		.kind = PV_FAULT_DROP, .ops = ops, .last = UINT64_MAX, .every = every};
 
-	CHECK(pv_faults_add(pv_virtio_irq_faults(b->irq), &fault) > 0);
+	CHECK(pv_faults_add(pv_virtio_irq_faults(b->guest.irq), &fault) > 0);
 	kick(&b->queues[TX]);
 }
 
@@ -18,7 +18,7 @@ static uint64_t hits(struct bench *b)
 {
 	struct pv_fault_state state;
 
-	CHECK_EQ(pv_faults_read(pv_virtio_irq_faults(b->irq), 0, &state), 0);
+	CHECK_EQ(pv_faults_read(pv_virtio_irq_faults(b->guest.irq), 0, &state), 0);
 	return state.hits;
 }
 
@@ -65,7 +65,7 @@ static void test_every_tenth_to_the_driver(void)
 		CHECK_EQ(memcmp(data_at(&b, 0x200000 + at++ * 1526 + PV_NET_HEADER), frame, LENGTH), 0);
 	}
 	/* The buffers that were not used are there still. */
-	CHECK_EQ(pv_faults_remove(pv_virtio_irq_faults(b.irq), 0), 0);
+	CHECK_EQ(pv_faults_remove(pv_virtio_irq_faults(b.guest.irq), 0), 0);
 	kick(&b.queues[RX]);
 	host_sends(&b, frame, LENGTH, (struct virtio_net_hdr_v1){0});
 	WAIT_FOR(used(&b.queues[RX]) == COUNT - 1);
@@ -78,13 +78,13 @@ static void test_broken_from_outside(void)
 
 	bench_run(&b, MRG);
 	check_lives(&b);
-	pv_virtio_irq_broken(b.irq, "somebody asked for it");
+	pv_virtio_irq_broken(b.guest.irq, "somebody asked for it");
 	check_broken(&b, "somebody asked for it");
 	offer_packet(&b, 0, (struct virtio_net_hdr_v1){0}, frame, LENGTH);
 	usleep(20000);
 	CHECK_EQ(used(&b.queues[TX]), 1);
 	bench_stop(&b);
-	pv_virtio_irq_reset(b.irq);
+	pv_virtio_irq_reset(b.guest.irq);
 	bench_start(&b, MRG, 1);
 	check_lives(&b);
 	bench_unmake(&b);

@@ -107,7 +107,7 @@ static void test_a_backend_is_changed_while_it_runs(void)
 	bench_unmake(&b);
 }
 
-/* Buffers that were taken ahead are still the driver's, and what was not sent is sent by the next. */
+/* Buffers taken ahead are still the driver's, and what was not sent is sent by the next. */
 static void test_what_waits_survives_a_change(void)
 {
 	struct bench b;
@@ -162,7 +162,7 @@ static void test_a_vhost_that_is_none_is_refused(void)
 
 	bench_run(&b, 0);
 	CHECK_EQ(pv_net_detach(b.net, PV_FOREVER), 0);
-	none[0] = b.irq_fd;
+	none[0] = b.guest.irq_fd;
 	struct pv_net_backend backend = {PV_NET_TAP, 1, b.own, none};
 	CHECK_EQ(pv_net_attach(b.net, &backend, PV_FOREVER), -ENOTTY);
 	CHECK_EQ(bench_attach(&b, PV_NET_TAP, 1), 0);
@@ -212,7 +212,7 @@ static void test_only_pairs_in_use_are_served(void)
 	bench_unmake(&b);
 }
 
-static struct bench_queue *endless;
+static struct queue *endless;
 
 /* A host that is so fast that the driver has always more to send. */
 static int send_endlessly(struct pv_net_port *port, const struct iovec *iov, int count)
@@ -284,7 +284,7 @@ static void test_changes_under_traffic(void)
 	CHECK_EQ(pv_net_set_link(b.net, 1, PV_FOREVER), 0);
 	WAIT_FOR(used(&b.queues[TX]) == b.queues[TX].offered);
 	CHECK_EQ(STAT(&b, tx_packets) + STAT(&b, tx_no_link), 2000);
-	check_reason(b.irq, NULL);
+	check_reason(b.guest.irq, NULL);
 	bench_unmake(&b);
 }
 

@@ -15,7 +15,7 @@ static uint16_t num_buffers(const struct bench *b, uint32_t at)
 static void test_a_packet_goes_into_a_buffer(void)
 {
 	struct bench b;
-	struct bench_queue *q = &b.queues[RX];
+	struct queue *q = &b.queues[RX];
 
 	bench_run(&b, 0);
 	make_frame(frame, 60, 1);
@@ -29,7 +29,7 @@ static void test_a_packet_goes_into_a_buffer(void)
 	host_sends(&b, frame, 61, PLAIN);
 	WAIT_FOR(used(q) == 2);
 	CHECK_EQ(written(q, 1), PV_NET_HEADER + 61);
-	CHECK(readable(b.irq_fd, 10000));
+	CHECK(readable(b.guest.irq_fd, 10000));
 	CHECK_EQ(STAT(&b, rx_packets), 2);
 	CHECK_EQ(STAT(&b, rx_bytes), 121);
 	bench_unmake(&b);
@@ -39,7 +39,7 @@ static void test_a_packet_goes_into_a_buffer(void)
 static void test_a_large_packet_goes_into_one_chain(void)
 {
 	struct bench b;
-	struct bench_queue *q = &b.queues[RX];
+	struct queue *q = &b.queues[RX];
 	struct part parts[18];
 	uint8_t *got = malloc(PV_NET_FRAME_MAX);
 
@@ -64,7 +64,7 @@ static void test_a_large_packet_goes_into_one_chain(void)
 static void check_merged(struct bench *b, uint32_t at, uint32_t size, uint16_t first,
                          uint32_t length)
 {
-	const struct bench_queue *q = &b->queues[RX];
+	const struct queue *q = &b->queues[RX];
 	uint32_t total = PV_NET_HEADER + length;
 	uint16_t count = (uint16_t)((total + size - 1) / size);
 
@@ -175,7 +175,7 @@ static void test_thousands_of_packets_in_order(void)
 {
 	enum { COUNT = 5000, STEP = 128 };
 	struct bench b;
-	struct bench_queue *q = &b.queues[RX];
+	struct queue *q = &b.queues[RX];
 	unsigned sent = 0, seen = 0;
 
 	bench_run(&b, MRG);
@@ -267,7 +267,7 @@ static void test_a_broken_ring_breaks_the_device(void)
 static void test_a_chain_of_a_thousand_segments(void)
 {
 	struct bench b;
-	struct bench_queue *q = &b.queues[RX];
+	struct queue *q = &b.queues[RX];
 	struct pv_desc *table;
 
 	bench_run(&b, MRG);
@@ -366,18 +366,18 @@ static void test_a_burst_has_one_interrupt(void)
 	offer_buffers(&b, RX, 16, 0, 1526);
 	WAIT_FOR(used(&b.queues[RX]) == 8);
 	WAIT_FOR(STAT(&b, interrupts) == 1);
-	CHECK_EQ(pv_virtio_irq_count(b.irq), 1);
+	CHECK_EQ(pv_virtio_irq_count(b.guest.irq), 1);
 	__atomic_store_n(&b.queues[RX].avail->flags, PV_AVAIL_NO_INTERRUPT, __ATOMIC_RELAXED);
 	host_sends(&b, frame, 60, PLAIN);
 	WAIT_FOR(STAT(&b, suppressed) == 1);
-	CHECK_EQ(pv_virtio_irq_count(b.irq), 1);
+	CHECK_EQ(pv_virtio_irq_count(b.guest.irq), 1);
 	bench_unmake(&b);
 }
 
 static void test_event_indexes_hold_interrupts_back(void)
 {
 	struct bench b;
-	struct bench_queue *q = &b.queues[RX];
+	struct queue *q = &b.queues[RX];
 
 	bench_run(&b, MRG | UINT64_C(1) << 29);
 	__atomic_store_n(&q->avail->ring[BENCH_SIZE], 2, __ATOMIC_RELAXED); /* used_event */
@@ -387,7 +387,7 @@ static void test_event_indexes_hold_interrupts_back(void)
 		host_sends(&b, frame, 60, PLAIN);
 		WAIT_FOR(used(q) == i + 1);
 		WAIT_FOR(STAT(&b, interrupts) + STAT(&b, suppressed) == i + 1);
-		CHECK_EQ(pv_virtio_irq_count(b.irq), i >= 2);
+		CHECK_EQ(pv_virtio_irq_count(b.guest.irq), i >= 2);
 	}
 	bench_unmake(&b);
 }

@@ -31,7 +31,7 @@ static void test_a_packet_reaches_the_host(void)
 	CHECK_EQ(memcmp(packet + PV_NET_HEADER, frame, 1514), 0);
 	WAIT_FOR(used(&b.queues[TX]) == 1);
 	CHECK_EQ(written(&b.queues[TX], 0), 0);
-	CHECK(readable(b.irq_fd, 10000));
+	CHECK(readable(b.guest.irq_fd, 10000));
 	CHECK_EQ(STAT(&b, tx_packets), 1);
 	CHECK_EQ(STAT(&b, tx_bytes), 1514);
 	bench_unmake(&b);
@@ -214,7 +214,7 @@ static void test_a_chain_of_four_gigabytes_is_dropped(void)
 {
 	enum { PIECES = 1024, PIECE = 4 << 20 };
 	struct bench b;
-	struct bench_queue *q = &b.queues[TX];
+	struct queue *q = &b.queues[TX];
 	struct pv_desc *table;
 
 	bench_run(&b, 0);
@@ -238,7 +238,7 @@ static void test_a_chain_of_four_gigabytes_is_dropped(void)
 static void test_a_frame_of_a_thousand_segments(void)
 {
 	struct bench b;
-	struct bench_queue *q = &b.queues[TX];
+	struct queue *q = &b.queues[TX];
 	struct pv_desc *table;
 
 	bench_run(&b, 0);
@@ -303,7 +303,7 @@ static void test_a_writable_packet_breaks_the_device(void)
 static void test_a_full_host_makes_packets_wait(void)
 {
 	struct bench b;
-	struct bench_queue *q = &b.queues[TX];
+	struct queue *q = &b.queues[TX];
 	uint16_t stuck;
 
 	bench_run(&b, 0);
@@ -357,7 +357,7 @@ static void test_the_header_that_was_checked_is_the_one_that_is_sent(void)
 static void test_while_packets_flow_no_kick_is_asked_for(void)
 {
 	struct bench b;
-	struct bench_queue *q = &b.queues[TX];
+	struct queue *q = &b.queues[TX];
 
 	bench_run(&b, 0);
 	WAIT_FOR(__atomic_load_n(&q->used->flags, __ATOMIC_ACQUIRE) == 0);
