@@ -17,6 +17,8 @@ from pathlib import Path
 
 from ... import files
 from ...errors import BackendError, ConfigError
+from ...vmm.boot import efi
+from ...vmm.boot.kernel import KernelFile
 from .. import cache
 from . import kconfig, micro, packages, vmlinux
 from .tool import run
@@ -118,6 +120,9 @@ def _of_file(path: Path) -> Kernel:
             release = _release(data)
             elf = data[:4] == b"\x7fELF"
     if release is None:
+        with KernelFile("kernel", str(path)) as kernel_file:
+            if efi.recognises(kernel_file):
+                raise efi.refusal(kernel_file)
         raise ConfigError(
             f"kernel {path}: it does not tell a Linux version; give a bzImage or a vmlinux"
         )

@@ -10,6 +10,8 @@ import pytest
 from pyvirt.errors import BackendError, ConfigError
 from pyvirt.harness.guest import kernel, micro, packages
 
+from ...vmm.boot.test_efi import image as efi_image
+
 RELEASE = "6.1.0-99-cloud-amd64"
 ELF = b"\x7fELF" + bytes(500)
 
@@ -169,3 +171,10 @@ def test_name_of_nothing(name: str) -> None:
         ConfigError, match="neither a file nor one of the names cloud, generic, mic"
     ):
         kernel.find(name)
+
+
+def test_efi_image(tmp_path: Path) -> None:
+    image = tmp_path / "linux.efi"
+    image.write_bytes(efi_image(b".text", b".linux"))
+    with pytest.raises(ConfigError, match=rf"^kernel {image}: an EFI image with a Linux kernel in"):
+        kernel.find(str(image))
