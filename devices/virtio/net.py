@@ -140,7 +140,17 @@ class Net(Pluggable):
     `stats` and all that only tells are for any thread, and do not wait.
     """
 
-    __slots__ = ("_backend", "_config", "_handle", "_id", "_lost", "_turn", "_wanted", "offloads")
+    __slots__ = (
+        "_backend",
+        "_config",
+        "_handle",
+        "_id",
+        "_lost",
+        "_mac",
+        "_turn",
+        "_wanted",
+        "offloads",
+    )
     KIND = "net"
 
     def __init__(self, config: NetConfig, backend: Backend | None = None) -> None:
@@ -159,6 +169,7 @@ class Net(Pluggable):
         self._config = config
         self._backend: Backend | None = None
         self._id = config.id
+        self._mac = config.mac  # what a driver reads when it begins
         self._wanted = True  # the link, by set_link
         self._lost = False
         # Around the C side's calls that must come one at a time.
@@ -247,19 +258,26 @@ class Net(Pluggable):
     def attach(self, backend: Backend, *, id: str = "", mac: bytes = b"") -> None:  # noqa: A002
         """Take over `backend` and bring the link up; as the constructor does.
 
-        `id` is how it is called from now on. A driver reads the address once, when it finds the
-        device: another `mac` is refused.
+        `id` is how it is called from now on, and `mac` the address of this and later backends. A
+        driver reads that once, when it finds the device: another is refused while one is at work.
         """
-        has = self._config.mac
-        if mac not in {b"", has}:
-            raise ConfigError(
-                f"{self.name}: the guest knows this slot by the address {has.hex(':')}; "
-                "give that mac, or none"
-            )
-        with self._turn.soon():
-            self._attach(backend)
-            self._id = id or self._id
-        self.config_changed()
+
+        def change(is_bound: bool) -> None:
+            if is_bound and mac not in {b"", self._mac}:
+                has = self._mac.hex(":")
+                raise ConfigError(
+                    f"{self.name}: the guest's driver knows this slot by the address {has}, which "
+                    "it asks only when it starts; give that mac or none, and set yours in the "
+                    "guest (ip link set dev NAME address MAC), or unbind the driver there first"
+                )
+            with self._turn.soon():
+                self._attach(backend)
+                self._id = id or self._id
+                if mac not in {b"", self._mac}:
+                    self._mac = mac
+                    lib.pv_net_set_mac(self._handle, mac)
+
+        self.exchange(change)
 
     def _attach(self, backend: Backend) -> None:
         config = self._config

@@ -287,6 +287,12 @@ void pv_net_mac(struct pv_net *net, uint8_t mac[6])
 	pthread_mutex_unlock(&net->lock);
 }
 
+void pv_net_set_mac(struct pv_net *net, const uint8_t mac[6])
+{
+	memcpy(net->config.mac, mac, 6);
+	reset_mode(net, 0);
+}
+
 int pv_net_take_lost(struct pv_net *net)
 {
 	return atomic_exchange(&net->news, false);

@@ -127,9 +127,12 @@ int pv_net_detach(struct pv_net *net, uint64_t timeout_ns);
 int pv_net_set_link(struct pv_net *net, int up, uint64_t timeout_ns);
 
 /* The three above pause the threads; -ETIMEDOUT: the host keeps some. The backend is in use still,
- * the device broken, and nothing but pv_net_stop and these is to be called.
- *
- * All of the above: one caller at a time. What follows: any thread, at any time. */
+ * the device broken, and nothing but pv_net_stop and these is to be called. */
+
+/* Another configured address, for a driver that begins now: none is at work. */
+void pv_net_set_mac(struct pv_net *net, const uint8_t mac[6]);
+
+/* All of the above: one caller at a time. What follows: any thread, at any time. */
 
 /* The address that the driver set, or the configured one. */
 void pv_net_mac(struct pv_net *net, uint8_t mac[6]);

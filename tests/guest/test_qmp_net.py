@@ -204,7 +204,9 @@ def test_refusals(linked: Live, operator: Operator) -> None:
     with_mac = PLUG.replace('"0x0"', '"0x0", "mac":"52:54:00:12:34:56"')
     own = mac.show(linked.machine.slot("net", 0).config()[:6])
     assert refused(with_mac) == (
-        f"NIC slot 0: the guest knows this slot by the address {own}; give that mac, or none"
+        f"NIC slot 0: the guest's driver knows this slot by the address {own}, which it asks only "
+        "when it starts; give that mac or none, and set yours in the guest (ip link set dev NAME "
+        "address MAC), or unbind the driver there first"
     )
     assert carriers(linked) == [0, 0]
     assert operator.says(with_mac.replace("52:54:00:12:34:56", own)) == DONE

@@ -12,13 +12,13 @@ import pytest
 from pyvirt.devices.virtio import net
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.net import Net, NetConfig
-from pyvirt.errors import BackendError
+from pyvirt.errors import BackendError, ConfigError
 from pyvirt.native import lib
 
 from ...refusal import refusal
 from .nic_bench import NicBench, SocketBackend, frame
 
-MAC = bytes.fromhex("020000000001")
+MAC, OTHER = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 BITS = {
     "csum": 0,
     "guest_csum": 1,
@@ -131,6 +131,37 @@ def bench() -> Iterator[NicBench]:
         bench = NicBench(NetConfig("n", MAC), backend)
         yield bench
         bench.close()
+
+
+def test_an_address_of_ones_own_while_no_driver_is_at_work(bench: NicBench) -> None:
+    backend = bench.nic.detach()
+    assert backend is not None
+    bench.nic.attach(backend, mac=OTHER)
+    assert bench.config(0, 6) == OTHER
+    bench.start()
+    assert bytes(bench.nic.rx_filter().mac) == OTHER
+    bench.nic.detach()
+    with pytest.raises(ConfigError) as info:
+        bench.nic.attach(backend, mac=MAC)
+    assert str(info.value) == (
+        f"NIC n: the guest's driver knows this slot by the address {OTHER.hex(':')}, which it asks "
+        "only when it starts; give that mac or none, and set yours in the guest (ip link set dev "
+        "NAME address MAC), or unbind the driver there first"
+    )
+    assert not bench.nic.link
+    bench.nic.attach(backend, mac=OTHER)
+    bench.nic.detach()
+    bench.set(r.STATUS, 0)
+    assert bench.config(0, 6) == OTHER
+    bench.nic.attach(backend, mac=MAC)
+    assert bench.config(0, 6) == MAC
+
+
+def test_an_address_stays_where_a_backend_is_refused() -> None:
+    nic = Net(NetConfig("n", MAC))
+    with SocketBackend() as poor:
+        assert "attach a tap" in refusal(lambda: nic.attach(poor, mac=OTHER))
+    assert nic.config()[:6] == MAC
 
 
 def test_packets_both_ways(bench: NicBench) -> None:
