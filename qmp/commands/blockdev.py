@@ -35,11 +35,7 @@ _IN_USE = (
     "Is it used more than once or another process using the same file?"
 )
 # What the command line's words are here.
-_MEMBERS = {
-    "readonly=on": "`read-only` true",
-    "direct=off": "`cache.direct` false",
-    "format=raw": "`driver` raw",
-}
+_MEMBERS = {"readonly=on": "`read-only` true", "format=raw": "`driver` raw"}
 _ENGINES = {"io_uring": "io_uring", "native": "io_uring", "threads": "threads", "off": "threads"}
 
 

@@ -55,7 +55,12 @@ _REFUSED = (
     ("migrate-incoming", "MicroVM does not support migration", "", "pyvirt"),
     ("object-add", "objects are made at the start; give -object", "", "pyvirt"),
     ("object-del", "objects stay to the end of the machine", "", "pyvirt"),
-    ("qom-set", "there is no tree of objects; device_add and block_resize change", "", "pyvirt"),
+    (
+        "qom-set",
+        "there are no properties to set; see device_add and block_resize",
+        "",
+        "pyvirt",
+    ),
 )
 _EMPTY: tuple[tuple[str, object, str], ...] = (
     ("migrate_cancel", {}, "v2"),

@@ -22,28 +22,139 @@ def server(tmp_path: Path) -> Iterator[Running]:
         yield server
 
 
-def test_kata(server: Running) -> None:
-    """govmm: lines up to one with QMP.version.qemu, of major 5 or more; then a line at a time."""
-    client = server.connect()
-    lines = client.socket.makefile("rb")
-    version = json.loads(next(lines))["QMP"]["version"]["qemu"]
-    assert version["major"] >= 5
+class Govmm:
+    """Kata's govmm: lines up to one with QMP.version.qemu of major 5 or more; then a line each."""
 
-    def execute(command: str, **arguments: Any) -> None:
-        client.send(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+    def __init__(self, server: Running) -> None:
+        self.client = server.connect()
+        self._lines = self.client.socket.makefile("rb")
+        assert json.loads(next(self._lines))["QMP"]["version"]["qemu"]["major"] >= 5
+        self.do("qmp_capabilities")
+
+    def _request(self, command: str, arguments: dict[str, Any], fd: int = -1) -> dict[str, Any]:
+        request = {"execute": command, "arguments": arguments}
+        data = json.dumps(request, separators=(",", ":")).encode() + b"\n"
+        socket.send_fds(self.client.socket, [data], [fd] if fd >= 0 else [])
+        events: list[dict[str, Any]] = []
         while True:
-            line = next(lines)
+            line = next(self._lines)
             assert len(line) < 1 << 16
-            message = json.loads(line)
-            if "return" in message:
-                return
-            assert "event" in message
+            message: dict[str, Any] = json.loads(line)
+            if "event" not in message:
+                return message | {"events": events}
+            events.append(message)
 
-    execute("qmp_capabilities")
-    execute("netdev_add", id="n", ifname="tap0")
-    execute("device_add", id="n", driver="virtio-net-mmio", addr="1")
-    execute("device_del", id="n")
-    lines.close()
+    def do(self, command: str, fd: int = -1, /, **arguments: Any) -> Any:
+        answer = self._request(command, hyphened(arguments), fd)
+        assert "return" in answer, answer
+        if command == "device_del":
+            told = [one["data"]["device"] for one in answer["events"]]
+            assert told == [arguments["id"]]
+        return answer["return"]
+
+    def refused(self, command: str, /, **arguments: Any) -> str:
+        error = self._request(command, hyphened(arguments))["error"]
+        return f"{error['class']}: {error['desc']}"
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+def hyphened(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", "-"): value for name, value in arguments.items()}
+
+
+@pytest.fixture
+def govmm(server: Running) -> Iterator[Govmm]:
+    client = Govmm(server)
+    yield client
+    client.close()
+
+
+def blockdev(image: Path, driver: str = "host_device", **more: Any) -> dict[str, Any]:
+    file = {"driver": driver, "filename": str(image), "aio": "", "discard": "unmap"}
+    return {"driver": "raw", "read_only": False, "file": file, "node_name": "d"} | more
+
+
+def test_kata_plugs_disks(govmm: Govmm, server: Running, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(4096))
+    cache = {"direct": True, "no-flush": False}
+    device = {"id": "virtio-d", "drive": "d", "romfile": "", "share_rw": "on"}
+    for backend, plug in (
+        (blockdev(image), {"driver": "virtio-blk-mmio", "addr": "1", "num_queues": "2"}),
+        (blockdev(image, "file", cache=cache), {"driver": "virtio-blk-pci", "bus": "pci.0"}),
+        (blockdev(image, cache=cache), {"driver": "virtio-blk", "disable_modern": True}),
+    ):
+        govmm.do("blockdev-add", **backend)
+        govmm.do("device_add", **device, **plug)
+        assert list(server.host.plugged()["blk"].values()) == ["virtio-d"]
+        govmm.do("device_del", id="virtio-d")
+        govmm.do("blockdev-del", node_name="d")
+    assert govmm.refused("blockdev-del", node_name="d").endswith("Block backend d not found")
+
+
+def test_kata_plugs_nics(govmm: Govmm, server: Running) -> None:
+    driver = {"driver": "virtio-net-pci", "romfile": "", "mac": "02:00:00:00:00:01", "addr": "0"}
+    named = {"ifname": "tap0", "downscript": "no", "script": "no"}
+    with open("/dev/null", "rb") as tap, open("/dev/null", "rb") as vhost:
+        govmm.do("getfd", tap.fileno(), fdname="fd0")
+        govmm.do("getfd", vhost.fileno(), fdname="vhost0")
+    by_fds = {"fds": "fd0", "vhost": True, "vhostfds": "vhost0"}
+    for backend in (named, named | {"script": "", "downscript": ""}, by_fds):
+        govmm.do("netdev_add", type="tap", id="n", **backend)
+        govmm.do("device_add", id="nic", netdev="n", mq="on", vectors=6, **driver)
+        assert server.host.plugged()["net"] == {0: "nic"}
+        govmm.do("device_del", id="nic")
+        govmm.do("netdev_del", id="n")
+
+
+def test_kata_asks(govmm: Govmm) -> None:
+    for command in ("stop", "stop", "cont", "cont", "query-cpus", "query-cpus-fast",
+                    "query-hotpluggable-cpus", "query-migrate", "query-qmp-schema"):  # fmt: skip
+        govmm.do(command)
+    assert govmm.do("query-memory-devices") == []
+    assert govmm.do("query-status")["status"] == "running"
+    dump = {"protocol": "file:/dev/shm/x", "paging": False, "format": "kdump-zlib"}
+    assert govmm.refused("dump-guest-memory", **dump) == (
+        "GenericError: `format` kdump-zlib is not offered: give `elf`"
+    )
+    off = {"capability": "ignore-shared", "state": False}
+    govmm.do("migrate-set-capabilities", capabilities=[off])
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "text"),
+    [
+        ("device_add", {"driver": "vfio-pci", "id": "v", "host": "0:1.0", "romfile": ""},
+         "GenericError: Unsupported replaceable device type."),
+        ("device_add", {"driver": "host-x86_64-cpu", "id": "c", "core_id": "1"},
+         "GenericError: Unsupported replaceable device type."),
+        ("device_add", {"driver": "pc-dimm", "id": "dimm0", "memdev": "mem0"},
+         "GenericError: Unsupported replaceable device type."),
+        ("object-add", {"qom_type": "memory-backend-ram", "id": "mem0", "size": 1 << 27},
+         "GenericError: objects are made at the start; give -object"),
+        ("object-del", {"id": "mem0"}, "GenericError: objects stay to the end of the machine"),
+        ("chardev-add", {"id": "c", "backend": {"type": "socket", "data": {"server": True}}},
+         "GenericError: chardev_add not supported yet for microVM"),
+        ("chardev-remove", {"id": "c"},
+         "GenericError: chardev_remove not supported yet for microVM"),
+        ("balloon", {"value": 1 << 27},
+         "DeviceNotActive: No balloon device has been activated"),
+        ("migrate", {"uri": "exec:cat"}, "GenericError: MicroVM does not support migration"),
+        ("migrate-incoming", {"uri": "exec:cat"},
+         "GenericError: MicroVM does not support migration"),
+        ("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]},
+         ("GenericError: `capabilities.state` true is not offered: there is no migration; "
+         "give false")),
+        ("qom-set", {"path": "/machine", "property": "x", "value": 1},
+         "GenericError: there are no properties to set; see device_add and block_resize"),
+    ],
+)  # fmt: skip
+def test_kata_is_told_what_there_is_not(
+    govmm: Govmm, command: str, arguments: dict[str, Any], text: str
+) -> None:
+    assert govmm.refused(command, **arguments) == text
 
 
 def test_libvirt(server: Running) -> None:

@@ -6,6 +6,7 @@ import base64
 import os
 import re
 import signal
+import socket
 import subprocess
 import tempfile
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from pyvirt.harness.judge import evidence
 from pyvirt.harness.judge.symbols import Symbols
 from pyvirt.qmp.client import Client, CommandError
 
+from ..compat.qemu_schema import schema
 from .support import MAILBOX, PATIENCE
 from .test_run import PYVIRT, command, run, wait_for
 
@@ -25,6 +27,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Kernel = Callable[[str], Path]
+
+QUERIES = (
+    "query-status", "query-name", "query-uuid", "query-cpus-fast", "query-hotpluggable-cpus",
+    "query-machines", "query-iothreads", "query-chardev", "query-block", "query-blockstats",
+    "query-named-block-nodes", "query-rx-filter", "query-memory-size-summary",
+    "query-cpu-definitions", "query-qmp-schema",
+)  # fmt: skip
 
 
 class Monitored:
@@ -237,3 +246,60 @@ def test_one_command_of_the_tool(spin: Monitored) -> None:
     assert run(str(PYVIRT), "qmp", spin.path, "stop") == (0, b"", "")
     status, _, err = run(str(PYVIRT), "qmp", spin.path, "device_del", "id=x")
     assert (status, err) == (1, "pyvirt: device_del: Device x not found (GenericError)\n")
+
+
+UUID = "9f1c3e0a-1f1e-4b7e-8a43-2f0f4c1d2e3b"
+
+
+@pytest.fixture
+def equipped(kernel: Kernel, tmp_path: Path) -> Iterator[Monitored]:
+    """A guest with a disk on an I/O thread, an empty slot's image, and a NIC."""
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm") as folder,
+        socket.socket(socket.AF_UNIX) as peer,
+    ):
+        peer.bind(f"{folder}/peer")
+        peer.listen(1)
+        for name in ("first", "second"):
+            (tmp_path / name).write_bytes(bytes(1 << 20))
+        words = (
+            *("-object", "iothread,id=io0", "-uuid", UUID),
+            *("-drive", f"id=first,file={tmp_path}/first,throttling.iops-total=100"),
+            *("-device", "virtio-blk-device,drive=first,id=first,iothread=io0"),
+            *("-netdev", f"stream,id=nic,path={folder}/peer"),
+        )
+        with Monitored(kernel("spin"), *words) as guest:
+            yield guest
+
+
+def test_answers_are_as_qemu_has_them(equipped: Monitored, tmp_path: Path) -> None:
+    """Of a whole machine; tests/compat holds each command to its schema on one that is none."""
+    client = equipped.client
+    second = {"driver": "file", "filename": f"{tmp_path}/second"}
+    add = {"node-name": "second", "driver": "raw", "file": second, "aio": "io_uring"}
+    plug = {"id": "second", "driver": "virtio-blk-mmio", "iothread": "io0", "romfile": ""}
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("blockdev-add", add),
+        ("query-blockstats", {"query-nodes": True}),
+        ("device_add", plug),
+        ("human-monitor-command", {"command-line": "info registers"}),
+        *((name, {}) for name in QUERIES),
+        *((name, {}) for name in ("stop", "cont", "inject-nmi", "system_reset")),
+        ("device_del", {"id": "second"}),
+        ("blockdev-del", {"node-name": "second"}),
+    ]
+    answers = {}
+    for name, arguments in asked:
+        answers[name] = client.execute(name, arguments)
+        assert schema().answer(name, answers[name]) == [], name
+    assert answers["query-uuid"] == {"UUID": UUID}
+    assert answers["query-memory-size-summary"]["base-memory"] == 128 << 20
+    disks = {one["device"]: one["inserted"] for one in answers["query-block"]}
+    assert {name: node["iops"] for name, node in disks.items()} == {"first": 100, "second": 0}
+    (rip,) = re.findall(r"RIP=([0-9a-f]{16})", answers["human-monitor-command"])
+    assert int(rip, 16) >> 20 == 1
+    assert client.execute("quit") == {}
+    assert equipped.ended() == 0
+    assert equipped.names() == ["STOP", "RESUME", "RESET", "DEVICE_DELETED", "SHUTDOWN"]
+    for event in equipped.events:
+        assert schema().event(event["event"], event["data"]) == []
