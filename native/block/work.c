@@ -153,8 +153,8 @@ static int write_within(const struct pv_block_file *file, const struct pv_block_
 	return done == (ssize_t)size ? 0 : -EIO;
 }
 
-/* Write what the bounce buffer holds all of, and of a larger request the unit that it begins within;
- * units that are to be written as wholes are left. */
+/* Write what the bounce buffer holds all of, and of a larger request the unit that it begins
+ * within; units that are to be written as wholes are left. */
 static int write_edges(struct pv_block_file *file, struct pv_block_request *r)
 {
 	uint64_t unit = file->offset_align;

@@ -1,10 +1,8 @@
 /* The block device's data path: starting, stopping, several queues, batches and interrupts. */
 #include "tests/block/device.h"
+#include "tests/stuck.h"
 
-#include <linux/userfaultfd.h>
 #include <poll.h>
-#include <sys/ioctl.h>
-#include <sys/syscall.h>
 
 #define MS UINT64_C(1000000)
 
@@ -38,29 +36,6 @@ static void test_stop_completes_what_is_in_flight(void)
 		start(&d, FEATURES, 1);
 	}
 	unmake(&d);
-}
-
-/* Make a page of the guest's one that the host's I/O waits for, until `release_page`. */
-static int hold_page(char *page)
-{
-	struct uffdio_api api = {.api = UFFD_API};
-	struct uffdio_register range = {.range = {(uintptr_t)page, 4096},
-	                                .mode = UFFDIO_REGISTER_MODE_MISSING};
-	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-
-	CHECK(fd >= 0);
-	CHECK_EQ(ioctl(fd, UFFDIO_API, &api), 0);
-	CHECK_EQ(madvise(page, 4096, MADV_DONTNEED), 0);
-	CHECK_EQ(ioctl(fd, UFFDIO_REGISTER, &range), 0);
-	return fd;
-}
-
-static void release_page(int fd, char *page)
-{
-	struct uffdio_zeropage range = {.range = {(uintptr_t)page, 4096}};
-
-	CHECK_EQ(ioctl(fd, UFFDIO_ZEROPAGE, &range), 0);
-	close(fd);
 }
 
 static void test_drain_of_an_image_that_hangs(void)

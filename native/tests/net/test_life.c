@@ -3,11 +3,39 @@
 #include <pthread.h>
 
 #include "tests/net/bench.h"
+#include "tests/stuck.h"
 
 enum { ROOM = PV_NET_HEADER + PV_NET_FRAME_MAX };
 
 static uint8_t frame[PV_NET_FRAME_MAX], packet[ROOM];
 static const struct virtio_net_hdr_v1 PLAIN = {0};
+
+/* It is given up after a while, and the device is whole again once the host is. */
+static void test_a_host_that_keeps_a_thread(void)
+{
+	struct bench b;
+	char *page;
+	int held;
+
+	bench_make(&b, PV_NET_TAP, (struct pv_net_config){0});
+	bench_start(&b, 0, 1);
+	page = (char *)data_at(&b, 0x2000);
+	held = hold_page(page);
+	memset(data_at(&b, 0), 0, PV_NET_HEADER);
+	offer(&b.queues[TX], (struct part[]){{0, PV_NET_HEADER, false}, {0x2000, 60, false}}, 2);
+	CHECK(readable(held, 10000));
+	CHECK_EQ(pv_net_detach(b.net, 0), -ETIMEDOUT);
+	check_broken(&b, "the host keeps its threads");
+	CHECK_EQ(pv_net_stop(b.net, 1000000), -ETIMEDOUT);
+	release_page(held, page);
+	CHECK_EQ(pv_net_stop(b.net, PV_FOREVER), 0);
+	CHECK_EQ(host_gets(&b, packet, sizeof(packet)), PV_NET_HEADER + 60);
+	bench_stop(&b);
+	pv_virtio_irq_reset(b.irq);
+	bench_start(&b, 0, 1);
+	check_lives(&b);
+	bench_unmake(&b);
+}
 
 static void test_started_and_stopped_a_hundred_times(void)
 {
@@ -291,6 +319,7 @@ static void test_changes_under_traffic(void)
 int main(void)
 {
 	RUN(test_started_and_stopped_a_hundred_times);
+	RUN(test_a_host_that_keeps_a_thread);
 	RUN(test_stopped_while_it_sends);
 	RUN(test_a_host_that_goes_away_is_told_of_once);
 	RUN(test_a_host_that_goes_away_while_it_is_full);
