@@ -7,10 +7,11 @@ import os
 import struct
 
 from ...errors import BackendError, ConfigError, PyvirtError
-from ...native import check, ffi, lib
+from ...native import ffi, lib
 from ..disk import SECTOR, Disk
 from . import turn
 from .device import Pluggable
+from .served import Served, Vacant
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -155,121 +156,6 @@ class Image:
             self.disk.close()
 
 
-class _Served:
-    """The queues' service from an image; owns the C side."""
-
-    __slots__ = ("_engine", "_handle", "_iothread", "image", "name")
-
-    def __init__(self, image: Image, serial: str, iothread: IoThread | None) -> None:
-        config, disk = image.config, image.disk
-        self.image = image
-        self.name = f"disk {config.id}"
-        self._iothread = iothread  # which has to be there as long as this
-        self._engine = image.engine
-        words = {
-            "fd": disk.fd,
-            "flags": (config.readonly and lib.PV_BLOCK_READONLY)
-            | (image.engine == "threads" and lib.PV_BLOCK_THREADS)
-            | (config.unmap and lib.PV_BLOCK_UNMAP)
-            | (config.detect_zeroes != "off" and lib.PV_BLOCK_DETECT_ZEROES)
-            | (config.detect_zeroes == "unmap" and lib.PV_BLOCK_DETECT_UNMAP),
-            "sectors": disk.sectors,
-            "offset_align": disk.offset_align,
-            "memory_align": disk.memory_align,
-            "iops": config.iops,
-            "id": os.fsencode(serial or config.serial).ljust(SERIAL_BYTES, b"\0"),
-            "iothread": iothread.handle if iothread else ffi.NULL,
-        }
-        handle = ffi.new("struct pv_block **")
-        check(lib.pv_block_new(ffi.new("struct pv_block_config *", words), handle), self.name)
-        self._handle = handle[0]
-
-    def start(self, features: int, queues: Any, irq: Any) -> None:
-        """Serve each queue; `queues` is a struct pv_queue[]."""
-        result = lib.pv_block_start(self._handle, features, queues, len(queues), irq)
-        check(result, f"{self.name}: cannot start {self._engine}")
-
-    def drain(self, limit: float) -> None:
-        """Complete what is in flight before `stop`; BackendError, and it goes on, if that hangs."""
-        if lib.pv_block_drain(self._handle, int(limit * 1e9)) < 0:
-            raise BackendError(f"{self._late(limit)}, then ask again")
-
-    def resume(self) -> None:
-        """Go on after `drain`."""
-        lib.pv_block_resume(self._handle)
-
-    def halt(self) -> None:
-        """Begin to stop."""
-        lib.pv_block_halt(self._handle)
-
-    def stop(self, limit: float) -> None:
-        """Complete what is in flight and leave the threads; BackendError if that hangs."""
-        if lib.pv_block_stop(self._handle, int(limit * 1e9)) < 0:
-            self.image.is_in_use = True
-            raise BackendError(self._late(limit))
-        self.image.is_in_use = False
-
-    def _late(self, limit: float) -> str:
-        within = f"the host has not completed its requests within {limit:g} s"
-        return f"{self.name}: {within}; see to the storage"
-
-    def resize(self, size: int) -> None:
-        """Change the image and what may be asked of it; it is stopped. ConfigError."""
-        self.image.disk.resize(size, self.image.config.logical_block)
-        lib.pv_block_set_sectors(self._handle, self.image.disk.sectors)
-
-    def read_stats(self, stats: Any) -> None:
-        lib.pv_block_stats(self._handle, stats)
-
-    def take_error(self, kind: Any) -> int:
-        return int(lib.pv_block_take_error(self._handle, kind))
-
-    def free(self) -> None:
-        lib.pv_block_free(self._handle)
-
-
-class _Vacant:
-    """The queues' service without an image."""
-
-    __slots__ = ("_handle", "name")
-    image = None
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._handle: Any = ffi.NULL
-
-    def start(self, features: int, queues: Any, irq: Any) -> None:
-        """Start a thread for all queues."""
-        handle = ffi.new("struct pv_vacant **")
-        check(lib.pv_vacant_start(queues, len(queues), irq, handle), f"{self.name}: cannot start")
-        self._handle = handle[0]
-
-    def drain(self, limit: float) -> None:
-        """Nothing is ever in flight."""
-
-    def resume(self) -> None:
-        """Go on."""
-
-    def halt(self) -> None:
-        """Nothing takes long."""
-
-    def stop(self, limit: float) -> None:
-        """End the thread."""
-        if lib.pv_vacant_stop(self._handle, int(limit * 1e9)) < 0:
-            raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
-        self._handle = ffi.NULL
-
-    def read_stats(self, stats: Any) -> None:
-        """Count nothing."""
-
-    def take_error(self, kind: Any) -> int:
-        """Nothing of the host's can fail."""
-        return 0
-
-    def free(self) -> None:
-        """Nothing is left."""
-
-
 class Block(Pluggable):
     """A disk of the guest, whether an image is behind it or not.
 
@@ -296,14 +182,14 @@ class Block(Pluggable):
         `slot` is how messages call a device without an image.
         """
         self._queues = config.queues if config else 1
-        self._vacant = _Vacant(f"disk slot {slot}")
+        self._vacant = Vacant(f"disk slot {slot}")
         self._activation: Activation | None = None
         self._lock = _thread.allocate_lock()  # of `_served`, which `stats` looks at
-        self._served: _Served | _Vacant = self._vacant
+        self._served: Served | Vacant = self._vacant
         if config is not None:
             image = Image(config)
             try:
-                self._served = _Served(image, "", config.iothread)
+                self._served = Served(image, "", config.iothread)
             except BaseException:
                 image.close()
                 raise
@@ -341,7 +227,7 @@ class Block(Pluggable):
         self._activation = activation
 
     @staticmethod
-    def _start(served: _Served | _Vacant, activation: Activation) -> None:
+    def _start(served: Served | Vacant, activation: Activation) -> None:
         ready = [(queue.handle, queue.kick_fd) for queue in activation.queues if queue]
         queues = ffi.new("struct pv_queue[]", ready)
         served.start(activation.features, queues, activation.irq)
@@ -386,7 +272,7 @@ class Block(Pluggable):
                 f"disk {config.id}: {config.queues} queues of {config.queue_size}: its slot has "
                 f"{self._queues} of {self.queue_sizes[0]}; give no more"
             )
-        served = _Served(backend, serial, iothread or config.iothread)
+        served = Served(backend, serial, iothread or config.iothread)
 
         def change(is_bound: bool) -> None:
             if is_bound and config.readonly != bool(self._offered & RO):
@@ -426,7 +312,7 @@ class Block(Pluggable):
             if self._served is not before:
                 before.free()
 
-    def _replace(self, served: _Served | _Vacant) -> None:
+    def _replace(self, served: Served | Vacant) -> None:
         """Let another serve the queues from the request on that comes next."""
         before, activation = self._served, self._activation
         if activation is not None:
@@ -443,7 +329,7 @@ class Block(Pluggable):
         self.name = served.name
 
     @staticmethod
-    def _stop(served: _Served | _Vacant, activation: Activation) -> None:
+    def _stop(served: Served | Vacant, activation: Activation) -> None:
         """Stop what was drained; BackendError, and the device is broken."""
         try:
             served.stop(turn.LIMIT_S)
@@ -451,7 +337,7 @@ class Block(Pluggable):
             lib.pv_virtio_irq_broken(activation.irq, str(error).encode())
             raise
 
-    def _restart(self, served: _Served | _Vacant, activation: Activation) -> None:
+    def _restart(self, served: Served | Vacant, activation: Activation) -> None:
         try:
             self._start(served, activation)
         except PyvirtError as error:
@@ -465,7 +351,7 @@ class Block(Pluggable):
         served = self._served
 
         def change(_: bool) -> None:
-            if isinstance(served, _Vacant):
+            if isinstance(served, Vacant):
                 raise ConfigError("there is no image in the slot; plug one first")
             activation = self._activation
             if activation is not None:

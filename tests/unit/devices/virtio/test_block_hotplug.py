@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from pyvirt.devices.virtio import block as block_module
 from pyvirt.devices.virtio import registers as r
-from pyvirt.devices.virtio import turn
+from pyvirt.devices.virtio import served, turn
 from pyvirt.devices.virtio.block import RO, Block, BlockConfig, Image
 from pyvirt.errors import BackendError, KvmError, PyvirtError
 from pyvirt.native import ffi, lib
@@ -554,7 +554,7 @@ def test_nothing_is_left_behind(
     guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counting = Counting()
-    monkeypatch.setattr(block_module, "lib", counting)
+    monkeypatch.setattr(served, "lib", counting)
     path = make_image(tmp_path / "a")
     config = BlockConfig("a", str(path))
     guest.bind()
@@ -615,7 +615,7 @@ def test_a_worker_that_cannot_start_leaves_things_as_they_were(
 ) -> None:
     guest.bind()
     before = bytes(guest.map[:])
-    monkeypatch.setattr(block_module, "lib", Failing(pv_block_start=-24))
+    monkeypatch.setattr(served, "lib", Failing(pv_block_start=-24))
     with pytest.raises(PyvirtError, match="disk a: cannot start"):
         guest.block.attach(image)
     monkeypatch.undo()
@@ -633,7 +633,7 @@ def test_when_nothing_can_serve_the_queues_the_device_breaks(
 ) -> None:
     guest.bind()
     guest.block.attach(image)
-    monkeypatch.setattr(block_module, "lib", Failing(pv_block_start=-11, pv_vacant_start=-11))
+    monkeypatch.setattr(served, "lib", Failing(pv_block_start=-11, pv_vacant_start=-11))
     with pytest.raises(PyvirtError, match="disk slot 1: cannot start"):
         guest.block.detach()
     monkeypatch.undo()

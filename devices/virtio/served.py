@@ -1,0 +1,135 @@
+"""What serves the queues of a block device, with an image behind it and without.
+
+That is native/block/block.h or native/virtio/vacant.h, under one interface.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ...errors import BackendError
+from ...native import check, ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..iothread import IoThread
+
+
+class Served:
+    """The queues' service from an image (block.Image); owns the C side."""
+
+    __slots__ = ("_engine", "_handle", "_iothread", "image", "name")
+
+    def __init__(self, image: Any, serial: str, iothread: IoThread | None) -> None:
+        config, disk = image.config, image.disk
+        self.image = image
+        self.name = f"disk {config.id}"
+        self._iothread = iothread  # which has to be there as long as this
+        self._engine = image.engine
+        words = {
+            "fd": disk.fd,
+            "flags": (config.readonly and lib.PV_BLOCK_READONLY)
+            | (image.engine == "threads" and lib.PV_BLOCK_THREADS)
+            | (config.unmap and lib.PV_BLOCK_UNMAP)
+            | (config.detect_zeroes != "off" and lib.PV_BLOCK_DETECT_ZEROES)
+            | (config.detect_zeroes == "unmap" and lib.PV_BLOCK_DETECT_UNMAP),
+            "sectors": disk.sectors,
+            "offset_align": disk.offset_align,
+            "memory_align": disk.memory_align,
+            "iops": config.iops,
+            "id": os.fsencode(serial or config.serial).ljust(lib.PV_BLOCK_ID_BYTES, b"\0"),
+            "iothread": iothread.handle if iothread else ffi.NULL,
+        }
+        handle = ffi.new("struct pv_block **")
+        check(lib.pv_block_new(ffi.new("struct pv_block_config *", words), handle), self.name)
+        self._handle = handle[0]
+
+    def start(self, features: int, queues: Any, irq: Any) -> None:
+        """Serve each queue; `queues` is a struct pv_queue[]."""
+        result = lib.pv_block_start(self._handle, features, queues, len(queues), irq)
+        check(result, f"{self.name}: cannot start {self._engine}")
+
+    def drain(self, limit: float) -> None:
+        """Complete what is in flight before `stop`; BackendError, and it goes on, if that hangs."""
+        if lib.pv_block_drain(self._handle, int(limit * 1e9)) < 0:
+            raise BackendError(f"{self._late(limit)}, then ask again")
+
+    def resume(self) -> None:
+        """Go on after `drain`."""
+        lib.pv_block_resume(self._handle)
+
+    def halt(self) -> None:
+        """Begin to stop."""
+        lib.pv_block_halt(self._handle)
+
+    def stop(self, limit: float) -> None:
+        """Complete what is in flight and leave the threads; BackendError if that hangs."""
+        if lib.pv_block_stop(self._handle, int(limit * 1e9)) < 0:
+            self.image.is_in_use = True
+            raise BackendError(self._late(limit))
+        self.image.is_in_use = False
+
+    def _late(self, limit: float) -> str:
+        within = f"the host has not completed its requests within {limit:g} s"
+        return f"{self.name}: {within}; see to the storage"
+
+    def resize(self, size: int) -> None:
+        """Change the image and what may be asked of it; it is stopped. ConfigError."""
+        self.image.disk.resize(size, self.image.config.logical_block)
+        lib.pv_block_set_sectors(self._handle, self.image.disk.sectors)
+
+    def read_stats(self, stats: Any) -> None:
+        """Fill a struct pv_block_stats."""
+        lib.pv_block_stats(self._handle, stats)
+
+    def take_error(self, kind: Any) -> int:
+        """Return the errno of a failure of the host's, and put the request's type into `kind`."""
+        return int(lib.pv_block_take_error(self._handle, kind))
+
+    def free(self) -> None:
+        """Give the C side back; it is stopped."""
+        lib.pv_block_free(self._handle)
+
+
+class Vacant:
+    """The queues' service without an image."""
+
+    __slots__ = ("_handle", "name")
+    image = None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._handle: Any = ffi.NULL
+
+    def start(self, features: int, queues: Any, irq: Any) -> None:
+        """Start a thread for all queues."""
+        handle = ffi.new("struct pv_vacant **")
+        check(lib.pv_vacant_start(queues, len(queues), irq, handle), f"{self.name}: cannot start")
+        self._handle = handle[0]
+
+    def drain(self, limit: float) -> None:
+        """Nothing is ever in flight."""
+
+    def resume(self) -> None:
+        """Go on."""
+
+    def halt(self) -> None:
+        """Nothing takes long."""
+
+    def stop(self, limit: float) -> None:
+        """End the thread."""
+        if lib.pv_vacant_stop(self._handle, int(limit * 1e9)) < 0:
+            raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
+        self._handle = ffi.NULL
+
+    def read_stats(self, stats: Any) -> None:
+        """Count nothing."""
+
+    def take_error(self, kind: Any) -> int:
+        """Nothing of the host's can fail."""
+        return 0
+
+    def free(self) -> None:
+        """Nothing is left."""
