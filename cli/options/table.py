@@ -296,7 +296,7 @@ TABLE = (
     Option(
         "device",
         "virtio-blk-device,drive=ID[,id=ID][,serial=TEXT][,num-queues=N][,queue-size=N]"
-        "[,iothread=ID] | "
+        "[,iothread=ID][,logical_block_size=N][,physical_block_size=N] | "
         "virtio-net-device,netdev=ID[,id=ID][,mac=ADDRESS][,mtu=N][,mq=on|off][,queue-size=N] | "
         "virtio-serial-device[,id=ID][,max_ports=N] | "
         "virtserialport,chardev=ID[,name=NAME][,nr=N][,id=ID] | "
