@@ -31,7 +31,7 @@ static void test_a_host_that_keeps_a_thread(void)
 	CHECK_EQ(pv_net_stop(b.net, PV_FOREVER), 0);
 	CHECK_EQ(host_gets(&b, packet, sizeof(packet)), PV_NET_HEADER + 60);
 	bench_stop(&b);
-	pv_virtio_irq_reset(b.irq);
+	pv_virtio_irq_reset(b.guest.irq);
 	bench_start(&b, 0, 1);
 	check_lives(&b);
 	bench_unmake(&b);
