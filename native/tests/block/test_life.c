@@ -99,7 +99,33 @@ static void test_stop_of_an_image_that_hangs(void)
 	unmake(&d);
 }
 
-/* A request that was taken is waited for, however new it is, and none is taken afterwards. */
+/* A request that was taken is waited for, however new it is: it takes a while to be read. */
+static void test_drain_of_what_was_just_taken(void)
+{
+	enum { ROOM = 4 << 20 };
+	struct device d;
+	struct queue *q = &d.queues[0];
+
+	make_started(&d, 0);
+	for (unsigned round = 0; round < 100; round++) {
+		char *data = data_at(&d, 2 * DATA);
+		struct part parts[] = {{header(&d, 0, VIRTIO_BLK_T_OUT, 0), 16, false},
+		                       {data, 512, false},
+		                       {data, ROOM, true},
+		                       {status_byte(&d, 0), 1, true}};
+
+		offer(&d, q, parts, 4);
+		kick(q);
+		usleep(10 * round);
+		CHECK_EQ(pv_block_drain(d.block, PV_FOREVER), 0);
+		CHECK_EQ(pv_virtqueue_in_flight(q->ring), 0);
+		pv_block_resume(d.block);
+		WAIT_FOR(used(q) == q->offered);
+	}
+	unmake(&d);
+}
+
+/* And none is taken afterwards. */
 static void test_drain_amid_requests(void)
 {
 	struct device d;
@@ -186,6 +212,33 @@ static void test_a_batch_has_one_interrupt(void)
 	unmake(&d);
 }
 
+/* More than one interrupt: what is there is taken in batches, between which others on the thread
+ * have their turn, and the end is looked at. */
+static void test_a_turn_has_a_budget(void)
+{
+	enum { MANY = 12, ROOM = 6 << 20, UNSUPPORTED = 99 };
+	struct device d;
+	struct queue *q = &d.queues[0];
+	struct pv_queue served;
+
+	make_started(&d, 0);
+	stop(&d);
+	make_queue(&d, 0);
+	for (unsigned i = 0; i < MANY; i++) {
+		struct part parts[] = {{header(&d, i, UNSUPPORTED, 0), 16, false},
+		                       {data_at(&d, 2 * DATA), ROOM, true},
+		                       {status_byte(&d, i), 1, true}};
+
+		offer(&d, q, parts, 3);
+	}
+	served = (struct pv_queue){q->ring, q->kick_fd};
+	CHECK_EQ(pv_block_start(d.block, FEATURES, &served, 1, d.guest.irq), 0);
+	WAIT_FOR(used(q) == MANY);
+	CHECK_EQ(pv_block_stop(d.block, PV_FOREVER), 0);
+	CHECK(pv_virtio_irq_count(d.guest.irq) > 1);
+	unmake(&d);
+}
+
 static void test_started_again_and_again(void)
 {
 	struct device d;
@@ -204,7 +257,9 @@ static void run_all(void)
 	RUN(test_stop_completes_what_is_in_flight);
 	RUN(test_drain_of_an_image_that_hangs);
 	RUN(test_stop_of_an_image_that_hangs);
+	RUN(test_drain_of_what_was_just_taken);
 	RUN(test_drain_amid_requests);
+	RUN(test_a_turn_has_a_budget);
 	RUN(test_several_queues_at_once);
 	RUN(test_a_batch_has_one_interrupt);
 	RUN(test_started_again_and_again);
