@@ -70,6 +70,7 @@ def config(options: Options) -> MachineConfig:
         uuid=options.uuid,
         discovery=options.discovery,
         share=options.share,
+        dump_guest_core=options.dump_guest_core,
         frozen=options.freeze,
         disks=options.disks,
         nics=options.nics,
@@ -123,6 +124,8 @@ def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
 
 
 def _run(options: Options, log: Log, timeline: Timeline, backend: Backend, starter: Starter) -> int:
+    lib.pv_crash_thread(b"main")
+    check(lib.pv_crash_report(log.fd), "signals")
     _thread.stack_size(_STACK)
     events = _Events()
     control = Control(options, log)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from ..native import lib
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
@@ -44,6 +46,7 @@ class RawTerminal:
 
         self._termios = termios
         self._saved = termios.tcgetattr(self._fd)
+        lib.pv_crash_terminal(self._fd)
         self._raw = _raw_form(termios, self._saved)
         for number, handler in ((signal.SIGTSTP, self._stop), (signal.SIGCONT, self._continue)):
             self._handlers.append((number, signal.signal(number, handler)))
@@ -57,6 +60,7 @@ class RawTerminal:
         for number, handler in self._handlers:
             signal.signal(number, handler)
         self._handlers.clear()
+        lib.pv_crash_terminal(-1)
         self._apply(self._saved)
         self._saved = []
 

@@ -1,10 +1,16 @@
 #include "thread_internal.h"
 
+#include <alloca.h>
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <time.h>
 
+#include "crash_internal.h"
+
 #define STACK (128 * 1024)
+#define COMM_BYTES 16 /* of a name that the kernel keeps */
 #define NS_PER_S UINT64_C(1000000000)
 
 uint64_t pv_now_ns(void)
@@ -44,20 +50,58 @@ bool pv_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline
 	return pthread_cond_timedwait(cond, lock, &until) != ETIMEDOUT;
 }
 
+void pv_thread_is(const char *what, const char *device)
+{
+	char comm[COMM_BYTES];
+
+	pv_crash_name(what);
+	pv_crash_device(device);
+	(void)snprintf(comm, sizeof(comm), "%s%s%s", what, device && device[0] ? " " : "",
+	               device ? device : "");
+	(void)pthread_setname_np(pthread_self(), comm);
+}
+
+struct start {
+	void *(*run)(void *);
+	void *argument;
+};
+
+/* Run with a stack for faults at the far end of the thread's own, which an overflow leaves alone. */
+static void *run_guarded(void *argument)
+{
+	struct start start = *(struct start *)argument;
+	stack_t stack = {.ss_size = pv_crash_stack_size()}, before;
+	void *result;
+
+	free(argument);
+	stack.ss_sp = alloca(stack.ss_size);
+	if (sigaltstack(&stack, &before))
+		return start.run(start.argument);
+	result = start.run(start.argument);
+	(void)sigaltstack(&before, NULL);
+	return result;
+}
+
 int pv_thread_start(pthread_t *thread, void *(*run)(void *), void *argument)
 {
+	struct start *start = malloc(sizeof(*start));
 	pthread_attr_t attributes;
-	sigset_t all, before;
-	int error = pthread_attr_init(&attributes);
+	sigset_t others, before;
+	int error = start ? pthread_attr_init(&attributes) : ENOMEM;
 
-	if (error)
+	if (error) {
+		free(start);
 		return -error;
+	}
+	*start = (struct start){run, argument};
 	pthread_attr_setstacksize(&attributes, STACK);
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = pthread_create(thread, &attributes, run, argument);
+	pv_crash_other_signals(&others);
+	pthread_sigmask(SIG_SETMASK, &others, &before);
+	error = pthread_create(thread, &attributes, run_guarded, start);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	pthread_attr_destroy(&attributes);
+	if (error)
+		free(start);
 	return -error;
 }
 

@@ -8,9 +8,13 @@
 
 #define PV_FOREVER UINT64_MAX /* as a time and as a span of time, both in nanoseconds */
 
-/* Start one with every signal blocked, for these are the main thread's, and with a stack so small
- * that the kernel does not put a huge page there. -EAGAIN, -ENOMEM. */
+/* Start one with every signal blocked but those of faults (crash.h), for the others are the main
+ * thread's, and with a stack so small that the kernel does not put a huge page there. -EAGAIN,
+ * -ENOMEM. */
 int pv_thread_start(pthread_t *thread, void *(*run)(void *), void *argument);
+/* Let the calling thread, which is one of these, be known by what it does and the name of the
+ * device that it does it for, as pv_crash_device says. */
+void pv_thread_is(const char *what, const char *device);
 
 /* A thread whose end can be waited for with a limit, as pthread_join(3) cannot by a clock that
  * nobody sets. */

@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..errors import PyvirtError, unexpected
+from ..native import lib
 from .connection import Connection
 from .listener import Listener
 from .monitor import Monitor
@@ -117,6 +118,7 @@ class Server:
         self._listeners.clear()
 
     def _run(self) -> None:
+        lib.pv_crash_thread(b"qmp")
         try:
             while not self._closing:
                 for key, mask in self._selector.select(self._pending.patience()):

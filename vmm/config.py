@@ -22,6 +22,7 @@ class MachineConfig:
         "cpu",
         "discovery",
         "disks",
+        "dump_guest_core",
         "frozen",
         "hotplug",
         "initrd",
@@ -49,6 +50,7 @@ class MachineConfig:
         uuid: str = "",
         discovery: str = "auto",
         share: bool = False,
+        dump_guest_core: bool = False,
         frozen: bool = False,
         disks: tuple[BlockConfig, ...] = (),
         nics: tuple[NicConfig, ...] = (),
@@ -63,12 +65,13 @@ class MachineConfig:
 
         `uuid` is for who asks the monitor; the guest does not see it.
         `discovery` says how the guest finds its devices: `acpi`, `cmdline` (with an MP table
-        and no ACPI), or `auto`, which is ACPI. `share` makes guest memory a memfd. `disks` are in
-        the order of their slots, and so are `nics`, after them; then comes the `console` with its
-        ports. `hotplug` adds the slots that are empty, for what comes while the guest runs.
-        `read_exits` keeps KVM's read-only memory from the virtio devices' registers, as on a KVM
-        that has none. `cpu` is None for the host's processor as it is, `pit` the timer of old, and
-        `testdev` adds the device of kvm-unit-tests.
+        and no ACPI), or `auto`, which is ACPI. `share` makes guest memory a memfd, and
+        `dump_guest_core` a part of the monitor's own core dumps. `disks` are in the order of their
+        slots, and so are `nics`, after them; then comes the `console` with its ports. `hotplug`
+        adds the slots that are empty, for what comes while the guest runs. `read_exits` keeps
+        KVM's read-only memory from the virtio devices' registers, as on a KVM that has none. `cpu`
+        is None for the host's processor as it is, `pit` the timer of old, and `testdev` adds the
+        device of kvm-unit-tests.
         """
         self.kernel = kernel
         self.initrd = initrd
@@ -79,6 +82,7 @@ class MachineConfig:
         self.uuid = uuid
         self.discovery = discovery
         self.share = share
+        self.dump_guest_core = dump_guest_core
         self.frozen = frozen
         self.disks = disks
         self.nics = nics

@@ -27,23 +27,26 @@ _LINE_MAX = 1000  # characters of such a line
 
 
 class Log:
-    """Where messages go; one write per message, so threads do not mix theirs."""
+    """Where messages go; one write per message, so threads do not mix theirs.
 
-    __slots__ = ("_fd", "_level")
+    `fd` is the descriptor.
+    """
+
+    __slots__ = ("_level", "fd")
 
     def __init__(self) -> None:
         name = os.environ.get("PYVIRT_LOG_LEVEL", _DEFAULT)
         if name not in LEVELS:
             raise ConfigError(f"PYVIRT_LOG_LEVEL={name}: not one of {', '.join(LEVELS)}")
         self._level = LEVELS.index(name)
-        self._fd = 2
+        self.fd = 2
 
     def open(self, path: str) -> None:
         """Append to `path` from now on (mode 0640), which may be a FIFO that has a reader."""
         # Neither to open it nor to write to it may wait.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         try:
-            self._fd = os.open(path, flags, 0o640)
+            self.fd = os.open(path, flags, 0o640)
         except OSError as error:
             mend = "name a file in a writable folder"
             if error.errno == errno.ENXIO:
@@ -54,7 +57,7 @@ class Log:
         if level > self._level:
             return
         try:
-            os.write(self._fd, f"pyvirt: {text}\n".encode(errors="replace"))
+            os.write(self.fd, f"pyvirt: {text}\n".encode(errors="replace"))
         except OSError:
             # Whoever reads the log is gone; the guest is not to suffer for it.
             return

@@ -109,7 +109,9 @@ class Machine:
 
     def _create(self) -> None:
         check_kvm(self._kvm_fd, self.config.vcpus)
-        self.memory = GuestMemory(self.config.memory, shared=self.config.share)
+        self.memory = GuestMemory(
+            self.config.memory, shared=self.config.share, dumped=self.config.dump_guest_core
+        )
         self._vm = Vm(self._kvm_fd, self.memory, self.config, self.bus)
         self._add_devices()
         slots.fill(self.config, self._virtio)
@@ -463,6 +465,7 @@ class Machine:
 
     def _run_vcpu(self, vcpu: Vcpu) -> None:
         self.thread_ids[vcpu.index] = _thread.get_native_id()
+        lib.pv_crash_thread(f"vcpu{vcpu.index}".encode())
         try:
             while lib.pv_gate_pass(self._gate):
                 # After a reset it is another.

@@ -32,10 +32,11 @@ class GuestMemory:
     view handed out must be gone by then. Addresses outside RAM raise IndexError.
     """
 
-    def __init__(self, size: int, *, shared: bool = False) -> None:
+    def __init__(self, size: int, *, shared: bool = False, dumped: bool = False) -> None:
         """Map `size` bytes (128 MiB to 512 GiB, whole MiB); untouched pages cost nothing.
 
-        `fd` is the memfd when `shared`, else -1.
+        `fd` is the memfd when `shared`, else -1. Core dumps of this process have no guest memory
+        in them unless it is to be `dumped`.
         """
         self.size = size
         self.regions = layout.ram_regions(size)
@@ -46,15 +47,23 @@ class GuestMemory:
             if self.fd >= 0:
                 os.close(self.fd)
             raise ConfigError(f"-m: cannot map {size // MIB} MiB: {error.strerror}") from None
+        if not dumped:
+            self._map.madvise(mmap.MADV_DONTDUMP)
         base = int(ffi.cast("uintptr_t", ffi.from_buffer(self._map)))
         skip = 0 if shared else -base % _HUGE_PAGE
         self._base = base + skip
+        lib.pv_crash_memory(ffi.cast("void *", self._base), size)
         self._view = memoryview(self._map)[skip : skip + size]
         self._native: Any = None
 
     def _map_shared(self) -> mmap.mmap:
-        self.fd = os.memfd_create("pyvirt-ram", os.MFD_CLOEXEC)
+        import fcntl  # noqa: PLC0415  (not every guest's start needs it)
+
+        self.fd = os.memfd_create("pyvirt-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, self.size)
+        # Whoever is given the file cannot cut it under us, which would be a SIGBUS.
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
         return mmap.mmap(self.fd, self.size, mmap.MAP_SHARED)
 
     def _map_private(self) -> mmap.mmap:
@@ -140,6 +149,7 @@ class GuestMemory:
         if self._native is not None:
             ffi.release(self._native)
             self._native = None
+        lib.pv_crash_memory(ffi.NULL, 0)
         self._view.release()
         self._map.close()
         if self.fd >= 0:

@@ -146,6 +146,7 @@ class Slots:
                 broken_fd=self.notices_fd,
                 kicks=kicks,
                 warn=self._warnings[device],
+                place=self._place(device),
                 exclusively=None if self._read_exits else self._without_memslot,
             )
             self.transports.append(transport)
@@ -199,6 +200,13 @@ class Slots:
         """
         devices = [device for device in self._devices if isinstance(device, Pluggable)]
         return [device for device in devices if kind == device.KIND]
+
+    def _place(self, device: Device) -> str:
+        """Return what Linux calls a disk or a NIC, which stays the same as they come and go."""
+        if not isinstance(device, Pluggable):
+            return ""
+        addr = self.pluggable(device.KIND).index(device)
+        return f"vd{chr(ord('a') + addr)}" if device.KIND == "block" else f"eth{addr}"
 
     def _eventfd(self) -> int:
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

@@ -42,6 +42,7 @@ class Options:
         "daemonize",
         "discovery",
         "disks",
+        "dump_guest_core",
         "freeze",
         "given",
         "help",
@@ -89,6 +90,7 @@ class Options:
         self.python_devices: tuple[PythonDeviceConfig, ...] = ()
         self.serial = ""
         self.share = False
+        self.dump_guest_core = False
         self.smp = 1
         self.stats = False
         self.testdev = False
@@ -150,7 +152,9 @@ def _machine(options: Options, text: str) -> None:
             options.share = one_of("-machine mem-share", value, TRUE + FALSE) in TRUE
         elif key == "pit":
             options.pit = one_of("-machine pit", value, TRUE + FALSE) in TRUE
-        elif key in ("dump-guest-core", "usb"):
+        elif key == "dump-guest-core":
+            options.dump_guest_core = one_of(f"-machine {key}", value, TRUE + FALSE) in TRUE
+        elif key == "usb":
             one_of(f"-machine {key}", value, TRUE + FALSE)
         else:
             raise ConfigError(f"-machine {text}: no such member as {key}; see pyvirt run -help")
@@ -248,9 +252,10 @@ TABLE = (
     ),
     Option(
         "machine",
-        "[type=]microvm[,discovery=auto|acpi|cmdline][,mem-share=on|off][,pit=on|off]",
-        "how the guest finds its devices; memory as a memfd for other processes; whether the timer "
-        "of old is there",
+        "[type=]microvm[,discovery=auto|acpi|cmdline][,mem-share=on|off][,dump-guest-core=on|off]"
+        "[,pit=on|off]",
+        "how the guest finds its devices; memory as a memfd for other processes, and in core "
+        "dumps; whether the timer of old is there",
         _machine,
     ),
     Option(

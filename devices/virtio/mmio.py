@@ -98,6 +98,7 @@ class Mmio:
         broken_fd: int,
         kicks: list[int],
         warn: Callable[[str], None],
+        place: str = "",
         exclusively: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         """Put `device` behind an empty register page.
@@ -106,7 +107,8 @@ class Mmio:
         `memory` is the struct pv_memory. `irq_fd` is an eventfd of edges; `broken_fd` one that
         becomes readable when `report` has something to say; `kicks` one for each queue. All are
         borrowed, and so is the device. `warn` takes lines for the log, and has the limit that a
-        driver needs that does the same thing for ever.
+        driver needs that does the same thing for ever. `place` is how the device's threads are
+        known, whatever is behind it; "": by its name.
 
         `exclusively`, given where the guest reads the page without an exit, calls a function
         while it cannot. There, a "used buffer" in InterruptStatus stands until the reset: KVM
@@ -138,6 +140,7 @@ class Mmio:
             irq = ffi.new("struct pv_virtio_irq **")
             check(lib.pv_virtio_irq_new(start, irq_fd, broken_fd, irq), device.name)
         self._irq: Any = ffi.gc(irq[0], lib.pv_virtio_irq_free)
+        lib.pv_virtio_irq_set_name(self._irq, (place or device.name).encode(errors="replace"))
         for offset, value in (
             (r.MAGIC_VALUE, r.MAGIC),
             (r.VERSION, 2),

@@ -118,6 +118,7 @@ class _Service:
         os.close(self._end_fd)
 
     def _run(self) -> None:
+        lib.pv_crash_thread(self._device.name.encode(errors="replace"))
         poll = select.poll()
         for fd in (self._end_fd, *self._kicks):
             poll.register(fd, select.POLLIN)

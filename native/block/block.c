@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <linux/virtio_blk.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -61,6 +62,14 @@ static void drop_worker(struct pv_block_worker *w)
 	w->requests = NULL;
 }
 
+static int make_thread(struct pv_block_worker *w)
+{
+	char name[32];
+
+	(void)snprintf(name, sizeof(name), "disk %s", w->member.device);
+	return pv_iothread_new(name, &w->thread);
+}
+
 static int start_worker(struct pv_block *b, uint32_t index, const struct pv_queue *queue)
 {
 	struct pv_block_worker *w = &b->workers[index];
@@ -68,6 +77,7 @@ static int start_worker(struct pv_block *b, uint32_t index, const struct pv_queu
 
 	w->member.ops = &PV_BLOCK_OPS;
 	w->member.kick.fd = queue->kick_fd;
+	w->member.device = pv_virtio_irq_name(b->irq);
 	w->block = b;
 	w->ring = queue->ring;
 	w->counters = &b->counters[index];
@@ -76,7 +86,7 @@ static int start_worker(struct pv_block *b, uint32_t index, const struct pv_queu
 	w->requests = calloc(PV_VIRTQUEUE_SIZE_MAX, sizeof(w->requests[0]));
 	if (!w->requests)
 		return -ENOMEM;
-	result = w->thread ? 0 : pv_iothread_new(&w->thread);
+	result = w->thread ? 0 : make_thread(w);
 	if (result == 0)
 		result = pv_iothread_attach(
 			w->thread, b->file.flags & PV_BLOCK_THREADS ? pv_pool_new : pv_uring_new,

@@ -20,6 +20,7 @@ struct pv_member;
 
 struct pv_io {
 	struct pv_member *owner; /* who gets it back */
+	const char *device;      /* by its name, NULL or "": of nobody in particular */
 	enum pv_io_kind kind;
 	uint32_t count; /* of iov */
 	struct iovec *iov;

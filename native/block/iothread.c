@@ -4,16 +4,20 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "block/iothread_internal.h"
+#include "crash_internal.h"
 #include "thread_internal.h"
 
 #define TURNS 8 /* of busy members, until what is complete is looked at */
+#define NAME_BYTES 32
 
 struct pv_iothread {
+	char name[NAME_BYTES];
 	pthread_mutex_t control; /* held while the thread is started or ended */
 	uint32_t attached;
 	pv_engine_make *make; /* what made the engine */
@@ -30,7 +34,7 @@ struct pv_iothread {
 	struct pv_member *members;
 };
 
-int pv_iothread_new(struct pv_iothread **out)
+int pv_iothread_new(const char *name, struct pv_iothread **out)
 {
 	struct pv_iothread *t = calloc(1, sizeof(*t));
 	int result;
@@ -38,6 +42,7 @@ int pv_iothread_new(struct pv_iothread **out)
 	*out = NULL;
 	if (!t)
 		return -ENOMEM;
+	strncpy(t->name, name, sizeof(t->name) - 1);
 	t->wake.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (t->wake.fd < 0) {
 		result = -errno;
@@ -108,8 +113,10 @@ static uint64_t serve(struct pv_iothread *t)
 
 	while (*place) {
 		struct pv_member *member = *place;
-		uint64_t asked = member->over ? PV_SERVE_END : member->ops->serve(member);
+		uint64_t asked;
 
+		pv_crash_device(member->device);
+		asked = member->over ? PV_SERVE_END : member->ops->serve(member);
 		member->over = asked == PV_SERVE_END;
 		if (member->over && t->engine->ops->unwatch(t->engine, &member->kick)) {
 			dismiss(t, place);
@@ -127,6 +134,7 @@ static void complete(struct pv_io *io)
 	while (io) {
 		struct pv_io *next = io->next;
 
+		pv_crash_device(io->owner->device);
 		io->owner->ops->complete(io->owner, io);
 		io = next;
 	}
@@ -137,6 +145,7 @@ static void *run(void *argument)
 	struct pv_iothread *t = argument;
 	unsigned busy = 0;
 
+	pv_thread_is(t->name, NULL);
 	atomic_store(&t->tid, (int)syscall(SYS_gettid));
 	pv_engine_watch(t->engine, &t->wake);
 	while (look_around(t)) {
@@ -145,6 +154,7 @@ static void *run(void *argument)
 		if (limit == 0 && ++busy < TURNS)
 			continue;
 		busy = 0;
+		pv_crash_device(NULL);
 		complete(t->engine->ops->wait(t->engine, limit));
 	}
 	atomic_store(&t->tid, 0);

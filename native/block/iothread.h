@@ -6,8 +6,8 @@
 
 struct pv_iothread;
 
-/* -ENOMEM, or what eventfd(2) says. */
-int pv_iothread_new(struct pv_iothread **out);
+/* `name` is how the thread is to be known, cut to 31 bytes. -ENOMEM, or what eventfd(2) says. */
+int pv_iothread_new(const char *name, struct pv_iothread **out);
 /* No device uses it. */
 void pv_iothread_free(struct pv_iothread *thread);
 /* Its id, as gettid(2) has it; 0 while it does not run. Any thread. */

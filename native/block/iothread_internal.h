@@ -23,6 +23,7 @@ struct pv_member_ops {
 struct pv_member {
 	const struct pv_member_ops *ops;
 	struct pv_watch kick;     /* its `fd` is an eventfd, borrowed until pv_iothread_detach */
+	const char *device;       /* whose it is, as pv_crash_device takes it; NULL: nobody's */
 	struct pv_engine *engine; /* the thread's, from pv_iothread_attach on */
 	struct pv_member *next;   /* the thread's own from here on */
 	bool over;

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "block/io_internal.h"
+#include "crash_internal.h"
 #include "thread_internal.h"
 
 #define THREADS 16
@@ -125,10 +126,12 @@ static void *run(void *argument)
 	struct pool *p = argument;
 	struct pv_io *io;
 
+	pv_thread_is("pool", NULL);
 	pthread_mutex_lock(&p->lock);
 	p->waking = false;
 	pthread_mutex_unlock(&p->lock);
 	while ((io = take(p))) {
+		pv_crash_device(io->device);
 		io->result = pv_io_run(io);
 		finish(p, io);
 	}

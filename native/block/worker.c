@@ -152,6 +152,7 @@ static bool take(struct pv_block_worker *w)
 		return false;
 	}
 	r->io.owner = &w->member;
+	r->io.device = w->member.device;
 	r->io.fd = w->block->file.fd;
 	count_in_flight(w, 1);
 	w->batch++;

@@ -138,11 +138,7 @@ static void close_all(struct pv_console *c)
 
 static int create_thread(struct pv_console *c)
 {
-	int result = pv_thread_start(&c->thread, pv_console_thread, c);
-
-	if (result == 0)
-		pthread_setname_np(c->thread, "pv-console");
-	return result;
+	return pv_thread_start(&c->thread, pv_console_thread, c);
 }
 
 int pv_console_start(struct pv_console *c, const struct pv_console_config *config)

@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 
 #include "net/internal.h"
+#include "thread_internal.h"
 #include "virtio/irq.h"
 
 #define COMMANDS 16 /* in a row, at most */
@@ -195,6 +196,7 @@ void *pv_net_run(void *worker)
 	const struct sched_param none = {0};
 	bool has_polled = false;
 
+	pv_thread_is("net", pv_virtio_irq_name(w->net->irq));
 	/* Does not cut in on a busy sender, whose packets then come in bursts. */
 	(void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
 	while (!atomic_load(&w->net->stopping)) {

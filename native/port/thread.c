@@ -3,6 +3,7 @@
 #include <sys/eventfd.h>
 
 #include "port/internal.h"
+#include "thread_internal.h"
 #include "virtio/irq.h"
 
 #define NS_PER_S 1000000000
@@ -159,6 +160,7 @@ void *pv_port_run(void *device)
 	struct pv_ports *ports = device;
 	eventfd_t value;
 
+	pv_thread_is("ports", pv_virtio_irq_name(ports->irq));
 	while (!atomic_load(&ports->stopping)) {
 		if (!ports->broken)
 			pv_port_serve(ports);

@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "crash_internal.h"
 #include "vcpu/bus_internal.h"
 
 struct pv_vcpu {
@@ -300,12 +301,12 @@ static int run_loop(struct pv_vcpu *vcpu)
 	}
 }
 
-/* Signals are the main thread's business; only the kick may interrupt a vCPU. */
+/* Signals are the main thread's business; only the kick may interrupt a vCPU, and its faults. */
 static void mask_signals(sigset_t *previous)
 {
 	sigset_t blocked;
 
-	sigfillset(&blocked);
+	pv_crash_other_signals(&blocked);
 	sigdelset(&blocked, kick_signal());
 	pthread_sigmask(SIG_SETMASK, &blocked, previous);
 }

@@ -17,6 +17,7 @@
 #define USED 1u
 #define CONFIG 2u
 #define NEEDS_RESET 64u
+#define NAME_BYTES 32
 
 struct pv_virtio_irq {
 	char *page;
@@ -25,6 +26,7 @@ struct pv_virtio_irq {
 	_Atomic uint32_t standing; /* bits of InterruptStatus that no acknowledgement clears */
 	int irq_fd;
 	int broken_fd;
+	char name[NAME_BYTES];
 	atomic_bool broken;
 	pthread_mutex_t why_lock; /* of the two below; held for a copy */
 	bool has_why;
@@ -55,6 +57,20 @@ int pv_virtio_irq_new(void *page, int irq_fd, int broken_fd, struct pv_virtio_ir
 	return 0;
 }
 
+/* A character of UTF-8 that does not fit is left out as a whole. */
+static void copy_text(char *to, size_t size, const char *text)
+{
+	size_t length = strnlen(text, size);
+
+	if (length == size) {
+		length--;
+		while (length > 0 && ((unsigned char)text[length] & 0xc0) == 0x80)
+			length--;
+	}
+	memcpy(to, text, length);
+	to[length] = '\0';
+}
+
 void pv_virtio_irq_free(struct pv_virtio_irq *irq)
 {
 	if (!irq)
@@ -62,6 +78,16 @@ void pv_virtio_irq_free(struct pv_virtio_irq *irq)
 	pv_faults_destroy(&irq->faults);
 	pthread_mutex_destroy(&irq->why_lock);
 	free(irq);
+}
+
+void pv_virtio_irq_set_name(struct pv_virtio_irq *irq, const char *name)
+{
+	copy_text(irq->name, sizeof(irq->name), name);
+}
+
+const char *pv_virtio_irq_name(const struct pv_virtio_irq *irq)
+{
+	return irq->name;
 }
 
 static void raise_line(struct pv_virtio_irq *irq, uint32_t bit)
@@ -119,20 +145,6 @@ void pv_virtio_irq_echo(struct pv_virtio_irq *irq)
 void pv_virtio_irq_config(struct pv_virtio_irq *irq)
 {
 	raise_line(irq, CONFIG);
-}
-
-/* A character of UTF-8 that does not fit is left out as a whole. */
-static void copy_text(char *to, size_t size, const char *text)
-{
-	size_t length = strnlen(text, size);
-
-	if (length == size) {
-		length--;
-		while (length > 0 && ((unsigned char)text[length] & 0xc0) == 0x80)
-			length--;
-	}
-	memcpy(to, text, length);
-	to[length] = '\0';
 }
 
 void pv_virtio_irq_broken(struct pv_virtio_irq *irq, const char *why)

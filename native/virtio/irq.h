@@ -18,6 +18,10 @@ struct pv_virtio_irq;
  * `broken_fd` an eventfd that pv_virtio_irq_broken writes. All are borrowed. -ENOMEM, -EINVAL. */
 int pv_virtio_irq_new(void *page, int irq_fd, int broken_fd, struct pv_virtio_irq **out);
 void pv_virtio_irq_free(struct pv_virtio_irq *irq);
+/* How messages call the device, cut to 31 bytes; "" if nobody has said. Not while it is active. */
+void pv_virtio_irq_set_name(struct pv_virtio_irq *irq, const char *name);
+/* As long as it lives. */
+const char *pv_virtio_irq_name(const struct pv_virtio_irq *irq);
 
 /* Used buffers: set bit 0 of InterruptStatus, raise the line (unless a fault forbids it). */
 void pv_virtio_irq_used(struct pv_virtio_irq *irq);

@@ -86,6 +86,7 @@ static void *run(void *argument)
 	struct pv_vacant *v = argument;
 	eventfd_t value;
 
+	pv_thread_is("vacant", pv_virtio_irq_name(v->irq));
 	while (!atomic_load(&v->ending)) {
 		bool more = false;
 

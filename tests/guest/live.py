@@ -133,4 +133,4 @@ def live(
             machine.close()
     finally:
         machine.close()
-        os.close(log._fd)
+        os.close(log.fd)

@@ -82,7 +82,7 @@ def run(micro: kernel.Kernel, disk: Path, script: str, *, queues: int = 1, **wor
             machine.close()
     finally:
         machine.close()
-        os.close(log._fd)
+        os.close(log.fd)
     return Ran(
         console.read_text(errors="replace").replace("\r\n", "\n"),
         messages.read_text(),

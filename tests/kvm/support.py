@@ -84,9 +84,9 @@ class Guest(Machine):
         self._close_log()
 
     def _close_log(self) -> None:
-        if self._messages._fd > 2:
-            os.close(self._messages._fd)
-            self._messages._fd = 2
+        if self._messages.fd > 2:
+            os.close(self._messages.fd)
+            self._messages.fd = 2
 
     def write_words(self, address: int, *words: int) -> None:
         """Put 64-bit words into guest memory."""

@@ -10,7 +10,7 @@ static struct pv_iothread *make_thread(void)
 {
 	struct pv_iothread *thread;
 
-	CHECK_EQ(pv_iothread_new(&thread), 0);
+	CHECK_EQ(pv_iothread_new("shared", &thread), 0);
 	return thread;
 }
 

@@ -580,7 +580,7 @@ static uint64_t blocked_signals(void)
 		snprintf(path, sizeof(path), "/proc/self/task/%s/status", entry->d_name);
 		status = fopen(path, "r");
 		while (status && fgets(line, sizeof(line), status)) {
-			ours |= strcmp(line, "Name:\tpv-console\n") == 0;
+			ours |= strcmp(line, "Name:\tconsole serial0\n") == 0;
 			if (ours && strncmp(line, "SigBlk:", 7) == 0)
 				blocked = strtoull(line + 7, NULL, 16);
 		}
@@ -596,8 +596,9 @@ static void test_thread_takes_no_signals(void)
 	static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGALRM, SIGCHLD, SIGTSTP};
 	struct pv_console *console = console_to(-1);
 	sigset_t mine;
-	uint64_t blocked = blocked_signals();
+	uint64_t blocked = 0;
 
+	WAIT_FOR((blocked = blocked_signals()) != 0);
 	for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
 		CHECK(blocked >> (signals[i] - 1) & 1);
 	CHECK_EQ(pthread_sigmask(SIG_SETMASK, NULL, &mine), 0);
