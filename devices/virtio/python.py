@@ -267,13 +267,19 @@ class PythonDevice(Device):
             self._guarded(lambda: self.config_written(offset, data))
             done.release()
 
-        _thread.start_new_thread(write, ())
-        if done.acquire(timeout=turn.LIMIT_S):
+        why = f"config_written takes more than {turn.LIMIT_S:g} s; it is left alone"
+        try:
+            _thread.start_new_thread(write, ())
+        except RuntimeError as error:
+            why = f"{error}; raise ulimit -u"
             done.release()
-            return
+        else:
+            if done.acquire(timeout=turn.LIMIT_S):
+                done.release()
+                return
         service = self._service
         if service is not None:
-            service.fail(f"config_written takes more than {turn.LIMIT_S:g} s; it is left alone")
+            service.fail(why)
 
     def activate(self, activation: Activation) -> None:
         """Start the thread."""

@@ -143,7 +143,7 @@ COMMANDS = (
         "sees a disk of size 0 or a NIC without link, then the image or tap is closed and "
         "unlocked. DEVICE_DELETED comes before the answer; the slot can be used again at once. It "
         "is refused, and nothing changes, when the host's storage does not complete a disk's "
-        "requests within 5 s.",
+        "requests within 5 s, those from before a reset by its driver among them.",
         _device_del,
         Struct(Field("id", Text(), "the device's name")),
         example=('{"id": "drive-0"}', "{}"),

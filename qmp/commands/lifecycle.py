@@ -94,7 +94,9 @@ COMMANDS = (
     ),
     Command(
         "system_reset",
-        "Starts the machine anew, as its reset button would. RESET follows the answer.",
+        "Starts the machine anew, as its reset button would. RESET follows the answer. It is "
+        "refused, and the guest runs on, when the host's storage does not complete a disk's "
+        "requests within 5 s.",
         _reset,
         since="v2",
         answer_first=True,
