@@ -65,4 +65,4 @@ build/pyvirt:
 	@mkdir -p build && ln -sfn .. $@
 
 clean:
-	rm -rf build dist $(VENV) *.egg-info native/_native.*
+	rm -rf build dist $(VENV) *.egg-info native/_native.*[co]

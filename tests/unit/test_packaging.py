@@ -31,3 +31,8 @@ def test_every_file_beside_the_modules_is_listed() -> None:
         for file in (ROOT / folder).iterdir():
             if file.is_file() and file.suffix not in {".py", ".pyc"}:
                 assert any(file.match(pattern) for pattern in patterns), file
+
+
+def test_a_source_distribution_has_what_the_c_files_include() -> None:
+    manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines()
+    assert "recursive-include native *.h *.cdef" in manifest
