@@ -119,7 +119,13 @@ COMMANDS = (
             Field("drive", Text(), "the disk's backend", optional=True),
             Field("netdev", Text(), "the NIC's backend", optional=True),
             Field("serial", Text(_SERIAL_MAX), "the disk's serial number", optional=True),
-            Field("mac", Text(17), "the NIC's address, as 52:54:00:12:34:56", optional=True),
+            Field(
+                "mac",
+                Text(17),
+                "the NIC's address, as 52:54:00:12:34:56; another than the slot's is refused while "
+                "a driver of the guest has the slot, as it asks only when it starts",
+                optional=True,
+            ),
             Field("chardev", Text(), "as `netdev`, the word of StratoVirt 2.5", optional=True),
             Field(
                 "iothread",

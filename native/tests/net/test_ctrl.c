@@ -189,6 +189,9 @@ static void test_the_driver_sets_its_address(void)
 	bench_stop(&b);
 	pv_net_mac(b.net, mac);
 	CHECK_EQ(memcmp(mac, BENCH_MAC, 6), 0);
+	pv_net_set_mac(b.net, THIRD);
+	pv_net_mac(b.net, mac);
+	CHECK_EQ(memcmp(mac, THIRD, 6), 0);
 	bench_unmake(&b);
 }
 
