@@ -37,12 +37,11 @@ import socket
 import stat
 import sys
 import time
-import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..devices.unix_socket import UnixListener
-from ..errors import ConfigError
+from ..errors import ConfigError, unexpected
 from ..harness.vm.switch import Switch
 from . import registry, usage
 
@@ -204,8 +203,19 @@ class Server:
             for key, _ in self._selector.select(self._patience()):
                 # It may be gone since the selector looked.
                 if self._selector.get_map().get(key.fd) == key:
-                    key.data()
+                    self._serve_one(key)
             self._close_late()
+
+    def _serve_one(self, key: selectors.SelectorKey) -> None:
+        """Serve one descriptor; a fault of ours costs that one, and no other monitor."""
+        try:
+            key.data()
+        except Exception as error:
+            if not isinstance(key.fileobj, socket.socket) or key.fileobj is self._accepting:
+                raise
+            sys.stderr.write(f"pyvirt: fork-server: {unexpected(error)}; please report\n")
+            if self._selector.get_map().get(key.fd) == key:
+                self._selector.unregister(key.fileobj)
 
     def _patience(self) -> float | None:
         soonest = min((connection.until for connection in self._unclaimed), default=None)
@@ -341,8 +351,8 @@ class Server:
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             child()
-        except BaseException:  # noqa: BLE001  (no way may lead back into the server)
-            traceback.print_exc()
+        except BaseException as error:  # noqa: BLE001  (no way may lead back into the server)
+            os.write(2, f"pyvirt: {unexpected(error)}\n".encode(errors="replace"))
         finally:
             os._exit(1)
 

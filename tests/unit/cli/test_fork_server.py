@@ -231,7 +231,8 @@ def test_a_key_is_used_once(server: ForkServer) -> None:
 def test_folder_that_is_not_there(server: ForkServer) -> None:
     monitor = Process(server.path, ["-help"], {"stderr": [2]}, "/not/there")
     try:
-        assert "FileNotFoundError" in read_all(monitor.streams["stderr"])
+        (line,) = read_all(monitor.streams["stderr"]).splitlines()
+        assert line.startswith("pyvirt: FileNotFoundError: ")
         assert monitor.wait(SECONDS)
         assert monitor.status == 1
     finally:
