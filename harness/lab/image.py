@@ -11,15 +11,13 @@ from ..guest import initramfs, kernel
 from ..guest.program import program
 
 # The transports, the root file system and the agent's port; KVM; what networks need. All else is
-# loaded when it is asked for.
+# modprobe's to load.
 MODULES = (
     *("virtio_pci", "virtio_console", "9pnet_virtio", "9p"),
     *("kvm-amd",),
     *("tun", "vhost_net", "bridge"),
     "virtio_net",
 )
-# The kernel's own requests start in the initramfs, from which only the agent's root leads out.
-_MODPROBE = '#!/bin/sh\nexec chroot "/proc/$(pidof -s agent)/root" /sbin/modprobe {} "$@"\n'
 _HERE = Path(__file__).parent
 
 
@@ -43,10 +41,7 @@ def prepare() -> Image:
         raise BackendError(f"lab: {found.image}: the kernel's modules are not in the cache")
     init = (_HERE / "init.sh").read_text()
     modprobe = f"-d {shlex.quote(str(found.modules.parents[2]))}"
-    files: dict[str, Path | bytes] = {
-        "/bin/agent": agent(),
-        "/bin/load": _MODPROBE.format(modprobe).encode(),
-    }
+    files = {"/bin/agent": agent()}
     return Image(
         found.vmlinux,
         initramfs.build(found, modules=MODULES, init=init, files=files),
