@@ -209,9 +209,11 @@ int pv_virtqueue_enable_kicks(struct pv_virtqueue *queue)
 	else
 		store_relaxed(&queue->used->flags, 0);
 	full_barrier();
-	/* What is seen here is what the next pop takes, so that a driver whose idx goes to and fro
+	if (queue->known_avail != queue->next_avail)
+		return 1;
+	/* What is seen then is what the next pop takes, so that a driver whose idx goes to and fro
 	 * keeps nobody. */
-	return look(queue) != 0;
+	return load_relaxed(&queue->avail->idx) != queue->next_avail && look(queue) != 0;
 }
 
 void pv_virtqueue_disable_kicks(struct pv_virtqueue *queue)

@@ -416,6 +416,29 @@ static void test_a_queue_changes_hands(void)
 	driver_destroy(&driver);
 }
 
+/* What made the device look again is what it finds then: each look makes progress. */
+static void test_an_index_that_goes_to_and_fro_keeps_nobody(void)
+{
+	struct pv_chain *chain = malloc(sizeof(*chain));
+	struct pv_virtqueue *queue;
+	struct pv_desc segment;
+	struct driver d;
+	size_t data = driver_init(&d, 16, 0, 0, 64);
+
+	CHECK(chain);
+	CHECK_EQ(pv_virtqueue_new(d.memory, &d.config, &queue), 0);
+	segment = (struct pv_desc){.address = data, .length = 64};
+	(void)driver_add(&d, &segment, 1);
+	CHECK_EQ(pv_virtqueue_pop(queue, chain), 0);
+	d.avail->idx = 1;
+	CHECK_EQ(pv_virtqueue_enable_kicks(queue), 1);
+	d.avail->idx = 0;
+	CHECK_EQ(pv_virtqueue_pop(queue, chain), 1);
+	pv_virtqueue_free(queue);
+	driver_destroy(&d);
+	free(chain);
+}
+
 int main(void)
 {
 	RUN(test_no_byte_and_no_notification_is_lost);
@@ -425,5 +448,6 @@ int main(void)
 	/* All of it is a race, which is the point. */
 	RUN(test_a_driver_that_rewrites_everything_meanwhile);
 #endif
+	RUN(test_an_index_that_goes_to_and_fro_keeps_nobody);
 	return 0;
 }
