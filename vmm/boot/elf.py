@@ -22,10 +22,10 @@ EM_386, EM_X86_64 = 3, 62
 _MACHINES = {3: "i386", 40: "ARM", 183: "arm64", 243: "RISC-V", 21: "PowerPC", 22: "S/390"}
 _PT_LOAD, _PT_INTERP, _PT_NOTE, _PT_TLS = 1, 3, 4, 7
 # By class: size of the ELF header, entry and place of the program headers (from 24), where their
-# size and number are, their size, and type, offset, paddr, filesz, memsz in each.
+# size and number are, their size, and type, offset, vaddr, paddr, filesz, memsz in each.
 _LAYOUTS = {
-    ELFCLASS32: (52, "<II", 42, 32, "<II4xIII"),
-    ELFCLASS64: (64, "<QQ", 54, 56, "<I4xQ8xQQQ"),
+    ELFCLASS32: (52, "<II", 42, 32, "<6I"),
+    ELFCLASS64: (64, "<QQ", 54, 56, "<I4xQQQQQ"),
 }
 _NOTE_MAX = 1 << 20
 _XEN_ELFNOTE_PHYS32_ENTRY = 18
@@ -38,8 +38,8 @@ def recognises(file: KernelFile) -> bool:
 
 def headers(
     file: KernelFile, machine: int = EM_X86_64
-) -> tuple[int, list[tuple[int, int, int, int, int]]]:
-    """Return the entry point and (type, offset, paddr, filesz, memsz) of each segment.
+) -> tuple[int, list[tuple[int, int, int, int, int, int]]]:
+    """Return the entry point and (type, offset, vaddr, paddr, filesz, memsz) of each segment.
 
     The class is to be checked before.
     """
@@ -87,7 +87,7 @@ def _pvh_entry(file: KernelFile, offset: int, length: int) -> int | None:
 def place(
     file: KernelFile,
     memory: GuestMemory,
-    segments: Iterable[tuple[int, int, int, int, int]],
+    segments: Iterable[tuple[int, int, int, int, int, int]],
     *,
     low: bool = False,
 ) -> list[tuple[int, int]]:
@@ -96,7 +96,7 @@ def place(
     `low` allows those below 1 MiB where memory is free there.
     """
     pieces = []
-    for kind, offset, paddr, filesz, memsz in segments:
+    for kind, offset, _, paddr, filesz, memsz in segments:
         if kind != _PT_LOAD or memsz == 0:
             continue
         if filesz > memsz:
@@ -116,6 +116,17 @@ def place(
     return pieces
 
 
+def physical(entry: int, segments: Iterable[tuple[int, int, int, int, int, int]]) -> int:
+    """Return the physical address of an entry point, which may be a virtual one in a segment."""
+    loaded = [segment for segment in segments if segment[0] == _PT_LOAD]
+    if any(paddr <= entry < paddr + memsz for _, _, _, paddr, _, memsz in loaded):
+        return entry
+    for _, _, vaddr, paddr, _, memsz in loaded:
+        if vaddr <= entry < vaddr + memsz:
+            return entry - vaddr + paddr
+    return entry
+
+
 def check_entry(file: KernelFile, entry: int, pieces: Sequence[tuple[int, int]]) -> None:
     """Raise ConfigError when a kernel is not entered where it is."""
     if not any(start <= entry < end for start, end in pieces):
@@ -131,7 +142,7 @@ def load(file: KernelFile, memory: GuestMemory) -> Kernel:
     entry, segments = headers(file)
     notes = (
         _pvh_entry(file, offset, filesz)
-        for kind, offset, _, filesz, _ in segments
+        for kind, offset, _, _, filesz, _ in segments
         if kind == _PT_NOTE
     )
     pvh = next((note for note in notes if note is not None), None)

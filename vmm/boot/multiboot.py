@@ -97,7 +97,9 @@ def _load_elf(file: KernelFile, memory: GuestMemory, _: int) -> tuple[int, list[
     if not elf.recognises(file) or not kind or kind[0] not in machines:
         raise file.error("a multiboot header without addresses in a file that is not ELF")
     entry, segments = elf.headers(file, machines[kind[0]])
-    return entry, elf.place(file, memory, segments, low=True)
+    pieces = elf.place(file, memory, segments, low=True)
+    # As QEMU and GRUB have it; GNU Mach's is where its own page tables will have it.
+    return elf.physical(entry, segments), pieces
 
 
 def _free_page(kernel: Kernel) -> int:

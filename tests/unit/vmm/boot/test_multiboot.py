@@ -68,6 +68,14 @@ def test_32_bit_elf(memory: GuestMemory) -> None:
     assert memory.read(4 * MIB + 12, len(PAYLOAD) + 1) == PAYLOAD + b"\0"
 
 
+def test_a_virtual_entry_point(memory: GuestMemory) -> None:
+    image = bytearray(elf32())
+    image[24:28] = pack("<I", 0xC000_0000 + 12)  # the segment is at 4 MiB
+    assert load(bytes(image), memory).entry == 4 * MIB + 12
+    image[24:28] = pack("<I", 0xC000_3000)
+    assert "outside its segments" in refusal(lambda: load(bytes(image), memory))
+
+
 def test_64_bit_elf(memory: GuestMemory) -> None:
     kernel = load(Elf((Segment(data=header(3) + PAYLOAD),)).build(), memory)
     assert (kernel.protocol, kernel.entry) == (MULTIBOOT, 16 * MIB + 0x40)
