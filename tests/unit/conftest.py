@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from pyvirt.native import ffi
 from pyvirt.vmm import kvm
 from pyvirt.vmm.memory import GuestMemory
+
+# On a busy machine an example may take any time; how long says nothing of what is tested.
+settings.register_profile("pyvirt", deadline=None)
+settings.load_profile("pyvirt")
 
 
 @pytest.fixture
