@@ -8,7 +8,6 @@ import os
 import struct
 import subprocess
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -120,16 +119,14 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert "none.img: No such file or directory; name an image that exists" in message
 
 
-def test_an_image_that_cannot_be_written() -> None:
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own is root's alone
-        os.chmod(folder, 0o755)
-        image = Path(folder, "image")
-        image.write_bytes(bytes(4096))
-        image.chmod(0o444)
-        with unprivileged():
-            assert "give readonly=on" in refusal(lambda: Disk(str(image)))
-            disk = Disk(str(image), readonly=True)
-            disk.close()
+def test_an_image_that_cannot_be_written(open_folder: Path) -> None:
+    image = open_folder / "image"
+    image.write_bytes(bytes(4096))
+    image.chmod(0o444)
+    with unprivileged():
+        assert "give readonly=on" in refusal(lambda: Disk(str(image)))
+        disk = Disk(str(image), readonly=True)
+        disk.close()
 
 
 @pytest.mark.parametrize(

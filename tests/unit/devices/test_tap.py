@@ -31,12 +31,11 @@ def namespace() -> Iterator[None]:
 
 
 @pytest.fixture
-def open_to_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def open_to_all(monkeypatch: pytest.MonkeyPatch, open_folder: Path) -> None:
     """Stand a /dev/net/tun in that anybody may open, as it is on most hosts."""
-    device = tmp_path / "tun"
+    device = open_folder / "tun"
     os.mknod(device, stat.S_IFCHR, os.stat(tap.DEVICE).st_rdev)
-    for path, mode in ((device, 0o666), *((folder, 0o755) for folder in device.parents[:3])):
-        path.chmod(mode)
+    device.chmod(0o666)
     monkeypatch.setattr(tap, "DEVICE", str(device))
 
 
@@ -189,12 +188,10 @@ def test_a_tap_of_ones_own_needs_no_privileges() -> None:
         TapConfig("tap1").open().close()
 
 
-def test_no_tun_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tap, "DEVICE", str(tmp_path / "tun"))
+def test_no_tun_device(monkeypatch: pytest.MonkeyPatch, open_folder: Path) -> None:
+    monkeypatch.setattr(tap, "DEVICE", str(open_folder / "tun"))
     assert "run: sudo modprobe tun" in refusal(TapConfig("tap0").open)
-    (tmp_path / "tun").touch(mode=0o600)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    (open_folder / "tun").touch(mode=0o600)
     with unprivileged():
         assert "Permission denied; run as root" in refusal(TapConfig("tap0").open)
 

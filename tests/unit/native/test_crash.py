@@ -20,6 +20,7 @@ from . import victims
 SHARED = ("uring", "threads", "iothread")
 LIBC = ctypes.CDLL(None, use_errno=True)
 _SYS_TGKILL = 234
+ROOT = Path(__file__).resolve().parents[3]
 PATIENCE = 60.0
 # The thread's name for the kernel, for the line, and its device.
 THREADS = {
@@ -58,7 +59,7 @@ def died(process: subprocess.Popen[bytes], number: int) -> str:
     """Return the line of a process that a signal has ended."""
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == -number
-    (line,) = errors.decode().splitlines()
+    (line,) = errors.decode(errors="backslashreplace").splitlines()
     return line
 
 
@@ -70,7 +71,8 @@ def test_every_kind_of_thread_is_here() -> None:
 def test_a_thread_that_serves_a_device(kind: str) -> None:
     comm, name, device = THREADS[kind]
     process = subprocess.Popen(
-        [sys.executable, "-m", victims.__name__, kind],
+        [sys.executable, "-m", "tests.unit.native.victims", kind],
+        cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

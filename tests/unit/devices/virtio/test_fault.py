@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import time
 from typing import TYPE_CHECKING
 
@@ -230,6 +231,7 @@ def test_a_doubled_interrupt_comes_again(guest: Guest) -> None:
     guest.block.faults().add(Fault("double", count=1))
     assert guest.ask(FLUSH) == OK
     wait_for_hits(guest, 1)
+    assert select.select([guest.broken_fd], [], [], PATIENCE)[0]
     assert os.eventfd_read(guest.broken_fd) == 1
     take(guest.irq_fd)
     guest.transport.report()

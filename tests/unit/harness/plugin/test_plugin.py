@@ -210,7 +210,9 @@ def test_monitor_that_refuses_to_start(run: Run, rows: Rows, pytester: pytest.Py
         )
         result = run("@pytest.mark.vm(disks=['/no/disk'])\ndef test_it(vm):\n    vm.start()\n")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*BootFailedError: the monitor ended with status *: *"])
+    result.stdout.fnmatch_lines(
+        ["*BootFailedError: the monitor refused its options: -disk /no/disk: *"]
+    )
     assert rows()[0]["verdict"] == "boot-failed"
 
 
