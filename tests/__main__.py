@@ -1,9 +1,9 @@
 """Run the suite: `python -m tests [--quick] [pytest arguments]`, for `make test` and `make quick`.
 
-What needs no stock kernel runs here, on every processor, and then what wants the machine for itself
-(the mark `alone`). What boots stock kernels runs here too where this host's KVM can do that.
-Otherwise labs are booted, as many as there is room for, which share those files among them together
-with the tests of the monitor itself, which then meet a real KVM as well.
+What needs no stock kernel runs here, on every processor. What boots stock kernels runs here too
+where this host's KVM can do that. Otherwise labs are booted, as many as there is room for, which
+share those files among them together with the tests of the monitor itself, which then meet a real
+KVM as well.
 
 What fails is run once more by itself, here as in a lab. The last lines name every such test.
 """
@@ -60,16 +60,12 @@ class Group:
         return Group(f"{self.name} again", self.outcomes.failed, self.options, lab=self.lab)
 
 
-def host_groups() -> list[Group]:
+def host_group() -> Group:
     """Return what needs no stock kernel."""
     paths = ["tests/unit", "tests/native", "tests/compat"]
     if os.path.exists("/dev/kvm"):
         paths.append("tests/kvm")
-    spread = ["-n", str(PROCESSORS), "--dist", "worksteal", "-m", "not alone"]
-    return [
-        Group("host", paths, spread=spread),
-        Group("alone", paths, spread=["-m", "alone"], may_be_empty=True),
-    ]
+    return Group("host", paths, spread=["-q", "-n", str(PROCESSORS), "--dist", "worksteal"])
 
 
 def guest_groups(folder: Path, failure: str) -> list[Group]:
@@ -193,7 +189,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_DFL)
     with tempfile.TemporaryDirectory(prefix="pyvirt-tests-") as name:
         folder = Path(name)
-        groups = host_groups()
+        groups = [host_group()]
         run_all(groups, folder, extra)
         if not quick:
             # Made before a lab boots, where making them would be slow.
