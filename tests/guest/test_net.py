@@ -178,7 +178,7 @@ def test_no_file_is_left() -> None:
     with running("true", "-net", "tap0", "-net", "tap9") as guest:
         ended = guest.end()
     assert ended.status == 2
-    assert ended.messages.startswith("pyvirt: -netdev ifname=tap9: there is no such tap")
+    assert ended.messages.startswith("pyvirt: -net tap9: there is no such tap")
     with running("true", "-net", "tap0") as guest:
         assert guest.end().status == 0
 
