@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 import pytest
+from _pytest.runner import runtestprotocol
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,11 +33,24 @@ class Claims:
         self._ours: dict[Path, bool] = {}
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        """Say that an item is seen to when its file is another's."""
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool:
+        """Run an item of ours; say that one is seen to when its file is another's."""
+        if self._is_ours(item):
+            where = {"nodeid": item.nodeid, "location": item.location}
+            item.ihook.pytest_runtest_logstart(**where)
+            runtestprotocol(item, nextitem=self._following(item))
+            item.ihook.pytest_runtest_logfinish(**where)
+        return True
+
+    def _following(self, item: pytest.Item) -> pytest.Item | None:
+        """Return the next item of ours: what it needs too is kept, and all else torn down."""
+        items = item.session.items
+        return next(filter(self._is_ours, items[items.index(item) + 1 :]), None)
+
+    def _is_ours(self, item: pytest.Item) -> bool:
         if item.path not in self._ours:
             self._ours[item.path] = self._claim(item.path)
-        return None if self._ours[item.path] else True
+        return self._ours[item.path]
 
     def _claim(self, path: Path) -> bool:
         name = "-".join(path.parts[-2:])

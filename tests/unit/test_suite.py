@@ -89,6 +89,25 @@ def test_a_file_belongs_to_who_comes_first(tmp_path: Path) -> None:
     assert second.passed == 0
 
 
+def test_what_a_folder_of_tests_shares_ends_with_it(tmp_path: Path) -> None:
+    """Also where its last file is another's."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+        (tmp_path / name / "test_a.py").write_text("def test_a(): pass\n")
+        (tmp_path / name / "test_b.py").write_text("def test_b(): pass\n")
+    claims = tmp_path / "claims"
+    claims.mkdir()
+    (claims / "one-test_b.py").touch()
+    (claims / "two-test_a.py").touch()
+    outcomes = run(tmp_path, "--claims", str(claims))
+    assert outcomes.passed == 2
+    assert {test.partition("::")[0] for test in outcomes.failed} == {
+        "one/test_b.py",
+        "two/test_a.py",
+    }
+
+
 def outcomes_of(tmp_path: Path, **events: list[str]) -> Outcomes:
     """Return outcomes with these events of each test."""
     path = tmp_path / "written"
