@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyvirt.vmm.config import MachineConfig
@@ -96,6 +97,23 @@ def machine(kernel: Callable[[str], Path], tmp_path: Path) -> Iterator[Make]:
             memory=memory,
             frozen=frozen,
         )
+        guest = Guest(config, tmp_path / f"log{len(made)}")
+        made.append(guest)
+        guest.load()
+        return guest
+
+    yield make
+    for guest in made:
+        guest.close()
+
+
+@pytest.fixture
+def make(kernel: Callable[[str], Path], tmp_path: Path) -> Iterator[Make]:
+    """Return a function that makes a machine for hot-plug with a guest of guests/*.S."""
+    made: list[Guest] = []
+
+    def make(name: str, **words: Any) -> Guest:
+        config = MachineConfig(str(kernel(name)), memory=MEMORY, hotplug=True, **words)
         guest = Guest(config, tmp_path / f"log{len(made)}")
         made.append(guest)
         guest.load()

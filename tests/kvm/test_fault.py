@@ -17,15 +17,13 @@ from pyvirt.qmp.machine import MachineHost
 from pyvirt.vmm.config import MachineConfig
 
 from .support import MEMORY, Guest
-from .test_hotplug import Make, disk, make
+from .test_hotplug import Make, disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from pyvirt.devices.virtio.net import Net
-
-__all__ = ["make"]  # a fixture
 
 
 class Other(PythonDevice):

@@ -25,7 +25,7 @@ from .test_access import carry_out
 from .test_virtio_mmio import Access, driver, set_
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     Make = Callable[..., Guest]
 
@@ -33,23 +33,6 @@ QUEUE_SIZE = 256
 RINGS = 0x30_0000
 TABLE, HEADER, DATA = 0x32_0000, 0x33_0000, 0x400_0000
 IN = 0
-
-
-@pytest.fixture
-def make(kernel: Callable[[str], Path], tmp_path: Path) -> Iterator[Make]:
-    """Return a function that makes a machine for hot-plug with a guest of guests/*.S."""
-    made: list[Guest] = []
-
-    def make(name: str, **words: Any) -> Guest:
-        config = MachineConfig(str(kernel(name)), memory=MEMORY, hotplug=True, **words)
-        guest = Guest(config, tmp_path / f"log{len(made)}")
-        made.append(guest)
-        guest.load()
-        return guest
-
-    yield make
-    for guest in made:
-        guest.close()
 
 
 def with_queue_of(size: int, accesses: list[Access]) -> list[Access]:

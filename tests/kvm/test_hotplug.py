@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ import pytest
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.block import Block, BlockConfig, Image
 from pyvirt.errors import ConfigError, KvmError, PyvirtError
-from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.machine import ENDED, PAUSED, RUNNING, End
 
 from ..unit.devices.virtio.bench import RUNNING as DRIVER_RUNS
-from .support import MAILBOX, MEMORY, PATIENCE, Guest
+from .support import MAILBOX, PATIENCE, Guest
 from .test_access import carry_out
 from .test_create import fail_at
 from .test_life import wait_until
@@ -26,23 +25,6 @@ from .test_virtio_mmio import driver, get
 
 Make = Callable[..., Guest]
 SLOTS = 6
-
-
-@pytest.fixture
-def make(kernel: Callable[[str], Path], tmp_path: Path) -> Iterator[Make]:
-    """Return a function that makes a machine for hot-plug with a guest of guests/*.S."""
-    made: list[Guest] = []
-
-    def make(name: str, **words: Any) -> Guest:
-        config = MachineConfig(str(kernel(name)), memory=MEMORY, hotplug=True, **words)
-        guest = Guest(config, tmp_path / f"log{len(made)}")
-        made.append(guest)
-        guest.load()
-        return guest
-
-    yield make
-    for guest in made:
-        guest.close()
 
 
 def disk(path: Path, sectors: int) -> BlockConfig:
