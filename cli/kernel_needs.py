@@ -48,7 +48,7 @@ def lacking(options: Options, config: Mapping[str, str]) -> Iterator[tuple[str, 
     """Yield the options that a kernel would have to be built with, and what comes of their lack."""
     if options.smp > 1 and config.get("CONFIG_X86_MPPARSE") != "y":
         yield "CONFIG_X86_MPPARSE", "sees one processor"
-    devices = (options.disks, options.nics, options.console, options.python_devices)
+    devices = (options.disks, options.nics, options.devices)
     found = config.get("CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES")
     if any((*devices, options.monitors)) and found != "y":
         yield "CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES", "finds no virtio device"

@@ -74,7 +74,7 @@ def config(options: Options) -> MachineConfig:
         frozen=options.freeze,
         disks=options.disks,
         nics=options.nics,
-        console=options.console,
+        devices=options.devices,
         cpu=options.cpu,
         pit=options.pit,
         testdev=options.testdev,
@@ -130,8 +130,7 @@ def _run(options: Options, log: Log, timeline: Timeline, backend: Backend, start
     events = _Events()
     control = Control(options, log)
     with PidFile(options.pidfile):
-        devices = [device.make() for device in options.python_devices]
-        machine = Machine(config(options), log, timeline.mark, virtio=devices)
+        machine = Machine(config(options), log, timeline.mark)
         try:
             machine.load()
             irq_fd = machine.interrupt_line(layout.COM1_IRQ).fd

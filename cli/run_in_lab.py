@@ -20,7 +20,7 @@ from ..vmm.boot import loader
 from ..vmm.log import Log
 from ..vmm.memory import GuestMemory
 from .daemon import PidFile, Starter, daemonize
-from .options.gather import MONITOR_OPTIONS
+from .options.gather import FORWARDED
 from .registry import register
 
 TYPE_CHECKING = False
@@ -40,7 +40,7 @@ def _words(options: Options, forward: list[tuple[str, str]]) -> list[str]:
     """Return the command line for the lab; sockets on it are added to `forward`."""
     words = ["-accel", "kvm"]
     for name, value in options.given:
-        if name in _HANDLED_HERE or name in MONITOR_OPTIONS:
+        if name in _HANDLED_HERE or name in FORWARDED:
             continue
         if name == "serial" and (path := parse_backend(value).socket_path):
             inside = f"{_SOCKETS}/pyvirt-{len(forward)}.sock"
@@ -48,12 +48,11 @@ def _words(options: Options, forward: list[tuple[str, str]]) -> list[str]:
             words.append(f"-serial=socket,path={inside},server,nowait")
         else:
             words.append(f"-{name}={value}" if value else f"-{name}")
-    for port in options.console.ports if options.console else ():
-        chardev = port.chardev
-        if not chardev.path:
+    for chardev in options.chardevs:
+        if not chardev.path or not chardev.listens:
             raise ConfigError(
-                f"-chardev id={chardev.id}: no way into the lab for fd={chardev.fd}; "
-                "give path=PATH,server,nowait"
+                f"-chardev id={chardev.id}: no way into the lab but for path=PATH,server,nowait; "
+                "give that"
             )
         inside = f"{_SOCKETS}/pyvirt-{len(forward)}.sock"
         forward.append((chardev.path, inside))

@@ -15,13 +15,29 @@ _BACKLOG = 16
 class ChardevConfig:
     """One socket, as it was asked for."""
 
-    __slots__ = ("fd", "id", "path")
+    __slots__ = ("fd", "host", "id", "listens", "path", "port")
 
-    def __init__(self, id: str, *, path: str = "", fd: int = -1) -> None:  # noqa: A002  (the field's word)
-        """Either `path`, of 1 to 107 bytes, or an inherited `fd`."""
+    def __init__(
+        self,
+        id: str,  # noqa: A002  (the field's word)
+        *,
+        path: str = "",
+        host: str = "",
+        port: int = 0,
+        fd: int = -1,
+        listens: bool = True,
+    ) -> None:
+        """Either `path`, of 1 to 107 bytes, or `host` and `port`, or an inherited `fd`.
+
+        `listens`: clients connect to it, and it does not wait for one; else it is connected to
+        what somebody else listens on.
+        """
         self.id = id
         self.path = path
+        self.host = host
+        self.port = port
         self.fd = fd
+        self.listens = listens
 
     def open(self) -> Chardev:
         """Return the open socket, to which a given file belongs from now on; ConfigError."""

@@ -6,7 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..devices.nic import NicConfig
     from ..devices.virtio.block import BlockConfig
-    from ..devices.virtio.console import ConsoleConfig
+    from ..devices.virtio.device import DeviceConfig
     from .cpu_model import CpuModel
 
 VCPUS_MAX = 254
@@ -18,8 +18,8 @@ class MachineConfig:
 
     __slots__ = (
         "cmdline",
-        "console",
         "cpu",
+        "devices",
         "discovery",
         "disks",
         "dump_guest_core",
@@ -54,7 +54,7 @@ class MachineConfig:
         frozen: bool = False,
         disks: tuple[BlockConfig, ...] = (),
         nics: tuple[NicConfig, ...] = (),
-        console: ConsoleConfig | None = None,
+        devices: tuple[DeviceConfig, ...] = (),
         hotplug: bool = False,
         read_exits: bool = False,
         cpu: CpuModel | None = None,
@@ -67,8 +67,8 @@ class MachineConfig:
         `discovery` says how the guest finds its devices: `acpi`, `cmdline` (with an MP table
         and no ACPI), or `auto`, which is ACPI. `share` makes guest memory a memfd, and
         `dump_guest_core` a part of the monitor's own core dumps. `disks` are in the order of their
-        slots, and so are `nics`, after them; then comes the `console` with its ports. `hotplug`
-        adds the slots that are empty, for what comes while the guest runs. `read_exits` keeps
+        slots, and so are `nics`, after them; then come the `devices` of other kinds. `hotplug` adds
+        the slots that are empty, for what comes while the guest runs. `read_exits` keeps
         KVM's read-only memory from the virtio devices' registers, as on a KVM that has none. `cpu`
         is None for the host's processor as it is, `pit` the timer of old, and `testdev` adds the
         device of kvm-unit-tests.
@@ -86,9 +86,9 @@ class MachineConfig:
         self.frozen = frozen
         self.disks = disks
         self.nics = nics
-        self.console = console
         self.hotplug = hotplug
         self.read_exits = read_exits
         self.cpu = cpu
+        self.devices = devices
         self.pit = pit
         self.testdev = testdev

@@ -70,10 +70,9 @@ def fill(config: MachineConfig, devices: list[Device]) -> None:
             what = given[addr] if addr < len(given) else None
             devices.insert(place, make(what, addr, config.name))
             place += 1
-    if config.console:
-        from ..devices.virtio.console import Console  # noqa: PLC0415
-
-        devices.insert(place, Console(config.console))
+    for other in config.devices:
+        devices.insert(place, other.make())
+        place += 1
 
 
 def windows(count: int) -> list[VirtioMmio]:

@@ -1,4 +1,4 @@
-"""The options that describe disks: `-drive` with `-device`, or either in one: `-disk`; `-object`.
+"""The options that describe disks: `-drive` with `-device`, or both in one: `-disk`.
 
 Imported only when one of them is given.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 
-from ...devices.iothread import IoThread
 from ...devices.virtio import block
 from ...errors import ConfigError
 from . import members
@@ -16,11 +15,12 @@ from .pairing import Pairing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
+    from ...devices.iothread import IoThread
+
 _DRIVER = "virtio-blk-device"
-_OBJECTS = ("iothread",)
 # io_uring is the native one here; "off" is how others call plain system calls.
 _ENGINES = {"io_uring": "io_uring", "native": "io_uring", "threads": "threads", "off": "threads"}
 
@@ -90,7 +90,6 @@ _OF_DEVICE: tuple[members.Member, ...] = (
 _DRIVE = (*_OF_IMAGE, ("if", "if", members.only("none")))
 _DEVICE = (("drive", "drive", members.name), ("id", "device", members.name), *_OF_DEVICE)
 _DISK = (*_OF_IMAGE, *_OF_DEVICE[1:])
-_OBJECT = (("id", "id", members.name),)
 
 
 class Drives:
@@ -98,18 +97,17 @@ class Drives:
 
     __slots__ = ("_iothreads", "_pairing")
 
-    def __init__(self) -> None:
+    def __init__(self, iothreads: Iterable[IoThread]) -> None:
+        """`iothreads` are those that a disk may name."""
         self._pairing = Pairing("drive", "disk")
-        self._iothreads: dict[str, IoThread] = {}
+        self._iothreads = {thread.id: thread for thread in iothreads}
 
     def add(self, option: str, text: str) -> None:
-        """Take the value of one option: `drive`, `device`, `disk` or `object`."""
+        """Take the value of one option: `drive`, `device` or `disk`."""
         if option == "drive":
             self._add_drive(text)
         elif option == "device":
             self._add_device(text)
-        elif option == "object":
-            self._add_object(text)
         else:
             self._add_disk(text)
 
@@ -131,26 +129,9 @@ class Drives:
         self._pairing.add_whole("-disk", fields)
 
     def _add_device(self, text: str) -> None:
-        driver, _, rest = text.partition(",")
-        if driver != _DRIVER:
-            raise ConfigError(
-                f"-device {driver}: no such device; there are {_DRIVER}, virtio-net-device, "
-                "virtio-serial-device, virtserialport and python"
-            )
+        rest = text.partition(",")[2]
         fields = members.read("-device", pairs("-device", rest, "") if rest else [], _DEVICE)
         self._pairing.add_device(text, fields)
-
-    def _add_object(self, text: str) -> None:
-        kind, _, rest = text.partition(",")
-        if kind not in _OBJECTS:
-            raise ConfigError(f"-object {kind}: no such object; there is {', '.join(_OBJECTS)}")
-        fields = members.read("-object", pairs("-object", rest, "") if rest else [], _OBJECT)
-        if "id" not in fields:
-            raise ConfigError(f"-object {text}: has no id; give {kind},id=NAME")
-        name = fields["id"]
-        if name in self._iothreads:
-            raise ConfigError(f"-object id={name}: there is one of that name; give another")
-        self._iothreads[name] = IoThread(name)
 
     def disks(self) -> tuple[block.BlockConfig, ...]:
         """Return the disks in the order of their options; ConfigError when they do not match.
@@ -160,10 +141,6 @@ class Drives:
         disks = tuple(self._disk(*sides) for sides in self._pairing.devices())
         _check_engines(disks)
         return disks
-
-    def iothreads(self) -> tuple[IoThread, ...]:
-        """Return the threads in the order of their options, whether a disk is on them or not."""
-        return tuple(self._iothreads.values())
 
     def _disk(self, given: dict[str, Any], drive: dict[str, Any]) -> block.BlockConfig:
         fields = drive | given

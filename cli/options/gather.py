@@ -5,85 +5,121 @@ Imported only when one of them is given; so is each kind's reader.
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from ...errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ...devices.chardev import ChardevConfig
     from ...devices.iothread import IoThread
     from ...devices.nic import NicConfig
     from ...devices.virtio.block import BlockConfig
-    from ...devices.virtio.console import ConsoleConfig
+    from ...devices.virtio.device import DeviceConfig
     from ...qmp.listener import ListenerConfig
-    from .python_devices import PythonDeviceConfig
+    from .chardevs import Chardevs
+    from .objects import Objects
 
     Given = Sequence[tuple[str, str]]  # name and value, as written
 
-_OF_DISKS, _OF_NICS = ("disk", "drive", "object"), ("net", "netdev")
-_NIC_DRIVER = "virtio-net-device"
-_PORT_DRIVERS = ("virtio-serial-device", "virtserialport")
-_PYTHON_DRIVER = "python"
+_OF_DISKS, _OF_NICS = ("disk", "drive"), ("net", "netdev")
+_DISK, _NIC = "virtio-blk-device", "virtio-net-device"
+_OF_MONITORS = ("qmp", "api-channel", "mon")
 _TEST_DRIVERS = ("pc-testdev", "isa-debug-exit")
-_NO_DISKS = (*_PORT_DRIVERS, *_TEST_DRIVERS)
-MONITOR_OPTIONS = ("qmp", "api-channel", "chardev", "mon")
+# The other devices: the module of this folder whose `read` makes configurations of the values of
+# -device with one of its drivers. They take slots in this order.
+_READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("ports", ("virtio-serial-device", "virtserialport")),
+    ("python_devices", ("python",)),
+)
+# What names a place of this host, which a guest in the lab reaches in another way.
+FORWARDED = (*_OF_MONITORS, "chardev")
+
+
+class Parts:
+    """What devices and monitors are made of, each taken by its id."""
+
+    __slots__ = ("chardevs", "objects")
+
+    def __init__(self, chardevs: Chardevs, objects: Objects) -> None:
+        self.chardevs = chardevs
+        self.objects = objects
 
 
 class Gathered:
     """What they ask for."""
 
-    __slots__ = ("console", "disks", "iothreads", "monitors", "nics", "python_devices", "testdev")
+    __slots__ = ("chardevs", "devices", "disks", "iothreads", "monitors", "nics", "testdev")
 
     def __init__(self, given: Given) -> None:
         """Read all that is given; ConfigError."""
-        self.console: ConsoleConfig | None = None
+        self.chardevs: tuple[ChardevConfig, ...] = ()
+        self.devices: tuple[DeviceConfig, ...] = ()
         self.disks: tuple[BlockConfig, ...] = ()
         self.iothreads: tuple[IoThread, ...] = ()
         self.monitors: tuple[ListenerConfig, ...] = ()
         self.nics: tuple[NicConfig, ...] = ()
-        self.python_devices: tuple[PythonDeviceConfig, ...] = ()
         self.testdev = False
-        self._read_devices(given)
+        _check_drivers(given)
+        parts = _parts(given)
+        self._read_threads(parts)
+        self._read_disks(given)
+        self._read_nics(given)
+        self._read_others(given, parts)
+        self._check_ids()
         self._read_testdev(given)
-        self._read_chardevs(given)
+        self.chardevs = parts.chardevs.taken()
+        self._read_monitors(given, parts)
+        parts.chardevs.end()
 
-    def _read_devices(self, given: Given) -> None:
-        disks, nics, pythons = [], [], []
-        for name, text in given:
-            driver = text.partition(",")[0] if name == "device" else ""
-            if driver == _PYTHON_DRIVER:
-                pythons.append(text)
-            elif driver == _NIC_DRIVER or name in _OF_NICS:
-                nics.append((name, text))
-            elif (name == "device" and driver not in _NO_DISKS) or name in _OF_DISKS:
-                disks.append((name, text))
-        if disks:
+    def _read_threads(self, parts: Parts) -> None:
+        found = parts.objects.of("iothread")
+        if found:
+            from ...devices.iothread import IoThread
+
+            self.iothreads = tuple(IoThread(fields["id"]) for fields in found)
+
+    def _read_disks(self, given: Given) -> None:
+        words = _words(given, _OF_DISKS, _DISK)
+        if words:
             from .disks import Drives
 
-            drives = Drives()
-            for name, text in disks:
+            drives = Drives(self.iothreads)
+            for name, text in words:
                 drives.add(name, text)
             self.disks = drives.disks()
-            self.iothreads = drives.iothreads()
-        if nics:
+
+    def _read_nics(self, given: Given) -> None:
+        words = _words(given, _OF_NICS, _NIC)
+        if words:
             from .nics import Nics
 
             cards = Nics()
-            for name, text in nics:
+            for name, text in words:
                 cards.add(name, text)
             self.nics = cards.nics({thread.id for thread in self.iothreads})
-        self._check_ids()
-        if pythons:
-            from .python_devices import parse
 
-            self.python_devices = parse(pythons)
+    def _read_others(self, given: Given, parts: Parts) -> None:
+        for module, drivers in _READERS:
+            texts = _devices_of(given, drivers)
+            if texts:
+                reader = import_module(f".{module}", __package__)
+                self.devices += tuple(reader.read(texts, parts))
 
     def _check_ids(self) -> None:
-        """Refuse an id that a disk and a NIC share: requests name either by it."""
-        disks = {disk.id for disk in self.disks}
+        """Refuse an id that two devices share: requests name them by it."""
+        seen = {disk.id: "disk" for disk in self.disks}
         for nic in self.nics:
-            if nic.id in disks:
+            if nic.id in seen:
                 raise ConfigError(f"-netdev id={nic.id}: a disk has that id; give another")
+            seen[nic.id] = "NIC"
+        for device in self.devices:
+            if device.id in seen:
+                who = seen[device.id]
+                raise ConfigError(f"-device id={device.id}: a {who} has that id; give another")
+            seen[device.id] = "device"
 
     def _read_testdev(self, given: Given) -> None:
         devices = _devices_of(given, _TEST_DRIVERS)
@@ -92,25 +128,46 @@ class Gathered:
 
             self.testdev = parse(devices)
 
-    def _read_chardevs(self, given: Given) -> None:
-        """Make ports and monitors, which share the chardevs."""
-        words = [(name, text) for name, text in given if name in MONITOR_OPTIONS]
-        devices = _devices_of(given, _PORT_DRIVERS)
-        if not words and not devices:
-            return
-        from .monitors import Monitors
+    def _read_monitors(self, given: Given, parts: Parts) -> None:
+        words = [(name, text) for name, text in given if name in _OF_MONITORS]
+        if words:
+            from .monitors import Monitors
 
-        monitors = Monitors()
-        for name, text in words:
-            monitors.add(name, text)
-        if devices:
-            from .ports import Ports
+            monitors = Monitors()
+            for name, text in words:
+                monitors.add(name, text)
+            self.monitors = monitors.listeners(parts.chardevs)
 
-            ports = Ports()
-            for text in devices:
-                ports.add(text)
-            self.console = ports.console(monitors)
-        self.monitors = monitors.listeners()
+
+def _parts(given: Given) -> Parts:
+    from .chardevs import Chardevs
+    from .objects import Objects
+
+    chardevs, objects = Chardevs(), Objects()
+    for name, text in given:
+        if name == "chardev":
+            chardevs.add(text)
+        elif name == "object":
+            objects.add(text)
+    return Parts(chardevs, objects)
+
+
+def _check_drivers(given: Given) -> None:
+    others = [driver for _, drivers in _READERS for driver in drivers]
+    known = (_DISK, _NIC, *others, *_TEST_DRIVERS)
+    for name, text in given:
+        driver = text.partition(",")[0]
+        if name == "device" and driver not in known:
+            raise ConfigError(f"-device {driver}: no such device; there are {', '.join(known)}")
+
+
+def _words(given: Given, options: tuple[str, ...], driver: str) -> list[tuple[str, str]]:
+    """Return those options, and -device with the driver, as they were given."""
+    return [
+        (name, text)
+        for name, text in given
+        if name in options or (name == "device" and text.partition(",")[0] == driver)
+    ]
 
 
 def _devices_of(given: Given, drivers: tuple[str, ...]) -> list[str]:

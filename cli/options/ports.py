@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import os
 
-from ...devices.chardev import ChardevConfig
 from ...devices.virtio.console import NAME_BYTES, PORTS_MAX, ConsoleConfig, PortConfig
 from ...errors import ConfigError
-from ...qmp.listener import TCP
 from . import members
 from .members import pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
-    from .monitors import Monitors
+    from ...devices.chardev import ChardevConfig
+    from .gather import Parts
 
 SERIAL, PORT = "virtio-serial-device", "virtserialport"
 _ID = "serial0"
@@ -74,11 +74,11 @@ class Ports:
                 )
         self._ports.append(fields)
 
-    def console(self, monitors: Monitors) -> ConsoleConfig:
+    def console(self, parts: Parts) -> ConsoleConfig:
         """Return the device; ConfigError when the options do not match.
 
-        The ports' chardevs are taken from `monitors`. A port without a number gets the lowest
-        that is free.
+        The ports' chardevs are taken from `parts`. A port without a number gets the lowest that
+        is free.
         """
         if self._serial is None:
             raise ConfigError(f"-device {PORT}: has no device to be on; add -device {SERIAL}")
@@ -98,7 +98,7 @@ class Ports:
                     f"-device {PORT},bus={fields['bus']}: there is only {name}.0; leave it out"
                 )
             number = fields.get("number") or free.pop(0)
-            chardev = _chardev(monitors, fields["chardev"])
+            chardev = _chardev(parts, fields["chardev"])
             if chardev.fd >= 0 and any(chardev.fd == port.chardev.fd for port in ports):
                 raise ConfigError(
                     f"-chardev id={chardev.id},fd={chardev.fd}: two ports have it; "
@@ -109,8 +109,16 @@ class Ports:
         return ConsoleConfig(name, tuple(ports), self._serial.get("ports_max", count))
 
 
-def _chardev(monitors: Monitors, name: str) -> ChardevConfig:
-    config = monitors.take_chardev(f"-device {PORT},chardev={name}", name)
-    if config.kind == TCP:
+def _chardev(parts: Parts, name: str) -> ChardevConfig:
+    config = parts.chardevs.take_server(f"-device {PORT},chardev={name}", name)
+    if config.host:
         raise ConfigError(f"-chardev id={name}: a port has path=PATH or fd=N; give one of these")
-    return ChardevConfig(name, path=config.path, fd=config.fd)
+    return config
+
+
+def read(texts: Iterable[str], parts: Parts) -> tuple[ConsoleConfig, ...]:
+    """Return the one device that the values of `-device` make; ConfigError."""
+    ports = Ports()
+    for text in texts:
+        ports.add(text)
+    return (ports.console(parts),)

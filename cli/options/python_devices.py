@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from ...devices.virtio.device import Device
+    from .gather import Parts
 
 _OWN = ("file", "class", "id")
 
@@ -36,7 +37,7 @@ class PythonDeviceConfig:
         return load(self.path, self.id, self.class_name, self.options)
 
 
-def parse(texts: Iterable[str]) -> tuple[PythonDeviceConfig, ...]:
+def read(texts: Iterable[str], _parts: Parts) -> tuple[PythonDeviceConfig, ...]:
     """Return what the values of `-device python` say, in their order; ConfigError."""
     devices: dict[str, PythonDeviceConfig] = {}
     for text in texts:

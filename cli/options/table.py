@@ -15,13 +15,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ...devices.chardev import ChardevConfig
     from ...devices.iothread import IoThread
     from ...devices.nic import NicConfig
     from ...devices.virtio.block import BlockConfig
-    from ...devices.virtio.console import ConsoleConfig
+    from ...devices.virtio.device import DeviceConfig
     from ...qmp.listener import ListenerConfig
     from ...vmm.cpu_model import CpuModel
-    from .python_devices import PythonDeviceConfig
 
 ACCELERATORS = ("auto", "kvm", "lab")
 _NAME_MAX = 255
@@ -37,9 +37,10 @@ class Options:
     __slots__ = (
         "accel",
         "append",
-        "console",
+        "chardevs",
         "cpu",
         "daemonize",
+        "devices",
         "discovery",
         "disks",
         "dump_guest_core",
@@ -56,7 +57,6 @@ class Options:
         "nics",
         "pidfile",
         "pit",
-        "python_devices",
         "serial",
         "share",
         "smp",
@@ -69,9 +69,10 @@ class Options:
     def __init__(self) -> None:
         self.accel = "auto"
         self.append: str | None = None
-        self.console: ConsoleConfig | None = None
+        self.chardevs: tuple[ChardevConfig, ...] = ()  # of devices
         self.cpu: CpuModel | None = None
         self.daemonize = False
+        self.devices: tuple[DeviceConfig, ...] = ()  # neither disks nor NICs
         self.discovery = "auto"
         self.disks: tuple[BlockConfig, ...] = ()
         self.freeze = False
@@ -87,7 +88,6 @@ class Options:
         self.nics: tuple[NicConfig, ...] = ()
         self.pidfile = ""
         self.pit = True
-        self.python_devices: tuple[PythonDeviceConfig, ...] = ()
         self.serial = ""
         self.share = False
         self.dump_guest_core = False
@@ -422,8 +422,8 @@ def _take_devices(options: Options) -> None:
 
     found = Gathered(options.given)
     options.disks, options.iothreads, options.nics = found.disks, found.iothreads, found.nics
-    options.python_devices, options.testdev = found.python_devices, found.testdev
-    options.console, options.monitors = found.console, found.monitors
+    options.devices, options.chardevs = found.devices, found.chardevs
+    options.monitors, options.testdev = found.monitors, found.testdev
 
 
 def _check_together(options: Options) -> None:

@@ -53,6 +53,10 @@ class ConsoleConfig:
         self.ports = ports
         self.ports_max = ports_max
 
+    def make(self) -> Console:
+        """Return the device; ConfigError."""
+        return Console(self)
+
 
 class Console(Device):
     """The ports of a guest; owns their sockets and the C side. `stats` is for any thread."""

@@ -11,9 +11,19 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
 
     from .fault import Faults
+
+    class DeviceConfig(Protocol):
+        """A device that is always there, as it was asked for; never changed."""
+
+        @property
+        def id(self) -> str:
+            """What messages and monitors call it."""
+
+        def make(self) -> Device:
+            """Return it, with all that it needs of the host; PyvirtError, and nothing stays."""
 
 
 class Queue:

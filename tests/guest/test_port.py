@@ -54,7 +54,7 @@ def guest(
         PortConfig(5, ChardevConfig("b", path=path), "by path"),
     )
     console = ConsoleConfig("serial0", ports, 6)
-    with live(micro, tmp_path_factory.mktemp("port"), console=console) as running:
+    with live(micro, tmp_path_factory.mktemp("port"), devices=(console,)) as running:
         yield running
 
 

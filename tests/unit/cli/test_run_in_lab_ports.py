@@ -40,5 +40,5 @@ def test_a_descriptor_is_refused_before_the_lab_boots(monkeypatch: pytest.Monkey
 
     argv = ["-chardev", "socket,id=c,fd=5", *SERIAL, "-device", "virtserialport,chardev=c"]
     assert refusal(lambda: run(monkeypatch, argv, lab)) == (
-        "-chardev id=c: no way into the lab for fd=5; give path=PATH,server,nowait"
+        "-chardev id=c: no way into the lab but for path=PATH,server,nowait; give that"
     )

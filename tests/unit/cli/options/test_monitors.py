@@ -132,7 +132,8 @@ REFUSED = [
      "host=HOST,port=PORT and fd=N")),
     (["-chardev", f"socket,id=c,path=/a,port=1{ENDS}"], ("-chardev socket,id=c,path=/a,"
      f"port=1{ENDS}: give one of path=PATH, host=HOST,port=PORT and fd=N")),
-    (["-chardev", "socket,id=c,path=/a"], f"-chardev socket,id=c,path=/a: {LISTENS}"),
+    (["-chardev", "socket,id=c,path=/a", "-mon", "c,mode=control"],
+     f"-chardev socket,id=c,path=/a: {LISTENS}"),
     (["-chardev", f"socket,id=c,path=/a{ENDS}"],
      ("-chardev id=c: nothing uses it; add -mon chardev=c,mode=control "
       "or -device virtserialport,chardev=c")),

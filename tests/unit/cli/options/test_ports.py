@@ -24,8 +24,8 @@ def port(text: str) -> list[str]:
 
 
 def console(*words: str) -> ConsoleConfig:
-    found = config(parse(list(words))).console
-    assert found
+    (found,) = config(parse(list(words))).devices
+    assert isinstance(found, ConsoleConfig)
     return found
 
 
@@ -59,8 +59,10 @@ def test_beside_a_monitor() -> None:
         [*chardevs("m", "c"), "-mon", "chardev=m,mode=control", *SERIAL, *port("chardev=c")]
     )
     assert [monitor.path for monitor in options.monitors] == ["/m"]
-    assert options.console
-    assert [p.chardev.path for p in options.console.ports] == ["/c"]
+    (device,) = options.devices
+    assert isinstance(device, ConsoleConfig)
+    assert [p.chardev.path for p in device.ports] == ["/c"]
+    assert [chardev.path for chardev in options.chardevs] == ["/c"]
 
 
 def test_a_device_without_ports() -> None:
@@ -126,7 +128,7 @@ REFUSED = [
      ("-device virtio-serial-device,max_ports=31: the ports' numbers are 1 to 30, for 0 is a "
      "console's; raise it up to 31 or drop a port")),
     (["-device", ""], ("-device : no such device; there are virtio-blk-device, virtio-net-device, "
-     "virtio-serial-device, virtserialport and python")),
+     "virtio-serial-device, virtserialport, python, pc-testdev, isa-debug-exit")),
 ]  # fmt: skip
 
 

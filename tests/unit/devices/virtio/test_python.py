@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyvirt.cli.options import table as run_options
+from pyvirt.cli.options.python_devices import PythonDeviceConfig
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio import turn
 from pyvirt.devices.virtio.python import LATER, PythonDevice, Request, described
@@ -560,14 +561,16 @@ def test_a_long_error_is_cut() -> None:
 
 def test_options() -> None:
     words = ["-device", "python,file=a.py,class=C,id=rng,some-key=1", "-device=python,file=b,,c.py"]
-    first, second = run_options.parse(words).python_devices
+    first, second = run_options.parse(words).devices
+    assert isinstance(first, PythonDeviceConfig)
+    assert isinstance(second, PythonDeviceConfig)
     assert (first.path, first.class_name, first.id, first.options) == (
         "a.py", "C", "rng", {"some_key": "1"}
     )  # fmt: skip
     assert (second.path, second.class_name, second.id, second.options) == (
         "b,c.py", "", "python1", {}
     )  # fmt: skip
-    assert run_options.parse([]).python_devices == ()
+    assert run_options.parse([]).devices == ()
 
 
 @pytest.mark.parametrize(
