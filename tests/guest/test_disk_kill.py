@@ -14,7 +14,7 @@ from pyvirt.harness.guest import initramfs, kernel
 from .conftest import Running, make
 
 MIB = 1 << 20
-KILLS = 12  # for each engine
+KILLS = 6  # for each engine
 BLOCK = 4096
 WRITER = """
 i=0

@@ -12,10 +12,10 @@ from pyvirt.devices.disk import Disk
 from .conftest import Boot, make
 
 MIB = 1 << 20
-SIZES = (512, 4096, 16384, 65536, 262144, MIB)
+SIZES = (512, 4096, 65536, MIB)
 DEPTHS = (1, 4, 32)
 # A job has this many requests, but not more bytes.
-REQUESTS, BYTES = 64, 8 * MIB
+REQUESTS, BYTES = 32, 4 * MIB
 WAYS = [(aio, direct) for aio in ("io_uring", "threads") for direct in ("on", "off")]
 
 # On the first disk is a root with fio in it. Of fio's terse lines there remain a job's name and
@@ -115,7 +115,7 @@ def test_what_is_written_is_read(fio: Fio, tmp_path: Path) -> None:
             first, *others = [job.section for job in at_once]
             sections += [first, "stonewall\n", *others]
     results = fio("".join(sections), *options)
-    assert len(results) == len(jobs) >= 5 * len(DEPTHS) * len(WAYS)
+    assert len(results) == len(jobs) >= 3 * len(DEPTHS) * len(WAYS)
     for job in jobs:
         done = results[job.name]
         assert done.read_kib == done.written_kib == job.bytes // 1024
@@ -123,9 +123,9 @@ def test_what_is_written_is_read(fio: Fio, tmp_path: Path) -> None:
 
 def test_a_throttled_disk_keeps_below_its_rate(fio: Fio, shm: Path) -> None:
     image = make(shm / "disk.img", 16 * MIB)
-    job = "[rate]\nfilename=/dev/vdb\nrw=randrw\nbs=4k\niodepth=4\ntime_based\nruntime=10\n"
+    job = "[rate]\nfilename=/dev/vdb\nrw=randrw\nbs=4k\niodepth=4\ntime_based\nruntime=5\n"
     rate = 200
     done = fio(job, "-disk", f"{image},throttling.iops-total={rate}")["rate"]
     # How far below is the machine's affair.
     assert 0 < done.read_iops + done.write_iops < 1.05 * rate
-    assert 0 < (done.read_kib + done.written_kib) // 4 < 1.05 * 10 * rate
+    assert 0 < (done.read_kib + done.written_kib) // 4 < 1.05 * 5 * rate

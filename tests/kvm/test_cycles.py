@@ -11,7 +11,7 @@ from ..unit.usage import usage
 from .test_qmp_run import Monitored
 
 MIB = 1 << 20
-# The lab is slow; tests/guest has the thousand for it, under load.
+# The lab is slow; tests/guest has more for it, under load.
 CYCLES = 50 if os.environ.get("PYVIRT_LAB") else 500  # of disks, and as many of NICs
 WARM_UP = CYCLES // 5  # cycles, after which all is allocated that is kept
 

@@ -217,7 +217,7 @@ static void test_come_and_go_amid_kicks(void)
 	make_shared(&d[0], thread, 0);
 	make_shared(&d[1], thread, 0);
 	start(&d[0], FEATURES, 1);
-	for (unsigned round = 0; round < 200; round++) {
+	for (unsigned round = 0; round < 40; round++) {
 		struct kicker kicker = {.end = false};
 
 		start(&d[1], FEATURES, 2);
