@@ -209,6 +209,11 @@ def main(argv: list[str]) -> int:
     if options.help:
         sys.stdout.write(run_options.usage())
         return 0
+    if options.print_config is not None:
+        from .options.config_print import show
+
+        sys.stdout.write(show(options.given, run_options.BY_NAME, options.print_config))
+        return 0
     log = Log()
     if options.log:
         log.open(options.log)

@@ -5,9 +5,8 @@ Imported only when one of them is given; so is each kind's reader.
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from ...errors import ConfigError
+from .members import at_place, placed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ _READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ports", ("virtio-serial-device", "virtserialport")),
     ("python_devices", ("python",)),
 )
+_OLDER = ("balloon", "iothread", "rng")  # of StratoVirt's first versions
 # What names a place of this host, which a guest in the lab reaches in another way.
 FORWARDED = (*_OF_MONITORS, "chardev")
 
@@ -62,6 +62,10 @@ class Gathered:
         self.monitors: tuple[ListenerConfig, ...] = ()
         self.nics: tuple[NicConfig, ...] = ()
         self.testdev = False
+        if any(name in _OLDER for name, _ in given):
+            from .older import expand
+
+            given = list(expand(given))
         _check_drivers(given)
         parts = _parts(given)
         self._read_threads(parts)
@@ -88,7 +92,7 @@ class Gathered:
 
             drives = Drives(self.iothreads)
             for name, text in words:
-                drives.add(name, text)
+                placed(text, drives.add, name)
             self.disks = drives.disks()
 
     def _read_nics(self, given: Given) -> None:
@@ -98,15 +102,20 @@ class Gathered:
 
             cards = Nics()
             for name, text in words:
-                cards.add(name, text)
+                placed(text, cards.add, name)
             self.nics = cards.nics({thread.id for thread in self.iothreads})
 
     def _read_others(self, given: Given, parts: Parts) -> None:
         for module, drivers in _READERS:
             texts = _devices_of(given, drivers)
             if texts:
-                reader = import_module(f".{module}", __package__)
-                self.devices += tuple(reader.read(texts, parts))
+                # importlib would cost a module more.
+                reader = __import__(f"{__package__}.{module}", fromlist=["read"])
+                try:
+                    self.devices += tuple(reader.read(texts, parts))
+                except ConfigError as error:
+                    about = [text for text in texts if text in str(error)]
+                    raise at_place(error, *about, *texts) from None
 
     def _check_ids(self) -> None:
         """Refuse an id that two devices share: requests name them by it."""
@@ -135,7 +144,7 @@ class Gathered:
 
             monitors = Monitors()
             for name, text in words:
-                monitors.add(name, text)
+                placed(text, monitors.add, name)
             self.monitors = monitors.listeners(parts.chardevs)
 
 
@@ -146,9 +155,9 @@ def _parts(given: Given) -> Parts:
     chardevs, objects = Chardevs(), Objects()
     for name, text in given:
         if name == "chardev":
-            chardevs.add(text)
+            placed(text, chardevs.add)
         elif name == "object":
-            objects.add(text)
+            placed(text, objects.add)
     return Parts(chardevs, objects)
 
 
@@ -158,7 +167,8 @@ def _check_drivers(given: Given) -> None:
     for name, text in given:
         driver = text.partition(",")[0]
         if name == "device" and driver not in known:
-            raise ConfigError(f"-device {driver}: no such device; there are {', '.join(known)}")
+            error = ConfigError(f"-device {driver}: no such device; there are {', '.join(known)}")
+            raise at_place(error, text)
 
 
 def _words(given: Given, options: tuple[str, ...], driver: str) -> list[tuple[str, str]]:

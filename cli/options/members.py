@@ -17,6 +17,39 @@ _SWITCH = (*TRUE, *FALSE)
 Member = tuple[str, str, "Callable[[str, str], Any]"]
 
 
+class Placed(str):
+    """The value of an option that stands in a file; an error in it is told with its place."""
+
+    __slots__ = ("places",)
+    places: dict[str, str]
+
+    def __new__(cls, text: str, places: dict[str, str]) -> Placed:
+        """`places` are those of its members, as FILE:LINE:COLUMN, and of it all by ""."""
+        placed = super().__new__(cls, text)
+        placed.places = places
+        return placed
+
+
+def placed(text: str, take: Callable[..., Any], *before: object) -> None:
+    """Call `take(*before, text)`; a ConfigError names the place of the option's value."""
+    try:
+        take(*before, str(text))
+    except ConfigError as error:
+        raise at_place(error, text) from None
+
+
+def at_place(error: ConfigError, *texts: str) -> ConfigError:
+    """Return the error with the place of that of the values which it is about, if it has one."""
+    for text in texts:
+        if isinstance(text, Placed):
+            # The option and the member at fault stand before the colon.
+            words = str(error).partition(": ")[0].replace(",", " ").split()
+            about = [word.partition("=")[0] for word in words]
+            name = next((name for name in text.places if name and name in about), "")
+            return ConfigError(f"{text.places[name]}: {error}")
+    return error
+
+
 def pairs(option: str, text: str, first: str) -> list[tuple[str, str]]:
     """Split `key=value,...`; a first word without `=` is the value of `first`.
 

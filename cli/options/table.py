@@ -9,7 +9,9 @@ from __future__ import annotations
 from ...errors import ConfigError
 from ...vmm.config import DISCOVERIES, VCPUS_MAX
 from ...vmm.memory import MIB, SIZE_MAX, SIZE_MIN
+from . import members
 from .members import FALSE, TRUE, one_of, pairs
+from .option import Option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,8 +28,16 @@ if TYPE_CHECKING:
 ACCELERATORS = ("auto", "kvm", "lab")
 _NAME_MAX = 255
 _UUID_GROUPS = [8, 4, 4, 4, 12]  # digits
-# Options of other monitors that tools pass by habit and that ask for nothing here.
-_IGNORED = ("nodefaults", "no-user-config", "nographic", "disable-seccomp", "no-reboot")
+# Options of other monitors that tools pass by habit and that ask for nothing here, and those of
+# them that have a value.
+_IGNORED = (
+    *("nodefaults", "no-user-config", "nographic", "disable-seccomp", "no-reboot", "usb"),
+    *("omit_vm_memory", "enable-kvm"),
+)
+_IGNORED_VALUED = (
+    *("overcommit", "sandbox", "msg", "rtc", "boot", "realtime", "display", "vga", "global"),
+    "trace",
+)
 _HELP = ("h", "help")
 
 
@@ -57,6 +67,7 @@ class Options:
         "nics",
         "pidfile",
         "pit",
+        "print_config",
         "serial",
         "share",
         "smp",
@@ -88,6 +99,7 @@ class Options:
         self.nics: tuple[NicConfig, ...] = ()
         self.pidfile = ""
         self.pit = True
+        self.print_config: str | None = None
         self.serial = ""
         self.share = False
         self.dump_guest_core = False
@@ -213,28 +225,6 @@ def _later(_options: Options, _text: str) -> None:
     """Leave a value in `given` for when all of them are known."""
 
 
-class Option:
-    """One option: its value as the help shows it, "" for none, in brackets when it may miss."""
-
-    __slots__ = ("doc", "name", "repeats", "store", "value")
-
-    def __init__(
-        self,
-        name: str,
-        value: str,
-        doc: str,
-        store: Callable[[Options, str], None],
-        *,
-        repeats: bool = False,
-    ) -> None:
-        """`repeats`: it may be given more than once."""
-        self.name = name
-        self.value = value
-        self.doc = doc
-        self.store = store
-        self.repeats = repeats
-
-
 TABLE = (
     Option("kernel", "FILE", "bzImage, ELF vmlinux, raw vmlinux.bin, multiboot", _file("kernel")),
     Option("initrd", "FILE", "initial RAM disk", _file("initrd")),
@@ -319,6 +309,14 @@ TABLE = (
         _later,
         repeats=True,
     ),
+    Option("iothread", "id=ID", "the same, as it was called first", _later, repeats=True),
+    Option("balloon", "deflate-on-oom=on|off", "a balloon, as it was called first", _later),
+    Option(
+        "rng",
+        "random_file=FILE[,bytes_per_sec=N]",
+        "a source of entropy, as it was called first",
+        _later,
+    ),
     Option(
         "qmp",
         "unix:PATH,server,nowait|tcp:HOST:PORT,server,nowait|fd:N[,throttle=off][,events=last]",
@@ -342,6 +340,19 @@ TABLE = (
         _later,
         repeats=True,
     ),
+    Option(
+        "config",
+        "FILE.toml|FILE.json",
+        "take options from a file, by their names; those of the command line come before them. "
+        "JSON may be that of StratoVirt 20.09",
+        _later,
+    ),
+    Option(
+        "print-config",
+        "[=toml|json]",
+        "show these options as such a file, and run nothing",
+        _text("print_config"),
+    ),
     Option("accel", "auto|kvm|lab", "this host's KVM, the nested lab, or whichever works", _accel),
     Option("name", "TEXT", "name of the machine, at most 255 characters", _name),
     Option("uuid", "UUID", "UUID of the machine, for those who ask its monitor", _uuid),
@@ -360,7 +371,7 @@ TABLE = (
     ),
 )
 _ALIASES = {"freeze": "S"}
-_BY_NAME = {option.name: option for option in TABLE}
+BY_NAME = {option.name: option for option in TABLE}
 
 
 def _take_value(option: Option, argv: list[str], at: int) -> tuple[str, int]:
@@ -375,7 +386,7 @@ def _take_value(option: Option, argv: list[str], at: int) -> tuple[str, int]:
         return " ".join(argv[at:end]), end
     if present:
         return argv[at], at + 1
-    if option.name == "D":
+    if option.is_bare:
         return "", at
     raise ConfigError(
         f"-{option.name}: needs a value, {option.value}; one that begins with - goes after ="
@@ -385,7 +396,24 @@ def _take_value(option: Option, argv: list[str], at: int) -> tuple[str, int]:
 def parse(argv: list[str]) -> Options:
     """Return what the words after `pyvirt run` ask for; ConfigError names the one at fault."""
     options = Options()
-    seen: set[str] = set()
+    given = _read(argv, options)
+    for option, text in given:
+        if option.name == "config":
+            from .config_file import complete
+
+            given = complete([one for one in given if one[0] is not option], text, BY_NAME)
+    for option, text in given:
+        members.placed(text, option.store, options)
+        options.given.append((option.name, text))
+    _check_together(options)
+    if any(option.store is _later for option, _ in given):
+        _take_devices(options)
+    return options
+
+
+def _read(argv: list[str], options: Options) -> list[tuple[Option, str]]:
+    """Return each option with its value, "" for none; ConfigError."""
+    given: list[tuple[Option, str]] = []
     at = 0
     while at < len(argv):
         word = argv[at]
@@ -397,24 +425,22 @@ def parse(argv: list[str]) -> Options:
         if name in _HELP:
             options.help = True
             continue
-        if name in _IGNORED:
+        if name in _IGNORED or (name in _IGNORED_VALUED and equals):
             continue
-        option = _BY_NAME.get(name)
+        if name in _IGNORED_VALUED:
+            at += at < len(argv) and not argv[at].startswith("-")
+            continue
+        option = BY_NAME.get(name)
         if option is None:
             raise ConfigError(f"{word}: no such option; pyvirt run -help lists them")
-        if name in seen and not option.repeats:
+        if not option.repeats and any(one is option for one, _ in given):
             raise ConfigError(f"-{name}: given twice; give it once")
-        seen.add(name)
         if equals and not option.value:
             raise ConfigError(f"-{name}: takes no value; leave {value} out")
         if not equals:
             value, at = _take_value(option, argv, at)
-        option.store(options, value)
-        options.given.append((name, value))
-    _check_together(options)
-    if any(_BY_NAME[name].store is _later for name in seen):
-        _take_devices(options)
-    return options
+        given.append((option, value))
+    return given
 
 
 def _take_devices(options: Options) -> None:

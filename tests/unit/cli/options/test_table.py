@@ -133,6 +133,19 @@ def test_habits_of_others_ask_for_nothing(word: str) -> None:
     assert changed(word, "-S", word) == {"freeze": True}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-overcommit", "mem-lock=off"],
+        ["-sandbox=on,obsolete=deny"],
+        ["-msg", "timestamp=on", "-rtc", "base=utc", "-boot", "strict=on"],
+        ["-display", "none", "-global", "driver.x=y", "-trace"],
+    ],
+)
+def test_habits_with_a_value_ask_for_nothing(words: list[str]) -> None:
+    assert changed(*words, "-S", *words) == {"freeze": True}
+
+
 @pytest.mark.parametrize("word", ["-h", "--help", "-help"])
 def test_help(word: str) -> None:
     assert changed(word) == {"help": True}
@@ -148,7 +161,7 @@ def test_word_that_is_no_option(word: str) -> None:
     assert refusal(lambda: parse([word])) == f"{word}: not an option; pyvirt run -help lists them"
 
 
-VALUED = [o.name for o in options.TABLE if o.value and o.name != "D" and o.value[:2] != "[="]
+VALUED = [o.name for o in options.TABLE if not o.is_bare]
 
 
 @pytest.mark.parametrize("name", VALUED)
