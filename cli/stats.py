@@ -76,8 +76,16 @@ def _ports(stats: Any) -> str:
     )
 
 
+def _rng(stats: Any) -> str:
+    return (
+        f"  requests {stats.requests} ({stats.bytes / _MIB:.1f} MiB), "
+        f"throttled {stats.throttled}, blocked {stats.blocked}, errors {stats.errors}, "
+        f"kicks {stats.kicks}, batches with an interrupt {stats.interrupts}"
+    )
+
+
 # By the virtio device ID, for a device's own module need not be there.
-_OF_DEVICE = {1: _nic, 2: _disk, 3: _ports}
+_OF_DEVICE = {1: _nic, 2: _disk, 3: _ports, 4: _rng}
 
 
 def table(machine: Machine) -> str:

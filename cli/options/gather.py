@@ -31,6 +31,7 @@ _TEST_DRIVERS = ("pc-testdev", "isa-debug-exit")
 # -device with one of its drivers. They take slots in this order.
 _READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ports", ("virtio-serial-device", "virtserialport")),
+    ("rng", ("virtio-rng-device",)),
     ("python_devices", ("python",)),
 )
 _OLDER = ("balloon", "iothread", "rng")  # of StratoVirt's first versions

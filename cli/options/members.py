@@ -102,16 +102,23 @@ def name(option: str, text: str) -> str:
     return text
 
 
+def file_name(option: str, text: str) -> str:
+    """Read the name of a file."""
+    if not text or "\0" in text:
+        raise ConfigError(f"{option}: not the name of a file{comma_hint(text)}")
+    return text
+
+
 def switch(option: str, text: str) -> bool:
     """Read `on` or `off`, or another word for it."""
     return one_of(option, text, _SWITCH) in TRUE
 
 
 def number(least: int, most: int) -> Callable[[str, str], int]:
-    """Return a reader of numbers of that range, to 999999999 at most."""
+    """Return a reader of numbers of that range, of less than 20 digits."""
 
     def reader(option: str, text: str) -> int:
-        is_number = text.isascii() and text.isdigit() and len(text) < 10
+        is_number = text.isascii() and text.isdigit() and len(text) < 20
         if not (is_number and least <= int(text) <= most):
             raise ConfigError(f"{option} {text}: not a number from {least} to {most}")
         return int(text)

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     Fields = dict[str, Any]
 
 _ID = ("id", "id", members.name)
-KINDS: dict[str, tuple[members.Member, ...]] = {"iothread": (_ID,)}
+KINDS: dict[str, tuple[members.Member, ...]] = {
+    "iothread": (_ID,),
+    "rng-random": (_ID, ("filename", "filename", members.file_name)),
+}
 
 
 class Objects:
@@ -49,6 +52,6 @@ class Objects:
         """Return the one of that id, for `user`; ConfigError when it is none of the kind."""
         found, fields = self._found.get(name, ("", {}))
         if found != kind:
-            what = f"a {found}" if found else "no -object"
+            what = f"an -object {found}" if found else "no -object"
             raise ConfigError(f"{user}: {name} is {what}; add -object {kind},id={name}")
         return fields

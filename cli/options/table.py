@@ -295,6 +295,7 @@ TABLE = (
         "virtio-net-device,netdev=ID[,id=ID][,mac=ADDRESS][,mtu=N][,mq=on|off][,queue-size=N] | "
         "virtio-serial-device[,id=ID][,max_ports=N] | "
         "virtserialport,chardev=ID[,name=NAME][,nr=N][,id=ID] | "
+        "virtio-rng-device,rng=ID[,id=ID][,max-bytes=N,period=MS] | "
         "python,file=FILE[,class=NAME][,id=ID][,key=value] | pc-testdev | isa-debug-exit",
         "a disk from the drive, a NIC from the netdev, or a port to the chardev of that id (ports "
         "are on the one virtio-serial-device), or a device that is a class in a file of Python, "
@@ -304,8 +305,9 @@ TABLE = (
     ),
     Option(
         "object",
-        "iothread,id=ID",
-        "a thread for all queues of the disks with iothread=ID, in place of one for each queue",
+        "iothread,id=ID | rng-random,id=ID[,filename=FILE]",
+        "a thread for all queues of the disks with iothread=ID, in place of one for each queue; or "
+        "a source of random bytes, /dev/urandom unless told otherwise",
         _later,
         repeats=True,
     ),

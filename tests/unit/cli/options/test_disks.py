@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyvirt.cli.options.objects import KINDS
 from pyvirt.cli.options.table import parse
 from pyvirt.devices.virtio.block import BlockConfig
 
@@ -225,7 +226,10 @@ def test_names_are_found_for_the_nameless() -> None:
         (["-object", "iothread,id="], "0 characters"),
         (["-object", "iothread,id=a", "-object", "iothread,id=a"], "there is one of that name"),
         (["-object", "iothread,id=a,poll=1"], "-object poll: not understood here"),
-        (["-object", "rng-random,id=a"], "-object rng-random: no such object; there is iothread"),
+        (
+            ["-object", "rng-none,id=a"],
+            f"-object rng-none: no such object; there is {', '.join(KINDS)}",
+        ),
         (["-disk", ""], "empty file name"),
         (["-disk", "readonly=on"], "names no file"),
         (["-disk", "/a,/b"], "-disk /b: not understood here"),
