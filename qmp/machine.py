@@ -133,12 +133,8 @@ class MachineHost:
         return self._chardevs
 
     def counters(self) -> list[Counters]:
-        """Return the counters of the machine, its vCPUs, and plugged devices."""
-        ids = {
-            self._machine.slot(name, device.slot).name: device.id
-            for kind, name in _KINDS.items()
-            for device in self.inventory.devices(kind)
-        }
+        """Return the counters of the machine, its vCPUs, and all devices but empty slots."""
+        ids = {device.name: name for name, device in self._devices().items()}
         found = []
         for whose, name, values in inspection.counters(self._machine):
             if whose == VM:

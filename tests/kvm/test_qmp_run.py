@@ -162,6 +162,14 @@ def test_where_the_guest_is(spin: Monitored, kernel: Kernel, tmp_path: Path) -> 
     assert {"name": "memory", "value": 128 << 20} in counters["stats"]
 
 
+def test_counters_of_a_device_that_is_there_for_good(kernel: Kernel) -> None:
+    words = ("-object", "rng-random,id=src", "-device", "virtio-rng-device,rng=src")
+    with Monitored(kernel("spin"), *words) as guest:
+        (found,) = guest.client.execute("x-query-stats", {"target": "device"})
+        assert found["name"] == "virtio-rng rng0"
+        assert {"name": "requests", "value": 0} in found["stats"]
+
+
 def test_reset_button(spin: Monitored) -> None:
     spin.client.execute("stop")
     spin.client.execute("system_reset")
