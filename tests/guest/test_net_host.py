@@ -190,7 +190,7 @@ def test_segments_of_both_families_pass_whole(cloud: kernel.Kernel, family: str)
     address = {"4": "10.0.0.1/24", "6": "fd00::1/64"}[family]
     pyvirt("net", "up", "tap0", "-address", address)
     host = address.split("/")[0]
-    data = os.urandom(MIB) * 16
+    data = os.urandom(MIB) * 4
     Path(LARGE_SEGMENTS[0]).write_text(LARGE_SEGMENTS[1])
     script = f"""
         echo {LARGE_SEGMENTS[1].strip()} >{LARGE_SEGMENTS[0]}

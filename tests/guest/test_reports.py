@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyvirt.harness.guest.kernel import Kernel
 
 CRASH = "mount -t debugfs none /sys/kernel/debug; echo {} >/sys/kernel/debug/provoke-crash/DIRECT"
-APPEND = "console=ttyS0 panic=-1 nokaslr"
+APPEND = "console=ttyS0 panic=-1 nokaslr loglevel=5"  # warnings, and what is worse
 
 
 class Guest:

@@ -12,7 +12,7 @@ from .test_qmp_run import Monitored
 
 MIB = 1 << 20
 # The lab is slow; tests/guest has more for it, under load.
-CYCLES = 50 if os.environ.get("PYVIRT_LAB") else 500  # of disks, and as many of NICs
+CYCLES = 20 if os.environ.get("PYVIRT_LAB") else 500  # of disks, and as many of NICs
 WARM_UP = CYCLES // 5  # cycles, after which all is allocated that is kept
 
 GROWTH_KIB = 256
