@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ..qmp.server import Server
     from ..vmm.log import Log
     from ..vmm.machine import Machine
-    from .options.table import Options
+    from .options.parsed import Options
     from .registry import Registration
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ..vmm.log import Log
-    from .options.table import Options
+    from .options.parsed import Options
 
 
 def warn(options: Options, log: Log) -> None:

@@ -17,8 +17,9 @@ from ..errors import ConfigError, PyvirtError, unexpected
 from ..native import check, lib
 from ..vmm import layout
 from ..vmm.config import MachineConfig
+from ..vmm.end import CRASH, HOST, End
 from ..vmm.log import Log
-from ..vmm.machine import CRASH, HOST, End, Machine
+from ..vmm.machine import Machine
 from .control import Control
 from .daemon import PidFile, Starter, daemonize
 from .options import table as run_options
@@ -27,7 +28,7 @@ from .timeline import Timeline
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..devices.serial import Backend
-    from .options.table import Options
+    from .options.parsed import Options
 
 _CMDLINE = "console=ttyS0 panic=-1"
 # What is still in the serial port at the end is given this long to reach its reader.
@@ -78,6 +79,7 @@ def config(options: Options) -> MachineConfig:
         cpu=options.cpu,
         pit=options.pit,
         testdev=options.testdev,
+        actions=options.actions,
         hotplug=bool(options.monitors),
     )
 

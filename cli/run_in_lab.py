@@ -26,7 +26,7 @@ from .registry import register
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..vmm.config import MachineConfig
-    from .options.table import Options
+    from .options.parsed import Options
 
 # The lab needs room for its own kernel beside the guest's memory.
 _LAB_MIB = 1024

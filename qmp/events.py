@@ -37,7 +37,11 @@ _CAUSE = (
 TABLE = (
     Event(STOP, "The vCPUs have stopped."),
     Event(RESUME, "The vCPUs run again."),
-    Event(SHUTDOWN, "The machine has ended; the monitor follows.", _CAUSE),
+    Event(
+        SHUTDOWN,
+        "The machine has ended; the monitor follows, unless `-action shutdown=pause` keeps it.",
+        _CAUSE,
+    ),
     Event(RESET, "The machine starts anew.", _CAUSE),
     Event(POWERDOWN, "The power button was pressed; what follows is the guest's."),
     Event(
@@ -65,7 +69,7 @@ TABLE = (
     Event(
         GUEST_PANICKED,
         "The guest's kernel has given up.",
-        (Field("action", Choice("run", "pause"), "what the monitor does about it"),),
+        (Field("action", Choice("run", "pause", "poweroff"), "what the monitor does about it"),),
         is_limited=True,
     ),
     Event(

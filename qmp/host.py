@@ -114,6 +114,9 @@ if TYPE_CHECKING:
         def state(self) -> str:
             """Return RUNNING, PAUSED or ENDED."""
 
+        def paused_because(self) -> str:
+            """Return what the guest did that it is paused: `shutdown`, `guest-panicked`, or ""."""
+
         def stop(self) -> None:
             """Pause the vCPUs; return when they stand. STOP, unless they stood already."""
 

@@ -13,7 +13,7 @@ from ..devices.virtio.block import Image as OpenImage
 from ..devices.virtio.device import Pluggable
 from ..devices.virtio.net import Net
 from ..errors import QmpError
-from ..vmm import inspection, machine
+from ..vmm import end, inspection
 from ..vmm.hotplug import BLOCK, NET, Inventory
 from . import events
 from .host import (
@@ -42,12 +42,13 @@ if TYPE_CHECKING:
 _KINDS = {BLOCK: "block", NET: "net"}
 # Why a machine ended: whether the guest did it, and QEMU's word for that.
 _ENDS = {
-    machine.GUEST_SHUTDOWN: (True, events.GUEST_SHUTDOWN),
-    machine.GUEST_RESET: (True, events.GUEST_RESET),
-    machine.DEBUG_EXIT: (True, events.GUEST_SHUTDOWN),
-    machine.TRIPLE_FAULT: (True, events.GUEST_PANIC),
-    machine.CRASH: (False, events.HOST_ERROR),
-    machine.HOST: (False, events.HOST_SIGNAL),
+    end.GUEST_SHUTDOWN: (True, events.GUEST_SHUTDOWN),
+    end.GUEST_RESET: (True, events.GUEST_RESET),
+    end.DEBUG_EXIT: (True, events.GUEST_SHUTDOWN),
+    end.TRIPLE_FAULT: (True, events.GUEST_PANIC),
+    end.GUEST_PANIC: (True, events.GUEST_PANIC),
+    end.CRASH: (False, events.HOST_ERROR),
+    end.HOST: (False, events.HOST_SIGNAL),
 }
 
 
@@ -86,7 +87,9 @@ class MachineHost:
                     reason = events.HOST_QUIT
                 data = {"guest": by_guest, "reason": reason}
             elif name == events.RESET:
-                data = {"guest": False, "reason": events.HOST_RESET}
+                by_guest = data["guest"]
+                reason = events.GUEST_RESET if by_guest else events.HOST_RESET
+                data = {"guest": by_guest, "reason": reason}
             emit(name, data)
 
         self._machine.listeners.append(translate)
@@ -99,6 +102,10 @@ class MachineHost:
         """Return the machine's state, whose words are the host's."""
         return self._machine.state
 
+    def paused_because(self) -> str:
+        """Return what the guest did."""
+        return self._machine.reaction.because
+
     def stop(self) -> None:
         """Pause the vCPUs."""
         self._machine.pause()
@@ -110,7 +117,7 @@ class MachineHost:
     def quit(self) -> None:
         """End the machine; who runs it does the rest."""
         self._is_quitting = True
-        self._machine.finish(machine.End(machine.HOST))
+        self._machine.finish(end.End(end.HOST))
 
     def powerdown(self) -> None:
         """Press the power button."""

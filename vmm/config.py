@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .end import Actions
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..devices.nic import NicConfig
@@ -17,6 +19,7 @@ class MachineConfig:
     """One machine. Every value has been checked by who made it (cli/options)."""
 
     __slots__ = (
+        "actions",
         "cmdline",
         "cpu",
         "devices",
@@ -60,6 +63,7 @@ class MachineConfig:
         cpu: CpuModel | None = None,
         pit: bool = True,
         testdev: bool = False,
+        actions: Actions | None = None,
     ) -> None:
         """`memory` is in bytes, 128 MiB to 512 GiB; `vcpus` 1 to 254; `frozen` starts paused.
 
@@ -71,7 +75,7 @@ class MachineConfig:
         the slots that are empty, for what comes while the guest runs. `read_exits` keeps
         KVM's read-only memory from the virtio devices' registers, as on a KVM that has none. `cpu`
         is None for the host's processor as it is, `pit` the timer of old, and `testdev` adds the
-        device of kvm-unit-tests.
+        device of kvm-unit-tests. `actions` is None for those of a guest that ends its run itself.
         """
         self.kernel = kernel
         self.initrd = initrd
@@ -92,3 +96,4 @@ class MachineConfig:
         self.devices = devices
         self.pit = pit
         self.testdev = testdev
+        self.actions = actions or Actions()

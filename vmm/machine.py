@@ -17,6 +17,7 @@ from ..errors import ConfigError, GuestError, PyvirtError, unexpected
 from ..native import check, ffi, lib
 from . import bus, kvm, layout, report, slots
 from .boot import loader
+from .end import CRASH, DEBUG_EXIT, HOST, TRIPLE_FAULT, End, Reaction
 from .memory import GuestMemory
 from .vm import InterruptLine, Vm, check_kvm
 
@@ -32,25 +33,6 @@ if TYPE_CHECKING:
     from .vcpu import Vcpu
 
 RUNNING, PAUSED, ENDED = "running", "paused", "ended"
-
-
-class End:
-    """Why a machine ended, and the exit status that goes with it."""
-
-    __slots__ = ("reason", "status")
-
-    def __init__(self, reason: str, status: int = 0) -> None:
-        """`reason` is one of the words below, as logs and tools show it."""
-        self.reason = reason
-        self.status = status
-
-
-GUEST_SHUTDOWN = "guest-shutdown"  # ACPI S5, or as with Bochs
-GUEST_RESET = "guest-reset"  # ACPI reset register, i8042
-DEBUG_EXIT = "debug-exit"
-TRIPLE_FAULT = "triple-fault"
-CRASH = "crash"  # an exit that cannot be handled, or a fault of the monitor's
-HOST = "host"  # asked for from outside
 
 
 class Machine:
@@ -86,6 +68,8 @@ class Machine:
         self._virtio = list(virtio)
         self._log = log
         self._mark = mark
+        self.reaction = Reaction(config.actions, self, log)
+        self._fault_log = log.limited()
         self._lines: list[InterruptLine] = []
         self._state = PAUSED
         self.thread_ids = [0] * config.vcpus  # of the vCPUs' threads; 0 before they run
@@ -124,20 +108,18 @@ class Machine:
         return self._vm.vcpus if self._vm is not None else []
 
     def _add_devices(self) -> None:
-        def end(reason: str) -> Callable[[], None]:
-            return lambda: self.finish(End(reason))
-
         pio = bus.PIO
-        power = AcpiPower(end(GUEST_SHUTDOWN), end(GUEST_RESET))
+        reaction = self.reaction
+        power = AcpiPower(reaction.on_shutdown, reaction.on_reset)
         self.bus.add(pio, layout.SLEEP_CONTROL, power.SIZE, power)
-        self.bus.add(pio, I8042.PORT, 1, I8042(end(GUEST_RESET)))
+        self.bus.add(pio, I8042.PORT, 1, I8042(reaction.on_reset))
         self._events = EventDevice(self.interrupt_line(layout.GED_IRQ).fd)
         self.bus.add(pio, layout.GED_SELECTOR, EventDevice.SIZE, self._events)
         exit_port = DebugExit(lambda value: self.finish(End(DEBUG_EXIT, value)))
         self.bus.add(pio, layout.DEBUG_EXIT, exit_port.SIZE, exit_port)
-        off = BochsPowerOff(end(GUEST_SHUTDOWN))
+        off = BochsPowerOff(reaction.on_shutdown)
         self.bus.add(pio, layout.BOCHS_POWER_OFF, off.SIZE, off)
-        panic = PanicPort(self._on_panic)
+        panic = PanicPort(reaction.on_panic)
         self.bus.add(pio, layout.PANIC, panic.SIZE, panic)
         timer = BootTimer(self._on_boot_stage)
         self.bus.add(pio, layout.BOOT_TIMER, timer.SIZE, timer)
@@ -171,10 +153,6 @@ class Machine:
         if stage == BootTimer.INIT:
             self._mark("init")
 
-    def _on_panic(self, goes_on: bool) -> None:
-        # QMP's names: the machine runs on, and what comes next is the guest's to decide.
-        self._emit("GUEST_CRASHLOADED" if goes_on else "GUEST_PANICKED", action="run")
-
     def interrupt_line(self, gsi: int) -> InterruptLine:
         """Return a new edge-triggered line; the machine closes it."""
         assert self._vm is not None
@@ -197,7 +175,7 @@ class Machine:
             if failure is not None:
                 operation, error = failure
                 self.slots.warn(device, f"{operation}: {os.strerror(error)}")
-                self._emit(
+                self.tell(
                     "BLOCK_IO_ERROR",
                     **{"device": device.backend, "node-name": device.backend},
                     operation="read" if operation == "read" else "write",
@@ -207,7 +185,7 @@ class Machine:
                 )
         for device in self.slots.pluggable("net"):
             if device.take_filter_change() and device.backend:
-                self._emit("NIC_RX_FILTER_CHANGED", name=device.backend, path=device.backend)
+                self.tell("NIC_RX_FILTER_CHANGED", name=device.backend, path=device.backend)
 
     def load(self) -> None:
         """Load the guest that the configuration names, and say what it will not find here."""
@@ -220,7 +198,8 @@ class Machine:
         places = slots.windows(len(self._virtio))
         return loader.load(self.config, self.memory, self.vcpus[0].fd, places)
 
-    def _emit(self, event: str, **data: Any) -> None:
+    def tell(self, event: str, **data: Any) -> None:
+        """Tell the listeners of an event; any thread."""
         for listener in self.listeners:
             listener(event, data)
 
@@ -247,7 +226,7 @@ class Machine:
         No exit is lost: what a vCPU was doing is complete. Nothing happens when paused or ended.
         """
         if self._set_paused():
-            self._emit("STOP")
+            self.tell("STOP")
 
     def _set_paused(self) -> bool:
         """Pause; return whether the guest was running."""
@@ -260,10 +239,25 @@ class Machine:
         lib.pv_gate_wait_parked(self._gate)
         return True
 
+    def hold(self) -> bool:
+        """Have the vCPUs stand before their next instruction, until somebody lets them run.
+
+        For a vCPU's thread, which cannot wait for that. False: the machine has ended.
+        """
+        with self._lock:
+            if self._state == ENDED:
+                return False
+            lib.pv_gate_close(self._gate)
+            self._kick()
+            return True
+
     def resume(self) -> None:
-        """Let a paused guest run on."""
+        """Let a paused guest run on; PyvirtError when it has switched itself off."""
+        if self.reaction.because == "shutdown":
+            raise PyvirtError("the guest has switched itself off; reset the machine first")
+        self.reaction.done()
         if self._set_running():
-            self._emit("RESUME")
+            self.tell("RESUME")
 
     def _set_running(self) -> bool:
         """Resume; return whether the guest was paused."""
@@ -274,11 +268,11 @@ class Machine:
             lib.pv_gate_open(self._gate)
             return True
 
-    def reset(self) -> None:
+    def reset(self, *, by_guest: bool = False) -> None:
         """Start the machine anew, as from its power-on; what is behind its slots stays there.
 
-        A paused one stays paused. PyvirtError: it cannot be; the machine has ended if there is
-        nothing to go back to.
+        A paused one stays paused. `by_guest` is for who listens. PyvirtError: it cannot be; the
+        machine has ended if there is nothing to go back to.
         """
         with self._change:
             self._check_alive()
@@ -289,7 +283,8 @@ class Machine:
             try:
                 vm = self._prepare_anew(self.memory)
             except BaseException:
-                if was_running:
+                # A guest that asked for it does not expect to go on.
+                if was_running and not by_guest:
                     self._set_running()
                 raise
             try:
@@ -297,9 +292,10 @@ class Machine:
             except BaseException:
                 self.finish(End(CRASH, 1))
                 raise
+            self.reaction.done()
             if was_running:
                 self._set_running()
-        self._emit("RESET")
+        self.tell("RESET", guest=by_guest)
 
     def _prepare_anew(self, memory: GuestMemory) -> Vm:
         """Do what may fail before anything is lost; return the VM that comes next."""
@@ -350,7 +346,7 @@ class Machine:
         """Press the guest's power button; a guest that heeds it switches itself off later."""
         self._check_alive()
         self._events.press_power_button()
-        self._emit("POWERDOWN")
+        self.tell("POWERDOWN")
 
     def _check_alive(self) -> None:
         if self._state == ENDED:
@@ -407,7 +403,7 @@ class Machine:
             is_first, self._is_stopped = not self._is_stopped, True
         if is_first and self.end is not None:
             by_guest = self.end.reason != HOST
-            self._emit("SHUTDOWN", guest=by_guest, reason=self.end.reason)
+            self.tell("SHUTDOWN", guest=by_guest, reason=self.end.reason)
 
     def close(self) -> None:
         """Stop the machine and give everything back."""
@@ -483,8 +479,11 @@ class Machine:
             lib.pv_gate_leave(self._gate)
 
     def _judge(self, vcpu: Vcpu, reason: int) -> None:
-        """Handle an exit that no device serves: each of them ends the guest."""
+        """Handle an exit that no device serves: each of them ends or resets the guest."""
         if reason == lib.KVM_EXIT_SHUTDOWN:
+            if self.reaction.on_triple_fault():
+                self._fault_log(f"vCPU {vcpu.index}: the guest triple-faulted, and is reset")
+                return
             end = End(TRIPLE_FAULT, 1)
             error = GuestError("the guest triple-faulted")
         else:

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 from ...errors import ConfigError
 from ...vmm.config import DISCOVERIES, VCPUS_MAX
+from ...vmm.end import PANICS, REBOOTS, SHUTDOWNS
 from ...vmm.memory import MIB, SIZE_MAX, SIZE_MIN
 from . import members
 from .members import FALSE, TRUE, one_of, pairs
 from .option import Option
+from .parsed import Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from ...devices.chardev import ChardevConfig
-    from ...devices.iothread import IoThread
-    from ...devices.nic import NicConfig
-    from ...devices.virtio.block import BlockConfig
-    from ...devices.virtio.device import DeviceConfig
-    from ...qmp.listener import ListenerConfig
-    from ...vmm.cpu_model import CpuModel
 
 ACCELERATORS = ("auto", "kvm", "lab")
 _NAME_MAX = 255
@@ -31,7 +25,7 @@ _UUID_GROUPS = [8, 4, 4, 4, 12]  # digits
 # Options of other monitors that tools pass by habit and that ask for nothing here, and those of
 # them that have a value.
 _IGNORED = (
-    *("nodefaults", "no-user-config", "nographic", "disable-seccomp", "no-reboot", "usb"),
+    *("nodefaults", "no-user-config", "nographic", "disable-seccomp", "usb"),
     *("omit_vm_memory", "enable-kvm"),
 )
 _IGNORED_VALUED = (
@@ -39,75 +33,6 @@ _IGNORED_VALUED = (
     "trace",
 )
 _HELP = ("h", "help")
-
-
-class Options:
-    """What a command line of `pyvirt run` asks for, checked as far as words can be."""
-
-    __slots__ = (
-        "accel",
-        "append",
-        "chardevs",
-        "cpu",
-        "daemonize",
-        "devices",
-        "discovery",
-        "disks",
-        "dump_guest_core",
-        "freeze",
-        "given",
-        "help",
-        "initrd",
-        "iothreads",
-        "kernel",
-        "log",
-        "memory",
-        "monitors",
-        "name",
-        "nics",
-        "pidfile",
-        "pit",
-        "print_config",
-        "serial",
-        "share",
-        "smp",
-        "stats",
-        "testdev",
-        "timeline",
-        "uuid",
-    )
-
-    def __init__(self) -> None:
-        self.accel = "auto"
-        self.append: str | None = None
-        self.chardevs: tuple[ChardevConfig, ...] = ()  # of devices
-        self.cpu: CpuModel | None = None
-        self.daemonize = False
-        self.devices: tuple[DeviceConfig, ...] = ()  # neither disks nor NICs
-        self.discovery = "auto"
-        self.disks: tuple[BlockConfig, ...] = ()
-        self.freeze = False
-        self.given: list[tuple[str, str]] = []  # name and value, as written
-        self.help = False
-        self.initrd = ""
-        self.iothreads: tuple[IoThread, ...] = ()
-        self.kernel = ""
-        self.log: str | None = None
-        self.memory = 256 * MIB
-        self.monitors: tuple[ListenerConfig, ...] = ()
-        self.name = ""
-        self.nics: tuple[NicConfig, ...] = ()
-        self.pidfile = ""
-        self.pit = True
-        self.print_config: str | None = None
-        self.serial = ""
-        self.share = False
-        self.dump_guest_core = False
-        self.smp = 1
-        self.stats = False
-        self.testdev = False
-        self.timeline: str | None = None
-        self.uuid = ""
 
 
 def parse_size(option: str, text: str) -> int:
@@ -176,6 +101,23 @@ def _cpu(options: Options, text: str) -> None:
     from .cpu import parse as parse_cpu
 
     options.cpu = parse_cpu(text)
+
+
+def _action(options: Options, text: str) -> None:
+    words = {"reboot": REBOOTS, "shutdown": SHUTDOWNS, "panic": PANICS}
+    for key, value in pairs("-action", text, ""):
+        if key not in words:
+            known = ", ".join(words)
+            raise ConfigError(f"-action {text}: no such event as {key}; there are {known}")
+        setattr(options.actions, key, one_of(f"-action {key}", value, words[key]))
+
+
+def _no_reboot(options: Options, _: str) -> None:
+    options.actions.reboot = "shutdown"
+
+
+def _no_shutdown(options: Options, _: str) -> None:
+    options.actions.shutdown = "pause"
 
 
 def _accel(options: Options, text: str) -> None:
@@ -358,6 +300,15 @@ TABLE = (
     Option("accel", "auto|kvm|lab", "this host's KVM, the nested lab, or whichever works", _accel),
     Option("name", "TEXT", "name of the machine, at most 255 characters", _name),
     Option("uuid", "UUID", "UUID of the machine, for those who ask its monitor", _uuid),
+    Option(
+        "action",
+        "reboot=shutdown|reset[,shutdown=poweroff|pause][,panic=none|pause|shutdown|exit-failure]",
+        "what a guest's reset, power-off and panic lead to (default: the first of each)",
+        _action,
+        repeats=True,
+    ),
+    Option("no-reboot", "", "the same as -action reboot=shutdown", _no_reboot),
+    Option("no-shutdown", "", "the same as -action shutdown=pause", _no_shutdown),
     Option("S", "", "start paused (also -freeze)", _flag("freeze")),
     Option("daemonize", "", "go to the background when the guest has started", _flag("daemonize")),
     Option("pidfile", "FILE", "write the monitor's process id there", _file("pidfile")),

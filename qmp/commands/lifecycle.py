@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import QmpError
-from ..host import ENDED, RUNNING
+from ..host import ENDED, PAUSED, RUNNING
 from ..schema import Arguments, Command
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ def _living(session: Session) -> Host:
 
 
 def _status(session: Session, _: Arguments) -> object:
-    state = session.monitor.host.state()
-    return {
-        "running": state == RUNNING,
-        "singlestep": False,
-        "status": "shutdown" if state == ENDED else state,
-    }
+    host = session.monitor.host
+    state = host.state()
+    status = "shutdown" if state == ENDED else state
+    if state == PAUSED:
+        status = host.paused_because() or status
+    return {"running": state == RUNNING, "singlestep": False, "status": status}
 
 
 def _stop(session: Session, _: Arguments) -> object:
@@ -58,7 +58,8 @@ COMMANDS = (
     Command(
         "query-status",
         "Returns whether the vCPUs run: `running`, `paused`, or `shutdown` when the machine has "
-        "ended and the monitor is about to.",
+        "ended and the monitor is about to. With `-action` also `shutdown` and `guest-panicked` "
+        "for what has paused it.",
         _status,
         example=("", '{"running": true, "singlestep": false, "status": "running"}'),
     ),

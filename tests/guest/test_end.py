@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from .conftest import PYVIRT, SECONDS, Boot
+from .conftest import PYVIRT, SECONDS, Boot, make
 
 CMDLINE = "console=ttyS0 quiet panic=-1"
 
@@ -27,6 +27,20 @@ def test_reboot_by_the_keyboard_controller(boot: Boot) -> None:
 
 def test_reboot_without_acpi(boot: Boot) -> None:
     ended = boot("reboot -f", "-machine", "microvm,discovery=cmdline")
+    assert (ended.status, ended.messages) == (0, "")
+
+
+def test_a_reboot_that_begins_anew(boot: Boot, shm: Path) -> None:
+    image = make(shm / "mark", 1 << 20)
+    script = """
+    echo "mark: $(dd if=/dev/vda bs=4 count=1 2>/dev/null | tr -d '\\0')"
+    dd if=/dev/vda bs=4 count=1 2>/dev/null | grep -q been && exit
+    printf been | dd of=/dev/vda conv=notrunc,fsync 2>/dev/null
+    reboot -f
+    """
+    ended = boot(script, "-disk", str(image), "-action", "reboot=reset")
+    marks = [line for line in ended.console.splitlines() if line.startswith("mark:")]
+    assert marks == ["mark: ", "mark: been"]
     assert (ended.status, ended.messages) == (0, "")
 
 

@@ -16,8 +16,9 @@ from pyvirt.devices.virtio.device import Device
 from pyvirt.native import ffi, lib
 from pyvirt.vmm import kvm, probe
 from pyvirt.vmm.config import MachineConfig
+from pyvirt.vmm.end import End
 from pyvirt.vmm.log import Log
-from pyvirt.vmm.machine import End, Machine
+from pyvirt.vmm.machine import Machine
 
 GUESTS = Path(__file__).parent / "guests"
 MAILBOX = 0x20_0000

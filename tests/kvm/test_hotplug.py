@@ -14,7 +14,8 @@ import pytest
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.block import Block, BlockConfig, Image
 from pyvirt.errors import ConfigError, KvmError, PyvirtError
-from pyvirt.vmm.machine import ENDED, PAUSED, RUNNING, End
+from pyvirt.vmm.end import End
+from pyvirt.vmm.machine import ENDED, PAUSED, RUNNING
 
 from ..unit.devices.virtio.bench import RUNNING as DRIVER_RUNS
 from .support import MAILBOX, PATIENCE, Guest

@@ -17,8 +17,8 @@ from pyvirt.cli import launcher
 from pyvirt.cli import main as command
 from pyvirt.cli import run as run_command
 from pyvirt.errors import BackendError, ConfigError, GuestError, KvmError
+from pyvirt.vmm.end import End
 from pyvirt.vmm.log import Log
-from pyvirt.vmm.machine import End
 
 PROGRAM = "from pyvirt.cli.main import main; main()"
 

@@ -95,11 +95,15 @@ class FakeHost:
         self.quitting = threading.Event()
         self.refusal: Exception | None = None  # what attach and detach raise
         self.emit: Callable[[str, dict[str, object]], None] = lambda _name, _data: None
+        self.because = ""
         self._state = RUNNING
         self._vcpus = vcpus
 
     def state(self) -> str:
         return self._state
+
+    def paused_because(self) -> str:
+        return self.because
 
     def stop(self) -> None:
         if self._state == RUNNING:

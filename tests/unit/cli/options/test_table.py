@@ -6,7 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pyvirt.cli.options import table as options
-from pyvirt.cli.options.table import Options, parse
+from pyvirt.cli.options.parsed import Options
+from pyvirt.cli.options.table import parse
 from pyvirt.vmm.memory import MIB
 
 from ...refusal import attempt, refusal
@@ -121,6 +122,19 @@ def test_timeline(argv: list[str], where: str | None) -> None:
 
 def test_timeline_takes_no_word() -> None:
     assert "a.svg: not an option" in refusal(lambda: parse(["-timeline", "a.svg"]))
+
+
+def test_actions() -> None:
+    def actions(*argv: str) -> tuple[str, str, str]:
+        found = parse(list(argv)).actions
+        return found.reboot, found.shutdown, found.panic
+
+    assert actions() == actions("-no-reboot") == ("shutdown", "poweroff", "none")
+    assert actions("-action", "reboot=reset,panic=pause") == ("reset", "poweroff", "pause")
+    assert actions("-action", "reboot=reset", "-action", "panic=exit-failure", "-no-shutdown") == (
+        "reset", "pause", "exit-failure",
+    )  # fmt: skip
+    assert actions("-action", "reboot=reset", "-no-reboot")[0] == "shutdown"
 
 
 def test_what_was_given_is_kept_as_written() -> None:
@@ -253,6 +267,14 @@ def test_vcpu_shape(text: str, problem: str) -> None:
         (["-machine", "usb=maybe"], "-machine usb maybe: not one of on, yes, true, off, no, false"),
         (["-machine", "x=1"], "-machine x=1: no such member as x; see pyvirt run -help"),
         (["-accel", "KVM"], "-accel KVM: not one of auto, kvm, lab"),
+        (["-action", "reboot=pause"], "-action reboot pause: not one of shutdown, reset"),
+        (
+            ["-action", "watchdog=reset"],
+            (
+                "-action watchdog=reset: no such event as watchdog; "
+                "there are reboot, shutdown, panic"
+            ),
+        ),
         (["-name", "x" * 256], "-name: 256 characters, 255 is the most; shorten it"),
         (["-initrd", "i"], "-initrd i: needs a -kernel to go with it"),
         *(

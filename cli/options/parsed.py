@@ -1,0 +1,87 @@
+"""What a command line of `pyvirt run` asks for."""
+
+from __future__ import annotations
+
+from ...vmm.end import Actions
+from ...vmm.memory import MIB
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ...devices.chardev import ChardevConfig
+    from ...devices.iothread import IoThread
+    from ...devices.nic import NicConfig
+    from ...devices.virtio.block import BlockConfig
+    from ...devices.virtio.device import DeviceConfig
+    from ...qmp.listener import ListenerConfig
+    from ...vmm.cpu_model import CpuModel
+
+
+class Options:
+    """What is asked for, checked as far as words can be."""
+
+    __slots__ = (
+        "accel",
+        "actions",
+        "append",
+        "chardevs",
+        "cpu",
+        "daemonize",
+        "devices",
+        "discovery",
+        "disks",
+        "dump_guest_core",
+        "freeze",
+        "given",
+        "help",
+        "initrd",
+        "iothreads",
+        "kernel",
+        "log",
+        "memory",
+        "monitors",
+        "name",
+        "nics",
+        "pidfile",
+        "pit",
+        "print_config",
+        "serial",
+        "share",
+        "smp",
+        "stats",
+        "testdev",
+        "timeline",
+        "uuid",
+    )
+
+    def __init__(self) -> None:
+        self.accel = "auto"
+        self.actions = Actions()
+        self.append: str | None = None
+        self.chardevs: tuple[ChardevConfig, ...] = ()  # of devices
+        self.cpu: CpuModel | None = None
+        self.daemonize = False
+        self.devices: tuple[DeviceConfig, ...] = ()  # neither disks nor NICs
+        self.discovery = "auto"
+        self.disks: tuple[BlockConfig, ...] = ()
+        self.freeze = False
+        self.given: list[tuple[str, str]] = []  # name and value, as written
+        self.help = False
+        self.initrd = ""
+        self.iothreads: tuple[IoThread, ...] = ()
+        self.kernel = ""
+        self.log: str | None = None
+        self.memory = 256 * MIB
+        self.monitors: tuple[ListenerConfig, ...] = ()
+        self.name = ""
+        self.nics: tuple[NicConfig, ...] = ()
+        self.pidfile = ""
+        self.pit = True
+        self.print_config: str | None = None
+        self.serial = ""
+        self.share = False
+        self.dump_guest_core = False
+        self.smp = 1
+        self.stats = False
+        self.testdev = False
+        self.timeline: str | None = None
+        self.uuid = ""

@@ -1,0 +1,131 @@
+"""What a guest's reset, power-off and panic lead to, as `-action` says."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from pyvirt.errors import BackendError, PyvirtError
+from pyvirt.vmm.end import Actions
+from pyvirt.vmm.machine import ENDED, PAUSED, RUNNING
+
+from .conftest import Make
+from .support import MAILBOX, PATIENCE, Guest
+
+OUT_8 = 4  # of script.S, which ends with status 0 where its memory is empty: after a reset
+SLEEP_CONTROL, RESET, I8042, PANIC = (0x600, 0x34), (0x602, 1), (0x64, 0xFE), (0x608, 1)
+
+
+class Told:
+    """The events of a machine, in their order."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self._more = threading.Condition()
+        guest.listeners.append(self._take)
+
+    def _take(self, name: str, data: dict[str, Any]) -> None:
+        with self._more:
+            self.events.append((name, data))
+            self._more.notify_all()
+
+    def wait_for(self, name: str, count: int = 1) -> None:
+        with self._more:
+            assert self._more.wait_for(
+                lambda: [event for event, _ in self.events].count(name) >= count, PATIENCE
+            ), f"{name}: not within {PATIENCE:.0f} s: {self.events}"
+
+
+def writing(make: Make, actions: Actions, *writes: tuple[int, int]) -> tuple[Guest, Told]:
+    """Start a guest that writes ports."""
+    guest = make("script", actions=actions)
+    words = [word for port, value in writes for word in (OUT_8, port, value, 0)]
+    guest.write_words(MAILBOX, *words, 0)
+    told = Told(guest)
+    guest.start()
+    return guest, told
+
+
+@pytest.mark.parametrize("write", [RESET, I8042])
+def test_a_reset_begins_anew(make: Make, write: tuple[int, int]) -> None:
+    guest, told = writing(make, Actions(reboot="reset"), write)
+    end = guest.wait()
+    assert (end.reason, end.status) == ("debug-exit", 0)
+    assert told.events[0] == ("RESET", {"guest": True})
+    assert [name for name, _ in told.events] == ["RESET", "SHUTDOWN"]
+    assert guest.log_text() == ""
+
+
+def test_a_triple_fault_is_a_reset_as_well(make: Make) -> None:
+    """Again and again, which the log does not tell each time."""
+    guest = make("triple_fault", actions=Actions(reboot="reset"))
+    told = Told(guest)
+    guest.start()
+    told.wait_for("RESET", 15)
+    assert guest.state == RUNNING
+    guest.close()
+    lines = guest.log_text().splitlines()
+    assert lines[0].endswith("the guest triple-faulted, and is reset")
+    assert len(lines) <= 12
+
+
+def test_of_a_reset_that_fails_the_machine_ends(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drain(_: object) -> None:
+        raise BackendError("the storage hangs")
+
+    monkeypatch.setattr("pyvirt.vmm.slots.Slots.drain", drain)
+    guest, _ = writing(make, Actions(reboot="reset"), RESET)
+    end = guest.wait()
+    assert (end.reason, end.status) == ("crash", 1)
+    assert "what the guest asked for cannot be done: the storage hangs" in guest.log_text()
+
+
+def test_the_end_comes_with_a_reset(make: Make) -> None:
+    for _ in range(20):
+        guest = make("triple_fault", actions=Actions(reboot="reset"))
+        told = Told(guest)
+        guest.start()
+        told.wait_for("RESET")
+        guest.close()
+        assert guest.end is not None
+        assert guest.end.reason == "host"
+
+
+def test_a_guest_that_is_off_stands_until_its_reset(make: Make) -> None:
+    guest, told = writing(make, Actions(shutdown="pause"), SLEEP_CONTROL)
+    told.wait_for("STOP")
+    assert told.events == [("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"}), ("STOP", {})]
+    assert (guest.state, guest.reaction.because) == (PAUSED, "shutdown")
+    with pytest.raises(PyvirtError, match="has switched itself off; reset the machine first"):
+        guest.resume()
+    guest.reset()
+    assert (guest.state, guest.reaction.because) == (PAUSED, "")
+    guest.resume()
+    assert guest.wait().reason == "debug-exit"
+
+
+def test_a_panic_pauses(make: Make) -> None:
+    guest, told = writing(make, Actions(panic="pause"), PANIC)
+    told.wait_for("STOP")
+    assert told.events == [("GUEST_PANICKED", {"action": "pause"}), ("STOP", {})]
+    assert (guest.state, guest.reaction.because) == (PAUSED, "guest-panicked")
+    guest.resume()
+    assert guest.wait().reason == "debug-exit"
+
+
+@pytest.mark.parametrize(("action", "status"), [("shutdown", 0), ("exit-failure", 1)])
+def test_a_panic_ends_the_run(make: Make, action: str, status: int) -> None:
+    guest, told = writing(make, Actions(panic=action), PANIC, RESET)
+    end = guest.wait()
+    assert (end.reason, end.status) == ("guest-panic", status)
+    assert told.events[0] == ("GUEST_PANICKED", {"action": "poweroff"})
+    assert guest.state == ENDED
+
+
+def test_a_crash_kernel_is_left_alone(make: Make) -> None:
+    guest, told = writing(make, Actions(panic="exit-failure"), (0x608, 2))
+    assert guest.wait().reason == "debug-exit"
+    assert told.events[0] == ("GUEST_CRASHLOADED", {"action": "run"})
