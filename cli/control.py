@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..devices.serial import Backend
+    from ..devices.serial import Serial
     from ..qmp.machine import MachineHost
     from ..qmp.server import Server
     from ..vmm.log import Log
@@ -25,22 +25,22 @@ class Control:
         self._server: Server | None = None
         self._registration: Registration | None = None
 
-    def listen(self, options: Options, machine: Machine, serial: Backend, pty: str) -> None:
-        """Open the monitors' sockets; ConfigError. No thread yet.
-
-        `serial` is what the guest's console is connected to, a terminal at `pty` if it has one.
-        """
+    def listen(self, options: Options, machine: Machine, serial: Serial) -> None:
+        """Open the monitors' sockets; ConfigError. No thread yet."""
+        self._tell_of_terminals(machine, serial)
         if not options.monitors:
             return
-        from ..qmp.host import Chardev
         from ..qmp.machine import MachineHost
         from ..qmp.server import Server
 
-        place = {"pty": f"pty:{pty}", "file": serial.path, "socket": f"unix:{serial.path},server"}
-        console = Chardev("serial0", place.get(serial.kind, serial.kind), serial.kind != "none")
-        self._host = MachineHost(machine, (console,), options.iothreads)
+        self._host = MachineHost(machine, serial, options.monitors, options.iothreads)
         self._server = Server(self._host, options.monitors, self._log)
         self._host.tell(self._server.emit)
+
+    def _tell_of_terminals(self, machine: Machine, serial: Serial) -> None:
+        for chardev in (serial.chardev, *(found[0] for found in machine.chardevs())):
+            if chardev.pty_path:
+                self._log.notice(f"{chardev.config.option}: its terminal is {chardev.pty_path}")
 
     def start(self) -> None:
         """Serve the monitors, and be seen by `pyvirt ps`; PyvirtError."""

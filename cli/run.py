@@ -11,8 +11,7 @@ import os
 import select
 import sys
 
-from ..devices.serial import Serial, parse_backend
-from ..devices.terminal import RawTerminal
+from ..devices.serial import Serial
 from ..errors import ConfigError, PyvirtError, unexpected
 from ..native import check, lib
 from ..vmm import layout
@@ -27,7 +26,7 @@ from .timeline import Timeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..devices.serial import Backend
+    from ..devices.terminal import RawTerminal
     from .options.parsed import Options
 
 _CMDLINE = "console=ttyS0 panic=-1"
@@ -120,30 +119,51 @@ class _Events:
 
 def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
     """Run the guest on this host's KVM; return the exit status."""
-    backend = parse_backend(options.serial or ("none" if options.daemonize else "stdio"))
     with daemonize() if options.daemonize else Starter() as starter:
-        return _run(options, log, timeline, backend, starter)
+        return _run(options, log, timeline, starter)
 
 
-def _run(options: Options, log: Log, timeline: Timeline, backend: Backend, starter: Starter) -> int:
+class _Terminal:
+    """A context in which a terminal on stdin is the guest's, if one of its consoles is there."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, options: Options, machine: Machine) -> None:
+        self._raw: RawTerminal | None = None
+        terminal = options.terminal
+        if terminal is not None and terminal.is_terminal:
+            from ..devices.terminal import RawTerminal
+
+            self._raw = RawTerminal(signals=terminal.signals, resized=machine.terminal_resized)
+
+    def __enter__(self) -> None:
+        if self._raw is not None:
+            self._raw.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        if self._raw is not None:
+            self._raw.__exit__(*error)
+
+
+def _run(options: Options, log: Log, timeline: Timeline, starter: Starter) -> int:
     lib.pv_crash_thread(b"main")
     check(lib.pv_crash_report(log.fd), "signals")
     _thread.stack_size(_STACK)
     events = _Events()
+    if options.terminal is not None:
+        options.terminal.quit_fd = events.quit_fd
     control = Control(options, log)
     with PidFile(options.pidfile):
         machine = Machine(config(options), log, timeline.mark)
         try:
             machine.load()
             irq_fd = machine.interrupt_line(layout.COM1_IRQ).fd
-            with Serial(backend, irq_fd=irq_fd, quit_fd=events.quit_fd) as serial:
+            with Serial(options.serial, irq_fd=irq_fd) as serial:
                 serial.attach(machine.bus, layout.COM1)
                 machine.on_reset.append(serial.reset)
-                if serial.pty_path:
-                    log.notice(f"-serial pty: the guest's console is {serial.pty_path}")
                 try:
-                    control.listen(options, machine, backend, serial.pty_path)
-                    with RawTerminal(serial.uses_terminal):
+                    control.listen(options, machine, serial)
+                    with _Terminal(options, machine):
                         serial.start()
                         machine.start()
                         control.start()

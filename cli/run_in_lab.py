@@ -11,9 +11,9 @@ import stat
 import sys
 from contextlib import ExitStack, nullcontext
 
+from ..devices.chardev import FILE, PTY, RINGBUF, SOCKET, STDIO
 from ..devices.disk import Disk
 from ..devices.passt import PasstConfig
-from ..devices.serial import parse_backend
 from ..errors import ConfigError
 from ..harness import lab
 from ..vmm.boot import loader
@@ -25,6 +25,7 @@ from .registry import register
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..devices.chardev import ChardevConfig
     from ..vmm.config import MachineConfig
     from .options.parsed import Options
 
@@ -42,22 +43,14 @@ def _words(options: Options, forward: list[tuple[str, str]]) -> list[str]:
     for name, value in options.given:
         if name in _HANDLED_HERE or name in FORWARDED:
             continue
-        if name == "serial" and (path := parse_backend(value).socket_path):
-            inside = f"{_SOCKETS}/pyvirt-{len(forward)}.sock"
-            forward.append((path, inside))
-            words.append(f"-serial=socket,path={inside},server,nowait")
+        if name == "serial" and not value.startswith("chardev:"):
+            words.append(f"-serial={_backend(options.serial, forward)}")
         else:
             words.append(f"-{name}={value}" if value else f"-{name}")
     for chardev in options.chardevs:
-        if not chardev.path or not chardev.listens:
-            raise ConfigError(
-                f"-chardev id={chardev.id}: no way into the lab but for path=PATH,server,nowait; "
-                "give that"
-            )
-        inside = f"{_SOCKETS}/pyvirt-{len(forward)}.sock"
-        forward.append((chardev.path, inside))
-        name = chardev.id.replace(",", ",,")
-        words.append(f"-chardev=socket,id={name},path={inside},server,nowait")
+        kind, _, rest = _backend(chardev, forward).partition(",")
+        first = "" if chardev.makes_console else f"{kind},"
+        words.append(f"-chardev={first}id={_escaped(chardev.id)}{rest and ','}{rest}")
     for monitor in options.monitors:
         if monitor.kind != "unix":
             raise ConfigError(f"{monitor.option}: no way into the lab; give -qmp unix:PATH instead")
@@ -71,6 +64,39 @@ def _words(options: Options, forward: list[tuple[str, str]]) -> list[str]:
     if options.append is not None:
         words.append(f"-append={options.append}")
     return words
+
+
+def _escaped(text: str) -> str:
+    return text.replace(",", ",,")
+
+
+def _backend(chardev: ChardevConfig, forward: list[tuple[str, str]]) -> str:
+    """Return its kind and members for the lab; a socket is added to `forward`."""
+    members = [chardev.kind]
+    if chardev.kind == PTY:
+        raise ConfigError(
+            f"{chardev.option}: a terminal of the nested lab is out of reach from here; "
+            "give socket,path=PATH,server,nowait"
+        )
+    if chardev.kind == SOCKET:
+        if not chardev.path or not chardev.listens:
+            raise ConfigError(
+                f"{chardev.option}: no way into the lab but for path=PATH,server,nowait; give that"
+            )
+        inside = f"{_SOCKETS}/pyvirt-{len(forward)}.sock"
+        forward.append((chardev.path, inside))
+        members.append(f"path={inside}")
+        members += [] if chardev.makes_console else ["server", "nowait"]
+    elif chardev.kind == FILE:
+        members.append(f"path={_escaped(chardev.path)}")
+        members += ["append=on"] * chardev.append
+        if chardev.input_path:
+            members.append(f"input-path={_escaped(chardev.input_path)}")
+    elif chardev.kind == RINGBUF:
+        members.append(f"size={chardev.size}")
+    elif chardev.kind == STDIO:
+        members += ["signal=on"] * chardev.signals
+    return ",".join(members)
 
 
 def _check(config: MachineConfig) -> None:

@@ -72,46 +72,82 @@ static bool ready(int fd, short events)
 	return poll(&pollfd, 1, 0) == 1;
 }
 
-int64_t pv_stream_read(const struct pv_stream *stream, uint8_t *data, uint32_t size)
+static int64_t result(ssize_t count)
 {
-	ssize_t count;
-	int state;
-
-	if (stream->socket) {
-		count = recv(stream->fd, data, size, MSG_DONTWAIT);
-	} else if (!stream->guarded) {
-		count = read(stream->fd, data, size);
-	} else {
-		if (!ready(stream->fd, POLLIN))
-			return -EAGAIN;
-		pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &state);
-		count = read(stream->fd, data, size);
-		pthread_setcancelstate(state, NULL);
-	}
 	if (count >= 0)
 		return count;
 	return errno == EINTR ? -EAGAIN : -errno;
 }
 
-int64_t pv_stream_write(const struct pv_stream *stream, const uint8_t *data, uint32_t size)
+/* A transfer that might block after all, and is where the thread can be cancelled. */
+static int64_t guarded(const struct pv_stream *stream, void *data, size_t size, bool in)
 {
 	ssize_t count;
 	int state;
 
-	if (stream->socket) {
-		count = send(stream->fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
-	} else if (!stream->guarded) {
-		count = write(stream->fd, data, size);
-	} else {
-		if (!ready(stream->fd, POLLOUT))
-			return -EAGAIN;
-		pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &state);
-		count = write(stream->fd, data, size < GUARDED_MAX ? size : GUARDED_MAX);
-		pthread_setcancelstate(state, NULL);
+	if (!ready(stream->fd, in ? POLLIN : POLLOUT))
+		return -EAGAIN;
+	pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &state);
+	count = in ? read(stream->fd, data, size)
+	           : write(stream->fd, data, size < GUARDED_MAX ? size : GUARDED_MAX);
+	pthread_setcancelstate(state, NULL);
+	return result(count);
+}
+
+static const struct iovec *first(const struct iovec *iov)
+{
+	while (iov->iov_len == 0)
+		iov++;
+	return iov;
+}
+
+static int64_t keep(struct pv_ringbuf *ringbuf, const struct iovec *iov, uint32_t count)
+{
+	int64_t bytes = 0;
+
+	for (uint32_t i = 0; i < count; i++) {
+		pv_ringbuf_write(ringbuf, iov[i].iov_base, iov[i].iov_len);
+		bytes += (int64_t)iov[i].iov_len;
 	}
-	if (count >= 0)
-		return count;
-	return errno == EINTR ? -EAGAIN : -errno;
+	return bytes;
+}
+
+int64_t pv_stream_readv(const struct pv_stream *stream, const struct iovec *iov, uint32_t count)
+{
+	struct msghdr message = {.msg_iov = (struct iovec *)iov, .msg_iovlen = count};
+
+	if (stream->socket)
+		return result(recvmsg(stream->fd, &message, MSG_DONTWAIT));
+	if (stream->guarded)
+		return guarded(stream, first(iov)->iov_base, first(iov)->iov_len, true);
+	return result(readv(stream->fd, iov, (int)count));
+}
+
+int64_t pv_stream_writev(const struct pv_stream *stream, const struct iovec *iov, uint32_t count)
+{
+	struct msghdr message = {.msg_iov = (struct iovec *)iov, .msg_iovlen = count};
+
+	if (stream->ringbuf)
+		return keep(stream->ringbuf, iov, count);
+	if (stream->socket)
+		return result(sendmsg(stream->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL));
+	if (stream->guarded)
+		return guarded(stream, first(iov)->iov_base, first(iov)->iov_len, false);
+	return result(writev(stream->fd, iov, (int)count));
+}
+
+int64_t pv_stream_read(const struct pv_stream *stream, uint8_t *data, uint32_t size)
+{
+	const struct iovec iov = {data, size};
+
+	return pv_stream_readv(stream, &iov, 1);
+}
+
+int64_t pv_stream_write(const struct pv_stream *stream, const uint8_t *data, uint32_t size)
+{
+	const struct iovec iov = {(void *)(uintptr_t)data, size};
+
+	return pv_stream_writev(stream, &iov, 1);
 }
 
 void pv_stream_close(struct pv_stream *stream)
@@ -119,4 +155,5 @@ void pv_stream_close(struct pv_stream *stream)
 	if (stream->fd >= 0)
 		close(stream->fd);
 	stream->fd = -1;
+	stream->ringbuf = NULL;
 }

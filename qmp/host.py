@@ -141,6 +141,12 @@ if TYPE_CHECKING:
         def chardevs(self) -> Sequence[Chardev]:
             """Return the character devices."""
 
+        def read_ringbuf(self, label: str, size: int) -> bytes:
+            """Take the oldest bytes, `size` at most, out of a ring buffer."""
+
+        def write_ringbuf(self, label: str, data: bytes) -> None:
+            """Append bytes to a ring buffer, in place of its oldest."""
+
         def counters(self) -> Sequence[Counters]:
             """Return all counters as they stand."""
 

@@ -25,7 +25,8 @@ class ListenerConfig:
 
     `kind` UNIX has a `path`, TCP a `host` and `port` (0: any free one), FD an inherited `fd` that
     is a listening socket or a connected one. `throttled` limits each client to 100 requests a
-    second; with `events_last` the events that a request caused follow its answer.
+    second; with `events_last` the events that a request caused follow its answer. `chardev` is the
+    id of the -chardev that it is on, "" without one.
     """
 
     option: str
@@ -36,6 +37,15 @@ class ListenerConfig:
     fd: int = -1
     throttled: bool = True
     events_last: bool = False
+    chardev: str = ""
+
+    @property
+    def filename(self) -> str:
+        """Return where it is, in QEMU's words."""
+        if self.kind == FD:
+            return f"fd:{self.fd}"
+        place = f"unix:{self.path}" if self.kind == UNIX else f"tcp:{self.host}:{self.port}"
+        return f"{place},server=on"
 
 
 class Listener:

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ..devices import mac
+from ..devices.chardev import NULL
 from ..devices.disk import SECTOR
 from ..devices.tap import Tap, TapConfig
 from ..devices.virtio.block import BlockConfig
@@ -13,6 +14,7 @@ from ..devices.virtio.block import Image as OpenImage
 from ..devices.virtio.device import Pluggable
 from ..devices.virtio.net import Net
 from ..errors import QmpError
+from ..native import ffi, lib
 from ..vmm import end, inspection
 from ..vmm.hotplug import BLOCK, NET, Inventory
 from . import events
@@ -29,14 +31,17 @@ from .host import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
+    from ..devices.chardev import Chardev as OpenChardev
     from ..devices.iothread import IoThread
+    from ..devices.serial import Serial
     from ..devices.virtio.device import Device as VirtioDevice
     from ..devices.virtio.fault import Fault, FaultState
     from ..vmm.hotplug import Device, Resource
     from ..vmm.machine import Machine
+    from .listener import ListenerConfig
 
 # What the machine calls the kinds of its slots.
 _KINDS = {BLOCK: "block", NET: "net"}
@@ -58,16 +63,21 @@ class MachineHost:
     def __init__(
         self,
         of: Machine,
-        chardevs: tuple[Chardev, ...] = (),
+        serial: Serial | None = None,
+        monitors: Sequence[ListenerConfig] = (),
         iothreads: tuple[IoThread, ...] = (),
     ) -> None:
-        """Enter the disks and NICs that the machine has from its start; it is not ours."""
+        """Enter the disks and NICs that the machine has from its start; it is not ours.
+
+        `serial` is its serial port; some of `monitors` are on a chardev.
+        """
         self.name = of.config.name
         self.uuid = of.config.uuid
         self.memory = of.config.memory
         self.inventory = Inventory()
         self._machine = of
-        self._chardevs = chardevs
+        self._serial = serial
+        self._monitors = monitors
         self._iothreads = iothreads
         self._is_quitting = False
         assert of.slots is not None
@@ -135,9 +145,42 @@ class MachineHost:
         """Return those of the command line; the threads of single queues have no name."""
         return [(thread.id, thread.thread_id) for thread in self._iothreads]
 
-    def chardevs(self) -> tuple[Chardev, ...]:
-        """Return what the machine's maker named."""
-        return self._chardevs
+    def _open_chardevs(self) -> list[tuple[OpenChardev, bool, bool]]:
+        found = self._machine.chardevs()
+        if self._serial is not None:
+            chardev = self._serial.chardev
+            found.insert(0, (chardev, chardev.config.kind != NULL, self._serial.is_taken()))
+        return found
+
+    def chardevs(self) -> list[Chardev]:
+        """Return those of the serial port, of ports, and of monitors that are on a -chardev."""
+        found = [
+            Chardev(one.config.id, one.filename(is_taken=is_taken), is_open)
+            for one, is_open, is_taken in self._open_chardevs()
+        ]
+        return found + [
+            Chardev(monitor.chardev, monitor.filename, is_open=True)
+            for monitor in self._monitors
+            if monitor.chardev
+        ]
+
+    def _ringbuf(self, label: str) -> Any:
+        for chardev, _, _ in self._open_chardevs():
+            if chardev.config.id == label:
+                if chardev.ringbuf is None:
+                    raise QmpError(f"`device` {label}: not a ringbuf, but {chardev.config.kind}")
+                return chardev.ringbuf
+        raise QmpError(f"`device` {label}: there is none; query-chardev lists those there are")
+
+    def read_ringbuf(self, label: str, size: int) -> bytes:
+        """Take the oldest bytes out of a ring buffer."""
+        ring = self._ringbuf(label)
+        data = bytearray(size)
+        return bytes(data[: lib.pv_ringbuf_read(ring, ffi.from_buffer(data), size)])
+
+    def write_ringbuf(self, label: str, data: bytes) -> None:
+        """Append bytes to a ring buffer."""
+        lib.pv_ringbuf_write(self._ringbuf(label), data, len(data))
 
     def counters(self) -> list[Counters]:
         """Return the counters of the machine, its vCPUs, and all devices but empty slots."""

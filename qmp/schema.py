@@ -85,6 +85,28 @@ class Text(Type):
         return value
 
 
+class Data(Type):
+    """A string of up to `most` characters of any kind."""
+
+    name = json = "string"
+    expected = "a string"
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def read(self, value: Any, field: str) -> str:
+        """Return the string."""
+        if not isinstance(value, str):
+            raise self.refuse(value, field)
+        if len(value) > self.most:
+            raise QmpError(f"`{field}` has {len(value)} characters, at most {self.most} go at once")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise QmpError(f"`{field}` has half of a character: {shown(value)}") from None
+        return value
+
+
 class FileName(Type):
     """The name of a file of the host."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .commands import (
     blockdev,
     change,
+    chardev,
     device,
     fault,
     foreign,
@@ -27,6 +28,7 @@ CHAPTERS: tuple[tuple[str, tuple[Command[Session], ...]], ...] = (
         (*blockdev.COMMANDS, *netdev.COMMANDS, *device.COMMANDS, *change.COMMANDS),
     ),
     ("What there is", query.COMMANDS),
+    ("Character devices", chardev.COMMANDS),
     ("Looking into the guest", inspect.COMMANDS + memory.COMMANDS),
     ("Faults", fault.COMMANDS),
     ("What other machines have", foreign.COMMANDS),

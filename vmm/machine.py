@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
+    from ..devices.chardev import Chardev
     from ..devices.virtio.device import Device, Pluggable
     from .boot.kernel import Kernel
     from .config import MachineConfig
@@ -341,6 +342,16 @@ class Machine:
             finally:
                 if was_running:
                     self._set_running()
+
+    def chardevs(self) -> list[tuple[Chardev, bool, bool]]:
+        """Return the character devices of the devices in the slots; see `Device.chardevs`."""
+        transports = self.slots.transports if self.slots is not None else ()
+        return [found for transport in transports for found in transport.device.chardevs()]
+
+    def terminal_resized(self) -> None:
+        """Tell the devices that the user's terminal has another size; the main thread."""
+        for transport in self.slots.transports if self.slots is not None else ():
+            transport.device.terminal_resized()
 
     def power_button(self) -> None:
         """Press the guest's power button; a guest that heeds it switches itself off later."""

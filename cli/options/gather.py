@@ -52,7 +52,17 @@ class Parts:
 class Gathered:
     """What they ask for."""
 
-    __slots__ = ("chardevs", "devices", "disks", "iothreads", "monitors", "nics", "testdev")
+    __slots__ = (
+        "chardevs",
+        "devices",
+        "disks",
+        "iothreads",
+        "monitors",
+        "nics",
+        "serial",
+        "terminal",
+        "testdev",
+    )
 
     def __init__(self, given: Given) -> None:
         """Read all that is given; ConfigError."""
@@ -62,6 +72,8 @@ class Gathered:
         self.iothreads: tuple[IoThread, ...] = ()
         self.monitors: tuple[ListenerConfig, ...] = ()
         self.nics: tuple[NicConfig, ...] = ()
+        self.serial: ChardevConfig | None = None
+        self.terminal: ChardevConfig | None = None
         self.testdev = False
         if any(name in _OLDER for name, _ in given):
             from .older import expand
@@ -72,10 +84,12 @@ class Gathered:
         self._read_threads(parts)
         self._read_disks(given)
         self._read_nics(given)
+        self._read_serial(given, parts)
         self._read_others(given, parts)
         self._check_ids()
         self._read_testdev(given)
         self.chardevs = parts.chardevs.taken()
+        self._read_terminal()
         self._read_monitors(given, parts)
         parts.chardevs.end()
 
@@ -105,6 +119,21 @@ class Gathered:
             for name, text in words:
                 placed(text, cards.add, name)
             self.nics = cards.nics({thread.id for thread in self.iothreads})
+
+    def _read_serial(self, given: Given, parts: Parts) -> None:
+        for name, text in given:
+            if name == "serial":
+                placed(text, self._take_serial, parts)
+
+    def _take_serial(self, parts: Parts, text: str) -> None:
+        from .chardevs import serial
+
+        self.serial = serial(text, parts.chardevs)
+
+    def _read_terminal(self) -> None:
+        from .chardevs import terminal
+
+        self.terminal = terminal(self.serial, self.chardevs)
 
     def _read_others(self, given: Given, parts: Parts) -> None:
         for module, drivers in _READERS:

@@ -34,6 +34,11 @@ def _qmp(text: str, option: str = "-qmp") -> ListenerConfig:
     # A path may have an equals sign.
     where = value if key == " " else f"{key}={value}"
     kind, _, place = where.partition(":")
+    if kind == "stdio":
+        raise ConfigError(
+            f"{name}: stdin and stdout are for the guest's console; give {option} "
+            "unix:PATH,server,nowait"
+        )
     if kind not in {UNIX, TCP, FD}:
         raise ConfigError(f"{name}: not a monitor; give {_FORMS}")
     members = Members(option, text, rest)
@@ -111,4 +116,5 @@ def _listener(chardev: ChardevConfig) -> ListenerConfig:
         host=chardev.host,
         port=chardev.port,
         fd=chardev.fd,
+        chardev=chardev.id,
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from ...devices.chardev import STDIO, ChardevConfig
 from ...vmm.end import Actions
 from ...vmm.memory import MIB
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ...devices.chardev import ChardevConfig
     from ...devices.iothread import IoThread
     from ...devices.nic import NicConfig
     from ...devices.virtio.block import BlockConfig
@@ -48,6 +48,7 @@ class Options:
         "share",
         "smp",
         "stats",
+        "terminal",
         "testdev",
         "timeline",
         "uuid",
@@ -77,11 +78,14 @@ class Options:
         self.pidfile = ""
         self.pit = True
         self.print_config: str | None = None
-        self.serial = ""
+        # What the guest's ttyS0 is on. Where none is given: stdin and stdout, unless another has
+        # these, or they are left.
+        self.serial = ChardevConfig("serial0", STDIO, option="-serial stdio")
         self.share = False
         self.dump_guest_core = False
         self.smp = 1
         self.stats = False
+        self.terminal: ChardevConfig | None = self.serial  # what is on stdin and stdout
         self.testdev = False
         self.timeline: str | None = None
         self.uuid = ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from ...devices.chardev import SOCKET
 from ...devices.virtio.console import NAME_BYTES, PORTS_MAX, ConsoleConfig, PortConfig
 from ...errors import ConfigError
 from . import members
@@ -110,9 +111,10 @@ class Ports:
 
 
 def _chardev(parts: Parts, name: str) -> ChardevConfig:
-    config = parts.chardevs.take_server(f"-device {PORT},chardev={name}", name)
-    if config.host:
-        raise ConfigError(f"-chardev id={name}: a port has path=PATH or fd=N; give one of these")
+    user = f"-device {PORT},chardev={name}"
+    config = parts.chardevs.take(user, name)
+    if config.kind != SOCKET:
+        raise ConfigError(f"{user}: {name} is of kind {config.kind}; give a socket")
     return config
 
 

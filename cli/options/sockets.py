@@ -38,6 +38,10 @@ class Members:
         self._option = f"{option} {text}"
         self._values = dict(given)
 
+    def peek(self, name: str) -> str | None:
+        """Return the value of a member and leave it, None without it."""
+        return self._values.get(name)
+
     def take(self, *names: str) -> str | None:
         """Return the value of the member that goes by one of these names, None without it."""
         for name in names:

@@ -6,6 +6,7 @@ so when it begins with a dash).
 
 from __future__ import annotations
 
+from ...devices.chardev import NULL, STDIO, ChardevConfig
 from ...errors import ConfigError
 from ...vmm.config import DISCOVERIES, VCPUS_MAX
 from ...vmm.end import PANICS, REBOOTS, SHUTDOWNS
@@ -33,6 +34,7 @@ _IGNORED_VALUED = (
     "trace",
 )
 _HELP = ("h", "help")
+_SERIAL_WORDS = (STDIO, NULL, "none")
 
 
 def parse_size(option: str, text: str) -> int:
@@ -163,6 +165,13 @@ def _flag(field: str) -> Callable[[Options, str], None]:
     return store
 
 
+def _serial(options: Options, text: str) -> None:
+    """Take what is no more than a word; the rest is left as by `_later`."""
+    if text in _SERIAL_WORDS:
+        kind = STDIO if text == STDIO else NULL
+        options.serial = ChardevConfig("serial0", kind, option=f"-serial {text}")
+
+
 def _later(_options: Options, _text: str) -> None:
     """Leave a value in `given` for when all of them are known."""
 
@@ -178,9 +187,9 @@ TABLE = (
     Option(
         "serial",
         "BACKEND",
-        "the guest's ttyS0: stdio (default), none, pty, "
-        "file,path=FILE[,append=on] or socket,path=PATH,server,nowait",
-        _text("serial"),
+        "the guest's ttyS0: stdio (default), none, pty, file,path=FILE[,append=on], "
+        "socket,path=PATH,server,nowait or chardev:ID; each with what -chardev takes",
+        _serial,
     ),
     Option(
         "machine",
@@ -272,8 +281,11 @@ TABLE = (
     Option("api-channel", "unix:PATH", "the same, as it was called first", _later, repeats=True),
     Option(
         "chardev",
-        "socket,id=ID,path=PATH|host=HOST,port=PORT|fd=N,server,nowait",
-        "a socket for -mon or a port",
+        "socket,id=ID,path=PATH|host=HOST,port=PORT|fd=N[,server,nowait] | "
+        "stdio,id=ID[,mux=off][,signal=on|off] | pty,id=ID[,path=LINK] | "
+        "file,id=ID,path=FILE[,append=on|off][,input-path=FILE] | null,id=ID | "
+        "ringbuf,id=ID[,size=N[K|M]]",
+        "the host's end of a port, or of -serial chardev:ID; -mon takes a socket",
         _later,
         repeats=True,
     ),
@@ -359,8 +371,11 @@ def parse(argv: list[str]) -> Options:
         members.placed(text, option.store, options)
         options.given.append((option.name, text))
     _check_together(options)
-    if any(option.store is _later for option, _ in given):
-        _take_devices(options)
+    other: ChardevConfig | None = None
+    serial = dict(options.given).get("serial")
+    if serial not in {None, *_SERIAL_WORDS} or any(one.store is _later for one, _ in given):
+        other = _take_devices(options)
+    _take_terminal(options, other, is_given=serial is not None)
     return options
 
 
@@ -396,20 +411,36 @@ def _read(argv: list[str], options: Options) -> list[tuple[Option, str]]:
     return given
 
 
-def _take_devices(options: Options) -> None:
+def _take_devices(options: Options) -> ChardevConfig | None:
+    """Read what is read together; return the chardev on stdin and stdout, if there is one."""
     from .gather import Gathered
 
     found = Gathered(options.given)
     options.disks, options.iothreads, options.nics = found.disks, found.iothreads, found.nics
     options.devices, options.chardevs = found.devices, found.chardevs
     options.monitors, options.testdev = found.monitors, found.testdev
+    options.serial = found.serial or options.serial
+    return found.terminal
+
+
+def _take_terminal(options: Options, other: ChardevConfig | None, *, is_given: bool) -> None:
+    """Say who has stdin and stdout: the serial port, which leaves them where it is not given.
+
+    ConfigError when they are about to go away.
+    """
+    if not is_given and (other or options.daemonize):
+        options.serial = ChardevConfig(options.serial.id, NULL, option="-serial none")
+    options.terminal = options.serial if options.serial.kind == STDIO else other
+    if options.daemonize and options.terminal:
+        raise ConfigError(
+            f"{options.terminal.option}: not with -daemonize, which leaves stdin and stdout; "
+            "give it a file, a socket or null"
+        )
 
 
 def _check_together(options: Options) -> None:
     if options.initrd and not options.kernel:
         raise ConfigError(f"-initrd {options.initrd}: needs a -kernel to go with it")
-    if options.daemonize and options.serial == "stdio":
-        raise ConfigError("-serial stdio: not with -daemonize; use -serial file,path=FILE or none")
 
 
 def usage() -> str:

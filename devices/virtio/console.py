@@ -90,7 +90,7 @@ class Console(Device):
             ffi.new("char[]", port.name.encode(errors="surrogateescape")) for port in config.ports
         ]
         ports = [
-            (port.number, chardev.fd, chardev.listen_fd, name)
+            (port.number, chardev.in_fd, chardev.listen_fd, name)
             for port, chardev, name in zip(config.ports, self._chardevs, names, strict=True)
         ]
         handle = ffi.new("struct pv_ports **")

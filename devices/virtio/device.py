@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Protocol
 
+    from ..chardev import Chardev
     from .fault import Faults
 
     class DeviceConfig(Protocol):
@@ -156,6 +157,16 @@ class Device:
         may call `config_changed`, but not wait.
         """
         return ""
+
+    def chardevs(self) -> tuple[tuple[Chardev, bool, bool], ...]:
+        """Return the character devices that it has; any thread, until `close`.
+
+        Each with whether the guest has it open, and whether somebody on the host has.
+        """
+        return ()
+
+    def terminal_resized(self) -> None:
+        """See what size the user's terminal has now; the main thread, and it never waits."""
 
     def close(self) -> None:
         """Give back what the device owns; it is reset, and no vCPU runs any more."""

@@ -119,6 +119,8 @@ static int open_all(struct pv_console *c, const struct pv_console_config *config
 	if (!error)
 		error = pv_stream_open(&c->out, config->out_fd, PV_STREAM_WRITE);
 	if (!error)
+		c->out.ringbuf = config->ringbuf;
+	if (!error)
 		error = duplicate(config->listen_fd, &c->listen_fd);
 	if (!error)
 		error = duplicate(config->quit_fd, &c->quit_fd);
@@ -207,6 +209,11 @@ int pv_console_flush(struct pv_console *c, uint32_t timeout_ms)
 	done = wait_settled(c, &until);
 	atomic_fetch_sub(&c->flushing, 1);
 	return done ? 0 : -ETIMEDOUT;
+}
+
+bool pv_console_is_taken(const struct pv_console *c)
+{
+	return atomic_load(&c->taken);
 }
 
 void pv_console_stats(const struct pv_console *c, struct pv_console_stats *stats)

@@ -11,24 +11,28 @@
 #ifndef PV_CONSOLE_H
 #define PV_CONSOLE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* Act on Ctrl-A in the input: X quit, B break, H help, Ctrl-A or A one Ctrl-A. */
 #define PV_CONSOLE_ESCAPE 1
 
 struct pv_console;
+struct pv_ringbuf;
 
 /* All descriptors are borrowed, duplicated before pv_console_start returns; -1 for none.
  * `in_fd` and `out_fd` may be the same, and their file status flags are left as they are. The end
  * of input ends input alone. `listen_fd` is a listening stream socket: whenever neither input nor
  * output is open, the next client is accepted. `quit_fd` is an eventfd to which 1 is added when the
- * user asks to quit. */
+ * user asks to quit. `ringbuf` takes the output in place of `out_fd`, which is open all the same;
+ * it is borrowed until pv_console_stop. */
 struct pv_console_config {
 	int in_fd;
 	int out_fd;
 	int listen_fd;
 	int quit_fd;
 	uint32_t flags;
+	struct pv_ringbuf *ringbuf;
 };
 
 /* Bytes that went out and came in, that a full ring lost (the guest wrote without looking at its
@@ -56,6 +60,9 @@ int pv_console_flush(struct pv_console *console, uint32_t timeout_ms);
 /* End the thread and close its descriptors; bounded, whatever the output does. What is still in
  * the ring stays there. Without a thread: nothing. */
 void pv_console_stop(struct pv_console *console);
+
+/* Whether somebody is there to take output; any thread. */
+bool pv_console_is_taken(const struct pv_console *console);
 
 void pv_console_stats(const struct pv_console *console, struct pv_console_stats *stats);
 

@@ -1,5 +1,12 @@
 #include "console/escape_internal.h"
 
+const char pv_escape_help[] =
+	"\r\n"
+	"Ctrl-A X  end the virtual machine\r\n"
+	"Ctrl-A B  send a break (Linux: the next key is a SysRq command)\r\n"
+	"Ctrl-A A  send Ctrl-A (as Ctrl-A Ctrl-A does)\r\n"
+	"Ctrl-A H  this help\r\n";
+
 enum pv_escape_action pv_escape_next(bool *held, uint8_t byte)
 {
 	if (!*held) {

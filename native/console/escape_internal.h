@@ -17,6 +17,9 @@ enum pv_escape_action {
 	PV_ESCAPE_HELP,
 };
 
+/* What PV_ESCAPE_HELP asks for. */
+extern const char pv_escape_help[];
+
 /* What to do with the next byte of input; `held` is the state, false at first. */
 enum pv_escape_action pv_escape_next(bool *held, uint8_t byte);
 

@@ -16,12 +16,6 @@
 #define GATHER_MAX_NS (16 * NS_PER_MS) /* twice as long each time while output goes on */
 #define RETRY_NS (250 * NS_PER_MS) /* look again at what cannot be used now */
 
-static const char HELP[] = "\r\n"
-                           "Ctrl-A X  end the virtual machine\r\n"
-                           "Ctrl-A B  send a break (Linux: the next key is a SysRq command)\r\n"
-                           "Ctrl-A A  send Ctrl-A (as Ctrl-A Ctrl-A does)\r\n"
-                           "Ctrl-A H  this help\r\n";
-
 /* Output. */
 
 static void notify(struct pv_console *c, enum pv_console_event event)
@@ -164,7 +158,7 @@ static void escape(struct pv_console *c, uint8_t byte)
 		notify(c, PV_CONSOLE_BREAK);
 		break;
 	case PV_ESCAPE_HELP:
-		c->notice = can_write(c) ? HELP : NULL;
+		c->notice = can_write(c) ? pv_escape_help : NULL;
 		break;
 	case PV_ESCAPE_HOLD:
 		break;

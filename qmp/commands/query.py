@@ -145,13 +145,6 @@ def _iothreads(session: Session, _: Arguments) -> object:
     ]
 
 
-def _chardevs(session: Session, _: Arguments) -> object:
-    return [
-        {"frontend-open": one.is_open, "filename": one.filename, "label": one.label}
-        for one in session.monitor.host.chardevs()
-    ]
-
-
 def _node(session: Session, backend: Backend) -> dict[str, object]:
     image = session.monitor.host.image(backend.resource)
     return {
@@ -300,7 +293,6 @@ COMMANDS = (
         _iothreads,
         since="v2",
     ),
-    Command("query-chardev", "Returns the character devices.", _chardevs, since="v2"),
     Command(
         "query-block",
         "Returns the disks that are plugged and their images.",

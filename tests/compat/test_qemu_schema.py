@@ -59,6 +59,8 @@ def session(folder: Path) -> list[tuple[str, dict[str, Any]]]:
         ("query-blockstats", {"query-nodes": True}),
         ("query-named-block-nodes", {"flat": True}),
         ("human-monitor-command", {"command-line": "info registers", "cpu-index": 1}),
+        ("ringbuf-write", {"device": "log", "data": "bGluZQo=", "format": "base64"}),
+        ("ringbuf-read", {"device": "log", "size": 100}),
         ("memsave", saved),
         ("pmemsave", saved),
         ("dump-guest-memory", {"paging": False, "protocol": f"file:{folder}/core"}),

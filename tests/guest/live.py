@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyvirt.devices.serial import Backend, Serial
+from pyvirt.devices.chardev import ChardevConfig
+from pyvirt.devices.serial import Serial
 from pyvirt.harness.guest import initramfs, kernel
 from pyvirt.vmm import layout
 from pyvirt.vmm.config import MachineConfig
@@ -119,7 +120,9 @@ def live(
         with (
             # Not every file system of the lab takes sockets.
             tempfile.TemporaryDirectory(dir="/dev/shm") as sockets,
-            Serial(Backend("socket", where := f"{sockets}/console"), irq_fd=irq_fd) as serial,
+            Serial(
+                ChardevConfig("serial0", path=(where := f"{sockets}/console")), irq_fd=irq_fd
+            ) as serial,
             socket.socket(socket.AF_UNIX) as console,
         ):
             machine.on_reset.append(serial.reset)

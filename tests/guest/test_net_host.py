@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from pyvirt.devices.chardev import ChardevConfig
 from pyvirt.devices.nic import NicConfig
-from pyvirt.devices.serial import Backend, Serial
+from pyvirt.devices.serial import Serial
 from pyvirt.devices.tap import TapConfig
 from pyvirt.devices.virtio.net import Net
 from pyvirt.harness.guest import initramfs, kernel
@@ -89,7 +90,7 @@ def test_the_link_goes_down_and_up(micro: kernel.Kernel, tmp_path: Path) -> None
     try:
         machine.load()
         irq_fd = machine.interrupt_line(layout.COM1_IRQ).fd
-        with Serial(Backend("file", str(console)), irq_fd=irq_fd) as serial:
+        with Serial(ChardevConfig("serial0", "file", path=str(console)), irq_fd=irq_fd) as serial:
             serial.attach(machine.bus, layout.COM1)
             serial.start()
             machine.start()

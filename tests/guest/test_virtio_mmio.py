@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pyvirt.devices.serial import Backend, Serial
+from pyvirt.devices.chardev import ChardevConfig
+from pyvirt.devices.serial import Serial
 from pyvirt.devices.virtio.block import BlockConfig
 from pyvirt.harness.guest import initramfs, kernel
 from pyvirt.native import ffi, lib
@@ -63,7 +64,7 @@ def run(micro: kernel.Kernel, disk: Path, script: str, *, queues: int = 1, **wor
     try:
         machine.load()
         irq_fd = machine.interrupt_line(layout.COM1_IRQ).fd
-        with Serial(Backend("file", str(console)), irq_fd=irq_fd) as serial:
+        with Serial(ChardevConfig("serial0", "file", path=str(console)), irq_fd=irq_fd) as serial:
             serial.attach(machine.bus, layout.COM1)
             serial.start()
             machine.start()

@@ -272,7 +272,7 @@ BAD = [
     (["-smp", "0"], "-smp 0: "),
     (["-smp", "255"], "-smp 255: "),
     (["-serial", "carrier-pigeon"], "-serial carrier-pigeon: "),
-    (["-serial", "file,path=missing/out"], "-serial file missing/out: No such file"),
+    (["-serial", "file,path=missing/out"], "-serial file: missing/out: No such file"),
     (["-pidfile", "missing/pid"], "-pidfile missing/pid: No such file"),
     (["-D", "missing/log"], "-D missing/log: No such file"),
     (["-timeline=missing/x.svg"], "-timeline=missing/x.svg: cannot be written"),

@@ -40,7 +40,7 @@ static struct pv_console *console_to(int out_fd)
 static struct pv_console *console_from(int in_fd, int out_fd, int quit_fd, uint32_t flags)
 {
 	struct pv_console *console = console_new();
-	struct pv_console_config config = {in_fd, out_fd, -1, quit_fd, flags};
+	struct pv_console_config config = {in_fd, out_fd, -1, quit_fd, flags, NULL};
 
 	CHECK_EQ(pv_console_start(console, &config), 0);
 	return console;

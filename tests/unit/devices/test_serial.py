@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from pyvirt.devices.serial import FILE, NONE, PTY, SOCKET, Backend, Serial, parse_backend
+from pyvirt.devices.chardev import FILE, NULL, PTY, RINGBUF, SOCKET, ChardevConfig
+from pyvirt.devices.serial import Serial
 from pyvirt.errors import BackendError, ConfigError
-from pyvirt.native import lib
+from pyvirt.native import ffi, lib
 
 DATA, IER, LSR = 0, 1, 5
 SECONDS = 10
@@ -25,9 +24,9 @@ SECONDS = 10
 class Port:
     """A started serial port, and the guest's side of it."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, config: ChardevConfig) -> None:
         self.irq_fd = os.eventfd(0, os.EFD_NONBLOCK)
-        self.serial = Serial(backend, irq_fd=self.irq_fd)
+        self.serial = Serial(config, irq_fd=self.irq_fd)
         self.serial.start()
 
     def put(self, data: bytes) -> None:
@@ -57,7 +56,7 @@ def ports() -> Iterator[list[Port]]:
 
 
 def open_port(ports: list[Port], kind: str, path: Path | str = "") -> Port:
-    port = Port(Backend(kind, str(path)))
+    port = Port(ChardevConfig("c", kind, path=str(path)))
     ports.append(port)
     return port
 
@@ -74,71 +73,6 @@ def read_exactly(fd: int, count: int) -> bytes:
 
 def open_fds() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
-
-
-@pytest.mark.parametrize(
-    ("text", "kind", "path"),
-    [
-        ("stdio", "stdio", ""),
-        ("none", NONE, ""),
-        ("null", NONE, ""),
-        ("pty", PTY, ""),
-        ("file,path=/tmp/a=b", FILE, "/tmp/a=b"),
-        ("file,path=/tmp/a,,b,append=on", FILE, "/tmp/a,b"),
-        ("file,append=off,path=a", FILE, "a"),
-        ("socket,path=s,server,nowait", SOCKET, "s"),
-        ("socket,server=on,wait=off,path=s", SOCKET, "s"),
-    ],
-)
-def test_backend_words(text: str, kind: str, path: str) -> None:
-    backend = parse_backend(text)
-    assert (backend.kind, backend.path) == (kind, path)
-    assert backend.append == ("append=on" in text)
-    assert backend.socket_path == (path if kind == SOCKET else "")
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("", "not a backend"),
-        ("tcp", "not a backend"),
-        ("stdio,path=x", "path=x is not understood"),
-        ("pty,", "an empty word"),
-        ("file", "path=FILE"),
-        ("file,path=", "path= is not understood"),
-        ("file,path=a,path=b", "path=b is not understood"),
-        ("file,path=a,server", "server is not understood"),
-        ("file,path=a,b", "b is not understood here; give stdio, none"),
-        ("file,path=a,b", "(a comma within a path is written twice)"),
-        ("file,path=a,append=1", "append=1 is not understood"),
-        ("file,path=a,append=on,append=off", "append=off is not understood"),
-        ("socket,path=a,server,nowait,append=on", "append=on is not understood"),
-        ("socket,server,nowait", "path=FILE"),
-        ("socket,path=a,server", "socket,path=a,server,nowait"),
-        ("socket,path=a,nowait", "socket,path=a,server,nowait"),
-        ("socket,path=" + "a" * 108 + ",server,nowait", "at most 107 bytes"),
-    ],
-)
-def test_bad_backend_words(text: str, says: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        parse_backend(text)
-    assert says in str(caught.value)
-    assert str(caught.value).startswith(f"-serial {text}: ")
-
-
-@given(
-    st.lists(
-        st.sampled_from(["stdio", "pty", "file", "socket", "path=x", "path", "server", "nowait"])
-        | st.text(max_size=4),
-        max_size=5,
-    )
-)
-def test_any_words_are_a_backend_or_an_error(words: list[str]) -> None:
-    try:
-        backend = parse_backend(",".join(words))
-    except ConfigError:
-        return
-    assert bool(backend.path) == (backend.kind in {FILE, SOCKET})
 
 
 def test_file(ports: list[Port], tmp_path: Path) -> None:
@@ -168,7 +102,7 @@ def test_a_file_that_is_emptied_meanwhile_has_no_hole(ports: list[Port], tmp_pat
 def test_a_file_may_be_added_to(ports: list[Port], tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("before\n")
-    port = Port(Backend(FILE, str(path), append=True))
+    port = Port(ChardevConfig("c", FILE, path=str(path), append=True))
     ports.append(port)
     port.put(b"after\n")
     assert port.serial.flush(SECONDS * 1000)
@@ -184,14 +118,14 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
         ("fifo", "start its reader first"),
     ):
         with pytest.raises(ConfigError) as caught:
-            Serial(Backend(FILE, f"{tmp_path}/{name}"), irq_fd=-1)
+            Serial(ChardevConfig("c", FILE, path=f"{tmp_path}/{name}"), irq_fd=-1)
         assert says in str(caught.value)
-        assert str(caught.value).startswith(f"-serial file {tmp_path}/{name}")
+        assert str(caught.value).startswith(f"-chardev id=c: {tmp_path}/{name}: ")
     assert open_fds() == before
 
 
 def test_none_never_holds_the_guest_up(ports: list[Port]) -> None:
-    port = open_port(ports, NONE)
+    port = open_port(ports, NULL)
     for _ in range(20):
         deadline = time.monotonic() + SECONDS
         while not lib.pv_uart_read(port.serial.handle, LSR) & 0x20:
@@ -234,12 +168,12 @@ def test_socket_in_use_is_left_alone(ports: list[Port], tmp_path: Path) -> None:
     path = tmp_path / "serial.sock"
     open_port(ports, SOCKET, path)
     with pytest.raises(ConfigError, match="end the process that listens there"):
-        Serial(Backend(SOCKET, str(path)), irq_fd=-1)
+        Serial(ChardevConfig("c", path=str(path)), irq_fd=-1)
     assert path.exists()
     file = tmp_path / "file"
     file.write_text("kept")
     with pytest.raises(ConfigError):
-        Serial(Backend(SOCKET, str(file)), irq_fd=-1)
+        Serial(ChardevConfig("c", path=str(file)), irq_fd=-1)
     assert file.read_text() == "kept"
 
 
@@ -254,10 +188,10 @@ def test_socket_of_another_is_not_removed(ports: list[Port], tmp_path: Path) -> 
 
 def test_pty(ports: list[Port]) -> None:
     port = open_port(ports, PTY)
-    assert port.serial.pty_path.startswith("/dev/pts/")
+    assert port.serial.chardev.pty_path.startswith("/dev/pts/")
     port.put(b"early\n")
     for turn in range(2):
-        fd = os.open(port.serial.pty_path, os.O_RDWR | os.O_NOCTTY)
+        fd = os.open(port.serial.chardev.pty_path, os.O_RDWR | os.O_NOCTTY)
         try:
             assert not termios.tcgetattr(fd)[3] & (termios.ECHO | termios.ICANON)
             if turn == 0:
@@ -270,6 +204,17 @@ def test_pty(ports: list[Port]) -> None:
             os.close(fd)
 
 
+def test_a_ring_buffer_keeps_the_newest(ports: list[Port]) -> None:
+    port = Port(ChardevConfig("c", RINGBUF, size=16))
+    ports.append(port)
+    port.put(b"the oldest and the newest bytes")
+    assert port.serial.flush(SECONDS * 1000)
+    data = bytearray(100)
+    kept = lib.pv_ringbuf_read(port.serial.chardev.ringbuf, ffi.from_buffer(data), 100)
+    assert data[:kept] == b"the newest bytes"
+    assert port.serial.is_taken()
+
+
 def test_interrupt_reaches_the_eventfd(ports: list[Port], tmp_path: Path) -> None:
     port = open_port(ports, FILE, tmp_path / "log")
     with pytest.raises(BlockingIOError):
@@ -279,7 +224,7 @@ def test_interrupt_reaches_the_eventfd(ports: list[Port], tmp_path: Path) -> Non
 
 
 def test_attach_enters_eight_ports(ports: list[Port]) -> None:
-    port = open_port(ports, NONE)
+    port = open_port(ports, NULL)
     entered: list[tuple[object, ...]] = []
 
     class Bus:
@@ -293,8 +238,8 @@ def test_attach_enters_eight_ports(ports: list[Port]) -> None:
 def test_closing_gives_everything_back(tmp_path: Path) -> None:
     before = open_fds()
     tasks = len(os.listdir("/proc/self/task"))
-    for kind, path in ((FILE, "log"), (SOCKET, "sock"), (PTY, ""), (NONE, "")):
-        port = Port(Backend(kind, str(tmp_path / path)))
+    for kind, path in ((FILE, "log"), (SOCKET, "sock"), (PTY, "tty"), (NULL, ""), (RINGBUF, "")):
+        port = Port(ChardevConfig("c", kind, path=str(tmp_path / path)))
         with pytest.raises(BackendError, match="busy"):
             port.serial.start()
         port.close()
@@ -304,7 +249,7 @@ def test_closing_gives_everything_back(tmp_path: Path) -> None:
 
 
 def test_a_reset_port_is_as_a_new_one(ports: list[Port]) -> None:
-    new, used = open_port(ports, NONE), open_port(ports, NONE)
+    new, used = open_port(ports, NULL), open_port(ports, NULL)
     for offset, value in ((3, 0x80), (0, 1), (1, 7), (3, 0x1B), (IER, 0xF), (2, 0xC1), (4, 0x1F)):
         lib.pv_uart_write(used.serial.handle, offset, value)
 

@@ -21,7 +21,8 @@ SECONDS = 20
 ECHO = """
 import os, select, signal, sys
 os.close(os.open(os.ttyname(0), os.O_RDWR))  # makes it a session leader's controlling terminal
-from pyvirt.devices.serial import Backend, Serial
+from pyvirt.devices.chardev import ChardevConfig
+from pyvirt.devices.serial import Serial
 from pyvirt.devices.terminal import RawTerminal
 from pyvirt.native import lib
 
@@ -29,10 +30,12 @@ quit_fd = os.eventfd(0, os.EFD_NONBLOCK)
 wakeup_reader, wakeup = os.pipe2(os.O_NONBLOCK)
 signal.set_wakeup_fd(wakeup)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
-serial = Serial(Backend("stdio"), irq_fd=-1, quit_fd=quit_fd)
+config = ChardevConfig("serial0", "stdio")
+config.quit_fd = quit_fd
+serial = Serial(config, irq_fd=-1)
 uart = serial.handle
 try:
-    with RawTerminal(serial.uses_terminal):
+    with RawTerminal():
         serial.start()
         os.write(2, b"process %d ready\\n" % os.getpid())
         while not select.select([quit_fd], [], [], 0.001)[0]:
@@ -187,19 +190,14 @@ os.wait()
         session.close()
 
 
-def test_nothing_happens_without_a_terminal() -> None:
-    before = signal.getsignal(signal.SIGTSTP)
-    with RawTerminal(enabled=False, fd=-1):
-        assert signal.getsignal(signal.SIGTSTP) == before
-
-
 def test_handlers_are_put_back() -> None:
     master, terminal = os.openpty()
-    before = [signal.getsignal(n) for n in (signal.SIGTSTP, signal.SIGCONT)]
+    taken = (signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
+    before = [signal.getsignal(n) for n in taken]
     try:
         with RawTerminal(fd=terminal):
             assert signal.getsignal(signal.SIGTSTP) not in before
-        assert [signal.getsignal(n) for n in (signal.SIGTSTP, signal.SIGCONT)] == before
+        assert [signal.getsignal(n) for n in taken] == before
     finally:
         os.close(master)
         os.close(terminal)
@@ -210,3 +208,25 @@ def test_a_terminal_that_has_gone_is_no_error() -> None:
     with RawTerminal(fd=terminal):
         os.close(master)
         os.close(terminal)
+
+
+def test_a_change_of_size_is_told_of() -> None:
+    master, terminal = os.openpty()
+    told: list[os.terminal_size] = []
+    with RawTerminal(terminal, resized=lambda: told.append(os.get_terminal_size(terminal))):
+        termios.tcsetwinsize(master, (7, 90))
+        os.kill(os.getpid(), signal.SIGWINCH)
+        assert told == [(90, 7)]
+        os.kill(os.getpid(), signal.SIGCONT)
+        assert len(told) == 2
+    os.close(master)
+    os.close(terminal)
+
+
+def test_signals_may_stay_the_terminals_own() -> None:
+    master, terminal = os.openpty()
+    with RawTerminal(terminal, signals=True):
+        assert termios.tcgetattr(terminal)[3] & termios.ISIG
+        assert not termios.tcgetattr(terminal)[3] & termios.ICANON
+    os.close(master)
+    os.close(terminal)

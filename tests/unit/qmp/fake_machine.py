@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvirt.devices.disk import SECTOR, Disk
 from pyvirt.devices.virtio.fault import FaultState
-from pyvirt.errors import BackendError
+from pyvirt.errors import BackendError, QmpError
 from pyvirt.qmp import events
 from pyvirt.qmp.host import (
     DEVICE,
@@ -92,6 +92,7 @@ class FakeHost:
         self.taps: set[str] = set()
         self.calls: list[str] = []
         self.asked: list[tuple[str, FaultState]] = []  # faults
+        self.ringbufs = {"log": b""}
         self.quitting = threading.Event()
         self.refusal: Exception | None = None  # what attach and detach raise
         self.emit: Callable[[str, dict[str, object]], None] = lambda _name, _data: None
@@ -139,6 +140,15 @@ class FakeHost:
 
     def chardevs(self) -> list[Chardev]:
         return [Chardev("serial0", "stdio", is_open=True)]
+
+    def read_ringbuf(self, label: str, size: int) -> bytes:
+        data, self.ringbufs[label] = self.ringbufs[label][:size], self.ringbufs[label][size:]
+        return data
+
+    def write_ringbuf(self, label: str, data: bytes) -> None:
+        if label not in self.ringbufs:
+            raise QmpError(f"`device` {label}: not a ringbuf, but stdio")
+        self.ringbufs[label] += data
 
     def counters(self) -> list[Counters]:
         vcpus = [Counters(VCPU, f"vcpu{vcpu}", {"exits": 7 + vcpu}) for vcpu in range(self._vcpus)]

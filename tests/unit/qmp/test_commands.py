@@ -173,6 +173,40 @@ def test_told(bench: Bench, name: str) -> None:
     assert bench.do(name) == TOLD[name]
 
 
+# Ring buffers
+
+
+def test_a_ring_buffer_is_written_and_read(bench: Bench) -> None:
+    assert bench.do("ringbuf-write", device="log", data="a\nb\0") == {}
+    assert bench.do("ringbuf-write", device="log", data="/wD+", format="base64") == {}
+    assert bench.do("ringbuf-read", device="log", size=3) == "a\nb"
+    assert bench.do("ringbuf-read", device="log", size=2, format="base64") == "AP8="
+    assert bench.do("ringbuf-read", device="log", size=9, format="utf8") == "\0\ufffd"
+    assert bench.do("ringbuf-read", device="log", size=9) == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "form", "says"),
+    [
+        ("not base64!", "base64", "`data` is not in base64: "),
+        ("\ud800", "utf8", "`data` has half of a character: \\ud800"),
+        ("x" * 65537, "utf8", "`data` has 65537 characters, at most 65536 go at once"),
+    ],
+)
+def test_data_that_a_ring_buffer_does_not_take(
+    bench: Bench, data: str, form: str, says: str
+) -> None:
+    kind, text = bench.refused("ringbuf-write", device="log", data=data, format=form)
+    assert kind == GENERIC
+    assert text.startswith(says)
+
+
+def test_what_is_no_ring_buffer(bench: Bench) -> None:
+    assert bench.refused("ringbuf-write", device="serial0", data="x") == (
+        GENERIC, "`device` serial0: not a ringbuf, but stdio"
+    )  # fmt: skip
+
+
 def test_disks_are_told(bench: Bench, image: str) -> None:
     add_disk(bench, image, cache={"direct": False}, read_only=True)
     node = {

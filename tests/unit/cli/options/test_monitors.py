@@ -49,14 +49,17 @@ def test_first_name_of_it() -> None:
 
 
 CHARDEVS = [
-    (f"socket,id=c,path=/a{ENDS}", ListenerConfig("-chardev id=c", UNIX, path="/a")),
+    (f"socket,id=c,path=/a{ENDS}", ListenerConfig("-chardev id=c", UNIX, path="/a", chardev="c")),
     (
         "socket,id=c,host=h,port=5,server=on,wait=off",
-        ListenerConfig("-chardev id=c", TCP, host="h", port=5),
+        ListenerConfig("-chardev id=c", TCP, host="h", port=5, chardev="c"),
     ),
-    (f"socket,port=5,id=c{ENDS}", ListenerConfig("-chardev id=c", TCP, host="127.0.0.1", port=5)),
-    ("socket,id=c,fd=7", ListenerConfig("-chardev id=c", FD, fd=7)),
-    ("socket,id=c,fd=7,server,nowait", ListenerConfig("-chardev id=c", FD, fd=7)),
+    (
+        f"socket,port=5,id=c{ENDS}",
+        ListenerConfig("-chardev id=c", TCP, host="127.0.0.1", port=5, chardev="c"),
+    ),
+    ("socket,id=c,fd=7", ListenerConfig("-chardev id=c", FD, fd=7, chardev="c")),
+    ("socket,id=c,fd=7,server,nowait", ListenerConfig("-chardev id=c", FD, fd=7, chardev="c")),
 ]
 
 
@@ -124,8 +127,15 @@ REFUSED = [
     ),
     (["-qmp", "unix:/a,server,server"], ("-qmp unix:/a,server,server: server is given twice; "
      "give it once")),
-    (["-chardev", "pty,id=c"], ("-chardev pty,id=c: the only kind here is "
-     "socket,id=ID,path=PATH,server,nowait")),
+    (["-chardev", "pty,id=c"], ("-chardev id=c: nothing uses it; add -serial chardev:c, -device "
+     "virtconsole,chardev=c or virtserialport,chardev=c")),
+    (["-chardev", "tty,id=c"], ("-chardev tty,id=c: no such kind; there are stdio, pty, socket, "
+     "file, null, ringbuf, as in -chardev socket,id=ID,path=PATH,server,nowait")),
+    (["-chardev", "stdio,id=c", "-mon", "c,mode=control"],
+     ("-mon c,mode=control: c is of kind stdio, and a monitor is on a socket; give "
+      "-chardev socket,id=c,path=PATH,server,nowait")),
+    (["-qmp", "stdio"], ("-qmp stdio: stdin and stdout are for the guest's console; give -qmp "
+     "unix:PATH,server,nowait")),
     (["-chardev", f"socket,path=/a{ENDS}"], (f"-chardev socket,path=/a{ENDS}: has no id; give "
      "socket,id=ID,path=PATH,server,nowait")),
     (["-chardev", "socket,id=c"], ("-chardev socket,id=c: give one of path=PATH, "
@@ -135,8 +145,8 @@ REFUSED = [
     (["-chardev", "socket,id=c,path=/a", "-mon", "c,mode=control"],
      f"-chardev socket,id=c,path=/a: {LISTENS}"),
     (["-chardev", f"socket,id=c,path=/a{ENDS}"],
-     ("-chardev id=c: nothing uses it; add -mon chardev=c,mode=control "
-      "or -device virtserialport,chardev=c")),
+     ("-chardev id=c: nothing uses it; add -mon chardev=c,mode=control, -serial chardev:c, "
+      "-device virtconsole,chardev=c or virtserialport,chardev=c")),
     (["-chardev", "socket,id=c,fd=3", "-chardev", "socket,id=c,fd=4"],
      "-chardev socket,id=c,fd=4: there is one of id c; give another"),
     (["-mon", "mode=control"], "-mon mode=control: names no chardev; give chardev=ID,mode=control"),

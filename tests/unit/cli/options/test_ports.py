@@ -91,10 +91,8 @@ REFUSED = [
      ("-mon c,mode=control: c has -device virtserialport,chardev=c already; "
      "give each its own -chardev")),
     ([*SERIAL, *chardevs("c", "d"), *port("chardev=c")],
-     ("-chardev id=d: nothing uses it; add -mon chardev=d,mode=control "
-     "or -device virtserialport,chardev=d")),
-    ([*SERIAL, "-chardev", f"socket,id=c,port=99{ENDS}", *port("chardev=c")],
-     "-chardev id=c: a port has path=PATH or fd=N; give one of these"),
+     ("-chardev id=d: nothing uses it; add -mon chardev=d,mode=control, -serial chardev:d, "
+      "-device virtconsole,chardev=d or virtserialport,chardev=d")),
     ([*SERIAL, *SERIAL],
      "-device virtio-serial-device: there is one already; put all ports on that"),
     ([*SERIAL, *chardevs("c", "d"), *port("chardev=c,name=x"), *port("chardev=d,name=x")],
