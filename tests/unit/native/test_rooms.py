@@ -13,7 +13,12 @@ import pytest
 from pyvirt.native.build import HEADERS_ALL, HERE, SOURCES
 
 # Each room uses those of the lines before its own; "": beside the rooms.
-LAYERS = (("",), ("vcpu", "console"), ("virtio",), ("block", "net", "port", "rng"))
+LAYERS = (
+    ("",),
+    ("vcpu", "console"),
+    ("virtio",),
+    ("block", "net", "port", "rng", "vsock"),
+)
 
 COMMENT_OR_STRING = re.compile(r'/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.DOTALL)
 INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
