@@ -45,6 +45,10 @@ def _words(options: Options, forward: list[tuple[str, str]]) -> list[str]:
             continue
         if name == "serial" and not value.startswith("chardev:"):
             words.append(f"-serial={_backend(options.serial, forward)}")
+        elif name == "device" and (path := _socket_path(options, value)):
+            inside = f"{_SOCKETS}/pyvirt-{len(forward)}.sock"
+            forward.append((path, inside))
+            words.append(f"-device={value.replace(_member(path), _member(inside))}")
         else:
             words.append(f"-{name}={value}" if value else f"-{name}")
     for chardev in options.chardevs:
@@ -97,6 +101,18 @@ def _backend(chardev: ChardevConfig, forward: list[tuple[str, str]]) -> str:
     elif chardev.kind == STDIO:
         members += ["signal=on"] * chardev.signals
     return ",".join(members)
+
+
+def _socket_path(options: Options, device: str) -> str:
+    """Return the host's socket that a socket device listens on; "" if it is another device."""
+    if device.partition(",")[0] != "vsock-device":
+        return ""
+    paths = (str(getattr(config, "path", "")) for config in options.devices)
+    return next(path for path in paths if path and _member(path) in device)
+
+
+def _member(path: str) -> str:
+    return f",uds={_escaped(path)}"
 
 
 def _check(config: MachineConfig) -> None:

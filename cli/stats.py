@@ -84,8 +84,21 @@ def _rng(stats: Any) -> str:
     )
 
 
+def _vsock(stats: Any) -> str:
+    return (
+        f"  received {stats.bytes_in / _MIB:.1f} MiB, starved {stats.starved}, "
+        f"without credit {stats.stalls}, "
+        f"sent {stats.bytes_out / _MIB:.1f} MiB, blocked {stats.blocked}, "
+        f"dropped {stats.dropped / _MIB:.1f} MiB, "
+        f"connections of the host {stats.of_host}, of the guest {stats.of_guest}, "
+        f"ended {stats.ended}, refused {stats.refused}, "
+        f"malformed packets {stats.malformed}, resets sent {stats.resets}, kicks {stats.kicks}, "
+        f"batches with an interrupt {stats.interrupts}"
+    )
+
+
 # By the virtio device ID, for a device's own module need not be there.
-_OF_DEVICE = {1: _nic, 2: _disk, 3: _ports, 4: _rng}
+_OF_DEVICE = {1: _nic, 2: _disk, 3: _ports, 4: _rng, 19: _vsock}
 
 
 def table(machine: Machine) -> str:

@@ -32,6 +32,7 @@ _TEST_DRIVERS = ("pc-testdev", "isa-debug-exit")
 _READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ports", ("virtio-serial-device", "virtserialport")),
     ("rng", ("virtio-rng-device",)),
+    ("vsock", ("vsock-device",)),
     ("python_devices", ("python",)),
 )
 _OLDER = ("balloon", "iothread", "rng")  # of StratoVirt's first versions

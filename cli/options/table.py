@@ -247,10 +247,12 @@ TABLE = (
         "virtio-serial-device[,id=ID][,max_ports=N] | "
         "virtserialport,chardev=ID[,name=NAME][,nr=N][,id=ID] | "
         "virtio-rng-device,rng=ID[,id=ID][,max-bytes=N,period=MS] | "
+        "vsock-device,guest-cid=N,uds=PATH[,id=ID] | "
         "python,file=FILE[,class=NAME][,id=ID][,key=value] | pc-testdev | isa-debug-exit",
         "a disk from the drive, a NIC from the netdev, or a port to the chardev of that id (ports "
-        "are on the one virtio-serial-device), or a device that is a class in a file of Python, "
-        "which gets the keys; or what kvm-unit-tests take for granted",
+        "are on the one virtio-serial-device), the guest's sockets behind Unix sockets, or a "
+        "device that is a class in a file of Python, which gets the keys; or what kvm-unit-tests "
+        "take for granted",
         _later,
         repeats=True,
     ),

@@ -8,9 +8,10 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pyvirt.devices.chardev import ChardevConfig
@@ -100,15 +101,20 @@ def reporting(machine: Machine) -> Iterator[None]:
 
 @contextmanager
 def live(
-    image: kernel.Kernel, folder: Path, *, modules: Sequence[str] = (), **config: Any
+    image: kernel.Kernel,
+    folder: Path,
+    *,
+    modules: Sequence[str] = (),
+    files: Mapping[str, Path | bytes] = MappingProxyType({}),
+    **config: Any,
 ) -> Iterator[Live]:
-    """Run a guest of `image` with `modules` loaded; its log is in `folder`."""
+    """Run a guest of `image` with `modules` loaded and `files`; its log is in `folder`."""
     log, path = Log(), folder / "log"
     log.open(str(path))
     machine = Machine(
         MachineConfig(
             str(image.image),
-            initrd=str(initramfs.build(image, script=SCRIPT, modules=modules)),
+            initrd=str(initramfs.build(image, script=SCRIPT, modules=modules, files=files)),
             **{"cmdline": "console=ttyS0 quiet panic=-1", **config},
         ),
         log,

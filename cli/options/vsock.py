@@ -1,0 +1,67 @@
+"""The options that describe the socket device: `-device vsock-device` and its like.
+
+Imported only when one of them is given.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ...devices.virtio.vsock import CID_MAX, CID_MIN, PATH_BYTES, VsockConfig
+from ...errors import ConfigError
+from . import members
+from .members import pairs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .gather import Parts
+
+OWN = "vsock-device"
+_ID = "vsock0"
+_RESERVED = {
+    0: "the hypervisor's",
+    1: "a guest's own, for itself",
+    2: "the host's",
+    CID_MAX + 1: "anybody's",
+}
+
+
+def _cid(option: str, text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else -1
+    if CID_MIN <= number <= CID_MAX:
+        return number
+    why = f"that address is {_RESERVED[number]}; give" if number in _RESERVED else "not"
+    raise ConfigError(f"{option} {text}: {why} a number from {CID_MIN} to {CID_MAX}")
+
+
+def _path(option: str, text: str) -> str:
+    size = len(os.fsencode(text))
+    if not 1 <= size <= PATH_BYTES:
+        raise ConfigError(
+            f"{option} {text}: {size} bytes, the path has 1 to {PATH_BYTES}, "
+            "so that _PORT finds room behind it; shorten it"
+        )
+    return text
+
+
+_OWN: tuple[members.Member, ...] = (
+    ("guest-cid", "guest_cid", _cid),
+    ("uds", "path", _path),
+    ("id", "id", members.name),
+)
+
+
+def read(texts: Sequence[str], _parts: Parts) -> tuple[VsockConfig, ...]:
+    """Return the one device that a value of `-device` makes; ConfigError."""
+    if len(texts) > 1:
+        raise ConfigError(f"-device {texts[1]}: there is a socket device already; drop one")
+    (text,) = texts
+    rest = text.partition(",")[2]
+    fields = members.read("-device", pairs("-device", rest, "") if rest else [], _OWN)
+    if "guest_cid" not in fields:
+        raise ConfigError(f"-device {text}: has no guest-cid; give one, such as guest-cid=3")
+    if "path" not in fields:
+        raise ConfigError(f"-device {text}: names no socket of the host; give uds=PATH")
+    return (VsockConfig(fields.get("id", _ID), fields["guest_cid"], fields["path"]),)
