@@ -79,6 +79,7 @@ def config(options: Options) -> MachineConfig:
         pit=options.pit,
         testdev=options.testdev,
         actions=options.actions,
+        topology=options.topology,
         hotplug=bool(options.monitors),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .end import Actions
+from .topology import Topology
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class MachineConfig:
         "read_exits",
         "share",
         "testdev",
+        "topology",
         "uuid",
         "vcpus",
     )
@@ -64,6 +66,7 @@ class MachineConfig:
         pit: bool = True,
         testdev: bool = False,
         actions: Actions | None = None,
+        topology: Topology | None = None,
     ) -> None:
         """`memory` is in bytes, 128 MiB to 512 GiB; `vcpus` 1 to 254; `frozen` starts paused.
 
@@ -75,7 +78,8 @@ class MachineConfig:
         the slots that are empty, for what comes while the guest runs. `read_exits` keeps
         KVM's read-only memory from the virtio devices' registers, as on a KVM that has none. `cpu`
         is None for the host's processor as it is, `pit` the timer of old, and `testdev` adds the
-        device of kvm-unit-tests. `actions` is None for those of a guest that ends its run itself.
+        device of kvm-unit-tests. `actions` is None for a guest that ends its run itself, and
+        `topology`, which has the same number of vCPUs, for one socket of single-threaded cores.
         """
         self.kernel = kernel
         self.initrd = initrd
@@ -97,3 +101,4 @@ class MachineConfig:
         self.pit = pit
         self.testdev = testdev
         self.actions = actions or Actions()
+        self.topology = topology or Topology(vcpus)

@@ -1,9 +1,9 @@
 """What each vCPU answers to CPUID: the features that KVM supports, with this machine's topology.
 
 KVM_GET_SUPPORTED_CPUID gives the host's processor less what KVM cannot do. Left to user space
-are APIC ids and topology (the machine is one socket of single-threaded cores), the TSC deadline
-timer, and frequencies. Sources: Documentation/virt/kvm/api.rst, sections 4.46 and 9.1; Intel
-SDM volume 2A, CPUID; AMD APM volume 3, appendix E.
+are APIC ids and topology, the TSC deadline timer, and frequencies. Sources:
+Documentation/virt/kvm/api.rst, sections 4.46 and 9.1; Intel SDM volume 2A, CPUID; AMD APM volume 3,
+appendix E.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from .topology import Topology
 
 INDEX_SIGNIFICANT = 1  # KVM_CPUID_FLAG_SIGNIFCANT_INDEX
 
@@ -23,8 +25,9 @@ _X1_EDX_DS = 1 << 21
 _X1_EDX_HTT = 1 << 28
 _X6_EAX_ARAT = 1 << 2
 _X80000001_ECX_CMP_LEGACY = 1 << 1
+_X80000001_ECX_TOPOEXT = 1 << 22
 
-_SMT_LEVEL, _CORE_LEVEL = 1, 2
+_SMT_LEVEL, _CORE_LEVEL, _DIE_LEVEL = 1, 2, 5
 _SHARED_FROM_LEVEL = 3  # each core has its own caches below the third level
 _INTEL_CORES_MAX = 63  # the six bits of leaf 4's count, which is one less than the number
 
@@ -69,20 +72,20 @@ class Entry:
 
 
 class _Guest:
-    """What the leaves are made from. `id_bits` is the width of an APIC id in the socket."""
+    """What the leaves are made from."""
 
-    __slots__ = ("deadline", "id_bits", "tsc_khz", "tsc_ratio", "vcpu", "vcpus", "vendor")
+    __slots__ = ("apic_id", "deadline", "place", "topology", "tsc_khz", "tsc_ratio", "vendor")
 
     def __init__(
-        self, vendor: bytes, vcpu: int, vcpus: int, tsc_khz: int, *, deadline: bool
+        self, vendor: bytes, vcpu: int, topology: Topology, tsc_khz: int, *, deadline: bool
     ) -> None:
         self.vendor = vendor
-        self.vcpu = vcpu
-        self.vcpus = vcpus
+        self.topology = topology
+        self.place = topology.place(vcpu)
+        self.apic_id = topology.apic_id(vcpu)
         self.tsc_khz = tsc_khz
         self.tsc_ratio = tsc_ratio(tsc_khz) if vendor == _INTEL else (0, 0)
         self.deadline = deadline
-        self.id_bits = (vcpus - 1).bit_length()
 
 
 def _simplest(low: int, low_unit: int, high: int, high_unit: int) -> tuple[int, int]:
@@ -115,7 +118,8 @@ def tsc_ratio(tsc_khz: int) -> tuple[int, int]:
 
 
 def _features(entry: Entry, guest: _Guest) -> None:
-    entry.ebx = entry.ebx & 0xFFFF | min(guest.vcpus, 255) << 16 | (guest.vcpu & 0xFF) << 24
+    logical = guest.topology.in_socket
+    entry.ebx = entry.ebx & 0xFFFF | min(logical, 255) << 16 | (guest.apic_id & 0xFF) << 24
     # Some versions of KVM report the deadline timer, others leave that to user space. PDCM, DTES64
     # and DS belong to performance monitoring, which is not offered (leaf 0xa).
     entry.ecx &= ~(_X1_ECX_TSC_DEADLINE | _X1_ECX_PDCM | _X1_ECX_DTES64)
@@ -123,23 +127,27 @@ def _features(entry: Entry, guest: _Guest) -> None:
     if guest.deadline:
         entry.ecx |= _X1_ECX_TSC_DEADLINE
     entry.edx &= ~(_X1_EDX_HTT | _X1_EDX_DS)
-    if guest.vcpus > 1:
+    if logical > 1:
         entry.edx |= _X1_EDX_HTT
 
 
 def _intel_cache(entry: Entry, guest: _Guest) -> None:
     if entry.eax & 0x1F == 0:
         return
-    # Both counts are of addressable ids: powers of two, less one.
-    ids = (1 << guest.id_bits) - 1
-    sharing = ids if entry.eax >> 5 & 7 >= _SHARED_FROM_LEVEL else 0
-    entry.eax = entry.eax & 0x3FFF | sharing << 14 | min(ids, _INTEL_CORES_MAX) << 26
+    # Both counts are of addressable ids: powers of two, less one. A die has a last level's cache.
+    topology = guest.topology
+    is_shared = entry.eax >> 5 & 7 >= _SHARED_FROM_LEVEL
+    sharing = (1 << (topology.die_shift if is_shared else topology.thread_bits)) - 1
+    cores = (1 << (topology.socket_shift - topology.thread_bits)) - 1
+    entry.eax = entry.eax & 0x3FFF | sharing << 14 | min(cores, _INTEL_CORES_MAX) << 26
 
 
 def _amd_cache(entry: Entry, guest: _Guest) -> None:
     if entry.eax & 0x1F == 0:
         return
-    sharing = guest.vcpus - 1 if entry.eax >> 5 & 7 >= _SHARED_FROM_LEVEL else 0
+    topology = guest.topology
+    is_shared = entry.eax >> 5 & 7 >= _SHARED_FROM_LEVEL
+    sharing = topology.threads * (topology.cores if is_shared else 1) - 1
     entry.eax = entry.eax & 0x3FFF | sharing << 14
 
 
@@ -170,18 +178,30 @@ def _kvm_signature(entry: Entry, guest: _Guest) -> None:
 
 def _extended_features(entry: Entry, guest: _Guest) -> None:
     entry.ecx &= ~_X80000001_ECX_CMP_LEGACY
-    if guest.vendor in _AMD and guest.vcpus > 1:
+    topology = guest.topology
+    if guest.vendor in _AMD and topology.in_socket > 1:
         entry.ecx |= _X80000001_ECX_CMP_LEGACY
+        # Not every KVM reports it, and without it guests do not look at threads and dies.
+        if topology.threads * topology.dies > 1:
+            entry.ecx |= _X80000001_ECX_TOPOEXT
 
 
 def _amd_core_count(entry: Entry, guest: _Guest) -> None:
     if guest.vendor in _AMD:
-        entry.ecx = entry.ecx & ~0xF0FF | guest.id_bits << 12 | min(guest.vcpus - 1, 255)
+        topology = guest.topology
+        logical = min(topology.in_socket - 1, 255)
+        entry.ecx = entry.ecx & ~0xF0FF | topology.socket_shift << 12 | logical
 
 
 def _amd_topology(entry: Entry, guest: _Guest) -> None:
-    # One thread a core and one node: only the ids differ from zero.
-    entry.eax, entry.ebx, entry.ecx, entry.edx = guest.vcpu, guest.vcpu & 0xFF, 0, 0
+    # A die is what AMD calls a node.
+    topology = guest.topology
+    socket, die, core, _ = guest.place
+    in_socket = die * topology.cores + core
+    entry.eax = guest.apic_id
+    entry.ebx = in_socket & 0xFF | (topology.threads - 1) << 8
+    entry.ecx = (socket * topology.dies + die) & 0xFF | (topology.dies - 1) << 8
+    entry.edx = 0
 
 
 _FIXES: dict[int, Callable[[Entry, _Guest], None]] = {
@@ -198,16 +218,24 @@ _FIXES: dict[int, Callable[[Entry, _Guest], None]] = {
     0x8000_001E: _amd_topology,
     0x8000_0026: _zero,  # guests go by leaf 0xb then
 }
-_TOPOLOGY = (0xB, 0x1F)
+_DIES_IN = 0x1F
+_TOPOLOGY = (0xB, _DIES_IN)
 
 
 def _topology(function: int, guest: _Guest) -> list[Entry]:
-    """Return the levels of leaf 0xb or 0x1f: one thread a core, all cores in the socket."""
-    flags, apic_id = INDEX_SIGNIFICANT, guest.vcpu
+    """Return the levels of leaf 0xb or 0x1f; only the second knows dies."""
+    topology = guest.topology
+    # Each level: its type, the shift to the level above, and the threads in one of it.
+    levels = [(_SMT_LEVEL, topology.thread_bits, topology.threads)]
+    if function == _DIES_IN and topology.dies > 1:
+        levels.append((_CORE_LEVEL, topology.die_shift, topology.cores * topology.threads))
+        levels.append((_DIE_LEVEL, topology.socket_shift, topology.in_socket))
+    else:
+        levels.append((_CORE_LEVEL, topology.socket_shift, topology.in_socket))
+    levels.append((0, 0, 0))
     return [
-        Entry(function, 0, flags, 0, 1, _SMT_LEVEL << 8, apic_id),
-        Entry(function, 1, flags, guest.id_bits, guest.vcpus, _CORE_LEVEL << 8 | 1, apic_id),
-        Entry(function, 2, flags, 0, 0, 2, apic_id),
+        Entry(function, i, INDEX_SIGNIFICANT, shift, count, kind << 8 | i, guest.apic_id)
+        for i, (kind, shift, count) in enumerate(levels)
     ]
 
 
@@ -220,18 +248,18 @@ def _vendor(supported: Sequence[Entry]) -> bytes:
 
 
 def for_vcpu(
-    supported: Sequence[Entry], *, vcpu: int, vcpus: int, tsc_khz: int, deadline: bool
+    supported: Sequence[Entry], *, vcpu: int, topology: Topology, tsc_khz: int, deadline: bool
 ) -> list[Entry]:
-    """Return the entries for KVM_SET_CPUID2 of vCPU `vcpu` (its APIC id too) of `vcpus`.
+    """Return the entries for KVM_SET_CPUID2 of a vCPU, by its index.
 
     `supported` is what KVM_GET_SUPPORTED_CPUID gave; it and its entries stay as they are, and the
     result shares those that need no change. `tsc_khz` is KVM_GET_TSC_KHZ's answer, 0 if unknown;
-    `deadline` says whether KVM has KVM_CAP_TSC_DEADLINE_TIMER. ValueError when not
-    0 <= vcpu < vcpus.
+    `deadline` says whether KVM has KVM_CAP_TSC_DEADLINE_TIMER. ValueError when
+    there is no such vCPU.
     """
-    if not 0 <= vcpu < vcpus:
-        raise ValueError(f"vCPU {vcpu} of {vcpus}")
-    guest = _Guest(_vendor(supported), vcpu, vcpus, tsc_khz, deadline=deadline)
+    if not 0 <= vcpu < topology.vcpus:
+        raise ValueError(f"vCPU {vcpu} of {topology.vcpus}")
+    guest = _Guest(_vendor(supported), vcpu, topology, tsc_khz, deadline=deadline)
     entries = []
     for given in supported:
         function = given.function

@@ -48,11 +48,16 @@ class Vcpu:
 
     __slots__ = ("bus", "fd", "handle", "index")
 
-    def __init__(self, vm_fd: int, index: int, run_size: int, bus: Bus) -> None:
-        """Create vCPU `index` (its APIC id too); `run_size` is KVM_GET_VCPU_MMAP_SIZE's."""
+    def __init__(
+        self, vm_fd: int, index: int, run_size: int, bus: Bus, *, apic_id: int | None = None
+    ) -> None:
+        """Create vCPU `index`; `run_size` is KVM_GET_VCPU_MMAP_SIZE's.
+
+        Its `apic_id` is the same number where none is given.
+        """
         self.index = index
         self.bus = bus
-        self.fd = kvm.CREATE_VCPU(vm_fd, index)
+        self.fd = kvm.CREATE_VCPU(vm_fd, index if apic_id is None else apic_id)
         out = ffi.new("struct pv_vcpu **")
         try:
             check(lib.pv_vcpu_new(self.fd, run_size, bus.handle, out), f"vCPU {index}")

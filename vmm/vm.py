@@ -94,15 +94,15 @@ class Vm:
         supported: Sequence[cpuid.Entry] = supported_cpuid(kvm_fd)
         if config.cpu is not None:
             supported = config.cpu.with_vendor(supported)
-        count = config.vcpus
         deadline = kvm.extension(kvm_fd, "KVM_CAP_TSC_DEADLINE_TIMER") != 0
         run_size = kvm.GET_VCPU_MMAP_SIZE(kvm_fd)
-        for index in range(count):
-            vcpu = Vcpu(self.fd, index, run_size, bus)
+        topology = config.topology
+        for index, apic_id in enumerate(topology.apic_ids):
+            vcpu = Vcpu(self.fd, index, run_size, bus, apic_id=apic_id)
             self.vcpus.append(vcpu)
             tsc_khz = kvm.GET_TSC_KHZ(vcpu.fd)
             entries = cpuid.for_vcpu(
-                supported, vcpu=index, vcpus=count, tsc_khz=tsc_khz, deadline=deadline
+                supported, vcpu=index, topology=topology, tsc_khz=tsc_khz, deadline=deadline
             )
             if config.cpu is not None:
                 entries = config.cpu.with_features(entries)

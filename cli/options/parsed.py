@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ...devices.virtio.device import DeviceConfig
     from ...qmp.listener import ListenerConfig
     from ...vmm.cpu_model import CpuModel
+    from ...vmm.topology import Topology
 
 
 class Options:
@@ -51,6 +52,7 @@ class Options:
         "terminal",
         "testdev",
         "timeline",
+        "topology",
         "uuid",
     )
 
@@ -88,4 +90,5 @@ class Options:
         self.terminal: ChardevConfig | None = self.serial  # what is on stdin and stdout
         self.testdev = False
         self.timeline: str | None = None
+        self.topology: Topology | None = None
         self.uuid = ""

@@ -52,23 +52,19 @@ def parse_size(option: str, text: str) -> int:
 
 def _smp(options: Options, text: str) -> None:
     given = dict(pairs("-smp", text, "cpus"))
-    count = given.get("cpus", "")
-    if not (
-        count.isascii() and count.isdigit() and len(count) < 10 and 1 <= int(count) <= VCPUS_MAX
-    ):
+    count = given.pop("cpus", "")
+    if not _is_count(count):
         raise ConfigError(f"-smp {text}: the vCPU count is a number from 1 to {VCPUS_MAX}")
-    # The guest sees one socket of single-threaded cores; other words may only agree with that.
-    shape = {"maxcpus": count, "cores": count}
-    for key, value in given.items():
-        if key in ("sockets", "dies", "clusters", "threads", "maxcpus", "cores"):
-            if value != shape.get(key, "1"):
-                raise ConfigError(
-                    f"-smp {text}: {key} can only be {shape.get(key, '1')}: "
-                    "the guest sees one socket of single-threaded cores"
-                )
-        elif key != "cpus":
-            raise ConfigError(f"-smp {text}: no such member as {key}; give -smp cpus=N")
     options.smp = int(count)
+    if given:
+        from .smp import topology
+
+        options.topology = topology(text, options.smp, given)
+
+
+def _is_count(text: str) -> bool:
+    is_number = text.isascii() and text.isdigit() and len(text) < 10
+    return is_number and 1 <= int(text) <= VCPUS_MAX
 
 
 def _memory(options: Options, text: str) -> None:
@@ -180,7 +176,12 @@ TABLE = (
     Option("kernel", "FILE", "bzImage, ELF vmlinux, raw vmlinux.bin, multiboot", _file("kernel")),
     Option("initrd", "FILE", "initial RAM disk", _file("initrd")),
     Option("append", "TEXT", "kernel command line; several words may follow", _text("append")),
-    Option("smp", "[cpus=]N", "vCPUs, 1 to 254 (default 1)", _smp),
+    Option(
+        "smp",
+        "[cpus=]N[,sockets=N][,dies=N][,cores=N][,threads=N][,maxcpus=N]",
+        "vCPUs, 1 to 254 (default 1), and how they are grouped (default: cores of one socket)",
+        _smp,
+    ),
     Option(
         "m", "[size=]N[M|G]", "memory, 128M to 512G, MiB without a unit (default 256M)", _memory
     ),

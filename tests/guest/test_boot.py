@@ -52,6 +52,24 @@ def test_all_processors_come_up(boot: Boot, vcpus: int) -> None:
     assert ended.status == 0
 
 
+def test_processors_are_grouped_as_asked(boot: Boot) -> None:
+    """Eight of twelve: of the second socket there is one core and a thread."""
+    script = """
+    cd /sys/devices/system/cpu
+    for cpu in 0 1 2 3 4 5 6 7; do
+        (cd cpu$cpu/topology; echo "cpu $cpu: $(cat physical_package_id thread_siblings_list \\
+            core_siblings_list | tr '\\n' ' ')")
+    done
+    grep -E '^(siblings|cpu cores|initial apicid)' /proc/cpuinfo | tr -d '\\t' | tail -n 3
+    """
+    ended = boot(script, "-smp", "8,maxcpus=12,sockets=2,cores=3,threads=2")
+    lines = [line for line in ended.console.splitlines() if line.startswith("cpu ")]
+    first = [f"cpu {n}: 0 {n & 6}-{n | 1} 0-5 " for n in range(6)]
+    assert lines[:8] == [*first, "cpu 6: 1 6-7 6-7 ", "cpu 7: 1 6-7 6-7 "]
+    assert "initial apicid: 9" in ended.console
+    assert (ended.status, ended.messages) == (0, "")
+
+
 @pytest.mark.parametrize("discovery", ["acpi", "cmdline"])
 def test_processors_and_serial_port_are_found_either_way(boot: Boot, discovery: str) -> None:
     script = (

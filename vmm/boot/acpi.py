@@ -105,14 +105,15 @@ def _fadt(dsdt: int) -> bytes:
     return _table(b"FACP", 6, body)
 
 
-def _madt(vcpus: int) -> bytes:
+def _madt(apic_ids: Sequence[int]) -> bytes:
     # No interrupt source override: KVM wires GSI n to IOAPIC pin n, and ISA lines are edge and
     # active high, which is what goes without saying. No PCAT_COMPAT: the 8259s are not used.
     entries = [pack("<II", layout.LAPIC, 0)]
-    narrow = range(min(vcpus, _X2APIC_FROM))
-    wide = range(_X2APIC_FROM, vcpus)
-    entries += [pack("<BBBBI", 0, 8, cpu, cpu, _ENABLED) for cpu in narrow]
-    entries += [pack("<BBHIII", 9, 16, 0, cpu, _ENABLED, cpu) for cpu in wide]
+    processors = list(enumerate(apic_ids))
+    narrow = [(cpu, apic_id) for cpu, apic_id in processors if apic_id < _X2APIC_FROM]
+    wide = processors[len(narrow) :]
+    entries += [pack("<BBBBI", 0, 8, cpu, apic_id, _ENABLED) for cpu, apic_id in narrow]
+    entries += [pack("<BBHIII", 9, 16, 0, apic_id, _ENABLED, cpu) for cpu, apic_id in wide]
     # The id is what KVM's IOAPIC has in its register at reset.
     entries.append(pack("<BBBBII", 1, 12, 0, 0, layout.IOAPIC, 0))
     entries.append(pack("<BBBHB", 4, 6, _ALL_PROCESSORS_8BIT, 0, _NMI_LINT))
@@ -187,13 +188,13 @@ def _dsdt(devices: Sequence[VirtioMmio]) -> bytes:
 
 
 def build(
-    *, vcpus: int, devices: Sequence[VirtioMmio] = (), address: int = layout.ACPI
+    *, apic_ids: Sequence[int], devices: Sequence[VirtioMmio] = (), address: int = layout.ACPI
 ) -> tuple[bytes, int]:
     """Return the tables, to be placed at `address`, and the RSDP's physical address.
 
     `address` is a multiple of 16 below 4 GiB, and within 0xe0000..0xfffff if the guest is to
-    find the RSDP by itself. APIC ids are 0 to `vcpus` - 1. ValueError when tables at the usual
-    address would run into the MP table.
+    find the RSDP by itself. `apic_ids` are the vCPUs', ascending. ValueError when tables at the
+    usual address would run into the MP table.
     """
     image = bytearray(_RSDP_SIZE)
 
@@ -204,7 +205,7 @@ def build(
         return at
 
     fadt = place(_fadt(place(_dsdt(devices))))
-    madt = place(_madt(vcpus))
+    madt = place(_madt(apic_ids))
     xsdt = place(_table(b"XSDT", 1, pack("<QQ", fadt, madt)))
     image[:_RSDP_SIZE] = _rsdp(xsdt)
     if address < layout.ACPI_END < address + len(image):

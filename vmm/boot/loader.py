@@ -80,10 +80,10 @@ def _write_tables(
     memory.write(layout.REAL_MODE, bios.low_memory())
     memory.write(layout.BIOS_CALLS, bios.calls())
     memory.write(layout.RESET_VECTOR, bios.reset_code())
-    memory.write(layout.MPTABLE, mptable.build(config.vcpus))
+    memory.write(layout.MPTABLE, mptable.build(config.topology.apic_ids))
     if config.discovery == "cmdline":
         return 0
-    tables, rsdp = acpi.build(vcpus=config.vcpus, devices=devices)
+    tables, rsdp = acpi.build(apic_ids=config.topology.apic_ids, devices=devices)
     memory.write(layout.ACPI, tables)
     return rsdp
 

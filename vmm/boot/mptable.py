@@ -8,6 +8,11 @@ from __future__ import annotations
 from struct import pack
 
 from .. import layout
+from ..topology import APIC_ID_MAX
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _SPEC_1_4 = 4
 _PROCESSOR, _BUS, _IOAPIC, _IO_INTERRUPT, _LOCAL_INTERRUPT = range(5)
@@ -38,16 +43,18 @@ def _interrupt(line: int, ioapic: int) -> bytes:
     return pack("<BBHBBBB", _IO_INTERRUPT, _INT, flags, _ISA_BUS, line, ioapic, line)
 
 
-def build(vcpus: int, *, address: int = layout.MPTABLE, lines: int = layout.IOAPIC_PINS) -> bytes:
+def build(
+    apic_ids: Sequence[int], *, address: int = layout.MPTABLE, lines: int = layout.IOAPIC_PINS
+) -> bytes:
     """Return the floating pointer, to be placed at `address`, and the table that follows it.
 
-    `vcpus` is 1 to 254: APIC ids are 0 to `vcpus` - 1, the IOAPIC has the next. `lines` is how
-    many interrupt lines there are, each on the IOAPIC pin of its number. `address` is a multiple
-    of 16 within 0xf0000..0xfffff, where guests look. ValueError when `vcpus` is out of range.
+    `apic_ids` are the vCPUs', ascending from 0 to 253 at most; the IOAPIC has the next. `lines` is
+    how many interrupt lines there are, each on the IOAPIC pin of its number. `address` is a
+    multiple of 16 within 0xf0000..0xfffff, where guests look. ValueError when ids are out of range.
     """
-    if not 1 <= vcpus <= layout.MAX_VCPUS:
-        raise ValueError(f"{vcpus} vCPUs: an MP table names 1 to {layout.MAX_VCPUS}")
-    ioapic = vcpus
+    if not apic_ids or apic_ids[-1] > APIC_ID_MAX:
+        raise ValueError(f"an MP table names APIC ids 0 to {APIC_ID_MAX}")
+    ioapic = apic_ids[-1] + 1
     entries = [
         pack(
             "<BBBBII8x",
@@ -58,7 +65,7 @@ def build(vcpus: int, *, address: int = layout.MPTABLE, lines: int = layout.IOAP
             _SIGNATURE,
             _FEATURES,
         )
-        for cpu in range(vcpus)
+        for cpu in apic_ids
     ]
     entries.append(pack("<BB6s", _BUS, _ISA_BUS, b"ISA   "))
     entries.append(pack("<BBBBI", _IOAPIC, ioapic, _IOAPIC_VERSION, _ENABLED, layout.IOAPIC))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pyvirt.vmm import cpuid, layout
+from pyvirt.vmm.topology import Topology
 
 Row = tuple[int, int, int, int, int, int, int]
 Key = tuple[int, int]
@@ -90,8 +91,15 @@ def guest(
     host: str, vcpu: int, vcpus: int, tsc_khz: int = 2_600_000, *, deadline: bool = True
 ) -> dict[Key, cpuid.Entry]:
     """Return one vCPU's entries by function and index, none twice."""
+    return table_of(host, vcpu, Topology(vcpus), tsc_khz, deadline=deadline)
+
+
+def table_of(
+    host: str, vcpu: int, topology: Topology, tsc_khz: int = 2_600_000, *, deadline: bool = True
+) -> dict[Key, cpuid.Entry]:
+    """Return the same of any topology."""
     made = cpuid.for_vcpu(
-        entries(HOSTS[host]), vcpu=vcpu, vcpus=vcpus, tsc_khz=tsc_khz, deadline=deadline
+        entries(HOSTS[host]), vcpu=vcpu, topology=topology, tsc_khz=tsc_khz, deadline=deadline
     )
     table = {(entry.function, entry.index): entry for entry in made}
     assert len(table) == len(made)
@@ -144,6 +152,32 @@ def test_levels_are_one_thread_a_core_and_one_socket(host: str, leaf: int, vcpus
     assert core.edx >> core.eax == 0, "the last id is in the same socket as the first"
     assert core.eax == 0 or 1 << (core.eax - 1) < vcpus, "and the width is no wider than need be"
     assert (end.eax, end.ebx) == (0, 0)
+
+
+SHAPE = {"sockets": 2, "dies": 2, "cores": 3, "threads": 2}
+
+
+def test_levels_with_dies_on_intel() -> None:
+    """Threads have one bit of an id, cores two, dies one."""
+    table = table_of("intel", 23, Topology(24, **SHAPE))
+    assert [row(table[0x1F, i])[3:] for i in range(4)] == [
+        (1, 2, 1 << 8 | 0, 29), (3, 6, 2 << 8 | 1, 29), (4, 12, 5 << 8 | 2, 29), (0, 0, 3, 29),
+    ]  # fmt: skip
+    assert [row(table[0xB, i])[3:] for i in range(3)] == [
+        (1, 2, 1 << 8 | 0, 29), (4, 12, 2 << 8 | 1, 29), (0, 0, 2, 29),
+    ]  # fmt: skip
+    assert [cache_sharing(table[4, i]) for i in range(4)] == [2, 2, 2, 8]
+    assert (table[4, 0].eax >> 26) + 1 == 8, "ids of cores in a socket"
+    assert table[1, 0].ebx >> 16 == 29 << 8 | 12
+
+
+def test_levels_with_dies_on_amd() -> None:
+    table = table_of("amd", 23, Topology(24, **SHAPE))
+    core = table[0x8000001E, 0]
+    assert row(core)[3:] == (29, 5 | 1 << 8, 3 | 1 << 8, 0)
+    assert table[0x80000001, 0].ecx == 0x00400BF1 | 1 << 1 | 1 << 22
+    assert [cache_sharing(table[0x8000001D, i]) for i in range(4)] == [2, 2, 2, 6]
+    assert table[0x80000008, 0].ecx == 4 << 12 | 11
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -212,7 +246,7 @@ def test_intel_has_none_of_amds_topology() -> None:
 @pytest.mark.parametrize("host", HOSTS)
 def test_other_leaves_and_the_input_stay_as_they_are(host: str) -> None:
     supported = entries(HOSTS[host])
-    made = cpuid.for_vcpu(supported, vcpu=2, vcpus=5, tsc_khz=2_600_000, deadline=True)
+    made = cpuid.for_vcpu(supported, vcpu=2, topology=Topology(5), tsc_khz=2_600_000, deadline=True)
     assert [row(entry) for entry in supported] == HOSTS[host]
     kept = [row(entry) for entry in made if entry.function not in TOUCHED]
     assert kept == [r for r in HOSTS[host] if r[0] not in TOUCHED]
@@ -250,7 +284,7 @@ def test_unknown_frequency_is_not_told() -> None:
 
 def test_given_timing_leaf_is_replaced() -> None:
     supported = [*entries(INTEL), cpuid.Entry(0x40000010, eax=1, ebx=2)]
-    made = cpuid.for_vcpu(supported, vcpu=0, vcpus=1, tsc_khz=3_000_000, deadline=True)
+    made = cpuid.for_vcpu(supported, vcpu=0, topology=Topology(1), tsc_khz=3_000_000, deadline=True)
     timing = [entry for entry in made if entry.function == 0x40000010]
     assert [(entry.eax, entry.ebx) for entry in timing] == [(3_000_000, 1_000_000)]
 
@@ -290,7 +324,7 @@ def test_frequency_leaves_on_intel_only() -> None:
     assert row(table[0x15, 0])[3:] == (1000, 2593, 10**9, 0)
     assert row(table[0x16, 0])[3:] == (2593, 2593, 0, 0)
     supported = [*entries(AMD), cpuid.Entry(0x15)]
-    made = cpuid.for_vcpu(supported, vcpu=0, vcpus=1, tsc_khz=2_593_000, deadline=True)
+    made = cpuid.for_vcpu(supported, vcpu=0, topology=Topology(1), tsc_khz=2_593_000, deadline=True)
     assert [row(e)[3:] for e in made if e.function == 0x15] == [(0, 0, 0, 0)]
 
 
@@ -310,7 +344,11 @@ def test_frequency_leaves_on_intel_only() -> None:
 def test_any_host_gives_entries_that_fit(rows: list[Row], vcpus: int, data: st.DataObject) -> None:
     vcpu = data.draw(st.integers(0, vcpus - 1))
     made = cpuid.for_vcpu(
-        entries(rows), vcpu=vcpu, vcpus=vcpus, tsc_khz=data.draw(frequencies), deadline=True
+        entries(rows),
+        vcpu=vcpu,
+        topology=Topology(vcpus),
+        tsc_khz=data.draw(frequencies),
+        deadline=True,
     )
     keys = [(entry.function, entry.index) for entry in made]
     assert len(set(keys)) == len(keys)
@@ -323,7 +361,7 @@ def test_any_host_gives_entries_that_fit(rows: list[Row], vcpus: int, data: st.D
 @pytest.mark.parametrize(("vcpu", "vcpus"), [(1, 1), (-1, 1), (0, 0), (254, 254)])
 def test_vcpu_outside_the_count(vcpu: int, vcpus: int) -> None:
     with pytest.raises(ValueError, match=f"vCPU {vcpu} of {vcpus}"):
-        cpuid.for_vcpu([], vcpu=vcpu, vcpus=vcpus, tsc_khz=0, deadline=True)
+        cpuid.for_vcpu([], vcpu=vcpu, topology=Topology(vcpus), tsc_khz=0, deadline=True)
 
 
 def test_entry_shows_itself() -> None:

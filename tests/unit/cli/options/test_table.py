@@ -56,7 +56,6 @@ EACH = [
     ("append", "append", "", ""),
     ("smp", "smp", "2", 2),
     ("smp", "smp", "cpus=254", 254),
-    ("smp", "smp", "8,maxcpus=8,sockets=1,dies=1,clusters=1,cores=8,threads=1", 8),
     ("m", "memory", "512", 512 * MIB),
     ("m", "memory", "size=2G", 2 * GIB),
     ("machine", "discovery", "microvm,discovery=acpi,dump-guest-core=off", "acpi"),
@@ -244,22 +243,6 @@ def test_memory_members(text: str) -> None:
 def test_vcpu_count_out_of_range(count: str) -> None:
     message = refusal(lambda: parse([f"-smp={count}"]))
     assert message == f"-smp {count}: the vCPU count is a number from 1 to 254"
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("4,maxcpus=8", "maxcpus can only be 4"),
-        ("4,sockets=2", "sockets can only be 1"),
-        ("4,threads=2", "threads can only be 1"),
-        ("4,cores=2", "cores can only be 4"),
-        ("4,books=1", "no such member as books; give -smp cpus=N"),
-        ("4,cpus=4", "cpus is given twice; give it once"),
-        ("4,", "no such member as "),
-    ],
-)
-def test_vcpu_shape(text: str, problem: str) -> None:
-    assert refusal(lambda: parse(["-smp", text])).startswith(f"-smp {text}: {problem}")
 
 
 @pytest.mark.parametrize(

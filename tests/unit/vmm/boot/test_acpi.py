@@ -75,7 +75,7 @@ def madt_entries(madt: bytes) -> list[bytes]:
 def test_every_table_is_reached_and_sums_to_zero(vcpus: int, slots: int, address: int) -> None:
     if address < layout.ACPI_END:
         address = min(address, layout.ACPI_END - 0x2000)
-    image, rsdp = acpi.build(vcpus=vcpus, devices=SLOTS[:slots], address=address)
+    image, rsdp = acpi.build(apic_ids=range(vcpus), devices=SLOTS[:slots], address=address)
     tables = walk(image, address, rsdp)
     assert sorted(tables) == ["APIC", "DSDT", "FACP", "XSDT"]
     for signature, table in tables.items():
@@ -84,7 +84,7 @@ def test_every_table_is_reached_and_sums_to_zero(vcpus: int, slots: int, address
 
 
 def test_rsdp_is_where_a_scan_finds_it() -> None:
-    image, rsdp = acpi.build(vcpus=layout.MAX_VCPUS, devices=SLOTS)
+    image, rsdp = acpi.build(apic_ids=range(layout.MAX_VCPUS), devices=SLOTS)
     assert rsdp % 16 == 0
     assert 0xE0000 <= rsdp < 0x100000
     assert layout.ACPI + len(image) <= layout.MPTABLE
@@ -109,7 +109,7 @@ def test_fadt_is_hardware_reduced() -> None:
 
 
 def _at_home(vcpus: int) -> tuple[bytes, int, int]:
-    image, rsdp = acpi.build(vcpus=vcpus, devices=SLOTS)
+    image, rsdp = acpi.build(apic_ids=range(vcpus), devices=SLOTS)
     return image, layout.ACPI, rsdp
 
 
@@ -128,7 +128,7 @@ def test_madt_names_each_processor_the_ioapic_and_the_nmi(vcpus: int) -> None:
 
 
 def test_madt_names_wide_apic_ids_by_x2apic_entries() -> None:
-    image, rsdp = acpi.build(vcpus=300)
+    image, rsdp = acpi.build(apic_ids=range(300))
     entries = madt_entries(walk(image, layout.ACPI, rsdp)["APIC"])
     assert sum(entry[0] == 0 for entry in entries) == 255
     wide = [struct.unpack("<BBHIII", entry) for entry in entries if entry[0] == 9]
@@ -140,7 +140,7 @@ def test_madt_names_wide_apic_ids_by_x2apic_entries() -> None:
 
 def test_tables_may_not_reach_the_mp_table() -> None:
     with pytest.raises(ValueError, match="1000 devices"):
-        acpi.build(vcpus=1, devices=SLOTS * 125)
+        acpi.build(apic_ids=range(1), devices=SLOTS * 125)
 
 
 def _iasl(folder: Path, *arguments: str) -> str:

@@ -93,7 +93,7 @@ DEVICES = [acpi.VirtioMmio(0xD000_0000, 4096, 5), acpi.VirtioMmio(0xD000_1000, 4
 def test_devices_in_acpi(memory: GuestMemory, kernel: str) -> None:
     config = MachineConfig(kernel, cmdline="quiet")
     loader.load(config, memory, -1, DEVICES)
-    tables, _ = acpi.build(vcpus=1, devices=DEVICES)
+    tables, _ = acpi.build(apic_ids=[0], devices=DEVICES)
     assert memory.read(layout.ACPI, len(tables)) == tables
     assert cmdline(memory) == b"quiet"
 
