@@ -127,6 +127,8 @@ class GuestMemory:
             for start, size in self.regions:
                 host = ffi.cast("void *", self._base + offset)
                 check(lib.pv_memory_add(self._native, start, size, host), "guest memory")
+                if self.fd >= 0:
+                    lib.pv_memory_share(self._native, self.fd, offset)
                 offset += size
         return self._native
 

@@ -106,7 +106,8 @@ class Vacant:
     def start(self, features: int, queues: Any, irq: Any) -> None:
         """Start a thread for all queues."""
         handle = ffi.new("struct pv_vacant **")
-        check(lib.pv_vacant_start(queues, len(queues), irq, handle), f"{self.name}: cannot start")
+        result = lib.pv_vacant_start(lib.PV_VACANT_BLOCK, queues, len(queues), irq, handle)
+        check(result, f"{self.name}: cannot start")
         self._handle = handle[0]
 
     def drain(self, limit: float) -> None:

@@ -8,6 +8,8 @@ struct region {
 	uint64_t address;
 	uint64_t size;
 	uint8_t *host;
+	int fd; /* -1: nobody else can map it */
+	uint64_t offset;
 };
 
 struct pv_memory {
@@ -43,8 +45,16 @@ int pv_memory_add(struct pv_memory *memory, uint64_t address, uint64_t size, voi
 			return -EINVAL;
 	if (memory->count == PV_MEMORY_REGIONS)
 		return -ENOSPC;
-	memory->regions[memory->count++] = (struct region){address, size, host};
+	memory->regions[memory->count++] = (struct region){address, size, host, -1, 0};
 	return 0;
+}
+
+void pv_memory_share(struct pv_memory *memory, int fd, uint64_t offset)
+{
+	struct region *last = &memory->regions[memory->count - 1];
+
+	last->fd = fd;
+	last->offset = offset;
 }
 
 void *pv_memory_at(const struct pv_memory *memory, uint64_t address, uint64_t length)
@@ -69,5 +79,14 @@ int pv_memory_region(const struct pv_memory *memory, unsigned index, uint64_t *a
 	*address = memory->regions[index].address;
 	*size = memory->regions[index].size;
 	*host = memory->regions[index].host;
+	return 0;
+}
+
+int pv_memory_file(const struct pv_memory *memory, unsigned index, int *fd, uint64_t *offset)
+{
+	if (index >= memory->count || memory->regions[index].fd < 0)
+		return -ENOENT;
+	*fd = memory->regions[index].fd;
+	*offset = memory->regions[index].offset;
 	return 0;
 }

@@ -19,6 +19,10 @@ void pv_memory_free(struct pv_memory *memory);
  * there already; -ENOSPC: PV_MEMORY_REGIONS are there. */
 int pv_memory_add(struct pv_memory *memory, uint64_t address, uint64_t size, void *host);
 
+/* Say where another process finds the region added last: in the file `fd`, which is borrowed until
+ * pv_memory_free, from `offset` on. */
+void pv_memory_share(struct pv_memory *memory, int fd, uint64_t offset);
+
 /* Where `length` bytes at `address` are mapped; NULL unless every one of them lies in one region,
  * or when `length` is 0. Any thread. */
 void *pv_memory_at(const struct pv_memory *memory, uint64_t address, uint64_t length);
@@ -26,5 +30,9 @@ void *pv_memory_at(const struct pv_memory *memory, uint64_t address, uint64_t le
 /* The region number `index`, from 0. -ENOENT: there are not so many. */
 int pv_memory_region(const struct pv_memory *memory, unsigned index, uint64_t *address,
                      uint64_t *size, void **host);
+
+/* The file that the region number `index` is shared by. -ENOENT: there are not so many, or this one
+ * is not shared. */
+int pv_memory_file(const struct pv_memory *memory, unsigned index, int *fd, uint64_t *offset);
 
 #endif

@@ -1,6 +1,7 @@
 #include "virtio/vacant.h"
 
 #include <errno.h>
+#include <linux/fuse.h>
 #include <linux/virtio_blk.h>
 #include <poll.h>
 #include <stdatomic.h>
@@ -20,6 +21,7 @@
 #define BATCH_BYTES (16 * 1024 * 1024)
 
 struct pv_vacant {
+	enum pv_vacant_kind kind;
 	struct pv_virtio_irq *irq;
 	struct pv_thread thread;
 	atomic_bool ending;
@@ -38,7 +40,7 @@ static void break_device(struct pv_vacant *v, const char *why)
 
 /* Every byte that may be is written, so that the used length takes in the last, which is the
  * status; of a buffer larger than a driver has for one request, only the beginning. */
-static uint32_t fail(const struct pv_chain *chain)
+static uint32_t fail_block(const struct pv_chain *chain)
 {
 	const struct iovec *writable = &chain->iov[chain->readable];
 	const struct iovec *last = &writable[chain->writable - 1];
@@ -50,6 +52,19 @@ static uint32_t fail(const struct pv_chain *chain)
 	return fits ? (uint32_t)chain->writable_bytes : PV_IOV_CLEAR_BYTES;
 }
 
+/* Of requests that are answered at all, the header says so; the others (FORGET) have no room. */
+static uint32_t fail_fs(const struct pv_chain *chain)
+{
+	struct fuse_in_header in;
+	struct fuse_out_header out = {.len = sizeof(out), .error = -ENOTCONN};
+
+	if (pv_iov_gather(chain->iov, chain->readable, 0, &in, sizeof(in)) < sizeof(in))
+		return 0;
+	out.unique = in.unique;
+	return (uint32_t)pv_iov_scatter(&chain->iov[chain->readable], chain->writable, 0, &out,
+	                                sizeof(out));
+}
+
 /* Answer the next request; the bytes of its buffers, 0: there is none to be answered. */
 static uint64_t answer(struct pv_vacant *v, struct pv_virtqueue *ring)
 {
@@ -59,11 +74,12 @@ static uint64_t answer(struct pv_vacant *v, struct pv_virtqueue *ring)
 		break_device(v, pv_virtqueue_error(ring));
 	if (result <= 0)
 		return 0;
-	if (v->chain.writable == 0) {
+	if (v->kind == PV_VACANT_BLOCK && v->chain.writable == 0) {
 		break_device(v, "a block request without a status byte");
 		return 0;
 	}
-	pv_virtqueue_push(ring, v->chain.head, fail(&v->chain));
+	pv_virtqueue_push(ring, v->chain.head,
+	                  v->kind == PV_VACANT_FS ? fail_fs(&v->chain) : fail_block(&v->chain));
 	return v->chain.readable_bytes + v->chain.writable_bytes;
 }
 
@@ -106,8 +122,8 @@ static void free_all(struct pv_vacant *v)
 	free(v);
 }
 
-int pv_vacant_start(const struct pv_queue *queues, uint32_t count, struct pv_virtio_irq *irq,
-                    struct pv_vacant **out)
+int pv_vacant_start(enum pv_vacant_kind kind, const struct pv_queue *queues, uint32_t count,
+                    struct pv_virtio_irq *irq, struct pv_vacant **out)
 {
 	struct pv_vacant *v;
 	int end_fd, result;
@@ -124,6 +140,7 @@ int pv_vacant_start(const struct pv_queue *queues, uint32_t count, struct pv_vir
 		free(v);
 		return result;
 	}
+	v->kind = kind;
 	v->irq = irq;
 	v->count = count;
 	memcpy(v->queues, queues, count * sizeof(queues[0]));

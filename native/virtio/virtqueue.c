@@ -57,6 +57,7 @@ int pv_virtqueue_new(const struct pv_memory *memory, const struct pv_virtqueue_c
 	if (!queue)
 		return -ENOMEM;
 	queue->memory = memory;
+	queue->place = *config;
 	queue->desc = ring_at(memory, config->desc, size * sizeof(struct pv_desc), 16);
 	queue->avail = ring_at(memory, config->avail, avail_size, 2);
 	queue->used = ring_at(memory, config->used, used_size, 4);
@@ -90,6 +91,16 @@ void pv_virtqueue_seek(struct pv_virtqueue *queue, uint16_t next)
 {
 	queue->next_avail = queue->known_avail = next;
 	queue->next_used = queue->published_used = queue->notified_used = next;
+}
+
+void pv_virtqueue_place(const struct pv_virtqueue *queue, struct pv_virtqueue_config *out)
+{
+	*out = queue->place;
+}
+
+uint16_t pv_virtqueue_served(const struct pv_virtqueue *queue)
+{
+	return load_acquire(&queue->used->idx);
 }
 
 uint16_t pv_virtqueue_size(const struct pv_virtqueue *queue)

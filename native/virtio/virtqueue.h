@@ -94,6 +94,13 @@ uint16_t pv_virtqueue_rewind(struct pv_virtqueue *queue);
  * all of it. Nothing is in flight. */
 void pv_virtqueue_seek(struct pv_virtqueue *queue, uint16_t next);
 
+/* Where the queue is, for somebody else who serves it: what pv_virtqueue_new was given. */
+void pv_virtqueue_place(const struct pv_virtqueue *queue, struct pv_virtqueue_config *out);
+
+/* How far the queue is served, as its used ring says: for who takes over from somebody else, and
+ * no more to be trusted than the guest. Any thread. */
+uint16_t pv_virtqueue_served(const struct pv_virtqueue *queue);
+
 /* Entries of the queue: chains that can be in flight at most. */
 uint16_t pv_virtqueue_size(const struct pv_virtqueue *queue);
 

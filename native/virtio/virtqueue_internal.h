@@ -40,6 +40,7 @@ _Static_assert(sizeof(struct pv_desc) == 16 && sizeof(struct pv_used_elem) == 8,
 
 struct pv_virtqueue {
 	const struct pv_memory *memory;
+	struct pv_virtqueue_config place;
 	const struct pv_desc *desc;
 	const struct pv_avail *avail;
 	const uint16_t *used_event; /* where the driver asks for an interrupt */

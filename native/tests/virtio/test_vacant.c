@@ -1,8 +1,9 @@
-/* A block device without a backend answers whatever it is asked with an I/O error, and takes over
- * from another worker in the middle of a ring. */
+/* A device without a backend answers whatever it is asked with an error, and takes over from another
+ * worker in the middle of a ring. */
 #include "virtio/vacant.h"
 
 #include <errno.h>
+#include <linux/fuse.h>
 #include <linux/virtio_blk.h>
 #include <poll.h>
 #include <pthread.h>
@@ -62,7 +63,7 @@ static void destroy(struct bench *b)
 
 static void start(struct bench *b)
 {
-	CHECK_EQ(pv_vacant_start(b->queues, QUEUES, b->irq, &b->vacant), 0);
+	CHECK_EQ(pv_vacant_start(PV_VACANT_BLOCK, b->queues, QUEUES, b->irq, &b->vacant), 0);
 }
 
 /* A read of `length` bytes, which are followed by the status byte in the same segment, the
@@ -323,13 +324,51 @@ static void test_a_driver_that_never_ends_keeps_nobody(void)
 	destroy(&b);
 }
 
+/* After somebody else has served three requests; one that wants no answer is among what is left. */
+static void test_requests_of_fuse_are_answered_by_their_number(int event_idx)
+{
+	struct bench b;
+	struct driver *d = &b.drivers[0];
+	struct fuse_in_header *in;
+	struct fuse_out_header *out;
+	uint16_t head;
+	uint32_t length;
+
+	make(&b, event_idx);
+	d->position = d->published = d->collected = 3;
+	d->avail->idx = ((struct pv_used *)(void *)(d->ram + d->config.used))->idx = 3;
+	in = (struct fuse_in_header *)(void *)(d->ram + b.data[0]);
+	out = (struct fuse_out_header *)(void *)(d->ram + b.data[0] + 512);
+	*in = (struct fuse_in_header){.len = sizeof(*in), .opcode = FUSE_FORGET, .unique = 7};
+	struct pv_desc segments[] = {
+		{.address = b.data[0], .length = sizeof(*in)},
+		{.address = b.data[0] + 512, .length = 64, .flags = PV_DESC_WRITE},
+	};
+	(void)driver_add(d, segments, 1);
+	(void)driver_add(d, segments, 2);
+	(void)driver_publish(d);
+	pv_virtqueue_seek(b.queues[0].ring, pv_virtqueue_served(b.queues[0].ring));
+	CHECK_EQ(pv_vacant_start(PV_VACANT_FS, b.queues, 1, b.irq, &b.vacant), 0);
+	CHECK_EQ(collect(&b, 0), 0);
+	while (!driver_collect(d, &head, &length))
+		if (!driver_enable_interrupts(d))
+			wait_readable(b.irq_fd);
+	CHECK_EQ(length, sizeof(*out));
+	CHECK_EQ(out->len, sizeof(*out));
+	CHECK_EQ(out->error, -ENOTCONN);
+	CHECK_EQ(out->unique, 7);
+	CHECK_EQ(pv_vacant_stop(b.vacant, PV_FOREVER), 0);
+	CHECK_EQ(pv_virtio_irq_is_broken(b.irq), 0);
+	destroy(&b);
+}
+
 static void test_numbers_of_queues_that_cannot_be(void)
 {
 	struct pv_queue queue = {.ring = NULL, .kick_fd = -1};
 	struct pv_vacant *vacant = NULL;
 
-	CHECK_EQ(pv_vacant_start(&queue, 0, NULL, &vacant), -EINVAL);
-	CHECK_EQ(pv_vacant_start(&queue, PV_VACANT_QUEUES + 1, NULL, &vacant), -EINVAL);
+	CHECK_EQ(pv_vacant_start(PV_VACANT_BLOCK, &queue, 0, NULL, &vacant), -EINVAL);
+	CHECK_EQ(pv_vacant_start(PV_VACANT_FS, &queue, PV_VACANT_QUEUES + 1, NULL, &vacant), -EINVAL);
 	CHECK(!vacant);
 	CHECK_EQ(pv_vacant_stop(NULL, PV_FOREVER), 0);
 }
@@ -345,6 +384,8 @@ int main(void)
 	test_of_a_huge_room_the_beginning_is_written();
 	test_a_turn_has_a_budget();
 	test_a_driver_that_never_ends_keeps_nobody();
+	test_requests_of_fuse_are_answered_by_their_number(0);
+	test_requests_of_fuse_are_answered_by_their_number(1);
 	test_numbers_of_queues_that_cannot_be();
 	return 0;
 }
