@@ -97,6 +97,14 @@ def _vsock(stats: Any) -> str:
     )
 
 
+def _back_end(stats: dict[str, int]) -> str:
+    return (
+        f"  back end {'there' if stats['connected'] else 'gone'}, "
+        f"connections {stats['connections']}, "
+        f"changes of its configuration {stats['config_changes']}"
+    )
+
+
 # By the virtio device ID, for a device's own module need not be there.
 _OF_DEVICE = {1: _nic, 2: _disk, 3: _ports, 4: _rng, 19: _vsock}
 
@@ -108,6 +116,10 @@ def table(machine: Machine) -> str:
         lines.append(_slot(transport))
         device: Any = transport.device
         # One in Python has any ID it likes.
-        if device.device_type in _OF_DEVICE and not isinstance(device, PythonDevice):
+        if isinstance(device, PythonDevice):
+            continue
+        if hasattr(device, "stats") and isinstance(stats := device.stats(), dict):
+            lines.append(_back_end(stats))
+        elif device.device_type in _OF_DEVICE:
             lines.append(_OF_DEVICE[device.device_type](device.stats()))
     return "\n".join(lines) + "\n"

@@ -123,6 +123,8 @@ def _read(vcpu: Vcpu) -> dict[str, int]:
 
 
 def _numbers(structure: Any) -> dict[str, int]:
+    if isinstance(structure, dict):
+        return structure
     fields = ffi.typeof(structure[0]).fields
     return {
         name: int(getattr(structure, name)) for name, field in fields if field.type.kind != "array"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Reader = Callable[[str, str, Members], ChardevConfig]
 
 SERIAL_ID = "serial0"
+_CLIENT = "socket,id=ID,path=PATH"
 _FORM = "socket,id=ID,path=PATH,server,nowait"
 _OF_DEVICES = "-serial chardev:{0}, -device virtconsole,chardev={0} or virtserialport,chardev={0}"
 _RINGBUF_MAX = 1 << 26
@@ -177,6 +178,17 @@ class Chardevs:
         if config.fd < 0 and not config.listens:
             raise not_listening(f"-chardev {self._texts[name]}")
         return config
+
+    def take_client(self, user: str, name: str) -> ChardevConfig:
+        """Take the Unix socket of a server that is there; ConfigError.
+
+        Kata says `server,nowait` of these, too, and means that nothing waits.
+        """
+        config = self.take(user, name)
+        if config.kind != SOCKET or not config.path:
+            raise ConfigError(f"{user}: {name} is no Unix socket; give -chardev {_CLIENT}")
+        self._configs[name] = ChardevConfig(name, path=config.path, listens=False)
+        return self._configs[name]
 
     def taken(self) -> tuple[ChardevConfig, ...]:
         """Return those that have a user so far."""

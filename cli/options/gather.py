@@ -34,6 +34,7 @@ _READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rng", ("virtio-rng-device",)),
     ("vsock", ("vsock-device",)),
     ("python_devices", ("python",)),
+    ("vhost_user", ("vhost-user-fs-device", "vhost-user-blk-device")),
 )
 _OLDER = ("balloon", "iothread", "rng")  # of StratoVirt's first versions
 # What names a place of this host, which a guest in the lab reaches in another way.

@@ -8,6 +8,8 @@ behind a `Pluggable` device comes and goes meanwhile. Source: virtio 1.2, chapte
 
 from __future__ import annotations
 
+from . import registers as r
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,6 +108,10 @@ class Device:
         Until the next call the device keeps to them, and so does `config` to what goes with them.
         """
         return self.features
+
+    def ring_features(self) -> int:
+        """Return the features of rings that whoever serves the queues has."""
+        return r.INDIRECT_DESC | r.EVENT_IDX
 
     def config(self) -> bytes:
         """Return the device configuration space of this moment; its length never changes."""

@@ -189,7 +189,7 @@ class Mmio:
     # Features
 
     def _offer(self) -> None:
-        self._offered = self.device.offer() | r.VERSION_1 | r.INDIRECT_DESC | r.EVENT_IDX
+        self._offered = self.device.offer() | r.VERSION_1 | self.device.ring_features()
         self._select_device_features(self._device_features_sel)
 
     def _select_device_features(self, value: int) -> None:

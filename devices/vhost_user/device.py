@@ -1,0 +1,468 @@
+"""A virtio device whose queues a back end serves: what all kinds of them have in common.
+
+The guest's kicks go straight to the back end, and its interrupts straight to the guest: both have
+the transport's eventfds. Here is what is said between, and what becomes of the device when the back
+end has gone:
+
+- Its requests wait in their rings for LIMIT_S. A back end that comes in that time gets all queues
+  anew, with the record of what the one before had begun (INFLIGHT_SHMFD), or, where that kept
+  none, from the last entry of the used ring on, which is right for one that works in order.
+- If none comes, or if it says what it may not, the device needs a reset. Requests end in an error
+  then, as far as the kind of device knows one, unless a back end that broke the rules still has the
+  guest's memory. The driver's next DRIVER_OK tries the connection again.
+- One that does not answer within LIMIT_S is given up as any device is: see mmio.py.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import os
+import select
+import time
+
+from ...errors import BackendError, ConfigError, unexpected
+from ...native import check, ffi, lib
+from ..virtio import registers as r
+from ..virtio import turn
+from ..virtio.device import Device
+from . import protocol as p
+from .connection import Connection, GoneError, TooLateError, discard
+from .layout import regions, ring
+from .session import Inflight, Session
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Any, Protocol
+
+    from ..virtio.device import Activation
+
+    class BackEnd(Protocol):
+        """Where a back end is; whoever holds it closes it."""
+
+        @property
+        def where(self) -> str:
+            """How messages of the start call it: the option, and the path."""
+
+        def connect(self) -> socket.socket:
+            """Return a new connection; OSError when nobody is there. It does not wait."""
+
+        def why(self) -> str:
+            """Return what is known of why it has gone, in a line; "" for nothing."""
+
+        def close(self) -> None:
+            """Give up what it needs of the host."""
+
+
+_RETRY_S = 0.1
+_MESSAGES = 16  # of a back end's own requests, in a turn
+_PAUSE_S = 0.01  # after a turn in which it used them up
+_RING_FEATURES = r.INDIRECT_DESC | r.EVENT_IDX
+_PROTOCOL = p.MQ | p.REPLY_ACK | p.INFLIGHT_SHMFD
+
+
+class VhostUser(Device):
+    """Owns the back end's place, its connection, and a thread that looks after it until `close`."""
+
+    __slots__ = (
+        "_activation",
+        "_back_end",
+        "_config",
+        "_counters",
+        "_ended",
+        "_inflight",
+        "_is_broken",
+        "_is_closing",
+        "_is_halting",
+        "_is_stopping",
+        "_lost_at",
+        "_news",
+        "_own",
+        "_ring_features",
+        "_session",
+        "_turn",
+        "_vacant",
+        "_wake",
+    )
+    CONFIG_SIZE = 0  # bytes of the back end's configuration space that the device shows
+    NEEDED = r.VERSION_1  # features that a back end must have
+    VACANT = -1  # how requests are answered that nobody serves; -1: not at all
+
+    def __init__(
+        self,
+        name: str,
+        back_end: BackEnd,
+        *,
+        device_type: int,
+        known: int,
+        own: int = 0,
+        queue_sizes: tuple[int, ...],
+    ) -> None:
+        """Connect to `back_end`, which is taken over; ConfigError, BackendError.
+
+        Of the back end's features the driver is offered those that are `known`, and with them its
+        `own`, which the back end does not see.
+        """
+        self._back_end = back_end
+        self._session: Session | None = None
+        self._activation: Activation | None = None
+        self._inflight: Inflight | None = None
+        self._config = b""
+        self._own = own
+        self._news: list[str] = []
+        self._counters = {"connected": 0, "connections": 0, "config_changes": 0}
+        self._is_broken = self._is_closing = self._is_halting = self._is_stopping = False
+        self._lost_at = 0.0
+        self._vacant: Any = ffi.NULL
+        self._turn = turn.Turn(name)
+        self._ended = _thread.allocate_lock()
+        self._wake = -1
+        super().__init__(name, device_type=device_type, features=own, queue_sizes=queue_sizes)
+        try:
+            session = self._begin()
+            self._check(session)
+            self._session = session
+            self.features |= session.features & known
+            self._ring_features = session.features & _RING_FEATURES
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._ended.acquire()
+            _thread.start_new_thread(self._look_after, ())
+        except BaseException:
+            self._release()
+            raise
+
+    def _begin(self) -> Session:
+        """Connect for the first time."""
+        where = self._back_end.where
+        try:
+            return self._connect(time.monotonic() + turn.LIMIT_S)
+        except OSError as error:
+            raise ConfigError(
+                f"{where}: {error.strerror}; start the back end first, or name its socket"
+            ) from None
+        except BackendError as error:
+            raise BackendError(f"{where}: the back end {error}{self._why()}") from None
+
+    def _why(self) -> str:
+        why = self._back_end.why()
+        return f": {why}" if why else ""
+
+    def _check(self, session: Session) -> None:
+        """Raise ConfigError unless the back end can be that of this device."""
+        where, queues = self._back_end.where, len(self.queue_sizes)
+        if self.NEEDED & ~session.features:
+            lacks = f"the features {self.NEEDED & ~session.features:#x}"
+        elif 0 < session.queue_max < queues:
+            lacks = f"queues: it has {session.queue_max}, and {queues} are asked for"
+        elif self.CONFIG_SIZE and not session.has_config:
+            lacks = "a configuration space"
+        else:
+            return
+        session.close()
+        raise ConfigError(f"{where}: the back end lacks {lacks}; give one that fits the device")
+
+    def _connect(self, deadline: float) -> Session:
+        """Return a session with whoever is there; OSError, BackendError."""
+        wanted = _PROTOCOL | (p.CONFIG | p.BACKEND_REQ if self.CONFIG_SIZE else 0)
+        session = Session(Connection(self._back_end.connect()), wanted, deadline)
+        try:
+            if self.CONFIG_SIZE and session.has_config:
+                self._config = session.config(self.CONFIG_SIZE, deadline)
+        except BaseException:
+            session.close()
+            raise
+        self._counters["connections"] += 1
+        return session
+
+    # The transport's side
+
+    def ring_features(self) -> int:
+        """Return those that the back end has."""
+        return self._ring_features
+
+    def operations(self) -> tuple[str, ...]:
+        """Return nothing: requests and interrupts are the back end's."""
+        return ()
+
+    def activate(self, activation: Activation) -> None:
+        """Give the queues to the back end, to a new one if the one before has gone."""
+        with self._turn.soon():
+            deadline = time.monotonic() + turn.LIMIT_S
+            self._is_broken = False
+            try:
+                if self._session is None:
+                    self._reconnect(deadline)
+                self._start(activation, deadline, is_new=True)
+            except (OSError, BackendError) as error:
+                self._drop()
+                text = f"has gone ({error.strerror})" if isinstance(error, OSError) else str(error)
+                raise BackendError(f"{self.name}: its back end {text}{self._why()}") from None
+            self._activation = activation
+        self._stir()
+
+    def _reconnect(self, deadline: float) -> None:
+        """Connect again; OSError, BackendError."""
+        before = self._config
+        session = self._connect(deadline)
+        known = self._shared(self.features | self._ring_features) | self.NEEDED
+        if known & ~session.features:
+            session.close()
+            raise BackendError("is another than before: it lacks features that the guest knows")
+        self._session = session
+        if self._config != before:
+            self.config_changed()
+
+    def _shared(self, features: int) -> int:
+        """Return those of the features that are the back end's, too."""
+        return features & ~self._own
+
+    def _start(self, activation: Activation, deadline: float, *, is_new: bool) -> None:
+        """Give the queues to the back end; `is_new`: no other has served them."""
+        assert self._session is not None
+        queues = [queue for queue in activation.queues if queue is not None]
+        if not queues:
+            return
+        call_fd = lib.pv_virtio_irq_lend(activation.irq)
+        self._inflight = self._session.start(
+            self._shared(activation.features),
+            regions(activation.memory),
+            [ring(queue, call_fd, is_new=is_new) for queue in queues],
+            len(self.queue_sizes),
+            self._inflight,
+            deadline,
+        )
+        for queue in queues:
+            # The file is the back end's, too, which may have made it one that lets writers wait.
+            os.set_blocking(queue.kick_fd, False)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_write(queue.kick_fd, 1)
+
+    def reset(self, limit: float) -> None:
+        """Have the back end let go of the queues."""
+        with self._turn.soon(limit):
+            self._stop_vacant(limit)
+            if self._session is not None and self._activation is not None:
+                self._stop(self._session, limit)
+            self._is_stopping = False
+            self._activation = None
+            self._close_inflight()
+        self._stir()
+
+    def _stop(self, session: Session, limit: float) -> None:
+        self._is_stopping = True
+        try:
+            session.stop(time.monotonic() + limit)
+        except TooLateError:
+            if not self._is_halting:
+                raise BackendError(
+                    f"{self.name}: its back end has not let go of its queues within {limit:g} s; "
+                    "see to that process"
+                ) from None
+            # At the machine's end nobody is there to use its memory for something else.
+            self._drop()
+        except BackendError:
+            self._drop()
+
+    def halt(self) -> None:
+        """Do not wait for ever at the machine's end."""
+        self._is_halting = True
+
+    def drain(self, limit: float) -> None:
+        """See that the back end would answer a `reset`."""
+        with self._turn.soon(limit):
+            if self._session is None or self._activation is None:
+                return
+            try:
+                self._session.ping(time.monotonic() + limit)
+            except BackendError as error:
+                self._lose(error)
+                raise BackendError(f"{self.name}: its back end {error}; see to it") from None
+
+    def config(self) -> bytes:
+        """Return what the back end has said last."""
+        return self._config
+
+    def news(self) -> str:
+        """Return what has become of the back end."""
+        news, self._news = self._news, []
+        return "; ".join(news)
+
+    def stats(self) -> dict[str, int]:
+        """Return whether there is a back end, how many there were, and what they told; any thread.
+
+        Requests and interrupts are for the back end to count.
+        """
+        return {**self._counters, "connected": int(self._session is not None)}
+
+    def close(self) -> None:
+        """End the thread, and let go of the back end."""
+        self._is_closing = True
+        self._stir()
+        if self._ended.acquire(timeout=turn.LIMIT_S):
+            self._release()
+
+    def _release(self) -> None:
+        self._drop()
+        self._close_inflight()
+        self._back_end.close()
+        if self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1
+
+    def _close_inflight(self) -> None:
+        before, self._inflight = self._inflight, None
+        if before is not None:
+            before.close()
+
+    def _drop(self) -> None:
+        """Close the connection."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    # The thread's side
+
+    def _stir(self) -> None:
+        """Have the thread look at what has changed."""
+        os.eventfd_write(self._wake, 1)
+
+    def _look_after(self) -> None:
+        lib.pv_crash_thread(self.name.encode(errors="replace"))
+        try:
+            while not self._is_closing:
+                self._wait()
+                try:
+                    with self._turn.soon():
+                        is_busy = self._attend()
+                except BackendError:
+                    continue  # whoever has the turn waits for the back end
+                if is_busy:
+                    time.sleep(_PAUSE_S)
+        except BaseException as error:  # noqa: BLE001  (one device's fault is not to cost the machine)
+            self._fail(unexpected(error))
+        finally:
+            self._ended.release()
+
+    def _wait(self) -> None:
+        """Wait until there is something to do; what is closed meanwhile does no harm."""
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        session, is_waiting = self._session, self._is_waiting
+        if session is not None and not self._is_stopping:
+            for connection in (session.connection, session.channel):
+                fd = connection.fd if connection is not None else -1
+                if fd >= 0:
+                    poll.register(fd, select.POLLIN)
+        poll.poll(_RETRY_S * 1000 if is_waiting else None)
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+
+    @property
+    def _is_waiting(self) -> bool:
+        """Tell whether a driver's requests wait for a back end."""
+        return self._session is None and self._activation is not None and not self._is_broken
+
+    def _attend(self) -> bool:
+        """Do what is to do in a turn; return whether there may be more at once."""
+        if self._is_closing or self._is_stopping:
+            return False
+        if self._is_waiting:
+            self._retry()
+        session = self._session
+        if session is None:
+            return False
+        try:
+            session.look()
+            return self._hear(session)
+        except BackendError as error:
+            self._lose(error)
+        return False
+
+    def _hear(self, session: Session) -> bool:
+        """Take the back end's own requests."""
+        channel, changed, taken = session.channel, False, 0
+        while channel is not None and taken < _MESSAGES and (got := channel.receive()):
+            taken += 1
+            if got.fds:
+                discard(got)
+                raise p.ProtocolError(f"sends open files with message {got.request}")
+            known = got.request == p.BACKEND_CONFIG_CHANGE
+            channel.acknowledge(got, int(not known))
+            changed |= known
+        if changed:
+            self._read_config(session)
+        return taken == _MESSAGES
+
+    def _read_config(self, session: Session) -> None:
+        self._counters["config_changes"] += 1
+        config = session.config(self.CONFIG_SIZE, time.monotonic() + turn.LIMIT_S)
+        if config != self._config:
+            self._config = config
+            self.config_changed()
+
+    def _lose(self, error: BackendError) -> None:
+        """Go on without the back end, and wait for another if it has gone by itself."""
+        self._drop()
+        if self._activation is None:
+            return
+        if not isinstance(error, GoneError):
+            self._fail(f"its back end {error}")
+            return
+        self._lost_at = time.monotonic()
+        self._say(
+            f"its back end {error}{self._why()}; requests wait {turn.LIMIT_S:g} s for another"
+        )
+        self._stir()
+
+    def _say(self, text: str) -> None:
+        self._news.append(text)
+        if self._activation is not None:
+            lib.pv_virtio_irq_news(self._activation.irq)
+
+    def _retry(self) -> None:
+        """Give the queues to a back end that has come."""
+        activation = self._activation
+        assert activation is not None
+        deadline = time.monotonic() + turn.LIMIT_S
+        try:
+            self._reconnect(deadline)
+            self._start(activation, deadline, is_new=False)
+        except (OSError, GoneError):
+            self._drop()
+            if time.monotonic() - self._lost_at >= turn.LIMIT_S:
+                self._fail(f"no back end has come within {turn.LIMIT_S:g} s{self._why()}")
+                self._start_vacant(activation)
+            return
+        except BackendError as error:
+            self._drop()
+            self._fail(f"its back end {error}")
+            return
+        # The one before may have used buffers and not said so.
+        lib.pv_virtio_irq_used(activation.irq)
+        self._say("there is a back end again")
+
+    def _fail(self, why: str) -> None:
+        """Let the driver find that the device needs a reset."""
+        self._is_broken = True
+        if self._activation is not None:
+            lib.pv_virtio_irq_broken(self._activation.irq, why.encode(errors="replace"))
+
+    def _start_vacant(self, activation: Activation) -> None:
+        """Answer requests with errors; nobody else has the queues."""
+        queues = [queue for queue in activation.queues if queue is not None]
+        if self.VACANT < 0 or not queues:
+            return
+        pairs = [(queue.handle, queue.kick_fd) for queue in queues[: lib.PV_VACANT_QUEUES]]
+        for handle, _ in pairs:
+            lib.pv_virtqueue_seek(handle, lib.pv_virtqueue_served(handle))
+        out = ffi.new("struct pv_vacant **")
+        array = ffi.new("struct pv_queue[]", pairs)
+        result = lib.pv_vacant_start(self.VACANT, array, len(pairs), activation.irq, out)
+        check(result, f"{self.name}: cannot start")
+        self._vacant = out[0]
+
+    def _stop_vacant(self, limit: float) -> None:
+        if lib.pv_vacant_stop(self._vacant, int(limit * 1e9)) < 0:
+            raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
+        self._vacant = ffi.NULL

@@ -1,0 +1,1 @@
+"""The front end of vhost-user, against back ends honest and hostile."""
