@@ -83,6 +83,11 @@ def _backend(chardev: ChardevConfig, forward: list[tuple[str, str]]) -> str:
             "give socket,path=PATH,server,nowait"
         )
     if chardev.kind == SOCKET:
+        if chardev.path and not chardev.listens:
+            raise ConfigError(
+                f"{chardev.option}: who listens there is not in the nested lab, in which the guest "
+                "would run; start both there, in pyvirt lab shell, or give server,nowait"
+            )
         if not chardev.path or not chardev.listens:
             raise ConfigError(
                 f"{chardev.option}: no way into the lab but for path=PATH,server,nowait; give that"

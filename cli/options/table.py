@@ -249,9 +249,12 @@ TABLE = (
         "virtserialport,chardev=ID[,name=NAME][,nr=N][,id=ID] | "
         "virtio-rng-device,rng=ID[,id=ID][,max-bytes=N,period=MS] | "
         "vsock-device,guest-cid=N,uds=PATH[,id=ID] | "
+        "vhost-user-fs-device,chardev=ID,tag=TAG[,num-request-queues=N][,queue-size=N][,id=ID] | "
+        "vhost-user-blk-device,chardev=ID[,num-queues=N][,queue-size=N][,config-wce=off][,id=ID] | "
         "python,file=FILE[,class=NAME][,id=ID][,key=value] | pc-testdev | isa-debug-exit",
         "a disk from the drive, a NIC from the netdev, or a port to the chardev of that id (ports "
-        "are on the one virtio-serial-device), the guest's sockets behind Unix sockets, or a "
+        "are on the one virtio-serial-device), the guest's sockets behind Unix sockets, a file "
+        "system or a disk that another process serves, which listens on the chardev's path, or a "
         "device that is a class in a file of Python, which gets the keys; or what kvm-unit-tests "
         "take for granted",
         _later,
@@ -288,7 +291,8 @@ TABLE = (
         "stdio,id=ID[,mux=off][,signal=on|off] | pty,id=ID[,path=LINK] | "
         "file,id=ID,path=FILE[,append=on|off][,input-path=FILE] | null,id=ID | "
         "ringbuf,id=ID[,size=N[K|M]]",
-        "the host's end of a port, or of -serial chardev:ID; -mon takes a socket",
+        "the host's end of a port, or of -serial chardev:ID; -mon takes a socket; a vhost-user "
+        "device that on which its back end listens",
         _later,
         repeats=True,
     ),

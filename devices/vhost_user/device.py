@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 
 _RETRY_S = 0.1
+_NEWS = 4  # lines that wait to be logged
 _MESSAGES = 16  # of a back end's own requests, in a turn
 _PAUSE_S = 0.01  # after a turn in which it used them up
 _RING_FEATURES = r.INDIRECT_DESC | r.EVENT_IDX
@@ -413,10 +414,10 @@ class VhostUser(Device):
         self._say(
             f"its back end {error}{self._why()}; requests wait {turn.LIMIT_S:g} s for another"
         )
-        self._stir()
 
     def _say(self, text: str) -> None:
         self._news.append(text)
+        del self._news[:-_NEWS]
         if self._activation is not None:
             lib.pv_virtio_irq_news(self._activation.irq)
 
