@@ -12,9 +12,9 @@ import errno
 import os
 import select
 import signal
-import time
 
 from ..errors import BackendError
+from .child import Complaints, end
 from .stream import Stream
 
 TYPE_CHECKING = False
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "passt"
 _START_S = 10
-# It goes by itself when its socket is closed; what does not is killed.
-_END_S = 2.0
 _NULL_FD, _READY_FD, _COMPLAINT_FD, _SOCKET_FD = 0, 1, 2, 3
 # It writes its process id into a file when it is ready to serve.
 _OPTIONS = ("--foreground", "--quiet", "--stderr", "--pid", f"/proc/self/fd/{_READY_FD}")
@@ -47,7 +45,7 @@ class PasstConfig:
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         # Made by `socketpair` as not to be inherited; posix_spawn gives passt what it needs.
         try:
-            complaints = _Complaints()
+            complaints = Complaints(lambda line: line.startswith(_CHATTER))
             try:
                 pid = _start(self.arguments, theirs.fileno(), complaints)
             except BaseException:
@@ -61,36 +59,12 @@ class PasstConfig:
         return Passt(ours.detach(), pid, complaints)
 
 
-class _Complaints:
-    """A pipe for what passt writes to its stderr; when nobody reads and it is full, it is lost."""
-
-    __slots__ = ("_read_fd", "write_fd")
-
-    def __init__(self) -> None:
-        self._read_fd, self.write_fd = os.pipe()
-        os.set_blocking(self._read_fd, False)
-        os.set_blocking(self.write_fd, False)
-
-    def text(self) -> str:
-        """Return what passt said so far, in one line."""
-        try:
-            data = os.read(self._read_fd, 4096)
-        except BlockingIOError:
-            data = b""
-        lines = data.decode(errors="replace").splitlines()
-        return "; ".join(line for line in lines if line and not line.startswith(_CHATTER))
-
-    def close(self) -> None:
-        os.close(self._read_fd)
-        os.close(self.write_fd)
-
-
 class Passt(Stream):
     """A running passt and the socket to it; owns both until `close`."""
 
     __slots__ = ("_complaints", "pid")
 
-    def __init__(self, fd: int, pid: int, complaints: _Complaints) -> None:
+    def __init__(self, fd: int, pid: int, complaints: Complaints) -> None:
         super().__init__(fd, PROGRAM)
         self.pid = pid
         self._complaints = complaints
@@ -99,12 +73,12 @@ class Passt(Stream):
         """Close the socket and wait for the process's end."""
         super().close()
         if self.pid > 0:
-            _end(self.pid)
+            end(self.pid)
             self.pid = 0
             self._complaints.close()
 
 
-def _start(arguments: Sequence[str], socket_fd: int, complaints: _Complaints) -> int:
+def _start(arguments: Sequence[str], socket_fd: int, complaints: Complaints) -> int:
     """Return the process id of a passt that serves `socket_fd`."""
     ready, write_fd = os.pipe()
     try:
@@ -135,8 +109,8 @@ def _start(arguments: Sequence[str], socket_fd: int, complaints: _Complaints) ->
         poll.register(ready, select.POLLIN)
         if poll.poll(_START_S * 1000) and os.read(ready, 32):
             return pid
-        _end(pid, at_once=True)
-        reason = complaints.text() or f"not ready after {_START_S} s"
+        end(pid, at_once=True)
+        reason = "; ".join(complaints.lines()) or f"not ready after {_START_S} s"
         mend = "; give this host a default route" if "routable" in reason else ""
         raise BackendError(f"-netdev user: passt: {reason}{mend}")
     finally:
@@ -152,13 +126,3 @@ def _explain_missing(error: OSError) -> str:
             "run: sudo apt-get install -y --no-install-recommends passt"
         )
     return f"-netdev user: {PROGRAM}: {error.strerror}"
-
-
-def _end(pid: int, *, at_once: bool = False) -> None:
-    deadline = time.monotonic() + (0 if at_once else _END_S)
-    while os.waitpid(pid, os.WNOHANG)[0] == 0:
-        if time.monotonic() >= deadline:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return
-        time.sleep(0.005)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pyvirt.devices import passt
+from pyvirt.devices import child, passt
 from pyvirt.devices.passt import Passt, PasstConfig
 from pyvirt.devices.stream import StreamConfig
 from pyvirt.errors import BackendError
@@ -189,11 +189,11 @@ def test_one_that_complains_without_end(monkeypatch: pytest.MonkeyPatch, tmp_pat
     """Nobody reads what it says; it is neither held up by that nor does it outlive the guest."""
     script = 'echo $$ >/proc/self/fd/1; trap "" PIPE; while :; do echo complaint >&2; done'
     stand_in(monkeypatch, tmp_path, script)
-    monkeypatch.setattr(passt, "_END_S", 0.3)
+    monkeypatch.setattr(child, "_END_S", 0.3)
     one = PasstConfig().open()
     assert isinstance(one, Passt)
     deadline = time.monotonic() + PATIENCE
-    while "complaint" not in one._complaints.text():
+    while "complaint" not in one._complaints.lines():
         assert time.monotonic() < deadline
     pid = one.pid
     one.close()
