@@ -51,11 +51,13 @@ def _with_default_guest(argv: list[str], options: Options) -> Options:
     """Return `options` completed by the guest that runs when none is named."""
     from ..harness.guest import default
 
-    kernel, initrd = default.default()
+    kernel, initrd = default.default(shares=bool(options.shares))
     words = ["-kernel", str(kernel), "-initrd", str(initrd)]
     if options.append is None:
         words += ["-append", default.CMDLINE]
-    return run_options.parse(argv + words)
+    completed = run_options.parse(argv + words)
+    completed.append = default.cmdline(completed.append or "", options.shares)
+    return completed
 
 
 def config(options: Options) -> MachineConfig:

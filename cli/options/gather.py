@@ -62,6 +62,7 @@ class Gathered:
         "monitors",
         "nics",
         "serial",
+        "shares",
         "terminal",
         "testdev",
     )
@@ -76,6 +77,7 @@ class Gathered:
         self.nics: tuple[NicConfig, ...] = ()
         self.serial: ChardevConfig | None = None
         self.terminal: ChardevConfig | None = None
+        self.shares: tuple[str, ...] = ()  # the tags
         self.testdev = False
         if any(name in _OLDER for name, _ in given):
             from .older import expand
@@ -88,6 +90,7 @@ class Gathered:
         self._read_nics(given)
         self._read_serial(given, parts)
         self._read_others(given, parts)
+        self._read_shares(given)
         self._check_ids()
         self._read_testdev(given)
         self.chardevs = parts.chardevs.taken()
@@ -148,6 +151,16 @@ class Gathered:
                 except ConfigError as error:
                     about = [text for text in texts if text in str(error)]
                     raise at_place(error, *about, *texts) from None
+
+    def _read_shares(self, given: Given) -> None:
+        texts = [text for name, text in given if name == "share"]
+        if texts:
+            from .shares import read
+
+            taken = {device.tag for device in self.devices if hasattr(device, "tag")}
+            shares = read(texts, taken)
+            self.devices += shares
+            self.shares = tuple(one.id for one in shares)
 
     def _check_ids(self) -> None:
         """Refuse an id that two devices share: requests name them by it."""

@@ -47,6 +47,7 @@ class Options:
         "print_config",
         "serial",
         "share",
+        "shares",
         "smp",
         "stats",
         "terminal",
@@ -84,6 +85,7 @@ class Options:
         # these, or they are left.
         self.serial = ChardevConfig("serial0", STDIO, option="-serial stdio")
         self.share = False
+        self.shares: tuple[str, ...] = ()  # the tags of folders of the host
         self.dump_guest_core = False
         self.smp = 1
         self.stats = False

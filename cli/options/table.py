@@ -261,6 +261,15 @@ TABLE = (
         repeats=True,
     ),
     Option(
+        "share",
+        "DIR[,tag=TAG][,readonly=on]",
+        "share a folder of this host with the guest, through a virtiofsd of its own; the guest "
+        "mounts it by its tag, share0 for the first (the guest that runs when none is named has it "
+        "at /mnt/TAG); may be repeated",
+        _later,
+        repeats=True,
+    ),
+    Option(
         "object",
         "iothread,id=ID | rng-random,id=ID[,filename=FILE]",
         "a thread for all queues of the disks with iothread=ID, in place of one for each queue; or "
@@ -426,6 +435,7 @@ def _take_devices(options: Options) -> ChardevConfig | None:
     options.disks, options.iothreads, options.nics = found.disks, found.iothreads, found.nics
     options.devices, options.chardevs = found.devices, found.chardevs
     options.monitors, options.testdev = found.monitors, found.testdev
+    options.shares = found.shares
     options.serial = found.serial or options.serial
     return found.terminal
 

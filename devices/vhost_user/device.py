@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     class BackEnd(Protocol):
         """Where a back end is; whoever holds it closes it."""
 
+        who: str  # "the back end", or a name
+
         @property
         def where(self) -> str:
             """How messages of the start call it: the option, and the path."""
@@ -143,7 +145,7 @@ class VhostUser(Device):
                 f"{where}: {error.strerror}; start the back end first, or name its socket"
             ) from None
         except BackendError as error:
-            raise BackendError(f"{where}: the back end {error}{self._why()}") from None
+            raise BackendError(f"{where}: {self._back_end.who} {error}{self._why()}") from None
 
     def _why(self) -> str:
         why = self._back_end.why()

@@ -9,6 +9,7 @@ class SocketBackEnd:
     """Where it is."""
 
     __slots__ = ("_path", "where")
+    who = "the back end"
 
     def __init__(self, option: str, path: str) -> None:
         """`option` is how messages call it; `path` has 1 to 107 bytes."""

@@ -348,6 +348,7 @@ static _Noreturn void serve_as_init(struct agent *a)
 
     boot();
     if (boot_root(why, sizeof(why)) == 0) {
+        boot_shares();
         snprintf(why, sizeof(why), "port " PORT ": %s", strerror(-serve_port(a)));
     } else if ((port = boot_port(PORT, PORT_WAIT_MS)) >= 0) {
         wait_for_host(port);

@@ -232,6 +232,35 @@ int boot_root(char *why, size_t size)
     return err;
 }
 
+/* Folders of the host. */
+
+static void mount_shares(char *tags)
+{
+    char *rest, *tag;
+
+    (void)mkdir("/mnt", 0755);
+    for (tag = strtok_r(tags, ",", &rest); tag; tag = strtok_r(NULL, ",", &rest)) {
+        char target[64];
+
+        snprintf(target, sizeof(target), "/mnt/%s", tag);
+        (void)mkdir(target, 0755);
+        if (mount(tag, target, "virtiofs", 0, NULL) < 0)
+            say("share %s was not mounted: %s", tag, strerror(errno));
+    }
+}
+
+void boot_shares(void)
+{
+    static const char name[] = "pyvirt.share=";
+    char line[4096], *rest, *word;
+
+    if (read_text("/proc/cmdline", line, sizeof(line)) < 0)
+        return;
+    for (word = strtok_r(line, " \n", &rest); word; word = strtok_r(NULL, " \n", &rest))
+        if (strncmp(word, name, sizeof(name) - 1) == 0)
+            mount_shares(word + sizeof(name) - 1);
+}
+
 /* The port. */
 
 static int find_port(const char *name, char *node, size_t size)

@@ -13,6 +13,9 @@ void boot(void);
  */
 int boot_root(char *why, size_t size);
 
+/* Mounts the folders of the host that the kernel's command line names: pyvirt.share=TAG,TAG. */
+void boot_shares(void);
+
 /*
  * Opens the virtio port `name`, waiting `wait_ms` for it to appear. Returns the descriptor, which
  * does not block, or -errno.

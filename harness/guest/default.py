@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import initramfs
@@ -9,9 +10,11 @@ from .kernel import Kernel, find
 
 KERNEL = "cloud"
 CMDLINE = "console=ttyS0 quiet panic=-1"
+SHARES = "pyvirt.share="
 # What a guest of any monitor that speaks virtio-mmio may meet.
 # The last two are for the power button, which init.sh heeds.
 MODULES = ("virtio_mmio", "virtio_blk", "virtio_net", "ext4", "button", "evdev")
+_OF_SHARES = ("virtiofs",)
 
 # The demo's disk is plugged as vdb; these lines of its script say how far it is.
 DEMO_MODULES = ("virtio_mmio", "virtio_blk", "ext4")
@@ -58,15 +61,21 @@ disks
 """
 
 
-def default() -> tuple[Path, Path]:
+def default(*, shares: bool = False) -> tuple[Path, Path]:
     """Return kernel image and initramfs, fetched and made the first time.
 
-    The guest runs a shell on its console, after a line that says what it is and how to leave.
-    Raises what `kernel.find` and `initramfs.build` do.
+    The guest runs a shell on its console, after a line that says what it is and how to leave; with
+    `shares` it can mount folders of the host. Raises what `kernel.find` and `initramfs.build` do.
     """
     kernel = find(KERNEL)
+    modules = MODULES + _OF_SHARES if shares else MODULES
     files = {"/etc/motd": greeting(kernel).encode()}
-    return kernel.image, initramfs.build(kernel, modules=MODULES, files=files)
+    return kernel.image, initramfs.build(kernel, modules=modules, files=files)
+
+
+def cmdline(text: str, tags: Sequence[str]) -> str:
+    """Return a kernel command line that has init.sh mount folders of the host at /mnt/TAG."""
+    return f"{text} {SHARES}{','.join(tags)}" if tags else text
 
 
 def greeting(kernel: Kernel) -> str:

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Process 1 of pyvirt's initramfs: mounts what programs expect, loads the modules of
-# /lib/modules/load, runs /script or a shell on the console, and powers the machine off.
+# /lib/modules/load, mounts folders of the host below /mnt, runs /script or a shell on the console,
+# and powers the machine off.
 
 # Tell the monitor's boot timer, port 0x505 and address 0xc0000000, that init runs (1). Where the
 # kernel has neither device, or locks both down, nothing is told.
@@ -32,6 +33,15 @@ if [ -s /lib/modules/load ]; then
 		fi
 	done </lib/modules/load
 fi
+
+# Folders of the host: pyvirt.share=TAG,TAG of the kernel's command line.
+for word in $(cat /proc/cmdline); do
+	case $word in pyvirt.share=*) ;; *) continue ;; esac
+	for tag in $(echo "${word#*=}" | tr , ' '); do
+		mkdir -p "/mnt/$tag"
+		mount -t virtiofs "$tag" "/mnt/$tag" || echo "init: share $tag was not mounted"
+	done
+done
 
 if [ -e /script ]; then
 	# What busybox's poweroff, halt and reboot send to process 1. The script runs in the

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
+from ..guest import default
 from . import link as links
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class VmConfig:
 
     `memory` is as for `pyvirt run -m`; `cmdline` is added to CMDLINE; a disk is "scratch:SIZE", an
     empty one that lasts as long as the VM, or what `-disk` takes; a net is "link:NAME", to which
-    all VMs of the test that name it are connected, or what `-net` takes;
+    all VMs of the test that name it are connected, or what `-net` takes; a share is what `-share`
+    takes, a folder of the host that the guest has at /mnt/TAG (share0 and on, without one);
     `modules` are loaded before the agent answers; `files` maps paths in the guest to the host's
     files or to bytes. `initrd` is one of the user's that starts the agent, in place of all that.
     """
@@ -53,6 +55,7 @@ class VmConfig:
     cmdline: str = ""
     disks: tuple[str, ...] = ()
     nets: tuple[str, ...] = ()
+    share: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     files: Mapping[str, Path | bytes] = field(default_factory=lambda: MappingProxyType({}))
     initrd: Path | None = None
@@ -61,7 +64,7 @@ class VmConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant; ConfigError."""
-        for name in ("disks", "nets", "modules", "options"):
+        for name in ("disks", "nets", "share", "modules", "options"):
             value = getattr(self, name)
             if isinstance(value, str) or not all(isinstance(word, str) for word in value):
                 raise ConfigError(f"vm: {name} {value!r}: give a list of texts")
@@ -97,6 +100,15 @@ def _disk(text: str, number: int, folder: Path) -> str:
     return str(path).replace(",", ",,") + comma + members
 
 
+def _share(text: str, number: int) -> tuple[str, str]:
+    """Return what `-share` takes, with a tag in it, and the tag."""
+    members = text.replace(",,", "").split(",")[1:]
+    for member in members:
+        if member.startswith("tag="):
+            return text, member.removeprefix("tag=")
+    return f"{text},tag=share{number}", f"share{number}"
+
+
 def words(
     config: VmConfig,
     kernel: Path,
@@ -109,7 +121,9 @@ def words(
 
     `link` returns the socket of a link.
     """
+    shares = [_share(text, number) for number, text in enumerate(config.share)]
     append = " ".join(part for part in (CMDLINE, config.cmdline, cmdline) if part)
+    append = default.cmdline(append, [tag for _, tag in shares])
     found = ["-smp", str(config.vcpus), "-m", str(config.memory)]
     found += ["-kernel", str(kernel), "-initrd", str(initrd), f"-append={append}"]
     for number, disk in enumerate(config.disks):
@@ -121,6 +135,8 @@ def words(
             found += ["-netdev", f"stream,id=link{number},path={path}{comma}{members}"]
         else:
             found += ["-net", net]
+    for share, _ in shares:
+        found += ["-share", share]
     return found + list(config.options)
 
 

@@ -202,6 +202,13 @@ class Life:
         if self.kernel.modules is not None:
             # A slot's driver is wanted by whoever plugs something later, too.
             modules = ("virtio_blk", "virtio_net", *modules)
+            if self.config.share:
+                modules = ("virtiofs", *modules)
+        elif self.config.share and (self.kernel.config or {}).get("CONFIG_VIRTIO_FS") != "y":
+            raise ConfigError(
+                f"vm: share: the kernel {self.kernel.name} has no virtiofs; take another, as by "
+                "--vm-kernel cloud"
+            )
         if self.config.files:
             return image.initramfs(self.kernel, files=self.config.files, modules=modules)
         return _plain_initramfs(self.kernel, modules)

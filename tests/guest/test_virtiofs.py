@@ -99,7 +99,7 @@ def test_what_files_have_beside_bytes(guest: Live, folder: Path) -> None:
 
 
 def test_many_small_files(guest: Live, folder: Path) -> None:
-    many = 500
+    many = 200
     start = time.monotonic()
     guest.run(
         f"mkdir /mnt/many && for i in $(seq 0 {many - 1}); do echo $i >/mnt/many/$i; done",
@@ -134,7 +134,7 @@ def test_a_daemon_that_comes_back_is_mounted_again(guest: Live, daemon: Daemon) 
 
 def test_a_guest_that_is_reset_mounts_it_again(guest: Live) -> None:
     guest.machine.reset()
-    guest.ready()
+    guest.expect("live-guest-ready\n", SECONDS)
     guest.run("mount -t virtiofs shared /mnt", SECONDS)
     assert "host" in guest.run("ls /mnt", SECONDS)
 

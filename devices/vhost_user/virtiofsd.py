@@ -1,0 +1,154 @@
+"""A virtiofsd of the machine's own, which shares a folder of the host and ends with the machine.
+
+It is Debian 12's, of QEMU 7.2, in namespaces of its own, with the folder as its root. Without root
+it is root in a user namespace: it has the rights of the user who runs it, all files are theirs in
+the guest's eyes, and only the guest's root can make new ones. Source: virtiofsd --help.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+from ...errors import ConfigError
+from ..child import Complaints, end
+
+PROGRAM = "/usr/lib/qemu/virtiofsd"
+PACKAGE = "qemu-system-common"
+_NULL_FD, _OUT_FD, _COMPLAINT_FD, _SOCKET_FD = 0, 1, 2, 3
+_CHATTER = ("virtio_session_mount: ", "virtio_loop: ")
+# Folders that take sockets; that of the lab's /tmp does not.
+_SOCKETS = ("/dev/shm", "/tmp")  # noqa: S108  (a folder of our own is made in it)
+# "$0" is the folder: of a mount namespace of our own, in which it cannot be written. What is
+# mounted below it stays outside, for it could be.
+_READONLY = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+_CAP_SYS_ADMIN = 21
+
+
+class Virtiofsd:
+    """A back end that is started when it is connected to; owns the process until `close`."""
+
+    __slots__ = ("_complaints", "_folder", "_pid", "_readonly", "where")
+    who = "virtiofsd"
+
+    def __init__(self, folder: str, *, readonly: bool = False) -> None:
+        """`folder` is an absolute path."""
+        self._folder = folder
+        self._readonly = readonly
+        self._complaints: Complaints | None = None
+        self._pid = 0
+        self.where = f"-share {folder}"
+
+    def connect(self) -> socket.socket:
+        """Start one, in place of that before, and return the connection; ConfigError, OSError."""
+        self._end()
+        if not os.access(PROGRAM, os.X_OK):
+            raise ConfigError(
+                f"{self.where}: virtiofsd is not installed; "
+                f"run: sudo apt-get install -y --no-install-recommends {PACKAGE}"
+            )
+        words = self._words()
+        self._complaints = Complaints(lambda line: line.startswith(_CHATTER))
+        ours, listener = _pair()
+        try:
+            self._pid = os.posix_spawnp(
+                words[0],
+                words,
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, _NULL_FD, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, _OUT_FD, os.devnull, os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, self._complaints.write_fd, _COMPLAINT_FD),
+                    (os.POSIX_SPAWN_DUP2, listener.fileno(), _SOCKET_FD),
+                ],
+                # A Ctrl-C in the terminal is not for it, and no signal is blocked or ignored.
+                setpgroup=0,
+                setsigmask=(),
+                setsigdef=(signal.SIGPIPE,),
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            listener.close()
+        return ours
+
+    def _words(self) -> list[str]:
+        is_root = _is_root()
+        can_mount = not is_root or _has_admin()
+        source = self._folder.replace("\\", "\\\\").replace(",", "\\,")
+        sandbox = "namespace" if can_mount else "chroot"
+        program = [PROGRAM, f"--fd={_SOCKET_FD}", "-o", f"source={source},sandbox={sandbox}"]
+        if not is_root:
+            # Nobody else may raise it; the default is more than enough.
+            program.append("--rlimit-nofile=0")
+        # It also ends by itself, when its connection does.
+        words = ["setpriv", "--pdeathsig", "TERM", "--", *program]
+        if self._readonly and not can_mount:
+            raise ConfigError(
+                f"{self.where},readonly=on: a root without CAP_SYS_ADMIN cannot see to that; "
+                "leave readonly out, or add that capability"
+            )
+        if self._readonly:
+            words = ["sh", "-c", _READONLY, self._folder, *words]
+        unshare = [] if is_root else ["--map-root-user"]
+        if self._readonly:
+            unshare.append("--mount")
+        return ["unshare", *unshare, "--", *words] if unshare else words
+
+    def why(self) -> str:
+        """Return the last that it has said."""
+        lines = self._complaints.lines() if self._complaints is not None else []
+        return lines[-1] if lines else ""
+
+    def _end(self) -> None:
+        if self._pid > 0:
+            pid, self._pid = self._pid, 0
+            end(pid)
+        if self._complaints is not None:
+            self._complaints.close()
+            self._complaints = None
+
+    def close(self) -> None:
+        """Wait for its end; the connection is closed."""
+        self._end()
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def _has_admin() -> bool:
+    """Say whether this process may make namespaces and mounts."""
+    with open("/proc/self/status", "rb") as file:
+        line = next(line for line in file if line.startswith(b"CapEff:"))
+    return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    """Return a connected socket and the listening one on which it waits to be accepted.
+
+    Nobody else can connect: the path is in a folder of our own, and gone when this returns.
+    """
+    base = next((one for one in _SOCKETS if os.access(one, os.W_OK)), _SOCKETS[-1])
+    folder = f"{base}/pyvirt-{os.urandom(8).hex()}"
+    path = f"{folder}/s"
+    ours = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.mkdir(folder, 0o700)
+        try:
+            listener.bind(path)
+            try:
+                listener.listen(1)
+                ours.connect(path)
+            finally:
+                os.unlink(path)
+        finally:
+            os.rmdir(folder)
+    except BaseException:
+        ours.close()
+        listener.close()
+        raise
+    return ours, listener

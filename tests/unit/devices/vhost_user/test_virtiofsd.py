@@ -1,0 +1,177 @@
+"""Debian's virtiofsd as a process of the machine's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyvirt.devices.vhost_user import virtiofsd
+from pyvirt.devices.vhost_user.fs import FsConfig
+from pyvirt.devices.vhost_user.virtiofsd import Virtiofsd
+from pyvirt.errors import PyvirtError
+
+from ...refusal import refusal
+from .bench import VhostUserBench, wait
+
+# Of linux/fuse.h.
+INIT, LOOKUP, MKDIR = 26, 1, 9
+ROOT = 1
+IN = struct.Struct("<IIQQIII4x")  # length, opcode, unique, node, uid, gid, pid
+OUT = struct.Struct("<IiQ")  # length, error, unique
+
+
+class Fs(VhostUserBench):
+    """A driver that speaks as much of FUSE as shows a folder."""
+
+    def __init__(self, folder: Path, *, readonly: bool = False) -> None:
+        self.back_end = Virtiofsd(str(folder), readonly=readonly)
+        super().__init__(FsConfig("share0", b"share0", self.back_end).make())
+        self._unique = 0
+
+    def begin(self) -> None:
+        assert self.start() == 0xF
+        assert self.fuse(INIT, struct.pack("<IIII", 7, 31, 65536, 0)) == 0
+
+    def fuse(self, opcode: int, body: bytes) -> int:
+        """Return the error that a request is answered with."""
+        self._unique += 1
+        length = IN.size + len(body)
+        head = IN.pack(length, opcode, self._unique, ROOT, os.getuid(), os.getgid(), os.getpid())
+        place = self.offer(head + body, 1, 4096)
+        self.used(1, 1)
+        _, error, unique = OUT.unpack(self.memory.read(place, OUT.size))
+        assert unique == self._unique
+        return -int(error)
+
+    def mkdir(self, name: str) -> int:
+        return self.fuse(MKDIR, struct.pack("<II", 0o755, 0o22) + name.encode() + b"\0")
+
+    def lookup(self, name: str) -> int:
+        return self.fuse(LOOKUP, name.encode() + b"\0")
+
+    @property
+    def processes(self) -> list[int]:
+        """Return the daemon and its descendants."""
+        found = [self.back_end._pid]
+        for pid in found:
+            path = Path(f"/proc/{pid}/task/{pid}/children")
+            found += map(int, path.read_text().split()) if path.exists() else []
+        return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "there").touch()
+    return tmp_path
+
+
+@pytest.fixture
+def fs(folder: Path) -> Iterator[Fs]:
+    before = len(os.listdir("/proc/self/fd"))
+    fs = Fs(folder)
+    yield fs
+    fs.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def is_running(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def test_a_folder_is_shown_and_written(fs: Fs, folder: Path) -> None:
+    fs.begin()
+    assert fs.lookup("there") == 0
+    assert fs.lookup("absent") == 2
+    assert fs.mkdir("made") == 0
+    assert (folder / "made").is_dir()
+
+
+def test_it_is_told_the_tag(fs: Fs) -> None:
+    assert fs.device.config() == b"share0".ljust(36, b"\0") + b"\1\0\0\0"
+
+
+def test_it_ends_with_the_machine(folder: Path) -> None:
+    fs = Fs(folder)
+    fs.begin()
+    processes = fs.processes
+    assert processes
+    fs.close()
+    wait(lambda: not any(map(is_running, processes)))
+
+
+def test_nothing_can_be_written_where_that_is_asked_for(folder: Path) -> None:
+    fs = Fs(folder, readonly=True)
+    fs.begin()
+    assert fs.lookup("there") == 0
+    assert fs.mkdir("made") == 30  # EROFS
+    fs.close()
+    (folder / "by the host").mkdir()
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_users_without_privileges_share_what_is_theirs(
+    readonly: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() == 0:
+        words = Virtiofsd._words
+        user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
+        monkeypatch.setattr(virtiofsd, "_is_root", lambda: False)
+        monkeypatch.setattr(Virtiofsd, "_words", lambda self: [*user, *words(self)])
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name, "a,b\\c")
+        folder.mkdir()
+        if os.geteuid() == 0:
+            os.chown(name, 65534, 65534)
+            os.chown(folder, 65534, 65534)
+        fs = Fs(folder, readonly=readonly)
+        fs.begin()
+        assert fs.mkdir("made") == (30 if readonly else 0)
+        assert (folder / "made").exists() != readonly
+        fs.close()
+
+
+def test_one_that_is_killed_is_started_again(fs: Fs) -> None:
+    fs.begin()
+    for pid in fs.processes:
+        os.kill(pid, signal.SIGKILL)
+    wait(lambda: "there is a back end again" in " ".join(fs.report()))
+    # It is another, to which the guest has to introduce itself anew.
+    assert fs.lookup("there") == 5
+    assert fs.fuse(INIT, struct.pack("<IIII", 7, 31, 65536, 0)) == 0
+    assert fs.lookup("there") == 0
+    assert not fs.is_broken
+
+
+def test_one_that_does_not_start_says_why(tmp_path: Path) -> None:
+    with pytest.raises(PyvirtError) as info:
+        Fs(tmp_path / "gone")
+    assert str(info.value).startswith(f"-share {tmp_path}/gone: virtiofsd has gone")
+    assert str(info.value).endswith(f'("{tmp_path}/gone"): No such file or directory')
+
+
+def test_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(virtiofsd, "PROGRAM", "/nowhere/virtiofsd")
+    message = refusal(lambda: Fs(tmp_path))
+    assert message == (
+        f"-share {tmp_path}: virtiofsd is not installed; "
+        "run: sudo apt-get install -y --no-install-recommends qemu-system-common"
+    )
+
+
+def test_a_root_without_capabilities(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """As in a container: no namespaces, but a folder of which it cannot get out."""
+    monkeypatch.setattr(virtiofsd, "_has_admin", lambda: False)
+    assert "cannot see to that; leave readonly out" in refusal(lambda: Fs(folder, readonly=True))
+    fs = Fs(folder)
+    fs.begin()
+    assert fs.lookup("there") == 0
+    fs.close()
