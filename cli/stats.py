@@ -84,6 +84,15 @@ def _rng(stats: Any) -> str:
     )
 
 
+def _balloon(stats: Any) -> str:
+    return (
+        f"  inflated {stats.inflated} pages, deflated {stats.deflated}, "
+        f"reported {stats.reported}, given back {stats.released} in {stats.releases} calls, "
+        f"failed {stats.failed}, refused {stats.refused}, statistics {stats.statistics}, "
+        f"kicks {stats.kicks}, batches with an interrupt {stats.interrupts}"
+    )
+
+
 def _vsock(stats: Any) -> str:
     return (
         f"  received {stats.bytes_in / _MIB:.1f} MiB, starved {stats.starved}, "
@@ -106,7 +115,7 @@ def _back_end(stats: dict[str, int]) -> str:
 
 
 # By the virtio device ID, for a device's own module need not be there.
-_OF_DEVICE = {1: _nic, 2: _disk, 3: _ports, 4: _rng, 19: _vsock}
+_OF_DEVICE = {1: _nic, 2: _disk, 3: _ports, 4: _rng, 5: _balloon, 19: _vsock}
 
 
 def table(machine: Machine) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from .schema import Boolean, Choice, Event, Field, Text
+from .schema import Boolean, Choice, Event, Field, Integer, Text
 
 STOP = "STOP"
 RESUME = "RESUME"
@@ -16,6 +16,7 @@ BLOCK_IO_ERROR = "BLOCK_IO_ERROR"
 GUEST_PANICKED = "GUEST_PANICKED"
 GUEST_CRASHLOADED = "GUEST_CRASHLOADED"
 NIC_RX_FILTER_CHANGED = "NIC_RX_FILTER_CHANGED"
+BALLOON_CHANGED = "BALLOON_CHANGED"
 
 # Why a machine ends or resets, in QEMU's words (ShutdownCause).
 HOST_QUIT = "host-qmp-quit"
@@ -87,6 +88,12 @@ TABLE = (
         ),
         is_limited=True,
         of="name",
+    ),
+    Event(
+        BALLOON_CHANGED,
+        "The guest has put memory into its balloon, or taken some out. (QEMU's BALLOON_CHANGE.)",
+        (Field("actual", Integer(0, (1 << 63) - 1), "bytes that the guest has"),),
+        is_limited=True,
     ),
 )
 BY_NAME = {event.name: event for event in TABLE}

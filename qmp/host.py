@@ -183,6 +183,15 @@ if TYPE_CHECKING:
         def inject_nmi(self) -> None:
             """Raise a non-maskable interrupt in every vCPU."""
 
+        def guest_memory(self) -> int:
+            """Return the bytes of RAM that are not in the balloon; QmpError: there is none."""
+
+        def set_guest_memory(self, size: int) -> None:
+            """Ask the guest to make do with `size` bytes; QmpError: it has no balloon.
+
+            BALLOON_CHANGED when it has put something into the balloon, or taken it out.
+            """
+
         def open_disk(self, request: DiskRequest) -> Resource:
             """Open and lock an image."""
 

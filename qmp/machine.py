@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..devices.chardev import Chardev as OpenChardev
     from ..devices.iothread import IoThread
     from ..devices.serial import Serial
+    from ..devices.virtio.balloon import Balloon
     from ..devices.virtio.device import Device as VirtioDevice
     from ..devices.virtio.fault import Fault, FaultState
     from ..vmm.hotplug import Device, Resource
@@ -238,6 +239,23 @@ class MachineHost:
     def inject_nmi(self) -> None:
         """Raise an NMI everywhere."""
         inspection.inject_nmi(self._machine)
+
+    def _balloon(self) -> Balloon:
+        from ..devices.virtio.balloon import Balloon  # noqa: PLC0415  (few machines have one)
+
+        assert self._machine.slots is not None
+        for transport in self._machine.slots.transports:
+            if isinstance(transport.device, Balloon):
+                return transport.device
+        raise QmpError("No balloon device has been activated", "DeviceNotActive")
+
+    def guest_memory(self) -> int:
+        """Return what the balloon leaves."""
+        return self.memory - self._balloon().ballooned
+
+    def set_guest_memory(self, size: int) -> None:
+        """Have the rest put into the balloon."""
+        self._balloon().set_target(max(0, self.memory - size))
 
     def open_disk(self, request: DiskRequest) -> Resource:
         """Open and lock an image."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .commands import (
+    balloon,
     blockdev,
     change,
     chardev,
@@ -27,6 +28,7 @@ CHAPTERS: tuple[tuple[str, tuple[Command[Session], ...]], ...] = (
         "Disks and NICs",
         (*blockdev.COMMANDS, *netdev.COMMANDS, *device.COMMANDS, *change.COMMANDS),
     ),
+    ("The balloon", balloon.COMMANDS),
     ("What there is", query.COMMANDS),
     ("Character devices", chardev.COMMANDS),
     ("Looking into the guest", inspect.COMMANDS + memory.COMMANDS),

@@ -171,6 +171,9 @@ class Machine:
         """Log what devices have to say: that a driver broke one, that an image failed."""
         if self.slots is None or not self.slots.report():
             return
+        for transport in self.slots.transports:
+            for name, data in transport.device.take_events():
+                self.tell(name, **data)
         for device in self.slots.pluggable("block"):
             failure = device.take_failure()
             if failure is not None:

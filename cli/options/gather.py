@@ -33,6 +33,7 @@ _READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ports", ("virtio-serial-device", "virtserialport")),
     ("rng", ("virtio-rng-device",)),
     ("vsock", ("vsock-device",)),
+    ("balloon", ("virtio-balloon-device",)),
     ("python_devices", ("python",)),
     ("vhost_user", ("vhost-user-fs-device", "vhost-user-blk-device")),
 )

@@ -251,6 +251,8 @@ TABLE = (
         "vsock-device,guest-cid=N,uds=PATH[,id=ID] | "
         "vhost-user-fs-device,chardev=ID,tag=TAG[,num-request-queues=N][,queue-size=N][,id=ID] | "
         "vhost-user-blk-device,chardev=ID[,num-queues=N][,queue-size=N][,config-wce=off][,id=ID] | "
+        "virtio-balloon-device[,id=ID][,deflate-on-oom=on|off][,free-page-reporting=on|off]"
+        "[,auto-balloon=on|off][,membuf-percent=N][,monitor-interval=SECONDS] | "
         "python,file=FILE[,class=NAME][,id=ID][,key=value] | pc-testdev | isa-debug-exit",
         "a disk from the drive, a NIC from the netdev, or a port to the chardev of that id (ports "
         "are on the one virtio-serial-device), the guest's sockets behind Unix sockets, a file "

@@ -174,6 +174,13 @@ class Device:
     def terminal_resized(self) -> None:
         """See what size the user's terminal has now; the main thread, and it never waits."""
 
+    def take_events(self) -> tuple[tuple[str, dict[str, object]], ...]:
+        """Return what monitors are to be told, each by its name and data, and once.
+
+        Asked as `news` is, after it.
+        """
+        return ()
+
     def close(self) -> None:
         """Give back what the device owns; it is reset, and no vCPU runs any more."""
 

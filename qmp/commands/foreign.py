@@ -38,11 +38,7 @@ def _returns(value: object) -> Callable[[Session, Arguments], object]:
     return lambda _session, _given: value
 
 
-_NO_BALLOON = "No balloon device has been activated"
-
 _REFUSED = (
-    ("balloon", _NO_BALLOON, "DeviceNotActive", "v0.3.0"),
-    ("query-balloon", _NO_BALLOON, "DeviceNotActive", "v0.3.0"),
     ("chardev-add", "chardev_add not supported yet for microVM", "", "v2"),
     ("chardev-remove", "chardev_remove not supported yet for microVM", "", "v2"),
     ("cameradev_add", "cameradev_add not supported for MicroVM", "", "v2"),

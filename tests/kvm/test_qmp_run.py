@@ -170,6 +170,14 @@ def test_counters_of_a_device_that_is_there_for_good(kernel: Kernel) -> None:
         assert {"name": "requests", "value": 0} in found["stats"]
 
 
+def test_a_balloon_without_a_driver(kernel: Kernel) -> None:
+    with Monitored(kernel("spin"), "-device", "virtio-balloon-device") as guest:
+        assert guest.client.execute("query-balloon") == {"actual": 128 << 20}
+        assert guest.client.execute("balloon", {"value": 100 << 20}) == {}
+        assert guest.client.execute("query-balloon") == {"actual": 128 << 20}
+        assert guest.names() == []
+
+
 def test_reset_button(spin: Monitored) -> None:
     spin.client.execute("stop")
     spin.client.execute("system_reset")

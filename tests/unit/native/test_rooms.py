@@ -17,7 +17,7 @@ LAYERS = (
     ("",),
     ("vcpu", "console"),
     ("virtio",),
-    ("block", "net", "port", "rng", "vsock"),
+    ("balloon", "block", "net", "port", "rng", "vsock"),
 )
 
 COMMENT_OR_STRING = re.compile(r'/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.DOTALL)

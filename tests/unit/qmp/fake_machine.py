@@ -87,6 +87,7 @@ class FakeHost:
         self.name = name
         self.uuid = ""
         self.memory = 256 << 20
+        self.ballooned: int | None = None  # bytes; None: there is no balloon
         self.inventory = Inventory()
         self.slots: dict[tuple[str, int], Device] = {}
         self.taps: set[str] = set()
@@ -187,6 +188,16 @@ class FakeHost:
 
     def inject_nmi(self) -> None:
         self.calls.append("nmi")
+
+    def guest_memory(self) -> int:
+        if self.ballooned is None:
+            raise QmpError("No balloon device has been activated", "DeviceNotActive")
+        return self.memory - self.ballooned
+
+    def set_guest_memory(self, size: int) -> None:
+        self.guest_memory()
+        self.ballooned = max(0, self.memory - size)
+        self.emit(events.BALLOON_CHANGED, {"actual": self.guest_memory()})
 
     def open_disk(self, request: DiskRequest) -> Resource:
         return File(request)

@@ -29,6 +29,10 @@ class QueueBench(DeviceBench):
         super().__init__(self.ram, device)  # type: ignore[arg-type]
         self.drivers: dict[int, Driver] = {}
 
+    def get(self, offset: int, size: int = 4) -> int:
+        """Read as a guest would; the device's threads may change what there is meanwhile."""
+        return self.transport.read(offset, size)
+
     def start(
         self,
         features: int = 0,
@@ -36,12 +40,17 @@ class QueueBench(DeviceBench):
         event_idx: bool = True,
         indirect: bool = False,
         queues: tuple[int, ...] | None = None,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
-        """Go from reset to DRIVER_OK; `queues` are those that are made ready, None: all."""
+        """Go from reset to DRIVER_OK; `queues` are those that are made ready, None: all.
+
+        `before` is what a driver does besides, when the features are agreed on.
+        """
         self.drivers.clear()
         self.set(r.STATUS, 0)
         features |= r.EVENT_IDX if event_idx else 0
         self.negotiate(features | r.VERSION_1 | (r.INDIRECT_DESC if indirect else 0))
+        before()
         for index, most in enumerate(self.device.queue_sizes):
             if queues is not None and index not in queues:
                 continue
@@ -87,8 +96,9 @@ class QueueBench(DeviceBench):
 
     def wait_broken(self) -> str:
         """Return the log's line on why the device broke; wait for it."""
-        assert select.select([self.broken_fd], [], [], SECONDS)[0]
-        assert self.broken
+        while not self.broken:
+            assert select.select([self.broken_fd], [], [], SECONDS)[0]
+            os.eventfd_read(self.broken_fd)
         self.transport.report()
         return self.log[-1]
 

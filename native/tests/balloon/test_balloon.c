@@ -1,0 +1,226 @@
+/* A balloon device with its thread: every queue at work at once, statistics that are asked for, and
+ * turns that end before a hostile driver's list does. */
+#include <errno.h>
+
+#include "balloon/internal.h"
+#include "tests/virtio/guest.h"
+
+enum { MIB = 1 << 20, RAM = 64 * MIB, LISTS = 1 * MIB, BUFFER = 2 * MIB, FREE = 16 * MIB };
+enum { PAGE = PV_BALLOON_PAGE, PAGES = 256 };
+
+struct bench {
+	struct guest guest;
+	struct queue queues[PV_BALLOON_QUEUES];
+	struct pv_balloon *balloon;
+};
+
+static struct pv_balloon_activation make_queues(struct bench *b)
+{
+	struct pv_balloon_activation activation = {.memory = b->guest.memory, .irq = b->guest.irq};
+
+	for (unsigned i = 0; i < PV_BALLOON_QUEUES; i++)
+		queue_make(&b->guest, &b->queues[i], i, true, false);
+	activation.inflate = served(&b->queues[PV_BALLOON_INFLATE]);
+	activation.deflate = served(&b->queues[PV_BALLOON_DEFLATE]);
+	activation.reporting = served(&b->queues[PV_BALLOON_REPORT]);
+	activation.statistics = served(&b->queues[PV_BALLOON_TELL]);
+	return activation;
+}
+
+static void unmake_queues(struct bench *b)
+{
+	for (unsigned i = 0; i < PV_BALLOON_QUEUES; i++)
+		queue_unmake(&b->queues[i]);
+}
+
+static void start(struct bench *b)
+{
+	struct pv_balloon_activation activation = make_queues(b);
+
+	CHECK_EQ(pv_balloon_start(b->balloon, &activation), 0);
+	CHECK_EQ(pv_balloon_start(b->balloon, &activation), -EBUSY);
+}
+
+static void stop(struct bench *b)
+{
+	CHECK_EQ(pv_balloon_stop(b->balloon, PV_FOREVER), 0);
+	CHECK_EQ(pv_balloon_stop(b->balloon, PV_FOREVER), 0);
+	pv_virtio_irq_reset(b->guest.irq);
+	unmake_queues(b);
+}
+
+static void make(struct bench *b)
+{
+	memset(b, 0, sizeof(*b));
+	guest_make(&b->guest, RAM);
+	CHECK_EQ(pv_balloon_new(&b->balloon), 0);
+}
+
+static void unmake(struct bench *b)
+{
+	pv_balloon_free(b->balloon);
+	guest_unmake(&b->guest);
+}
+
+static void offer(struct bench *b, unsigned index, uint64_t address, uint32_t length, bool writable)
+{
+	struct queue *q = &b->queues[index];
+	uint16_t head = q->free;
+
+	queue_describe(q, address, length, writable, false);
+	queue_put(q, head);
+	show(q);
+	kick(q);
+}
+
+/* A list of PAGES pages from `first` on, for the queue. */
+static void list(struct bench *b, unsigned index, uint32_t first)
+{
+	uint64_t at = LISTS + index * UINT64_C(4096);
+	uint32_t *pages = (uint32_t *)(void *)(b->guest.ram + at);
+
+	for (uint32_t i = 0; i < PAGES; i++)
+		pages[i] = first + i;
+	offer(b, index, at, PAGES * sizeof(*pages), false);
+}
+
+static struct pv_balloon_stats stats(const struct bench *b)
+{
+	struct pv_balloon_stats stats;
+
+	pv_balloon_stats(b->balloon, &stats);
+	return stats;
+}
+
+static void tell(struct bench *b, uint64_t available)
+{
+	const uint16_t tag = 6;
+
+	memcpy(b->guest.ram + BUFFER, &tag, sizeof(tag));
+	memcpy(b->guest.ram + BUFFER + 2, &available, sizeof(available));
+	offer(b, PV_BALLOON_TELL, BUFFER, 10, false);
+}
+
+static void test_all_queues_at_once(void)
+{
+	struct pv_balloon_statistics statistics;
+	struct bench b;
+
+	make(&b);
+	start(&b);
+	memset(b.guest.ram + FREE, 'x', 32 * MIB);
+	pv_balloon_poll(b.balloon, 1, 1);
+	for (uint32_t round = 0; round < 16; round++) {
+		uint32_t first = FREE / PAGE + round * PAGES;
+
+		tell(&b, round);
+		list(&b, PV_BALLOON_INFLATE, first);
+		list(&b, PV_BALLOON_DEFLATE, first);
+		offer(&b, PV_BALLOON_REPORT, FREE + 16 * MIB + round * (uint64_t)MIB, MIB, true);
+		for (unsigned i = 0; i < PV_BALLOON_QUEUES; i++)
+			WAIT_FOR(used(&b.queues[i]) == round + 1);
+	}
+	for (size_t i = 0; i < 32 * MIB; i += 511)
+		CHECK_EQ(b.guest.ram[FREE + i], 0);
+	CHECK_EQ(stats(&b).inflated, 16 * PAGES);
+	CHECK_EQ(stats(&b).deflated, 16 * PAGES);
+	CHECK_EQ(stats(&b).reported, 16 * PAGES);
+	CHECK_EQ(stats(&b).released, 32 * PAGES);
+	CHECK_EQ(stats(&b).releases, 32);
+	CHECK_EQ(stats(&b).statistics, 16);
+	pv_balloon_statistics(b.balloon, &statistics);
+	CHECK_EQ(statistics.count, 16);
+	CHECK_EQ(statistics.values[6], 15);
+	CHECK_EQ(statistics.values[5], UINT64_MAX);
+	stop(&b);
+	unmake(&b);
+}
+
+static void test_statistics_are_asked_for_by_time(void)
+{
+	struct pv_balloon_activation activation;
+	struct bench b;
+
+	make(&b);
+	activation = make_queues(&b);
+	pv_balloon_begin(b.balloon, &activation);
+	tell(&b, 1);
+	pv_balloon_serve(b.balloon, 1000);
+	CHECK_EQ(used(&b.queues[PV_BALLOON_TELL]), 0);
+	pv_balloon_poll(b.balloon, 50, 0);
+	pv_balloon_serve(b.balloon, 1000);
+	CHECK_EQ(used(&b.queues[PV_BALLOON_TELL]), 1);
+	tell(&b, 2);
+	pv_balloon_serve(b.balloon, 1049);
+	CHECK_EQ(used(&b.queues[PV_BALLOON_TELL]), 1);
+	CHECK_EQ(stats(&b).statistics, 2);
+	pv_balloon_serve(b.balloon, 1050);
+	CHECK_EQ(used(&b.queues[PV_BALLOON_TELL]), 2);
+	pv_balloon_serve(b.balloon, 2000);
+	CHECK_EQ(used(&b.queues[PV_BALLOON_TELL]), 2);
+	tell(&b, 3);
+	b.balloon->queues[PV_BALLOON_TELL].wait = PV_BALLOON_MORE; /* the kick */
+	pv_balloon_poll(b.balloon, 0, 0);
+	pv_balloon_serve(b.balloon, 3000);
+	CHECK_EQ(used(&b.queues[PV_BALLOON_TELL]), 2);
+	CHECK_EQ(stats(&b).statistics, 3);
+	unmake_queues(&b);
+	unmake(&b);
+}
+
+/* One list of ten million pages, all the same: a turn looks at 1,024 of them. */
+static void test_a_long_list_takes_turns(void)
+{
+	struct pv_balloon_activation activation;
+	struct bench b;
+	struct queue *q;
+
+	make(&b);
+	activation = make_queues(&b);
+	pv_balloon_begin(b.balloon, &activation);
+	q = &b.queues[PV_BALLOON_INFLATE];
+	offer(&b, PV_BALLOON_INFLATE, FREE, 40 * MIB, false);
+	pv_balloon_serve(b.balloon, 1);
+	CHECK_EQ(stats(&b).inflated, PV_BALLOON_PIECE);
+	CHECK_EQ(pv_virtqueue_in_flight(q->ring), 0);
+	/* It shrinks meanwhile: what was taken of it is all of it. */
+	q->desc[0].length = 400;
+	pv_balloon_serve(b.balloon, 1);
+	CHECK_EQ(used(q), 1);
+	CHECK_EQ(stats(&b).inflated, PV_BALLOON_PIECE);
+	list(&b, PV_BALLOON_INFLATE, FREE / PAGE);
+	q = &b.queues[PV_BALLOON_INFLATE];
+	b.balloon->queues[PV_BALLOON_INFLATE].wait = PV_BALLOON_MORE; /* the kick */
+	pv_balloon_serve(b.balloon, 1);
+	CHECK_EQ(used(q), 2);
+	CHECK_EQ(stats(&b).inflated, PV_BALLOON_PIECE + PAGES);
+	unmake_queues(&b);
+	unmake(&b);
+}
+
+static void test_a_broken_device_stops_and_starts(void)
+{
+	struct bench b;
+
+	make(&b);
+	start(&b);
+	offer(&b, PV_BALLOON_INFLATE, FREE, 6, false);
+	guest_check_broken(&b.guest, "a list of pages that ends in half a one");
+	list(&b, PV_BALLOON_INFLATE, 0xffffff00);
+	stop(&b);
+	start(&b);
+	list(&b, PV_BALLOON_INFLATE, 0xffffff00);
+	WAIT_FOR(used(&b.queues[PV_BALLOON_INFLATE]) == 1);
+	CHECK_EQ(stats(&b).refused, PAGES);
+	stop(&b);
+	unmake(&b);
+}
+
+int main(void)
+{
+	RUN(test_all_queues_at_once);
+	RUN(test_statistics_are_asked_for_by_time);
+	RUN(test_a_long_list_takes_turns);
+	RUN(test_a_broken_device_stops_and_starts);
+	return 0;
+}
