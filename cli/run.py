@@ -82,6 +82,8 @@ def config(options: Options) -> MachineConfig:
         testdev=options.testdev,
         actions=options.actions,
         topology=options.topology,
+        backing=options.backing,
+        prealloc=options.prealloc,
         hotplug=bool(options.monitors),
     )
 

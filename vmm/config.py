@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ..devices.nic import NicConfig
     from ..devices.virtio.block import BlockConfig
     from ..devices.virtio.device import DeviceConfig
+    from .backing import Backing
     from .cpu_model import CpuModel
 
 VCPUS_MAX = 254
@@ -21,6 +22,7 @@ class MachineConfig:
 
     __slots__ = (
         "actions",
+        "backing",
         "cmdline",
         "cpu",
         "devices",
@@ -35,6 +37,7 @@ class MachineConfig:
         "name",
         "nics",
         "pit",
+        "prealloc",
         "read_exits",
         "share",
         "testdev",
@@ -67,6 +70,8 @@ class MachineConfig:
         testdev: bool = False,
         actions: Actions | None = None,
         topology: Topology | None = None,
+        backing: Backing | None = None,
+        prealloc: bool = False,
     ) -> None:
         """`memory` is in bytes, 128 MiB to 512 GiB; `vcpus` 1 to 254; `frozen` starts paused.
 
@@ -81,6 +86,8 @@ class MachineConfig:
         is None for the host's processor as it is, `pit` the timer of old, and `testdev` adds the
         device of kvm-unit-tests. `actions` is None for a guest that ends its run itself, and
         `topology`, which has the same number of vCPUs, for one socket of single-threaded cores.
+        `backing` is None for anonymous memory, or a memfd with `share`; `prealloc` has the host
+        provide all of it before the guest starts.
         """
         self.kernel = kernel
         self.initrd = initrd
@@ -104,3 +111,5 @@ class MachineConfig:
         self.testdev = testdev
         self.actions = actions or Actions()
         self.topology = topology or Topology(vcpus)
+        self.backing = backing
+        self.prealloc = prealloc

@@ -94,9 +94,15 @@ class Machine:
 
     def _create(self) -> None:
         check_kvm(self._kvm_fd, self.config.vcpus)
+        config = self.config
         self.memory = GuestMemory(
-            self.config.memory, shared=self.config.share, dumped=self.config.dump_guest_core
+            config.memory,
+            shared=config.share,
+            dumped=config.dump_guest_core,
+            backing=config.backing,
         )
+        if config.prealloc:
+            self.memory.populate(self._log.notice)
         self._vm = Vm(self._kvm_fd, self.memory, self.config, self.bus)
         self._add_devices()
         slots.fill(self.config, self._virtio)

@@ -1,13 +1,15 @@
 """Guest memory: mapped once, told to KVM as one memslot per RAM region.
 
 Private memory in huge pages by default: a guest's first touch of 2 MiB is one fault. Shared
-memory is a memfd, for processes that are to see it too, in pages of 4 KiB.
+memory is a memfd, for processes that are to see it too, in pages of 4 KiB. Other kinds are in
+`backing`.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import time
 
 from ..errors import ConfigError
 from ..native import check, ffi, lib
@@ -15,13 +17,17 @@ from . import kvm, layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
+
+    from .backing import Backing
 
 MIB = 1 << 20
 SIZE_MIN = 128 * MIB
 SIZE_MAX = 512 << 30
 _PAGE = 4096
 _HUGE_PAGE = 2 << 20
+_POPULATED_AT_ONCE = 256 * MIB
 _MAP_NORESERVE = 0x4000  # asm-generic/mman.h; the mmap module names it from Python 3.12 on
 
 
@@ -32,39 +38,41 @@ class GuestMemory:
     view handed out must be gone by then. Addresses outside RAM raise IndexError.
     """
 
-    def __init__(self, size: int, *, shared: bool = False, dumped: bool = False) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        shared: bool = False,
+        dumped: bool = False,
+        backing: Backing | None = None,
+    ) -> None:
         """Map `size` bytes (128 MiB to 512 GiB, whole MiB); untouched pages cost nothing.
 
-        `fd` is the memfd when `shared`, else -1. Core dumps of this process have no guest memory
-        in them unless it is to be `dumped`.
+        `fd` is the file that has what the guest writes, as it has when `shared`; -1 when there is
+        none. Core dumps of this process have no guest memory in them unless it is to be `dumped`.
         """
         self.size = size
         self.regions = layout.ram_regions(size)
         self.fd = -1
         try:
-            self._map = self._map_shared() if shared else self._map_private()
+            if shared and backing is None:
+                from .backing import Backing  # noqa: PLC0415  (not every guest's start needs it)
+
+                backing = Backing("-machine mem-share", shared=True)
+            if backing is not None:
+                self.fd, self._map = backing.open(size, shared=shared)
+            else:
+                self._map = self._map_private()
         except OSError as error:
-            if self.fd >= 0:
-                os.close(self.fd)
             raise ConfigError(f"-m: cannot map {size // MIB} MiB: {error.strerror}") from None
         if not dumped:
             self._map.madvise(mmap.MADV_DONTDUMP)
         base = int(ffi.cast("uintptr_t", ffi.from_buffer(self._map)))
-        skip = 0 if shared else -base % _HUGE_PAGE
+        skip = 0 if backing is not None else -base % _HUGE_PAGE
         self._base = base + skip
         lib.pv_crash_memory(ffi.cast("void *", self._base), size)
         self._view = memoryview(self._map)[skip : skip + size]
         self._native: Any = None
-
-    def _map_shared(self) -> mmap.mmap:
-        import fcntl  # noqa: PLC0415  (not every guest's start needs it)
-
-        self.fd = os.memfd_create("pyvirt-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.fd, self.size)
-        # Whoever is given the file cannot cut it under us, which would be a SIGBUS.
-        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
-        return mmap.mmap(self.fd, self.size, mmap.MAP_SHARED)
 
     def _map_private(self) -> mmap.mmap:
         # KVM maps a huge page only where guest and host address are alike in their low bits.
@@ -131,6 +139,26 @@ class GuestMemory:
                     lib.pv_memory_share(self._native, self.fd, offset)
                 offset += size
         return self._native
+
+    def populate(self, tell: Callable[[str], None]) -> None:
+        """Have the host provide all of it now; `tell` gets a line each second that it takes.
+
+        ConfigError when there is not as much.
+        """
+        threads = len(os.sched_getaffinity(0))
+        told = time.monotonic()
+        for done in range(0, self.size, _POPULATED_AT_ONCE):
+            piece = min(_POPULATED_AT_ONCE, self.size - done)
+            start = ffi.cast("void *", self._base + done)
+            result = lib.pv_memory_populate(start, piece, threads)
+            if result < 0:
+                raise ConfigError(
+                    f"-mem-prealloc: the host has no {self.size // MIB} MiB for the guest "
+                    f"({os.strerror(-result)}); lower -m, or free some"
+                )
+            if time.monotonic() - told >= 1:
+                told = time.monotonic()
+                tell(f"-mem-prealloc: {(done + piece) * 100 // self.size} % of the memory is there")
 
     def register(self, vm_fd: int) -> None:
         """Tell KVM the RAM regions, as memslots 0 and up (layout.RAM_MEMSLOT)."""

@@ -62,6 +62,7 @@ class Gathered:
         "iothreads",
         "monitors",
         "nics",
+        "parts",
         "serial",
         "shares",
         "terminal",
@@ -85,7 +86,7 @@ class Gathered:
 
             given = list(expand(given))
         _check_drivers(given)
-        parts = _parts(given)
+        self.parts = parts = _parts(given)
         self._read_threads(parts)
         self._read_disks(given)
         self._read_nics(given)

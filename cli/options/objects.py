@@ -16,8 +16,22 @@ if TYPE_CHECKING:
     Fields = dict[str, Any]
 
 _ID = ("id", "id", members.name)
+_MEMORY: tuple[members.Member, ...] = (
+    _ID,
+    ("size", "size", lambda _, text: text),
+    ("share", "shared", members.switch),
+    ("prealloc", "prealloc", members.switch),
+    ("hugetlb", "hugetlb", members.switch),
+    ("hugetlbsize", "hugetlbsize", lambda option, text: members.one_of(option, text, ("2M", "1G"))),
+    ("seal", "seal", members.switch),
+    ("dump", "", members.switch),
+    ("merge", "", members.switch),
+    ("prealloc-threads", "", members.number(1, 1024)),
+)
 KINDS: dict[str, tuple[members.Member, ...]] = {
     "iothread": (_ID,),
+    **dict.fromkeys(("memory-backend-ram", "memory-backend-memfd"), _MEMORY),
+    "memory-backend-file": (*_MEMORY[:3], ("mem-path", "path", members.file_name), *_MEMORY[3:]),
     "rng-random": (_ID, ("filename", "filename", members.file_name)),
 }
 
@@ -43,6 +57,11 @@ class Objects:
         if name in self._found:
             raise ConfigError(f"-object id={name}: there is one of that name; give another")
         self._found[name] = (kind, fields)
+
+    @property
+    def has_memory(self) -> bool:
+        """Say whether any of them is guest memory."""
+        return any(kind.startswith("memory-") for kind, _ in self._found.values())
 
     def of(self, kind: str) -> list[Fields]:
         """Return all of a kind, by the names of its table's row."""

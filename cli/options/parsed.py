@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ...devices.virtio.block import BlockConfig
     from ...devices.virtio.device import DeviceConfig
     from ...qmp.listener import ListenerConfig
+    from ...vmm.backing import Backing
     from ...vmm.cpu_model import CpuModel
     from ...vmm.topology import Topology
 
@@ -24,6 +25,7 @@ class Options:
         "accel",
         "actions",
         "append",
+        "backing",
         "chardevs",
         "cpu",
         "daemonize",
@@ -38,12 +40,15 @@ class Options:
         "iothreads",
         "kernel",
         "log",
+        "mem_path",
         "memory",
+        "memory_backend",
         "monitors",
         "name",
         "nics",
         "pidfile",
         "pit",
+        "prealloc",
         "print_config",
         "serial",
         "share",
@@ -61,6 +66,7 @@ class Options:
         self.accel = "auto"
         self.actions = Actions()
         self.append: str | None = None
+        self.backing: Backing | None = None
         self.chardevs: tuple[ChardevConfig, ...] = ()  # of devices
         self.cpu: CpuModel | None = None
         self.daemonize = False
@@ -74,12 +80,15 @@ class Options:
         self.iothreads: tuple[IoThread, ...] = ()
         self.kernel = ""
         self.log: str | None = None
+        self.mem_path = ""
         self.memory = 256 * MIB
+        self.memory_backend = ""
         self.monitors: tuple[ListenerConfig, ...] = ()
         self.name = ""
         self.nics: tuple[NicConfig, ...] = ()
         self.pidfile = ""
         self.pit = True
+        self.prealloc = False
         self.print_config: str | None = None
         # What the guest's ttyS0 is on. Where none is given: stdin and stdout, unless another has
         # these, or they are left.

@@ -10,11 +10,11 @@ from ...devices.chardev import NULL, STDIO, ChardevConfig
 from ...errors import ConfigError
 from ...vmm.config import DISCOVERIES, VCPUS_MAX
 from ...vmm.end import PANICS, REBOOTS, SHUTDOWNS
-from ...vmm.memory import MIB, SIZE_MAX, SIZE_MIN
 from . import members
-from .members import FALSE, TRUE, one_of, pairs
+from .members import one_of, pairs
 from .option import Option
 from .parsed import Options
+from .sizes import memory_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,19 +35,6 @@ _IGNORED_VALUED = (
 )
 _HELP = ("h", "help")
 _SERIAL_WORDS = (STDIO, NULL, "none")
-
-
-def parse_size(option: str, text: str) -> int:
-    """Return the bytes that `256`, `256M` or `1G` stands for (MiB where no unit is given)."""
-    number, unit = text, "M"
-    if text[-1:] in "MmGg" and text:
-        number, unit = text[:-1], text[-1].upper()
-    if not (number.isascii() and number.isdigit() and len(number) < 10):
-        raise ConfigError(f"{option} {text}: not a size; give one such as 256, 256M or 1G")
-    size = int(number) * (MIB if unit == "M" else 1024 * MIB)
-    if not SIZE_MIN <= size <= SIZE_MAX:
-        raise ConfigError(f"{option} {text}: not between 128M and 512G; give a size in that range")
-    return size
 
 
 def _smp(options: Options, text: str) -> None:
@@ -71,7 +58,18 @@ def _memory(options: Options, text: str) -> None:
     given = pairs("-m", text, "size")
     if [key for key, _ in given] != ["size"]:
         raise ConfigError(f"-m {text}: give -m [size=]N[M|G]")
-    options.memory = parse_size("-m", given[0][1])
+    options.memory = memory_size("-m", given[0][1])
+
+
+# Members of -machine that are on or off, and where that is stored, "" for nowhere.
+_MACHINE_SWITCHES = {
+    "mem-share": "share",
+    "mem_share": "share",
+    "pit": "pit",
+    "dump-guest-core": "dump_guest_core",
+    "dump_guest_core": "dump_guest_core",
+    "usb": "",
+}
 
 
 def _machine(options: Options, text: str) -> None:
@@ -83,14 +81,12 @@ def _machine(options: Options, text: str) -> None:
             options.discovery = one_of("-machine discovery", value, DISCOVERIES)
         elif key == "accel":
             _accel(options, value)
-        elif key == "mem-share":
-            options.share = one_of("-machine mem-share", value, TRUE + FALSE) in TRUE
-        elif key == "pit":
-            options.pit = one_of("-machine pit", value, TRUE + FALSE) in TRUE
-        elif key == "dump-guest-core":
-            options.dump_guest_core = one_of(f"-machine {key}", value, TRUE + FALSE) in TRUE
-        elif key == "usb":
-            one_of(f"-machine {key}", value, TRUE + FALSE)
+        elif key == "memory-backend":
+            options.memory_backend = members.name(f"-machine {key}", value)
+        elif key in _MACHINE_SWITCHES:
+            is_on = members.switch(f"-machine {key}", value)
+            if _MACHINE_SWITCHES[key]:
+                setattr(options, _MACHINE_SWITCHES[key], is_on)
         else:
             raise ConfigError(f"-machine {text}: no such member as {key}; see pyvirt run -help")
 
@@ -186,6 +182,15 @@ TABLE = (
         "m", "[size=]N[M|G]", "memory, 128M to 512G, MiB without a unit (default 256M)", _memory
     ),
     Option(
+        "mem-path",
+        "FOLDER|FILE",
+        "memory from a file system, as huge pages from a hugetlbfs",
+        _file("mem_path"),
+    ),
+    Option(
+        "mem-prealloc", "", "have the host provide all memory before the start", _flag("prealloc")
+    ),
+    Option(
         "serial",
         "BACKEND",
         "the guest's ttyS0: stdio (default), none, pty, file,path=FILE[,append=on], "
@@ -195,7 +200,7 @@ TABLE = (
     Option(
         "machine",
         "[type=]microvm[,discovery=auto|acpi|cmdline][,mem-share=on|off][,dump-guest-core=on|off]"
-        "[,pit=on|off]",
+        "[,pit=on|off][,memory-backend=ID]",
         "how the guest finds its devices; memory as a memfd for other processes, and in core "
         "dumps; whether the timer of old is there",
         _machine,
@@ -273,7 +278,10 @@ TABLE = (
     ),
     Option(
         "object",
-        "iothread,id=ID | rng-random,id=ID[,filename=FILE]",
+        "iothread,id=ID | rng-random,id=ID[,filename=FILE] | "
+        "memory-backend-memfd,id=ID,size=SIZE[,hugetlb=on][,hugetlbsize=2M|1G][,share=on|off] | "
+        "memory-backend-file,id=ID,size=SIZE,mem-path=FOLDER|FILE[,share=on|off] | "
+        "memory-backend-ram,id=ID,size=SIZE[,share=on|off]; memory also [,prealloc=on|off]",
         "a thread for all queues of the disks with iothread=ID, in place of one for each queue; or "
         "a source of random bytes, /dev/urandom unless told otherwise",
         _later,
@@ -391,7 +399,8 @@ def parse(argv: list[str]) -> Options:
     _check_together(options)
     other: ChardevConfig | None = None
     serial = dict(options.given).get("serial")
-    if serial not in {None, *_SERIAL_WORDS} or any(one.store is _later for one, _ in given):
+    needs_more = any(one.store is _later for one, _ in given) or options.mem_path
+    if serial not in {None, *_SERIAL_WORDS} or needs_more or options.memory_backend:
         other = _take_devices(options)
     _take_terminal(options, other, is_given=serial is not None)
     return options
@@ -439,6 +448,10 @@ def _take_devices(options: Options) -> ChardevConfig | None:
     options.monitors, options.testdev = found.monitors, found.testdev
     options.shares = found.shares
     options.serial = found.serial or options.serial
+    if options.mem_path or options.memory_backend or found.parts.objects.has_memory:
+        from .memory import read
+
+        read(options, found.parts)
     return found.terminal
 
 

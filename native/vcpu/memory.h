@@ -35,4 +35,9 @@ int pv_memory_region(const struct pv_memory *memory, unsigned index, uint64_t *a
  * is not shared. */
 int pv_memory_file(const struct pv_memory *memory, unsigned index, int *fd, uint64_t *offset);
 
+/* Let the host provide all pages from `start` now, with so many threads, 16 at most; what is in
+ * them stays. No guest runs yet. -errno of madvise(2): -ENOMEM, -EFAULT where there is no room in a
+ * file, -EINVAL where it may not be written, -EHWPOISON. */
+int pv_memory_populate(void *start, uint64_t size, uint32_t threads);
+
 #endif

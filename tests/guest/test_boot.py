@@ -52,6 +52,19 @@ def test_all_processors_come_up(boot: Boot, vcpus: int) -> None:
     assert ended.status == 0
 
 
+def test_memory_in_huge_pages(boot: Boot) -> None:
+    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+    before = (pool / "nr_hugepages").read_text()
+    (pool / "nr_hugepages").write_text("64")
+    try:
+        memory = "memory-backend-memfd,id=m,size=128M,hugetlb=on,prealloc=on"
+        ended = boot("free -m", "-object", memory, "-machine", "memory-backend=m")
+        assert (ended.status, ended.messages) == (0, "")
+        assert int((pool / "free_hugepages").read_text()) == 64
+    finally:
+        (pool / "nr_hugepages").write_text(before)
+
+
 def test_processors_are_grouped_as_asked(boot: Boot) -> None:
     """Eight of twelve: of the second socket there is one core and a thread."""
     script = """

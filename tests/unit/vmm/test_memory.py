@@ -86,7 +86,8 @@ def test_smallest_memory() -> None:
 def test_memory_that_cannot_be_mapped(shared: bool) -> None:
     before = set(os.listdir("/proc/self/fd"))
     message = refusal(lambda: GuestMemory(1 << 60, shared=shared))
-    assert message.startswith(f"-m: cannot map {(1 << 60) // MIB} MiB: ")
+    option = "-machine mem-share" if shared else "-m"
+    assert message.startswith(f"{option}: cannot map {(1 << 60) // MIB} MiB: ")
     assert set(os.listdir("/proc/self/fd")) == before
 
 

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pyvirt.cli.options import table as options
 from pyvirt.cli.options.parsed import Options
+from pyvirt.cli.options.sizes import memory_size
 from pyvirt.cli.options.table import parse
 from pyvirt.vmm.memory import MIB
 
@@ -323,12 +324,12 @@ def test_usage_names_every_option() -> None:
 
 @given(st.integers(128, 512 * 1024), st.sampled_from(["", "M", "m"]))
 def test_size_in_mib_is_read_back(mib: int, unit: str) -> None:
-    assert options.parse_size("-m", f"{mib}{unit}") == mib * MIB
+    assert memory_size("-m", f"{mib}{unit}") == mib * MIB
 
 
 @given(st.integers(1, 512), st.sampled_from("Gg"))
 def test_size_in_gib_is_read_back(gib: int, unit: str) -> None:
-    assert options.parse_size("-m", f"{gib}{unit}") == gib * GIB
+    assert memory_size("-m", f"{gib}{unit}") == gib * GIB
 
 
 # One line is promised for words of one line.
