@@ -32,7 +32,7 @@ _TEST_DRIVERS = ("pc-testdev", "isa-debug-exit")
 _READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ports", ("virtio-serial-device", "virtserialport")),
     ("rng", ("virtio-rng-device",)),
-    ("vsock", ("vsock-device",)),
+    ("vsock", ("vsock-device", "vhost-vsock-device", "vsock")),
     ("balloon", ("virtio-balloon-device",)),
     ("python_devices", ("python",)),
     ("vhost_user", ("vhost-user-fs-device", "vhost-user-blk-device")),

@@ -254,16 +254,17 @@ TABLE = (
         "virtserialport,chardev=ID[,name=NAME][,nr=N][,id=ID] | "
         "virtio-rng-device,rng=ID[,id=ID][,max-bytes=N,period=MS] | "
         "vsock-device,guest-cid=N,uds=PATH[,id=ID] | "
+        "vhost-vsock-device,guest-cid=N[,vhostfd=N][,id=ID] | "
         "vhost-user-fs-device,chardev=ID,tag=TAG[,num-request-queues=N][,queue-size=N][,id=ID] | "
         "vhost-user-blk-device,chardev=ID[,num-queues=N][,queue-size=N][,config-wce=off][,id=ID] | "
         "virtio-balloon-device[,id=ID][,deflate-on-oom=on|off][,free-page-reporting=on|off]"
         "[,auto-balloon=on|off][,membuf-percent=N][,monitor-interval=SECONDS] | "
         "python,file=FILE[,class=NAME][,id=ID][,key=value] | pc-testdev | isa-debug-exit",
         "a disk from the drive, a NIC from the netdev, or a port to the chardev of that id (ports "
-        "are on the one virtio-serial-device), the guest's sockets behind Unix sockets, a file "
-        "system or a disk that another process serves, which listens on the chardev's path, or a "
-        "device that is a class in a file of Python, which gets the keys; or what kvm-unit-tests "
-        "take for granted",
+        "are on the one virtio-serial-device), the guest's sockets, behind Unix sockets or in "
+        "the host's kernel, a file system or a disk that another process serves, which listens on "
+        "the chardev's path, or a device that is a class in a file of Python, which gets the keys; "
+        "or what kvm-unit-tests take for granted",
         _later,
         repeats=True,
     ),

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 
-from ...devices.virtio.vsock import CID_MAX, CID_MIN, PATH_BYTES, VsockConfig
+from ...devices.virtio.vsock import CID_MAX, CID_MIN, PATH_BYTES, VhostVsockConfig, VsockConfig
 from ...errors import ConfigError
 from . import members
 from .members import pairs
+from .sockets import FD_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
     from .gather import Parts
 
-OWN = "vsock-device"
+    Config = VsockConfig | VhostVsockConfig
+
+_OWN_DRIVER = "vsock-device"  # the others are StratoVirt's, of old and of today
 _ID = "vsock0"
 _RESERVED = {
     0: "the hypervisor's",
@@ -53,15 +56,26 @@ _OWN: tuple[members.Member, ...] = (
 )
 
 
-def read(texts: Sequence[str], _parts: Parts) -> tuple[VsockConfig, ...]:
+_VHOST: tuple[members.Member, ...] = (
+    ("guest-cid", "guest_cid", _cid),
+    ("vhostfd", "fd", members.number(3, FD_MAX)),
+    ("id", "id", members.name),
+)
+
+
+def read(texts: Sequence[str], _parts: Parts) -> tuple[Config, ...]:
     """Return the one device that a value of `-device` makes; ConfigError."""
     if len(texts) > 1:
         raise ConfigError(f"-device {texts[1]}: there is a socket device already; drop one")
     (text,) = texts
-    rest = text.partition(",")[2]
-    fields = members.read("-device", pairs("-device", rest, "") if rest else [], _OWN)
+    driver, _, rest = text.partition(",")
+    given = pairs("-device", rest, "") if rest else []
+    fields = members.read("-device", given, _OWN if driver == _OWN_DRIVER else _VHOST)
     if "guest_cid" not in fields:
         raise ConfigError(f"-device {text}: has no guest-cid; give one, such as guest-cid=3")
+    name, cid = fields.get("id", _ID), fields["guest_cid"]
+    if driver != _OWN_DRIVER:
+        return (VhostVsockConfig(name, cid, fields.get("fd", -1), driver=driver),)
     if "path" not in fields:
         raise ConfigError(f"-device {text}: names no socket of the host; give uds=PATH")
-    return (VsockConfig(fields.get("id", _ID), fields["guest_cid"], fields["path"]),)
+    return (VsockConfig(name, cid, fields["path"]),)

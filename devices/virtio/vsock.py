@@ -7,6 +7,8 @@ queues to the kernel's vhost-vsock: native/vsock/vhost.h.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import resource
 import struct
@@ -33,6 +35,12 @@ _BACKLOG = 1024
 _RESERVE = 256  # descriptors for all else of the monitor
 _CONFIG = struct.Struct("<Q")
 
+SEQPACKET = 1 << 1
+VHOST_DEVICE = "/dev/vhost-vsock"
+_VHOST_GET_FEATURES = 0x8008AF00
+# What other files say to an ioctl of vhost-vsock; the last one is vhost-net.
+_UNKNOWN = (errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.ENOBUFS)
+
 
 class VsockConfig:
     """One device of the monitor's own, as it was asked for."""
@@ -53,6 +61,26 @@ class VsockConfig:
         return Vsock(self)
 
 
+class VhostVsockConfig:
+    """One device that the host's kernel serves, as it was asked for."""
+
+    __slots__ = ("driver", "fd", "guest_cid", "id")
+
+    def __init__(self, id: str, guest_cid: int, fd: int = -1, *, driver: str) -> None:  # noqa: A002
+        """`fd` is an open VHOST_DEVICE, which belongs to the device from `make` on; -1: open it.
+
+        `driver` is how the user called the device.
+        """
+        self.id = id
+        self.guest_cid = guest_cid
+        self.fd = fd
+        self.driver = driver
+
+    def make(self) -> VhostVsock:
+        """Return the device; ConfigError."""
+        return VhostVsock(self)
+
+
 class Socket(Device):
     """What both kinds share."""
 
@@ -70,6 +98,13 @@ class Socket(Device):
     def config(self) -> bytes:
         """Return struct virtio_vsock_config."""
         return _CONFIG.pack(self._guest_cid)
+
+    def stats(self) -> Any:
+        """Return a struct pv_vsock_stats (native/vsock/vsock.h) of this moment.
+
+        Of what vhost does the kernel keeps no count.
+        """
+        return ffi.new("struct pv_vsock_stats *")
 
     def _words(self, activation: Activation) -> dict[str, Any]:
         """Return what the C side is told of the driver; BackendError."""
@@ -131,8 +166,8 @@ class Vsock(Socket):
         return NIC + INTERRUPT
 
     def stats(self) -> Any:
-        """Return a struct pv_vsock_stats (native/vsock/vsock.h) of this moment."""
-        stats = ffi.new("struct pv_vsock_stats *")
+        """Return its counters."""
+        stats = super().stats()
         lib.pv_vsock_stats(self._handle, stats)
         return stats
 
@@ -140,6 +175,91 @@ class Vsock(Socket):
         """Close the socket, and remove its file."""
         ffi.release(self._handle)
         self._listener.close()
+
+
+class VhostVsock(Socket):
+    """The kernel's; owns its file of VHOST_DEVICE, by which the guest has its address.
+
+    With the driver's reset the connections are not over for the host: the next driver ends each
+    when it is sent something.
+    """
+
+    __slots__ = ("_fd", "_handle")
+
+    def __init__(self, config: VhostVsockConfig) -> None:
+        """Take the address; ConfigError, and nothing is left behind."""
+        self._fd = _open_vhost(config)
+        try:
+            offered = int.from_bytes(fcntl.ioctl(self._fd, _VHOST_GET_FEATURES, bytes(8)), "little")
+            super().__init__(config.id, config.guest_cid, offered & SEQPACKET)
+            self._handle = _take_address(self._fd, config)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def activate(self, activation: Activation) -> None:
+        """Lend the queues to the kernel."""
+        words = self._words(activation)
+        words |= {"features": activation.features, "memory": activation.memory}
+        given = ffi.new("struct pv_vhost_vsock_activation *", words)
+        check(lib.pv_vhost_vsock_start(self._handle, given), f"{self.name}: cannot start")
+
+    def reset(self, limit: float) -> None:
+        """Take the queues back."""
+        if lib.pv_vhost_vsock_stop(self._handle, int(limit * 1e9)) < 0:
+            raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
+
+    def operations(self) -> tuple[str, ...]:
+        """Return nothing: the kernel knows no faults."""
+        return ()
+
+    def close(self) -> None:
+        """Give the address back, which ends all connections."""
+        ffi.release(self._handle)
+        os.close(self._fd)
+
+
+def _open_vhost(config: VhostVsockConfig) -> int:
+    option = f"-device {config.driver}"
+    if config.fd >= 0:
+        try:
+            fcntl.ioctl(config.fd, _VHOST_GET_FEATURES, bytes(8))
+        except OSError:
+            raise _no_vhost(config) from None
+        os.set_inheritable(config.fd, False)
+        return config.fd
+    try:
+        return os.open(VHOST_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            mend = f"run as root, or allow it: sudo chmod a+rw {VHOST_DEVICE}"
+        else:
+            mend = "run: sudo modprobe vhost_vsock"
+        raise ConfigError(
+            f"{option}: {VHOST_DEVICE}: {error.strerror}; {mend}; or take the device that "
+            f"needs no module: vsock-device,guest-cid={config.guest_cid},uds=PATH"
+        ) from None
+
+
+def _take_address(fd: int, config: VhostVsockConfig) -> Any:
+    handle = ffi.new("struct pv_vhost_vsock **")
+    error = -lib.pv_vhost_vsock_new(fd, config.guest_cid, handle)
+    if error == errno.EADDRINUSE:
+        raise ConfigError(
+            f"-device {config.driver},guest-cid={config.guest_cid}: another guest of this host "
+            "has that address; give another"
+        )
+    if error in _UNKNOWN and config.fd >= 0:
+        raise _no_vhost(config)
+    check(-error, f"-device {config.driver}: {VHOST_DEVICE}")
+    return ffi.gc(handle[0], lib.pv_vhost_vsock_free)
+
+
+def _no_vhost(config: VhostVsockConfig) -> ConfigError:
+    return ConfigError(
+        f"-device {config.driver},vhostfd={config.fd}: not a file of {VHOST_DEVICE}; "
+        "give the number of an open one"
+    )
 
 
 def _queue(queue: Queue) -> tuple[Any, int]:

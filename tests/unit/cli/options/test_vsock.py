@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyvirt.cli.options.table import parse
 from pyvirt.cli.run import config
-from pyvirt.devices.virtio.vsock import VsockConfig
+from pyvirt.devices.virtio.vsock import VhostVsockConfig, VsockConfig
 
 from ...refusal import attempt, refusal
 
@@ -28,6 +28,23 @@ def test_a_device() -> None:
     made = vsock("uds=a,,b", "id=v", "guest-cid=4294967294")
     assert (made.id, made.guest_cid, made.path) == ("v", 4294967294, "a,b")
     assert len(vsock("guest-cid=3", f"uds={'p' * 96}").path) == 96
+
+
+@pytest.mark.parametrize("driver", ["vhost-vsock-device", "vsock"])
+@pytest.mark.parametrize(
+    ("members", "made"),
+    [
+        # As Kata gives it, and StratoVirt 20.09.
+        ("id=vsock-id,guest-cid=77,vhostfd=3", ("vsock-id", 77, 3)),
+        ("id=v,guest-cid=3", ("v", 3, -1)),
+        ("guest-cid=3", ("vsock0", 3, -1)),
+    ],
+)
+def test_one_that_the_kernel_serves(driver: str, members: str, made: tuple[str, int, int]) -> None:
+    (found,) = config(parse(["-device", f"{driver},{members}"])).devices
+    assert isinstance(found, VhostVsockConfig)
+    assert (found.id, found.guest_cid, found.fd) == made
+    assert found.driver == driver
 
 
 RANGE = "a number from 3 to 4294967294"
@@ -63,10 +80,26 @@ def test_refused(members: tuple[str, ...], text: str) -> None:
     assert refusal(lambda: parse(device(*members))) == text
 
 
-def test_two_devices() -> None:
-    words = [*device("guest-cid=3", "uds=/a"), *device("guest-cid=4", "uds=/b")]
+OF_VHOST = [
+    ("", "-device vhost-vsock-device: has no guest-cid; give one, such as guest-cid=3"),
+    (",guest-cid=2", f"-device guest-cid 2: that address is the host's; give {RANGE}"),
+    (",guest-cid=3,vhostfd=2", "-device vhostfd 2: not a number from 3 to 1048576"),
+    (",guest-cid=3,vhostfd=x", "-device vhostfd x: not a number from 3 to 1048576"),
+    (",guest-cid=3,uds=/v",
+     "-device uds: not understood here; accepted are guest-cid, vhostfd, id"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("members", "text"), OF_VHOST, ids=range(len(OF_VHOST)))
+def test_refused_of_the_kernels(members: str, text: str) -> None:
+    assert refusal(lambda: parse(["-device", f"vhost-vsock-device{members}"])) == text
+
+
+@pytest.mark.parametrize("second", ["vsock-device,guest-cid=4,uds=/b", "vsock,guest-cid=4"])
+def test_two_devices(second: str) -> None:
+    words = [*device("guest-cid=3", "uds=/a"), "-device", second]
     assert refusal(lambda: parse(words)) == (
-        "-device vsock-device,guest-cid=4,uds=/b: there is a socket device already; drop one"
+        f"-device {second}: there is a socket device already; drop one"
     )
 
 

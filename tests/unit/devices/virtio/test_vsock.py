@@ -8,7 +8,6 @@ import resource
 import select
 import socket
 import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,89 +16,21 @@ import pytest
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio import vsock
 from pyvirt.devices.virtio.fault import Fault
-from pyvirt.devices.virtio.vsock import CONNECTIONS, Vsock, VsockConfig
+from pyvirt.devices.virtio.vsock import CONNECTIONS, VhostVsockConfig, Vsock, VsockConfig
 from pyvirt.errors import PyvirtError
 from pyvirt.native import lib
 
-from ...refusal import refusal
-from .bench import RING_STEP, RINGS, DeviceBench
-from .mock_driver import Driver, Layout, Ram
-
-SIZE, SECONDS = 32, 10
-RX, TX, EVENT = 0, 1, 2
-CID = 0x1_2345
-DATA, BUFFERS = 0x100_0000, 0x200_0000
-HEADER = struct.Struct("<QQIIIHHIII")
-REQUEST, RESPONSE, RST = 1, 2, 3
+from ...refusal import refusal, unprivileged
+from .vsock_bench import CID, REQUEST, RESPONSE, RST, RX, SECONDS, TX, VsockBench
 
 
-class VsockBench(DeviceBench):
-    """A driver with receive buffers of 4 KiB."""
-
-    device: Vsock
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.ram = Ram([(0, 0x400_0000)])
-        super().__init__(self.ram, VsockConfig("v", CID, str(path)).make())  # type: ignore[arg-type]
-        self.drivers: list[Driver] = []
-        self._places: dict[int, int] = {}
-
-    def start(self, *, queues: int = 3) -> int:
-        """Go from reset to DRIVER_OK with the first `queues`; return Status."""
-        self.drivers.clear()
-        self.negotiate(r.VERSION_1 | r.EVENT_IDX)
-        for index in range(queues):
-            base = RINGS + index * RING_STEP
-            self.ram.view(base, RING_STEP)[:] = bytes(RING_STEP)
-            layout = Layout(base, base + 0x4000, base + 0x8000, SIZE, event_idx=True)
-            self.drivers.append(Driver(self.ram, layout))
-            # The event queue is smaller.
-            self.set_queue(index, SIZE if index != EVENT else 16)
-        status = self.set_status(r.DRIVER_OK)
-        for place in range(8):
-            address = BUFFERS + place * 4096
-            self._places[self.drivers[RX].add(writable=[(address, 4096)])] = address
-        self.publish(RX)
-        return status
-
-    def publish(self, index: int) -> None:
-        if self.drivers[index].publish():
-            self.set(r.QUEUE_NOTIFY, index)
-
-    def say(self, op: int, guest_port: int, host_port: int) -> None:
-        packet = HEADER.pack(CID, 2, guest_port, host_port, 0, 1, op, 0, 1 << 16, 0)
-        address = DATA + self.drivers[TX].position % SIZE * 64
-        self.ram.view(address, len(packet))[:] = packet
-        self.drivers[TX].add([(address, len(packet))])
-        self.publish(TX)
-
-    def hear(self) -> tuple[int, ...]:
-        """Return the header of the one packet that is there; wait for it."""
-        driver = self.drivers[RX]
-        deadline = time.monotonic() + SECONDS
-        while True:
-            # As a driver does: ask for the interrupt, then look.
-            driver.enable_interrupts()
-            if done := driver.collect():
-                break
-            assert time.monotonic() < deadline
-            select.select([self.irq_fd], [], [], 0.01)
-        ((head, length),) = done
-        assert length == HEADER.size
-        return HEADER.unpack_from(self.ram.view(self._places[head], length))
-
-    def stat(self, name: str) -> int:
-        return int(getattr(self.device.stats(), name))
-
-    def close(self) -> None:
-        super().close()
-        self.device.close()
+def make(path: Path) -> Vsock:
+    return VsockConfig("v", CID, str(path)).make()
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[VsockBench]:
-    bench = VsockBench(tmp_path / "v")
+    bench = VsockBench(make(tmp_path / "v"))
     yield bench
     bench.close()
 
@@ -117,7 +48,7 @@ def test_a_connection_of_each_side(bench: VsockBench, tmp_path: Path) -> None:
     bench.start()
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(SECONDS)
-        client.connect(str(bench.path))
+        client.connect(str(tmp_path / "v"))
         client.sendall(b"CONNECT 99\n")
         header = bench.hear()
         assert header[:2] == (2, CID)
@@ -179,14 +110,10 @@ def test_packets_that_a_fault_loses(bench: VsockBench) -> None:
 
 
 def test_the_socket_goes_with_the_device(tmp_path: Path) -> None:
-    bench = VsockBench(tmp_path / "v")
+    bench = VsockBench(make(tmp_path / "v"))
     assert (tmp_path / "v").stat().st_mode & 0o777 == 0o600
     bench.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def make(path: Path) -> Vsock:
-    return VsockConfig("v", 3, str(path)).make()
 
 
 MEND = "name another path, in a folder that can be written"
@@ -242,3 +169,33 @@ def test_a_failure_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(PyvirtError, match="vsock v: Too many open files"):
         make(tmp_path / "v")
     assert list(tmp_path.iterdir()) == []
+
+
+def vhost(fd: int = -1) -> VhostVsockConfig:
+    return VhostVsockConfig("v", 3, fd, driver="vhost-vsock-device")
+
+
+def test_a_host_without_vhost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(vsock, "VHOST_DEVICE", str(tmp_path / "none"))
+    assert refusal(vhost().make) == (
+        f"-device vhost-vsock-device: {tmp_path}/none: No such file or directory; run: sudo "
+        "modprobe vhost_vsock; or take the device that needs no module: "
+        "vsock-device,guest-cid=3,uds=PATH"
+    )
+    monkeypatch.setattr(vsock, "VHOST_DEVICE", "/etc/passwd")
+    with unprivileged():
+        assert refusal(vhost().make).startswith(
+            "-device vhost-vsock-device: /etc/passwd: Permission denied; run as root, or allow it: "
+            "sudo chmod a+rw /etc/passwd; or take the device that needs no module: "
+        )
+
+
+def test_a_file_that_is_no_vhost(tmp_path: Path) -> None:
+    message = (
+        "-device vhost-vsock-device,vhostfd={}: not a file of /dev/vhost-vsock; "
+        "give the number of an open one"
+    )
+    with (tmp_path / "file").open("w") as file:
+        fd = file.fileno()
+        assert refusal(vhost(fd).make) == message.format(fd)
+    assert refusal(vhost(fd).make) == message.format(fd)
