@@ -1,6 +1,6 @@
 """What a guest without ACPI wants of its kernel's configuration, and a word where it lacks that.
 
-Imported for `-machine discovery=cmdline` only, once the guest runs: to find a configuration may
+Imported for a guest without ACPI only, once the guest runs: to find a configuration may
 take seconds.
 """
 
@@ -27,10 +27,13 @@ def _look(options: Options, log: Log) -> None:
     config = _config(options.kernel)
     if config is None:
         return
+    asked, mend = "-machine discovery=cmdline", "use discovery=acpi"
+    if options.discovery == "auto":
+        asked, mend = "-append acpi=off", "leave acpi=off out"
     for name, effect in lacking(options, config):
         log.warning(
-            f"-machine discovery=cmdline: {options.kernel} was built without {name}, so the guest "
-            f"{effect}; use discovery=acpi, or another kernel"
+            f"{asked}: {options.kernel} was built without {name}, so the guest {effect}; "
+            f"{mend}, or take another kernel"
         )
 
 

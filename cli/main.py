@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _STDERR = 2
+_STRATOVIRT = "stratovirt"  # as its clients call it, and a link to pyvirt may be called
+_VERSIONS = ("-V", "-version", "--version")
 COMMANDS = ("run", "ps", "qmp", "doctor", "net", "guest", "lab", "demo", "test", "fork-server")
 USAGE = """\
 usage: pyvirt COMMAND [OPTIONS]
@@ -30,6 +32,13 @@ usage: pyvirt COMMAND [OPTIONS]
 
 pyvirt COMMAND -help tells more.
 """
+
+
+def _words(argv: list[str]) -> list[str]:
+    """Return the words after the program's name; under StratoVirt's those of `pyvirt run`."""
+    words = argv[1:]
+    is_run = os.path.basename(argv[0]) == _STRATOVIRT and words
+    return ["run", *words] if is_run and words[0] not in _VERSIONS else words
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -64,7 +73,7 @@ def main() -> NoReturn:
     """Run `sys.argv`; leave by os._exit, since tearing the interpreter down costs 4 ms."""
     _open_standard_files()
     try:
-        status = dispatch(sys.argv[1:])
+        status = dispatch(_words(sys.argv))
     except PyvirtError as error:
         # One line, even where a value of the user's has more.
         sys.stderr.write("pyvirt: " + str(error).replace("\n", "\\n") + "\n")

@@ -173,7 +173,7 @@ def _run(options: Options, log: Log, timeline: Timeline, starter: Starter) -> in
                         machine.start()
                         control.start()
                         starter.started()
-                        _warn(options, log)
+                        _warn(options, machine, log)
                         events.wait(machine, log)
                         machine.stop()
                         serial.flush(_FLUSH_MS)
@@ -198,9 +198,9 @@ def _run(options: Options, log: Log, timeline: Timeline, starter: Starter) -> in
     return machine.end.status
 
 
-def _warn(options: Options, log: Log) -> None:
+def _warn(options: Options, machine: Machine, log: Log) -> None:
     """Say what the running guest will not find, where that takes a look at its kernel's build."""
-    if options.discovery == "cmdline":
+    if machine.config.discovery == "cmdline":
         from . import kernel_needs
 
         kernel_needs.warn(options, log)

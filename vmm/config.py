@@ -77,8 +77,8 @@ class MachineConfig:
 
         `uuid` is for who asks the monitor; the guest does not see it.
         `discovery` says how the guest finds its devices: `acpi`, `cmdline` (with an MP table
-        and no ACPI), or `auto`, which is ACPI. `share` makes guest memory a memfd, as do
-        devices that need it, and
+        and no ACPI), or `auto`, which is ACPI unless `cmdline` says acpi=off. `share` makes guest
+        memory a memfd, as do devices that need it, and
         `dump_guest_core` a part of the monitor's own core dumps. `disks` are in the order of their
         slots, and so are `nics`, after them; then come the `devices` of other kinds. `hotplug` adds
         the slots that are empty, for what comes while the guest runs. `read_exits` keeps
@@ -96,6 +96,8 @@ class MachineConfig:
         self.memory = memory
         self.name = name
         self.uuid = uuid
+        if discovery == "auto":
+            discovery = "cmdline" if "acpi=off" in cmdline.split() else "acpi"
         self.discovery = discovery
         # What serves a device in another process has to see guest memory.
         self.share = share or any(getattr(one, "needs_shared_memory", False) for one in devices)

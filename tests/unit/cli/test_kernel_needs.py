@@ -51,7 +51,7 @@ def test_the_configuration_inside(kernel: Path) -> None:
     (line,) = said(kernel, "-smp", "2")
     assert line == (
         f"-machine discovery=cmdline: {kernel} was built without {MPPARSE}, so the guest sees one "
-        "processor; use discovery=acpi, or another kernel"
+        "processor; use discovery=acpi, or take another kernel"
     )
 
 

@@ -50,6 +50,25 @@ def test_version(word: str) -> None:
     assert (result.returncode, result.stdout) == (0, f"pyvirt {pyvirt.__version__}\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (["-smp", "0"], 2, "pyvirt: -smp 0: the vCPU count is a number from 1 to 254\n"),
+        (["-h"], 0, ""),
+        (["-V"], 0, ""),
+    ],
+)
+def test_under_the_name_of_stratovirt(
+    tmp_path: Path, words: list[str], status: int, told: str
+) -> None:
+    program = tmp_path / "stratovirt"
+    program.symlink_to(Path(sys.prefix, "bin", "pyvirt"))
+    result = subprocess.run(
+        [program, *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stderr) == (status, told)
+
+
 @pytest.mark.parametrize("word", ["boot", "-run", "", "__init__", "main", "options"])
 def test_unknown_command(word: str) -> None:
     result = run(word)

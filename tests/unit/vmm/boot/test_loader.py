@@ -90,6 +90,13 @@ def test_discovery_by_command_line_has_no_acpi(memory: GuestMemory, kernel: str)
 DEVICES = [acpi.VirtioMmio(0xD000_0000, 4096, 5), acpi.VirtioMmio(0xD000_1000, 4096, 16)]
 
 
+def test_a_guest_that_is_told_to_do_without_acpi(memory: GuestMemory, kernel: str) -> None:
+    load(memory, kernel, cmdline="quiet acpi=off pci=off")
+    assert memory.read(layout.ZERO_PAGE + 0x70, 8) == bytes(8)
+    assert MachineConfig(kernel, cmdline="xacpi=off").discovery == "acpi"
+    assert MachineConfig(kernel, cmdline="acpi=off", discovery="acpi").discovery == "acpi"
+
+
 def test_devices_in_acpi(memory: GuestMemory, kernel: str) -> None:
     config = MachineConfig(kernel, cmdline="quiet")
     loader.load(config, memory, -1, DEVICES)
