@@ -232,8 +232,8 @@ class Chardev:
             mend = "hand over a stream socket that is connected or listens"
             raise _error(config, f"fd={config.fd}", error, mend) from None
         self._own(config.fd)
-        os.set_blocking(config.fd, not listens)
         if listens:
+            os.set_blocking(config.fd, False)
             self.listen_fd = config.fd
         else:
             self.in_fd = self.out_fd = config.fd

@@ -30,7 +30,7 @@ _TEST_DRIVERS = ("pc-testdev", "isa-debug-exit")
 # The other devices: the module of this folder whose `read` makes configurations of the values of
 # -device with one of its drivers. They take slots in this order.
 _READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("ports", ("virtio-serial-device", "virtserialport")),
+    ("ports", ("virtio-serial-device", "virtserialport", "virtconsole")),
     ("rng", ("virtio-rng-device",)),
     ("vsock", ("vsock-device", "vhost-vsock-device", "vsock")),
     ("balloon", ("virtio-balloon-device",)),
@@ -145,7 +145,7 @@ class Gathered:
     def _read_others(self, given: Given, parts: Parts) -> None:
         for module, drivers in _READERS:
             texts = _devices_of(given, drivers)
-            if texts:
+            if texts or (module == "ports" and parts.chardevs.consoles()):
                 # importlib would cost a module more.
                 reader = __import__(f"{__package__}.{module}", fromlist=["read"])
                 try:

@@ -157,6 +157,14 @@ def _flag(field: str) -> Callable[[Options, str], None]:
     return store
 
 
+def _monitor(_options: Options, text: str) -> None:
+    if text not in {"none", "null"}:
+        raise ConfigError(
+            f"-monitor {text}: there is no monitor for people; give -qmp unix:PATH,server,nowait, "
+            "and talk to it by pyvirt qmp PATH"
+        )
+
+
 def _serial(options: Options, text: str) -> None:
     """Take what is no more than a word; the rest is left as by `_later`."""
     if text in _SERIAL_WORDS:
@@ -252,6 +260,7 @@ TABLE = (
         "virtio-net-device,netdev=ID[,id=ID][,mac=ADDRESS][,mtu=N][,mq=on|off][,queue-size=N] | "
         "virtio-serial-device[,id=ID][,max_ports=N] | "
         "virtserialport,chardev=ID[,name=NAME][,nr=N][,id=ID] | "
+        "virtconsole,chardev=ID[,name=NAME][,nr=N][,id=ID] | "
         "virtio-rng-device,rng=ID[,id=ID][,max-bytes=N,period=MS] | "
         "vsock-device,guest-cid=N,uds=PATH[,id=ID] | "
         "vhost-vsock-device,guest-cid=N[,vhostfd=N][,id=ID] | "
@@ -336,6 +345,7 @@ TABLE = (
         "show these options as such a file, and run nothing",
         _text("print_config"),
     ),
+    Option("monitor", "none", "no monitor for people, of which there is none", _monitor),
     Option("accel", "auto|kvm|lab", "this host's KVM, the nested lab, or whichever works", _accel),
     Option("name", "TEXT", "name of the machine, at most 255 characters", _name),
     Option("uuid", "UUID", "UUID of the machine, for those who ask its monitor", _uuid),

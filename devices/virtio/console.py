@@ -1,7 +1,8 @@
-"""The virtio console device (virtio 1.2, 5.3): named ports; native/port/port.h does the work.
+"""The virtio console device (virtio 1.2, 5.3): consoles and named ports.
 
-The guest finds each port by its number or name (/dev/vport0p1, /sys/class/virtio-ports); a
-process there and one on the host talk through it. None of them is a console in Linux's sense.
+native/port/port.h does the work. The guest finds a console as /dev/hvc0 and on, and each other port
+by its number or name (/dev/vport0p1, /sys/class/virtio-ports); a process there and one on the host
+talk through it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ NAME_BYTES = 255
 QUEUE_SIZE = 128
 CONTROL_QUEUE_SIZE = 32
 
-MULTIPORT = 1 << 1
+SIZE, MULTIPORT = 1 << 0, 1 << 1
 # struct virtio_console_config, 5.3.4: cols, rows, max_nr_ports, emerg_wr.
 _CONFIG = struct.Struct("<HHII")
 
@@ -33,13 +34,16 @@ _CONFIG = struct.Struct("<HHII")
 class PortConfig:
     """One port, as it was asked for."""
 
-    __slots__ = ("chardev", "name", "number")
+    __slots__ = ("chardev", "is_console", "name", "number")
 
-    def __init__(self, number: int, chardev: ChardevConfig, name: str = "") -> None:
-        """Take them over: `number` is 1 to 30, for 0 is a console's; `name` has up to 255 bytes."""
+    def __init__(
+        self, number: int, chardev: ChardevConfig, name: str = "", *, is_console: bool = False
+    ) -> None:
+        """Take them over: `number` is 1 to 30, or 0 of a console; `name` has up to 255 bytes."""
         self.number = number
         self.chardev = chardev
         self.name = name
+        self.is_console = is_console
 
 
 class ConsoleConfig:
@@ -48,7 +52,12 @@ class ConsoleConfig:
     __slots__ = ("id", "ports", "ports_max")
 
     def __init__(self, id: str, ports: tuple[PortConfig, ...], ports_max: int) -> None:  # noqa: A002  (the field's word)
-        """`ports_max` is 1 to 31, and more than the number of every port; no two are the same."""
+        """`ports_max` is 1 to 31, and more than the number of every port; no two are the same.
+
+        1 stands for a console alone, number 0: its driver is offered no more, and finds its size
+        in the configuration space, where drivers agree on what it looks like. (That of a control
+        message has its members in another order for some of Linux's.)
+        """
         self.id = id
         self.ports = ports
         self.ports_max = ports_max
@@ -59,28 +68,34 @@ class ConsoleConfig:
 
 
 class Console(Device):
-    """The ports of a guest; owns their sockets and the C side. `stats` is for any thread."""
+    """The ports of a guest; owns their chardevs and the C side. `stats` is for any thread."""
 
-    __slots__ = ("_chardevs", "_handle", "_ports_max")
+    __slots__ = ("_chardevs", "_handle", "_numbers", "_ports_max", "_shown")
 
     def __init__(self, config: ConsoleConfig) -> None:
-        """Open the sockets; ConfigError, and none stays open."""
+        """Open the chardevs; ConfigError, and none stays open."""
+        is_single = config.ports_max == 1
+        features = 0 if is_single else MULTIPORT
+        if any(port.is_console for port in config.ports):
+            features |= SIZE
+        sizes: tuple[int, ...] = (QUEUE_SIZE, QUEUE_SIZE)
+        if not is_single:
+            others = sizes * (config.ports_max - 1)
+            sizes = (*sizes, CONTROL_QUEUE_SIZE, CONTROL_QUEUE_SIZE, *others)
         super().__init__(
             f"virtio-serial {config.id}",
             device_type=DEVICE_TYPE,
-            features=MULTIPORT,
-            queue_sizes=(
-                *(QUEUE_SIZE, QUEUE_SIZE),
-                *(CONTROL_QUEUE_SIZE, CONTROL_QUEUE_SIZE),
-                *(QUEUE_SIZE, QUEUE_SIZE) * (config.ports_max - 1),
-            ),
+            features=features,
+            queue_sizes=sizes,
         )
         self._ports_max = config.ports_max
+        self._numbers = [port.number for port in config.ports]
         self._chardevs: list[Chardev] = []
         try:
             for port in config.ports:
                 self._chardevs.append(port.chardev.open())
             self._handle = self._make(config)
+            self._shown = self.config()
         except BaseException:
             self._close_chardevs()
             raise
@@ -90,7 +105,16 @@ class Console(Device):
             ffi.new("char[]", port.name.encode(errors="surrogateescape")) for port in config.ports
         ]
         ports = [
-            (port.number, chardev.in_fd, chardev.listen_fd, name)
+            {
+                "number": port.number,
+                "in_fd": chardev.in_fd,
+                "out_fd": chardev.out_fd,
+                "listen_fd": chardev.listen_fd,
+                "quit_fd": chardev.config.quit_fd,
+                "flags": _flags(port),
+                "ringbuf": chardev.ringbuf or ffi.NULL,
+                "name": name,
+            }
             for port, chardev, name in zip(config.ports, self._chardevs, names, strict=True)
         ]
         handle = ffi.new("struct pv_ports **")
@@ -100,15 +124,36 @@ class Console(Device):
 
     def config(self) -> bytes:
         """Return struct virtio_console_config."""
-        return _CONFIG.pack(0, 0, self._ports_max, 0)
+        columns, rows = ffi.new("uint16_t *"), ffi.new("uint16_t *")
+        lib.pv_ports_size(self._handle, columns, rows)
+        return _CONFIG.pack(columns[0], rows[0], self._ports_max, 0)
+
+    def news(self) -> str:
+        """Show the driver the size of the console's terminal, if that is new."""
+        if self._shown != (shown := self.config()):
+            self._shown = shown
+            self.config_changed()
+        return ""
+
+    def chardevs(self) -> tuple[tuple[Chardev, bool, bool], ...]:
+        """Return those of the ports."""
+        states = [lib.pv_ports_open(self._handle, number) for number in self._numbers]
+        return tuple(
+            (chardev, bool(state & lib.PV_PORT_GUEST), bool(state & lib.PV_PORT_HOST_END))
+            for chardev, state in zip(self._chardevs, states, strict=True)
+        )
+
+    def terminal_resized(self) -> None:
+        """Let the thread see."""
+        lib.pv_ports_look(self._handle)
 
     def activate(self, activation: Activation) -> None:
         """Start the thread, for the queues that are ready."""
         queues = [_queue(queue) for queue in activation.queues]
         # Input and output of port 0, the two of control messages, then those of the other ports.
         pairs = [(queues[index], queues[index + 1]) for index in range(0, len(queues), 2)]
-        control = pairs.pop(1)
-        if not activation.features & MULTIPORT:
+        control = pairs.pop(1) if self._ports_max > 1 else None
+        if control is None or not activation.features & MULTIPORT:
             pairs, control = pairs[:1], (_queue(None), _queue(None))
         words = {
             "pairs": ffi.new("struct pv_port_pair[]", pairs),
@@ -118,9 +163,12 @@ class Console(Device):
         }
         result = lib.pv_ports_start(self._handle, ffi.new("struct pv_ports_activation *", words))
         check(result, f"{self.name}: cannot start")
+        if len(pairs) == 1:
+            # Linux's driver looks at the size when it is told that there is something new.
+            self.config_changed()
 
     def reset(self, limit: float) -> None:
-        """End the thread; the sockets stay as they are."""
+        """End the thread; the chardevs stay as they are."""
         if lib.pv_ports_stop(self._handle, int(limit * 1e9)) < 0:
             raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
 
@@ -131,13 +179,20 @@ class Console(Device):
         return stats
 
     def close(self) -> None:
-        """Close the sockets."""
+        """Close the chardevs."""
         ffi.release(self._handle)
         self._close_chardevs()
 
     def _close_chardevs(self) -> None:
         while self._chardevs:
             self._chardevs.pop().close()
+
+
+def _flags(port: PortConfig) -> int:
+    flags: int = lib.PV_PORT_CONSOLE if port.is_console else 0
+    if port.chardev.is_terminal:
+        flags |= lib.PV_PORT_ESCAPE
+    return flags
 
 
 def _queue(queue: Queue | None) -> tuple[Any, int]:

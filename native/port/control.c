@@ -1,5 +1,5 @@
-/* Control messages (virtio 1.2, 5.3.6.2): which ports there are, how they are called, and which
- * side has them open. */
+/* Control messages (virtio 1.2, 5.3.6.2): which ports there are, how they are called, which are
+ * consoles and of what size, and which side has them open. */
 #include <stdio.h>
 #include <string.h>
 
@@ -19,6 +19,8 @@ enum {
 	DEVICE_READY = 0,
 	PORT_ADD = 1,
 	PORT_READY = 3,
+	CONSOLE_PORT = 4,
+	RESIZE = 5,
 	PORT_OPEN = 6,
 	PORT_NAME = 7,
 };
@@ -46,15 +48,21 @@ static void on_port_ready(struct pv_port *port, bool ready)
 {
 	port->ready = ready;
 	port->owed = 0;
-	if (ready && port->name[0])
+	if (!ready)
+		return;
+	if (port->flags & PV_PORT_CONSOLE)
+		port->owed |= PV_PORT_OWES_CONSOLE;
+	if (port->name[0])
 		port->owed |= PV_PORT_OWES_NAME;
-	if (ready && port->fd >= 0)
+	if (atomic_load(&port->size))
+		port->owed |= PV_PORT_OWES_SIZE;
+	if (atomic_load(&port->there))
 		port->owed |= PV_PORT_OWES_OPEN;
 }
 
 static void on_port_open(struct pv_port *port, bool open)
 {
-	port->open = open;
+	atomic_store(&port->open, open);
 	port->in_wait = PV_PORT_MORE;
 }
 
@@ -107,20 +115,41 @@ void pv_port_take_messages(struct pv_ports *ports)
 	pv_port_publish(ports, ring);
 }
 
-/* Make the first of the messages that a port owes. */
-static struct message compose(const struct pv_ports *ports, const struct pv_port *port)
-{
-	struct message message = {.number = (uint32_t)(port - ports->port), .value = 1};
+/* A message and what goes behind it: a name, or struct virtio_console_resize. */
+struct sent {
+	struct message message;
+	struct {
+		uint16_t columns;
+		uint16_t rows;
+	} size;
+	const void *more;
+	size_t more_size;
+};
 
+/* Make the first of the messages that a port owes. */
+static void compose(const struct pv_ports *ports, const struct pv_port *port, struct sent *sent)
+{
+	uint32_t size = atomic_load(&port->size);
+
+	*sent = (struct sent){.message.number = (uint32_t)(port - ports->port), .message.value = 1};
 	if (port->owed & PV_PORT_OWES_ADD) {
-		message.event = PORT_ADD;
+		sent->message.event = PORT_ADD;
+	} else if (port->owed & PV_PORT_OWES_CONSOLE) {
+		sent->message.event = CONSOLE_PORT;
 	} else if (port->owed & PV_PORT_OWES_NAME) {
-		message.event = PORT_NAME;
+		sent->message.event = PORT_NAME;
+		sent->more = port->name;
+		sent->more_size = strlen(port->name);
+	} else if (port->owed & PV_PORT_OWES_SIZE) {
+		sent->message.event = RESIZE;
+		sent->size.columns = (uint16_t)size;
+		sent->size.rows = (uint16_t)(size >> 16);
+		sent->more = &sent->size;
+		sent->more_size = sizeof(sent->size);
 	} else {
-		message.event = PORT_OPEN;
-		message.value = port->fd >= 0;
+		sent->message.event = PORT_OPEN;
+		sent->message.value = atomic_load(&port->there);
 	}
-	return message;
 }
 
 /* False: the driver has no buffer for it, or the device is broken. */
@@ -128,20 +157,21 @@ static bool send_message(struct pv_ports *ports, struct pv_port *port)
 {
 	struct pv_virtqueue *ring = ports->control.in.ring;
 	const struct pv_chain *chain = &ports->chain;
-	struct message message = compose(ports, port);
-	size_t name = message.event == PORT_NAME ? strlen(port->name) : 0;
-	uint32_t size = (uint32_t)(sizeof(message) + name);
 	int result = pv_virtqueue_pop(ring, &ports->chain);
+	struct sent sent;
+	uint32_t size;
 
 	if (result == 0)
 		return false;
+	compose(ports, port, &sent);
+	size = (uint32_t)(sizeof(sent.message) + sent.more_size);
 	if (result < 0 || chain->readable > 0 || chain->writable_bytes < size) {
 		pv_port_break(ports, result < 0 ? pv_virtqueue_error(ring)
 		                                : "a buffer that a control message does not fit");
 		return false;
 	}
-	pv_iov_scatter(chain->iov, chain->writable, 0, &message, sizeof(message));
-	pv_iov_scatter(chain->iov, chain->writable, sizeof(message), port->name, name);
+	pv_iov_scatter(chain->iov, chain->writable, 0, &sent.message, sizeof(sent.message));
+	pv_iov_scatter(chain->iov, chain->writable, sizeof(sent.message), sent.more, sent.more_size);
 	pv_virtqueue_push(ring, chain->head, size);
 	port->owed &= port->owed - 1;
 	return true;

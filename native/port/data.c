@@ -2,7 +2,6 @@
  * far as they were; the others are put back into the ring, so that none is held between rounds. */
 #include <errno.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #include "port/internal.h"
 
@@ -104,17 +103,12 @@ static uint64_t complete(struct pv_ports *ports, struct pv_virtqueue *ring, bool
 	return moved - start;
 }
 
-/* Bytes that one system call moved; -EAGAIN, another -errno, or 0 for the end of what is read. */
-static ssize_t move(const struct pv_port *port, struct pv_port_batch *batch, bool in)
+/* Bytes that one system call read into the batch; -EAGAIN, another -errno, or 0 for the end. */
+static int64_t read_some(struct pv_port *port, const struct pv_port_batch *batch)
 {
-	struct msghdr message = {.msg_iov = batch->iov, .msg_iovlen = batch->segments};
-	ssize_t bytes;
-
-	do
-		bytes = in ? recvmsg(port->fd, &message, MSG_DONTWAIT)
-		           : sendmsg(port->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-	while (bytes < 0 && errno == EINTR);
-	return bytes < 0 ? -errno : bytes;
+	if (port->flags & PV_PORT_ESCAPE)
+		return pv_port_read_keys(port, batch);
+	return pv_stream_readv(&port->in, batch->iov, batch->segments);
 }
 
 /* Wait for buffers; true: there are some now. */
@@ -141,30 +135,42 @@ static bool wait_to_receive(struct pv_ports *ports, struct pv_port *port)
 	return false;
 }
 
+/* Nothing was read for a reason. */
+static void no_input(struct pv_ports *ports, struct pv_port *port, int64_t error)
+{
+	/* A terminal whose foreground is another job, or a pty that nobody has open. */
+	if (error == -EIO && !port->socket)
+		pv_port_leave(ports, port);
+	else if (error != -EAGAIN)
+		pv_port_hang_up(ports, port);
+}
+
 static bool receive_some(struct pv_ports *ports, struct pv_port *port)
 {
 	struct pv_virtqueue *ring = port->queues.in.ring;
-	ssize_t bytes;
+	int64_t bytes;
 
 	if (!gather(ports, ring, true, 0))
 		return !ports->broken && wait_to_receive(ports, port);
-	bytes = move(port, &ports->batch, true);
+	bytes = read_some(port, &ports->batch);
 	complete(ports, ring, true, bytes > 0 ? (uint64_t)bytes : 0);
 	port->in_wait = PV_PORT_HOST;
 	port->flows = bytes > 0;
-	if (bytes > 0)
-		pv_port_count(ports, PV_PORT_BYTES_IN, (uint64_t)bytes);
-	else if (bytes != -EAGAIN)
-		pv_port_hang_up(ports, port);
+	if (bytes <= 0) {
+		no_input(ports, port, bytes);
+		return false;
+	}
+	pv_port_count(ports, PV_PORT_BYTES_IN, (uint64_t)bytes);
+	pv_port_see_size(ports, port);
 	/* Less than there was room for is all that there was. */
-	return bytes > 0 && (uint64_t)bytes == ports->batch.bytes;
+	return (uint64_t)bytes == ports->batch.bytes;
 }
 
 void pv_port_receive(struct pv_ports *ports, struct pv_port *port)
 {
 	struct pv_virtqueue *ring = port->queues.in.ring;
 
-	if (port->fd < 0 || !port->open || !ring) {
+	if (port->in.fd < 0 || !atomic_load(&port->open) || !ring) {
 		port->in_wait = PV_PORT_IDLE;
 		return;
 	}
@@ -175,21 +181,38 @@ void pv_port_receive(struct pv_ports *ports, struct pv_port *port)
 	pv_port_publish(ports, ring);
 }
 
-/* Bytes of the batch that are done with: that the socket took, or that nobody will. */
+/* What a host's end that is full does not take stays, but for a console's of whom nothing has been
+ * taken for long. */
+static uint64_t hold_back(struct pv_ports *ports, struct pv_port *port)
+{
+	if (port->impatient) {
+		pv_port_count(ports, PV_PORT_DROPPED, ports->batch.bytes);
+		return ports->batch.bytes;
+	}
+	if (port->blocked_at == 0)
+		port->blocked_at = pv_now_ns();
+	return 0;
+}
+
+/* Bytes of the batch that are done with: that the host's end took, or that nobody will. */
 static uint64_t hand_over(struct pv_ports *ports, struct pv_port *port)
 {
 	struct pv_port_batch *batch = &ports->batch;
 
-	if (port->fd >= 0 && !port->deaf) {
-		ssize_t bytes = batch->bytes > 0 ? move(port, batch, false) : 0;
+	if (batch->bytes == 0)
+		return 0;
+	if (port->out.fd >= 0 && atomic_load(&port->there)) {
+		int64_t bytes = pv_stream_writev(&port->out, batch->iov, batch->segments);
 
+		if (bytes == -EAGAIN || bytes == -ENOBUFS || bytes == -ENOMEM)
+			return hold_back(ports, port);
 		if (bytes >= 0) {
+			port->blocked_at = 0;
+			port->impatient = false;
 			pv_port_count(ports, PV_PORT_BYTES_OUT, (uint64_t)bytes);
 			return (uint64_t)bytes;
 		}
-		if (bytes == -EAGAIN || bytes == -ENOBUFS || bytes == -ENOMEM)
-			return 0;
-		port->deaf = true;
+		pv_stream_close(&port->out);
 	}
 	pv_port_count(ports, PV_PORT_DROPPED, batch->bytes);
 	return batch->bytes;
@@ -208,6 +231,8 @@ static bool send_some(struct pv_ports *ports, struct pv_port *port)
 	if (moved == ports->batch.bytes)
 		return true;
 	pv_port_count(ports, PV_PORT_BLOCKED, 1);
+	if (port->blocked_at == 0)
+		port->blocked_at = pv_now_ns();
 	port->out_wait = PV_PORT_HOST;
 	return false;
 }

@@ -19,15 +19,17 @@ static int add_port(struct pv_ports *ports, const struct pv_port_config *config)
 	if (config->number >= PV_PORTS_MAX || length > PV_PORT_NAME_MAX)
 		return -EINVAL;
 	port = &ports->port[config->number];
-	if (port->exists || (config->fd >= 0) == (config->listen_fd >= 0))
+	if (port->exists)
 		return -EINVAL;
 	port->exists = true;
-	port->fd = config->fd;
-	port->listen_fd = config->listen_fd;
 	memcpy(port->name, config->name, length);
-	if (port->fd >= 0)
-		pv_port_count(ports, PV_PORT_OPENED, 1);
-	return 0;
+	return pv_port_open_host(ports, port, config);
+}
+
+static void init_port(struct pv_port *port)
+{
+	port->in.fd = port->out.fd = -1;
+	port->listen_fd = port->size_fd = port->quit_fd = -1;
 }
 
 int pv_ports_new(const struct pv_port_config *configs, uint32_t count, struct pv_ports **out)
@@ -39,7 +41,7 @@ int pv_ports_new(const struct pv_port_config *configs, uint32_t count, struct pv
 	if (!ports)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < PV_PORTS_MAX; i++)
-		ports->port[i].fd = ports->port[i].listen_fd = -1;
+		init_port(&ports->port[i]);
 	ports->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (ports->wake_fd < 0)
 		result = -errno;
@@ -57,11 +59,26 @@ void pv_ports_free(struct pv_ports *ports)
 	if (!ports)
 		return;
 	for (uint32_t i = 0; i < PV_PORTS_MAX; i++)
-		if (ports->port[i].accepted)
-			close(ports->port[i].fd);
+		pv_port_close_host(&ports->port[i]);
 	if (ports->wake_fd >= 0)
 		close(ports->wake_fd);
 	free(ports);
+}
+
+static void begin_port(struct pv_ports *ports, struct pv_port *port,
+                       const struct pv_port_pair *pair)
+{
+	/* Without control messages it is the console, which is always open. */
+	bool open = !ports->control.in.ring && port->flags & PV_PORT_CONSOLE;
+
+	port->queues = *pair;
+	port->in_wait = open ? PV_PORT_MORE : PV_PORT_IDLE;
+	port->out_wait = port->queues.out.ring ? PV_PORT_MORE : PV_PORT_IDLE;
+	port->ready = port->flows = port->impatient = false;
+	atomic_store(&port->open, open);
+	port->owed = 0;
+	port->taken = port->blocked_at = 0;
+	pv_port_see_size(ports, port);
 }
 
 void pv_ports_begin(struct pv_ports *ports, const struct pv_ports_activation *activation)
@@ -72,16 +89,8 @@ void pv_ports_begin(struct pv_ports *ports, const struct pv_ports_activation *ac
 	ports->control_in_wait = ports->control.in.ring ? PV_PORT_MORE : PV_PORT_IDLE;
 	ports->control_out_wait = ports->control.out.ring ? PV_PORT_MORE : PV_PORT_IDLE;
 	ports->notify = ports->refused = ports->broken = false;
-	for (uint32_t i = 0; i < ports->count; i++) {
-		struct pv_port *port = &ports->port[i];
-
-		port->queues = activation->pairs[i];
-		port->in_wait = PV_PORT_IDLE;
-		port->out_wait = port->queues.out.ring ? PV_PORT_MORE : PV_PORT_IDLE;
-		port->ready = port->open = port->flows = false;
-		port->owed = 0;
-		port->taken = 0;
-	}
+	for (uint32_t i = 0; i < ports->count; i++)
+		begin_port(ports, &ports->port[i], &activation->pairs[i]);
 }
 
 int pv_ports_start(struct pv_ports *ports, const struct pv_ports_activation *activation)
@@ -108,7 +117,31 @@ int pv_ports_stop(struct pv_ports *ports, uint64_t timeout_ns)
 	if (pv_thread_wait(&ports->thread, pv_deadline(timeout_ns)) < 0)
 		return -ETIMEDOUT;
 	ports->running = false;
+	for (uint32_t i = 0; i < ports->count; i++)
+		atomic_store(&ports->port[i].open, false);
 	return 0;
+}
+
+void pv_ports_look(struct pv_ports *ports)
+{
+	atomic_store(&ports->look, true);
+	(void)eventfd_write(ports->wake_fd, 1);
+}
+
+void pv_ports_size(const struct pv_ports *ports, uint16_t *columns, uint16_t *rows)
+{
+	uint32_t size = atomic_load(&ports->port[0].size);
+
+	*columns = (uint16_t)size;
+	*rows = (uint16_t)(size >> 16);
+}
+
+int pv_ports_open(const struct pv_ports *ports, uint32_t number)
+{
+	const struct pv_port *port = &ports->port[number];
+
+	return (atomic_load(&port->open) ? PV_PORT_GUEST : 0) |
+	       (atomic_load(&port->there) ? PV_PORT_HOST_END : 0);
 }
 
 void pv_ports_stats(const struct pv_ports *ports, struct pv_ports_stats *stats)

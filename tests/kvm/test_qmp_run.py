@@ -140,6 +140,35 @@ def test_looking_into_the_guest(spin: Monitored) -> None:
     assert console == {"frontend-open": True, "filename": "stdio", "label": "serial0"}
 
 
+def test_character_devices_are_listed_and_memory_is_read(kernel: Kernel, tmp_path: Path) -> None:
+    link = tmp_path / "tty"
+    words = ["-chardev", "ringbuf,id=log,size=1K", "-serial", "chardev:log"]
+    words += ["-chardev", f"pty,id=tty,path={link}", "-device", "virtio-serial-device"]
+    words += ["-device", "virtconsole,chardev=tty", "-S"]
+    other = f"{tmp_path}/m"
+    words += ["-chardev", f"socket,id=m,path={other},server,nowait", "-mon", "m,mode=control"]
+    with Monitored(kernel("console"), *words) as guest:
+        listed = guest.client.execute("query-chardev")
+        assert listed == [
+            {"frontend-open": True, "filename": "ringbuf", "label": "log"},
+            {"frontend-open": False, "filename": f"pty:{os.readlink(link)}", "label": "tty"},
+            {"frontend-open": True, "filename": f"unix:{other},server=on", "label": "m"},
+        ]
+        assert guest.client.execute("ringbuf-read", {"device": "log", "size": 100}) == ""
+        guest.client.execute("ringbuf-write", {"device": "log", "data": "mark\n"})
+        assert guest.client.execute("ringbuf-read", {"device": "log", "size": 100}) == "mark\n"
+        with pytest.raises(CommandError, match="tty: not a ringbuf, but pty"):
+            guest.client.execute("ringbuf-read", {"device": "tty", "size": 1})
+        with pytest.raises(CommandError, match="x: there is none"):
+            guest.client.execute("ringbuf-read", {"device": "x", "size": 1})
+        guest.client.execute("quit")
+        assert guest.ended() == 0
+        assert guest.process.stderr is not None
+        told = guest.process.stderr.read().decode()
+        assert told.startswith("pyvirt: -chardev id=tty: its terminal is /dev/pts/")
+    assert not os.path.lexists(link)
+
+
 def test_where_the_guest_is(spin: Monitored, kernel: Kernel, tmp_path: Path) -> None:
     text = evidence.vcpus(spin.client, Symbols.from_vmlinux(kernel("spin")))
     lines = text.splitlines()

@@ -134,6 +134,8 @@ REFUSED = [
     (["-chardev", "stdio,id=c", "-mon", "c,mode=control"],
      ("-mon c,mode=control: c is of kind stdio, and a monitor is on a socket; give "
       "-chardev socket,id=c,path=PATH,server,nowait")),
+    (["-monitor", "stdio"], ("-monitor stdio: there is no monitor for people; give -qmp "
+     "unix:PATH,server,nowait, and talk to it by pyvirt qmp PATH")),
     (["-qmp", "stdio"], ("-qmp stdio: stdin and stdout are for the guest's console; give -qmp "
      "unix:PATH,server,nowait")),
     (["-chardev", f"socket,path=/a{ENDS}"], (f"-chardev socket,path=/a{ENDS}: has no id; give "

@@ -77,7 +77,82 @@ def test_thirty_ports() -> None:
     assert made.ports_max == 31
 
 
+def numbers(*words: str) -> list[tuple[int, bool]]:
+    return [(port.number, port.is_console) for port in console(*words).ports]
+
+
+def hvc(text: str) -> list[str]:
+    return ["-device", f"virtconsole,{text}"]
+
+
+def test_a_console_alone_is_of_the_simple_kind() -> None:
+    words = [*SERIAL, "-chardev", "pty,id=c", *hvc("chardev=c,id=virtio-console0,nr=0")]
+    assert (numbers(*words), console(*words).ports_max) == ([(0, True)], 1)
+    words = ["-device", "virtio-serial-device,max_ports=4", *words[2:]]
+    assert (numbers(*words), console(*words).ports_max) == ([(0, True)], 4)
+
+
+def test_the_first_console_is_number_0() -> None:
+    given = [*SERIAL, *chardevs(*"abcd")]
+    words = [*port("chardev=a"), *hvc("chardev=b"), *hvc("chardev=c"), *port("chardev=d")]
+    assert numbers(*given, *words) == [(1, False), (0, True), (2, True), (3, False)]
+    words = [*hvc("chardev=a,nr=3"), *hvc("chardev=b"), *hvc("chardev=c"), *hvc("chardev=d,nr=1")]
+    assert numbers(*given, *words) == [(3, True), (0, True), (2, True), (1, True)]
+
+
+def test_any_chardev_may_be_behind_a_port() -> None:
+    kinds = [
+        "stdio",
+        "pty",
+        "null",
+        "ringbuf",
+        "file,path=f",
+        f"socket,port=5{ENDS}",
+        "socket,path=s",
+    ]
+    words = [*SERIAL]
+    for number, kind in enumerate(kinds):
+        word, _, rest = kind.partition(",")
+        words += ["-chardev", f"{word},id=c{number}{rest and ','}{rest}"]
+        words += hvc(f"chardev=c{number}") if number % 2 else port(f"chardev=c{number}")
+    made = console(*words)
+    assert [one.chardev.kind for one in made.ports] == [kind.partition(",")[0] for kind in kinds]
+
+
+def test_a_console_on_stdin_leaves_no_serial_port_there() -> None:
+    words = ["-chardev", "stdio,id=c", *SERIAL, *hvc("chardev=c")]
+    options = parse(words)
+    assert (options.serial.kind, options.terminal and options.terminal.id) == ("null", "c")
+    assert refusal(lambda: parse([*words, "-serial", "stdio"])) == (
+        "-chardev id=c: -serial stdio is on stdin and stdout already; "
+        "give it a pty, a file or a socket"
+    )
+    words += ["-chardev", "stdio,id=d", *hvc("chardev=d")]
+    assert refusal(lambda: parse(words)) == (
+        "-chardev id=d: -chardev id=c is on stdin and stdout already; "
+        "give it a pty, a file or a socket"
+    )
+
+
+def test_a_chardev_of_20_09_is_a_console() -> None:
+    made = console("-chardev", "id=c,path=/tmp/console")
+    assert [(p.number, p.is_console, p.chardev.path) for p in made.ports] == [
+        (0, True, "/tmp/console")
+    ]
+    assert (made.ports_max, made.ports[0].chardev.listens) == (1, True)
+    made = console("-chardev=id=c,path=/c", "-chardev=path=/d,id=d", *SERIAL)
+    assert [(p.number, p.chardev.id) for p in made.ports] == [(0, "c"), (1, "d")]
+    words = ["-chardev=id=c,path=/c", *SERIAL, *hvc("chardev=c")]
+    assert refusal(lambda: parse(words)) == (
+        "-chardev id=c: c has -device virtconsole,chardev=c already; give each its own -chardev"
+    )
+
+
 REFUSED = [
+    (hvc("chardev=c"), ("-device virtconsole: has no device to be on; "
+     "add -device virtio-serial-device")),
+    ([*SERIAL, *chardevs("c", "d"), *hvc("chardev=c,nr=0"), *hvc("chardev=d,nr=0")],
+     "-device virtconsole,nr=0: two ports have it; give each its own"),
     (port("chardev=c"), ("-device virtserialport: has no device to be on; "
      "add -device virtio-serial-device")),
     ([*SERIAL, *port("name=x")],
@@ -102,9 +177,10 @@ REFUSED = [
     ([*SERIAL, *chardevs("c", "d"), *port("chardev=c,id=i"), *port("chardev=d,id=i")],
      "-device virtserialport,id=i: two ports have it; give each its own"),
     ([*SERIAL, *chardevs("c"), *port("chardev=c,nr=0")],
-     "-device nr 0: not a number from 1 to 30"),
+     ("-device virtserialport,chardev=c,nr=0: port 0 is a console's; give another number, or "
+      "virtconsole")),
     ([*SERIAL, *chardevs("c"), *port("chardev=c,nr=31")],
-     "-device nr 31: not a number from 1 to 30"),
+     "-device nr 31: not a number from 0 to 30"),
     ([*SERIAL, *chardevs("c"), *port("chardev=c,name=")],
      "-device name: 0 bytes, a port's name has 1 to 255"),
     ([*SERIAL, *chardevs("c"), *port(f"chardev=c,name={'é' * 128}")],

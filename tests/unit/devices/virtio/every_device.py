@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from pyvirt.devices import nic
-from pyvirt.devices.chardev import ChardevConfig
+from pyvirt.devices.chardev import RINGBUF, ChardevConfig
 from pyvirt.devices.stream import Stream
 from pyvirt.devices.virtio.balloon import BalloonConfig
 from pyvirt.devices.virtio.block import Block, BlockConfig
@@ -82,6 +82,12 @@ def _console(stack: ExitStack) -> Device:
     return ConsoleConfig("s", ports, 4).make()
 
 
+def _consoles(_: ExitStack, count: int) -> Device:
+    chardevs = [ChardevConfig(f"c{n}", RINGBUF) for n in range(count)]
+    ports = [PortConfig(n, one, is_console=True) for n, one in enumerate(chardevs)]
+    return ConsoleConfig("s", tuple(ports), count).make()
+
+
 def _vsock(stack: ExitStack) -> Device:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     return VsockConfig("v", 3, f"{folder}/v").make()
@@ -96,6 +102,8 @@ EVERY = {
     ),
     "empty NIC slot": Subject(lambda _: nic.empty(0, "m"), (1, 2)),
     "console": Subject(_console, (1, 3, 5, 7)),
+    "console alone": Subject(lambda stack: _consoles(stack, 1), (1,)),
+    "consoles": Subject(lambda stack: _consoles(stack, 2), (1, 3, 5)),
     "rng": Subject(lambda _: RngConfig("r", "s", "/dev/urandom").make()),
     "rng with a limit": Subject(lambda _: RngConfig("r", "s", "/dev/urandom", 1_000_000).make()),
     "balloon": Subject(

@@ -27,6 +27,7 @@ BUFFERS = 0x200_0000  # its receive buffers, 64 KiB apart
 
 CONTROL_IN, CONTROL_OUT = 2, 3
 DEVICE_READY, PORT_ADD, PORT_READY, PORT_OPEN, PORT_NAME = 0, 1, 3, 6, 7
+CONSOLE_PORT, RESIZE = 4, 5
 _MESSAGE = struct.Struct("<IHH")
 
 Message = tuple[int, int, int, bytes]
@@ -46,14 +47,19 @@ PIECES, LENGTH = 30, 60_000  # more than a socket takes
 class PortBench(DeviceBench):
     """A driver that keeps the rules unless told otherwise, and kicks when it is asked to.
 
-    `host` has our end of each port on a connected socket; a port with a path has none.
+    `host` has our end of each port on a connected socket; a port with a path has none, and those
+    of `more` have none here.
     """
 
     def __init__(
-        self, *names: str, paths: dict[str, str] | None = None, ports_max: int = 0
+        self,
+        *names: str,
+        paths: dict[str, str] | None = None,
+        ports_max: int = 0,
+        more: tuple[PortConfig, ...] = (),
     ) -> None:
         self.host: dict[int, socket.socket] = {}
-        ports = []
+        ports = list(more)
         for number, name in enumerate(names, 1):
             if paths and name in paths:
                 chardev = ChardevConfig(name, path=paths[name])
@@ -63,7 +69,8 @@ class PortBench(DeviceBench):
                 self.host[number] = ours
                 chardev = ChardevConfig(name, fd=theirs.detach())
             ports.append(PortConfig(number, chardev, name))
-        config = ConsoleConfig("serial0", tuple(ports), ports_max or len(names) + 1)
+        most = max((port.number for port in ports), default=0) + 1
+        config = ConsoleConfig("serial0", tuple(ports), ports_max or most)
         self.ram = Ram([(0, RAM)])
         super().__init__(self.ram, Console(config))  # type: ignore[arg-type]
         self.drivers: list[Driver] = []
@@ -83,7 +90,8 @@ class PortBench(DeviceBench):
             self.drivers.append(Driver(self.ram, layout))
             self.set_queue(index, SIZE)
         assert self.set_status(r.DRIVER_OK) & (r.DRIVER_OK | r.NEEDS_RESET) == r.DRIVER_OK
-        self.offer(CONTROL_IN, buffers, 512)
+        if self.device.features & MULTIPORT:
+            self.offer(CONTROL_IN, buffers, 512)
 
     def introduce(self, *numbers: int) -> None:
         """Greet the device, and open its ports `numbers`, of which messages are consumed."""
