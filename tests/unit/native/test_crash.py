@@ -57,8 +57,9 @@ def tgkill(pid: int, tid: int, number: int) -> None:
 
 def died(process: subprocess.Popen[bytes], number: int) -> str:
     """Return the line of a process that a signal has ended."""
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == -number
+    # Before its stdin closes, which would end it too, and take away what the thread looks at.
+    assert process.wait(PATIENCE) == -number
+    _, errors = process.communicate()
     (line,) = errors.decode(errors="backslashreplace").splitlines()
     return line
 
