@@ -30,6 +30,8 @@ THREADS = {
     "vacant": ("vacant dev0", "vacant", "dev0"),
     "net": ("net dev0", "net", "dev0"),
     "ports": ("ports dev0", "ports", "dev0"),
+    "rng": ("rng dev0", "rng", "dev0"),
+    "balloon": ("balloon dev0", "balloon", "dev0"),
     "python": ("mine0", "mine0", ""),
 }
 

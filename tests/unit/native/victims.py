@@ -12,10 +12,12 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 from pyvirt.devices.iothread import IoThread
+from pyvirt.devices.virtio.balloon import BalloonConfig
 from pyvirt.devices.virtio.block import Block, BlockConfig
 from pyvirt.devices.virtio.console import Console, ConsoleConfig
 from pyvirt.devices.virtio.net import Net, NetConfig
 from pyvirt.devices.virtio.python import PythonDevice
+from pyvirt.devices.virtio.rng import RngConfig
 from pyvirt.native import check, lib
 from pyvirt.vmm.memory import MIB, GuestMemory
 
@@ -49,6 +51,8 @@ KINDS: dict[str, Callable[[], Device]] = {
     "vacant": lambda: Block(None, 3),
     "net": lambda: Net(NetConfig("net0", bytes(6)), SocketBackend()),
     "ports": lambda: Console(ConsoleConfig("console0", (), 1)),
+    "rng": lambda: RngConfig("rng0", "src", "/dev/urandom").make(),
+    "balloon": lambda: BalloonConfig("balloon0").make(),
     "python": _python,
 }
 
