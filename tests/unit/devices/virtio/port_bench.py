@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import select
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from pyvirt.devices.chardev import ChardevConfig
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.console import MULTIPORT, Console, ConsoleConfig, PortConfig
 
-from .bench import RING_STEP, RINGS, DeviceBench
+from .bench import RING_STEP, RINGS
 from .mock_driver import Driver, Layout, Ram
+from .queue_bench import DriverBench
 
 SIZE = 32
 SECONDS = 10
@@ -44,7 +41,7 @@ IN, OUT = queues(1)
 PIECES, LENGTH = 30, 60_000  # more than a socket takes
 
 
-class PortBench(DeviceBench):
+class PortBench(DriverBench):
     """A driver that keeps the rules unless told otherwise, and kicks when it is asked to.
 
     `host` has our end of each port on a connected socket; a port with a path has none, and those
@@ -71,9 +68,7 @@ class PortBench(DeviceBench):
             ports.append(PortConfig(number, chardev, name))
         most = max((port.number for port in ports), default=0) + 1
         config = ConsoleConfig("serial0", tuple(ports), ports_max or most)
-        self.ram = Ram([(0, RAM)])
-        super().__init__(self.ram, Console(config))  # type: ignore[arg-type]
-        self.drivers: list[Driver] = []
+        super().__init__(Console(config), Ram([(0, RAM)]))
         self._heard: list[Message] = []
         self._spans: dict[tuple[int, int], tuple[int, int]] = {}
 
@@ -87,7 +82,7 @@ class PortBench(DeviceBench):
             base = RINGS + index * RING_STEP
             self.ram.view(base, RING_STEP)[:] = bytes(RING_STEP)
             layout = Layout(base, base + 0x4000, base + 0x8000, SIZE, event_idx)
-            self.drivers.append(Driver(self.ram, layout))
+            self.drivers[index] = Driver(self.ram, layout)
             self.set_queue(index, SIZE)
         assert self.set_status(r.DRIVER_OK) & (r.DRIVER_OK | r.NEEDS_RESET) == r.DRIVER_OK
         if self.device.features & MULTIPORT:
@@ -106,11 +101,6 @@ class PortBench(DeviceBench):
         for number in numbers:
             self.tell(number, PORT_OPEN, 1)
 
-    def publish(self, index: int) -> None:
-        """Show the device what was added to a queue."""
-        if self.drivers[index].publish():
-            self.set(r.QUEUE_NOTIFY, index)
-
     def offer(self, index: int, count: int, length: int) -> None:
         """Offer `count` receive buffers of up to 64 KiB."""
         for _ in range(count):
@@ -124,17 +114,6 @@ class PortBench(DeviceBench):
         self.ram.view(address, len(data))[:] = data
         self.drivers[index].add([(address, len(data))])
         self.publish(index)
-
-    def used(self, index: int) -> list[tuple[int, int]]:
-        """Return what was used of a queue; wait for something."""
-        deadline = time.monotonic() + SECONDS
-        while True:
-            # As a driver does: ask for the interrupt, then look.
-            self.drivers[index].enable_interrupts()
-            if done := self.drivers[index].collect():
-                return done
-            assert time.monotonic() < deadline, f"nothing was used of queue {index}"
-            select.select([self.irq_fd], [], [], 0.01)
 
     def collect(self, index: int) -> list[bytes]:
         """Return what receive buffers hold that were used; wait for one."""
@@ -168,34 +147,9 @@ class PortBench(DeviceBench):
             self._heard += [(*_MESSAGE.unpack_from(piece), piece[8:]) for piece in pieces]
         return self._heard.pop(0)
 
-    @property
-    def broken(self) -> bool:
-        """Tell whether the device needs a reset."""
-        return bool(self.get(r.STATUS) & r.NEEDS_RESET)
-
-    def wait_broken(self) -> str:
-        """Return the log's line on why the device broke; wait for it."""
-        assert select.select([self.broken_fd], [], [], SECONDS)[0]
-        assert self.broken
-        self.transport.report()
-        return self.log[-1]
-
-    def stat(self, name: str) -> int:
-        """Return a counter."""
-        device: Any = self.device
-        return int(getattr(device.stats(), name))
-
-    def wait_stat(self, name: str, least: int) -> None:
-        """Wait until a counter has reached `least`."""
-        deadline = time.monotonic() + SECONDS
-        while self.stat(name) < least:
-            assert time.monotonic() < deadline, f"{name} is {self.stat(name)}, not {least}"
-            time.sleep(0.001)
-
     def close(self) -> None:
         """Close everything."""
         super().close()
-        self.device.close()
         for end in self.host.values():
             end.close()
 
@@ -238,11 +192,3 @@ def read_all(end: socket.socket, count: int) -> bytes:
 def noise(count: int) -> bytes:
     """Return `count` bytes in which a piece that is missing or moved shows."""
     return (bytes(range(251)) * (count // 251 + 1))[:count]
-
-
-def idle(seconds: float) -> bool:
-    """Tell whether this process does next to nothing for a while."""
-    before = os.times()
-    time.sleep(seconds)
-    after = os.times()
-    return after.user + after.system - before.user - before.system < seconds / 2

@@ -21,7 +21,7 @@ RAM = 0x80_0000
 DATA = 0x40_0000  # where a test has its buffers
 
 
-class QueueBench(DeviceBench):
+class DriverBench(DeviceBench):
     """A driver that keeps the rules unless told otherwise, and kicks when it is asked to."""
 
     def __init__(self, device: Device, ram: Ram | None = None) -> None:
@@ -33,49 +33,10 @@ class QueueBench(DeviceBench):
         """Read as a guest would; the device's threads may change what there is meanwhile."""
         return self.transport.read(offset, size)
 
-    def start(
-        self,
-        features: int = 0,
-        *,
-        event_idx: bool = True,
-        indirect: bool = False,
-        queues: tuple[int, ...] | None = None,
-        before: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Go from reset to DRIVER_OK; `queues` are those that are made ready, None: all.
-
-        `before` is what a driver does besides, when the features are agreed on.
-        """
-        self.drivers.clear()
-        self.set(r.STATUS, 0)
-        features |= r.EVENT_IDX if event_idx else 0
-        self.negotiate(features | r.VERSION_1 | (r.INDIRECT_DESC if indirect else 0))
-        before()
-        for index, most in enumerate(self.device.queue_sizes):
-            if queues is not None and index not in queues:
-                continue
-            base, size = RINGS + index * RING_STEP, min(SIZE, most)
-            self.ram.view(base, RING_STEP)[:] = bytes(RING_STEP)
-            layout = Layout(base, base + 0x4000, base + 0x8000, size, event_idx, indirect)
-            self.drivers[index] = Driver(self.ram, layout)
-            self.set_queue(index, size)
-        assert self.set_status(r.DRIVER_OK) & (r.DRIVER_OK | r.NEEDS_RESET) == r.DRIVER_OK
-
     def publish(self, index: int = 0) -> None:
         """Show the device what was added to a queue."""
         if self.drivers[index].publish():
             self.set(r.QUEUE_NOTIFY, index)
-
-    def add(self, index: int, *lengths: int, writable: bool, address: int = DATA) -> int:
-        """Offer a chain of these lengths from `address` on, one behind the other."""
-        spans = []
-        for length in lengths:
-            spans.append((address, length))
-            address += length
-        driver = self.drivers[index]
-        head = driver.add(writable=spans) if writable else driver.add(spans)
-        self.publish(index)
-        return head
 
     def used(self, index: int = 0) -> list[tuple[int, int]]:
         """Return what was used of a queue; wait for something."""
@@ -131,6 +92,49 @@ class QueueBench(DeviceBench):
         self.device.close()
 
 
+class QueueBench(DriverBench):
+    """One of any device."""
+
+    def start(
+        self,
+        features: int = 0,
+        *,
+        event_idx: bool = True,
+        indirect: bool = False,
+        queues: tuple[int, ...] | None = None,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Go from reset to DRIVER_OK; `queues` are those that are made ready, None: all.
+
+        `before` is what a driver does besides, when the features are agreed on.
+        """
+        self.drivers.clear()
+        self.set(r.STATUS, 0)
+        features |= r.EVENT_IDX if event_idx else 0
+        self.negotiate(features | r.VERSION_1 | (r.INDIRECT_DESC if indirect else 0))
+        before()
+        for index, most in enumerate(self.device.queue_sizes):
+            if queues is not None and index not in queues:
+                continue
+            base, size = RINGS + index * RING_STEP, min(SIZE, most)
+            self.ram.view(base, RING_STEP)[:] = bytes(RING_STEP)
+            layout = Layout(base, base + 0x4000, base + 0x8000, size, event_idx, indirect)
+            self.drivers[index] = Driver(self.ram, layout)
+            self.set_queue(index, size)
+        assert self.set_status(r.DRIVER_OK) & (r.DRIVER_OK | r.NEEDS_RESET) == r.DRIVER_OK
+
+    def add(self, index: int, *lengths: int, writable: bool, address: int = DATA) -> int:
+        """Offer a chain of these lengths from `address` on, one behind the other."""
+        spans = []
+        for length in lengths:
+            spans.append((address, length))
+            address += length
+        driver = self.drivers[index]
+        head = driver.add(writable=spans) if writable else driver.add(spans)
+        self.publish(index)
+        return head
+
+
 Make = Callable[..., QueueBench]
 
 
@@ -146,3 +150,11 @@ def make() -> Iterator[Make]:
     yield maker
     for bench in benches:
         bench.close()
+
+
+def idle(seconds: float) -> bool:
+    """Tell whether this process does next to nothing for a while."""
+    before = os.times()
+    time.sleep(seconds)
+    after = os.times()
+    return after.user + after.system - before.user - before.system < seconds / 2

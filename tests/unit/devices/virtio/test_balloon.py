@@ -26,8 +26,7 @@ from pyvirt.devices.virtio.balloon import (
 from pyvirt.native import lib
 
 from .mock_driver import Ram
-from .port_bench import idle
-from .queue_bench import DATA, Make, QueueBench, make
+from .queue_bench import DATA, Make, QueueBench, idle, make
 
 __all__ = ["make"]  # fixture
 

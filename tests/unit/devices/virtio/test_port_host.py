@@ -26,11 +26,11 @@ from .port_bench import (
     Make,
     PortBench,
     bench,
-    idle,
     make,
     noise,
     read_all,
 )
+from .queue_bench import idle
 
 __all__ = ["bench", "make"]  # fixtures
 

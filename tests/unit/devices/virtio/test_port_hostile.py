@@ -23,10 +23,10 @@ from .port_bench import (
     Make,
     PortBench,
     bench,
-    idle,
     make,
     read_all,
 )
+from .queue_bench import idle
 
 __all__ = ["bench", "make"]  # fixtures
 

@@ -14,8 +14,7 @@ from pyvirt.devices.virtio.rng import Rng, RngConfig
 from pyvirt.native import lib
 
 from ...refusal import refusal, unprivileged
-from .port_bench import idle
-from .queue_bench import DATA, Make, make
+from .queue_bench import DATA, Make, idle, make
 
 __all__ = ["make"]  # fixture
 MOST = lib.PV_RNG_REQUEST_MAX
