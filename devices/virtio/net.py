@@ -61,11 +61,12 @@ HOST_TSO4, HOST_TSO6, HOST_ECN = 1 << 11, 1 << 12, 1 << 13
 MRG_RXBUF = 1 << 15
 STATUS = 1 << 16
 CTRL_VQ, CTRL_RX, CTRL_VLAN = 1 << 17, 1 << 18, 1 << 19
+GUEST_ANNOUNCE = 1 << 21
 MQ = 1 << 22
 CTRL_MAC_ADDR = 1 << 23
 GUEST_USO4, GUEST_USO6, HOST_USO = 1 << 54, 1 << 55, 1 << 56
 
-_ALWAYS = MAC | MRG_RXBUF | STATUS | CTRL_VQ | CTRL_RX | CTRL_VLAN | CTRL_MAC_ADDR
+_ALWAYS = MAC | MRG_RXBUF | STATUS | CTRL_VQ | CTRL_RX | CTRL_VLAN | GUEST_ANNOUNCE | CTRL_MAC_ADDR
 # Offloads of the host, and the features that they make possible.
 _OFFLOADS = (
     (TUN_CSUM, CSUM | GUEST_CSUM | CTRL_GUEST_OFFLOADS),
@@ -75,7 +76,7 @@ _OFFLOADS = (
     (TUN_USO4 | TUN_USO6, GUEST_USO4 | GUEST_USO6 | HOST_USO),
 )
 
-_LINK_UP = 1
+_LINK_UP, _ANNOUNCE = 1, 2
 # struct virtio_net_config to mtu, 5.1.4: mac, status, max_virtqueue_pairs, mtu.
 _CONFIG = struct.Struct("<6sHHH")
 
@@ -207,6 +208,8 @@ class Net(Pluggable):
         mac = ffi.new("uint8_t[6]")
         lib.pv_net_mac(self._handle, mac)
         status = _LINK_UP if self.link else 0
+        if lib.pv_net_is_announcing(self._handle):
+            status |= _ANNOUNCE
         return _CONFIG.pack(bytes(mac), status, self._config.queue_pairs, self._config.mtu)
 
     def operations(self) -> tuple[str, ...]:
@@ -260,6 +263,7 @@ class Net(Pluggable):
 
         `id` is how it is called from now on, and `mac` the address of this and later backends. A
         driver reads that once, when it finds the device: another is refused while one is at work.
+        Such a one is asked to announce itself soon, as the network may be another one.
         """
 
         def change(is_bound: bool) -> None:
@@ -276,6 +280,7 @@ class Net(Pluggable):
                 if mac not in {b"", self._mac}:
                     self._mac = mac
                     lib.pv_net_set_mac(self._handle, mac)
+                lib.pv_net_announce(self._handle)
 
         self.exchange(change)
 
@@ -333,7 +338,12 @@ class Net(Pluggable):
         self._check(result, "cannot set the link")
 
     def news(self) -> str:
-        """Take the link down when the host's side is gone, and say so."""
+        """Take the link down when the host's side is gone, and say so.
+
+        The driver that is to announce itself is told.
+        """
+        if lib.pv_net_take_announcement(self._handle):
+            self.config_changed()
         backend = self._backend
         if backend is None or not lib.pv_net_take_lost(self._handle):
             return ""

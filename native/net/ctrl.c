@@ -179,6 +179,9 @@ bool pv_net_command(struct pv_net *net, const struct pv_chain *chain)
 		return false;
 	if (header.class == VIRTIO_NET_CTRL_MQ) {
 		done = set_pairs(net, header.cmd, &reader);
+	} else if (header.class == VIRTIO_NET_CTRL_ANNOUNCE) {
+		done = header.cmd == VIRTIO_NET_CTRL_ANNOUNCE_ACK && is_at_end(&reader) &&
+		       pv_net_acknowledge(net) == 0;
 	} else {
 		pthread_mutex_lock(&net->lock);
 		done = change_mode(net, &net->mode, &header, &reader);

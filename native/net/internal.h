@@ -217,6 +217,10 @@ struct pv_net {
 	int vhost_error_fd; /* an eventfd, while it does */
 	atomic_bool stopping;
 	atomic_bool broken;
+	atomic_bool announcing;         /* the driver's configuration asks it to */
+	atomic_bool announcement;       /* news of that; until pv_net_take_announcement */
+	_Atomic uint32_t announcements; /* that are still to come, */
+	_Atomic uint64_t announce_at;   /* the next one then, by pv_now_ns */
 
 	pthread_mutex_t lock; /* of the mode */
 	_Atomic uint32_t mode_version;
@@ -236,6 +240,15 @@ void pv_net_lose(struct pv_net_worker *w);
 void pv_net_wake(struct pv_net *net);
 /* Use the first `count` pairs. -EINVAL: there are not so many. */
 int pv_net_use_pairs(struct pv_net *net, uint32_t count);
+
+/* Ask the driver to announce itself if it is time; how long that is, UINT64_MAX: for ever. The first
+ * thread's. */
+void pv_net_ask_to_announce(struct pv_net *net);
+uint64_t pv_net_announcement_delay(const struct pv_net *net);
+/* The driver has. -EINVAL: it has not agreed to be asked. */
+int pv_net_acknowledge(struct pv_net *net);
+/* None is to come any more. */
+void pv_net_end_announcements(struct pv_net *net);
 
 /* One direction, for a while. The directions' `wait` says what for, then. */
 void pv_net_receive(struct pv_net_worker *w);

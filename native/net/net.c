@@ -155,6 +155,7 @@ int pv_net_start(struct pv_net *net, const struct pv_net_activation *activation)
 	net->memory = activation->memory;
 	atomic_store(&net->active, 1);
 	atomic_store(&net->broken, false);
+	pv_net_end_announcements(net);
 	reset_mode(net, net->features);
 	for (uint32_t i = 0; i < activation->count && result == 0; i++)
 		result = make_worker(net, &activation->pairs[i]);
@@ -177,6 +178,7 @@ int pv_net_stop(struct pv_net *net, uint64_t timeout_ns)
 		close(w->wake_fd);
 		free(w);
 	}
+	pv_net_end_announcements(net);
 	reset_mode(net, 0);
 	return 0;
 }
@@ -192,6 +194,7 @@ static void close_ports(struct pv_net *net)
 		*port = (struct pv_net_port){0};
 	}
 	net->has_vhost = false;
+	pv_net_end_announcements(net);
 	atomic_store(&net->lost, false);
 	atomic_store(&net->news, false);
 	atomic_store(&net->filter_told, false);

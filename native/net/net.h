@@ -129,6 +129,11 @@ int pv_net_set_link(struct pv_net *net, int up, uint64_t timeout_ns);
 /* The three above pause the threads; -ETIMEDOUT: the host keeps some. The backend is in use still,
  * the device broken, and nothing but pv_net_stop and these is to be called. */
 
+/* Have the driver tell its network where it is, if it has agreed to that (GUEST_ANNOUNCE): some
+ * times in the next second, as it may find the link down still. Each is news, of which see
+ * pv_net_take_announcement. */
+void pv_net_announce(struct pv_net *net);
+
 /* Another configured address, for a driver that begins now: none is at work. */
 void pv_net_set_mac(struct pv_net *net, const uint8_t mac[6]);
 
@@ -136,6 +141,10 @@ void pv_net_set_mac(struct pv_net *net, const uint8_t mac[6]);
 
 /* The address that the driver set, or the configured one. */
 void pv_net_mac(struct pv_net *net, uint8_t mac[6]);
+/* 1: the driver is asked to announce itself by its configuration, and has not answered. */
+int pv_net_is_announcing(const struct pv_net *net);
+/* 1: it is to be told that its configuration asks it; once, after pv_virtio_irq_news told so. */
+int pv_net_take_announcement(struct pv_net *net);
 /* 1: the host's side of the backend has gone; once, after pv_virtio_irq_news told so. */
 int pv_net_take_lost(struct pv_net *net);
 /* What the driver wants to receive; who asks is told of the next change again. */

@@ -112,8 +112,10 @@ static bool pass(struct pv_net_worker *w, bool has_polled)
 	} else {
 		w->rx.wait = w->tx.wait = PV_WAIT_GONE;
 	}
-	if (w->index == 0 && net->ctrl.ring)
+	if (w->index == 0 && net->ctrl.ring) {
 		more |= serve_ctrl(w);
+		pv_net_ask_to_announce(net);
+	}
 	return more;
 }
 
@@ -137,7 +139,7 @@ static void look_at_port(struct pv_net_worker *w, short events)
 		w->tx.wait = PV_WAIT_NONE;
 }
 
-/* Until one of the limits allows for more; NULL: for ever. A tap that is removed wakes only those
+/* Until one of the limits allows for more, or it is time for something; NULL: for ever. A tap that is removed wakes only those
  * who wait for packets, so others look once a second. */
 static const struct timespec *limit(const struct pv_net_worker *w, const struct pollfd *port,
                                     struct timespec *time)
@@ -145,7 +147,10 @@ static const struct timespec *limit(const struct pv_net_worker *w, const struct 
 	uint64_t rx = w->rx.wait == PV_WAIT_TIME ? w->rx.delay_ns : UINT64_MAX;
 	uint64_t tx = w->tx.wait == PV_WAIT_TIME ? w->tx.delay_ns : UINT64_MAX;
 	uint64_t delay = rx < tx ? rx : tx;
+	uint64_t announcement = w->index == 0 ? pv_net_announcement_delay(w->net) : UINT64_MAX;
 
+	if (announcement < delay)
+		delay = announcement;
 	if (port->fd >= 0 && !(port->events & POLLIN) && delay > NS_PER_S)
 		delay = NS_PER_S;
 	if (delay == UINT64_MAX)

@@ -182,6 +182,11 @@ void pv_virtio_irq_set_config(struct pv_virtio_irq *irq, uint32_t offset, const 
 		atomic_store_explicit(&at[i], ((const uint8_t *)data)[i], memory_order_relaxed);
 }
 
+void pv_virtio_irq_clear_config(struct pv_virtio_irq *irq, uint32_t offset, uint8_t bits)
+{
+	atomic_fetch_and((_Atomic uint8_t *)(irq->page + CONFIG_SPACE + offset), (uint8_t)~bits);
+}
+
 int pv_virtio_irq_lend(struct pv_virtio_irq *irq)
 {
 	atomic_store(&irq->standing, USED);

@@ -40,6 +40,8 @@ void pv_virtio_irq_news(struct pv_virtio_irq *irq);
  * generation. They are within the page. */
 void pv_virtio_irq_set_config(struct pv_virtio_irq *irq, uint32_t offset, const void *data,
                               uint32_t length);
+/* Clear bits of a byte there, whatever else of it changes meanwhile. */
+void pv_virtio_irq_clear_config(struct pv_virtio_irq *irq, uint32_t offset, uint8_t bits);
 /* The eventfd of the line, for the kernel to raise it by. It cannot set bit 0 of InterruptStatus,
  * so the bit stands from now on until the reset, whatever is acknowledged. Drivers look at their
  * rings when they find it set, and nobody else shares the line. */

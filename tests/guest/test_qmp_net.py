@@ -172,6 +172,23 @@ def test_a_tap_that_the_client_opened(linked: Live, operator: Operator) -> None:
     check_free("tap0")
 
 
+def test_a_guest_says_where_it_is_when_it_is_plugged_in(linked: Live, operator: Operator) -> None:
+    arp, own = 0x0806, socket.inet_aton("10.0.0.2")
+    with (
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(arp)) as wire,
+        reporting(linked.machine),
+    ):
+        wire.bind(("tap0", arp))
+        wire.settimeout(20)
+        assert operator.says(ADD) == DONE
+        assert operator.says(PLUG) == DONE
+        frame = b""
+        # Sender and target are the same.
+        while (frame[28:32], frame[38:42]) != (own, own):
+            frame = wire.recv(100)
+    unplug(operator)
+
+
 def test_refusals(linked: Live, operator: Operator) -> None:
     """Each leaves everything as it was: descriptors, links, and what was plugged in before."""
 

@@ -340,6 +340,47 @@ static void test_a_command_without_a_header_breaks_the_device(void)
 	bench_unmake(&b);
 }
 
+static uint8_t status(struct bench *b)
+{
+	return __atomic_load_n((uint8_t *)b->guest.page + 0x100 + 6, __ATOMIC_ACQUIRE);
+}
+
+static void show_status(struct bench *b, uint8_t value)
+{
+	pv_virtio_irq_set_config(b->guest.irq, 6, &value, 1);
+}
+
+static void test_an_announcement_is_asked_for_until_it_is_acknowledged(void)
+{
+	const uint8_t both = VIRTIO_NET_S_LINK_UP | VIRTIO_NET_S_ANNOUNCE;
+	struct bench b;
+
+	bench_run(&b, CTRL_ALL | F(GUEST_ANNOUNCE));
+	CHECK_EQ(pv_net_is_announcing(b.net), 0);
+	pv_net_announce(b.net);
+	WAIT_FOR(pv_net_take_announcement(b.net));
+	WAIT_FOR(atomic_load(&b.net->announcements) == 0); /* it is the last one */
+	CHECK_EQ(pv_net_is_announcing(b.net), 1);
+	show_status(&b, both);
+	CHECK_EQ(command(&b, VIRTIO_NET_CTRL_ANNOUNCE, 1, NULL, 0), VIRTIO_NET_ERR);
+	CHECK_EQ(command(&b, VIRTIO_NET_CTRL_ANNOUNCE, 0, "x", 1), VIRTIO_NET_ERR);
+	CHECK_EQ(pv_net_is_announcing(b.net), 1);
+	CHECK_EQ(status(&b), both);
+	CHECK_EQ(command(&b, VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, NULL, 0),
+	         VIRTIO_NET_OK);
+	CHECK_EQ(pv_net_is_announcing(b.net), 0);
+	CHECK_EQ(status(&b), VIRTIO_NET_S_LINK_UP);
+	pv_net_announce(b.net);
+	bench_stop(&b);
+	CHECK_EQ(atomic_load(&b.net->announcements), 0);
+	bench_start(&b, CTRL_ALL, 1);
+	pv_net_announce(b.net);
+	CHECK_EQ(atomic_load(&b.net->announcements), 0);
+	CHECK_EQ(command(&b, VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, NULL, 0),
+	         VIRTIO_NET_ERR);
+	bench_unmake(&b);
+}
+
 int main(void)
 {
 	RUN(test_everything_is_received_at_first);
@@ -355,5 +396,6 @@ int main(void)
 	RUN(test_what_was_not_negotiated_is_refused);
 	RUN(test_a_command_without_an_answer_breaks_the_device);
 	RUN(test_a_command_without_a_header_breaks_the_device);
+	RUN(test_an_announcement_is_asked_for_until_it_is_acknowledged);
 	return 0;
 }

@@ -16,6 +16,7 @@ from pyvirt.errors import BackendError, ConfigError
 from pyvirt.native import lib
 
 from ...refusal import refusal
+from .bench import take
 from .nic_bench import NicBench, SocketBackend, frame
 
 MAC, OTHER = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
@@ -36,6 +37,7 @@ BITS = {
     "ctrl_vq": 17,
     "ctrl_rx": 18,
     "ctrl_vlan": 19,
+    "guest_announce": 21,
     "mq": 22,
     "ctrl_mac_addr": 23,
     "guest_uso4": 54,
@@ -43,6 +45,7 @@ BITS = {
     "host_uso": 56,
 }
 ALWAYS = {"mac", "mrg_rxbuf", "status", "ctrl_vq", "ctrl_rx", "ctrl_vlan", "ctrl_mac_addr"}
+ALWAYS |= {"guest_announce"}
 CSUM = {"csum", "guest_csum", "ctrl_guest_offloads"}
 TSO = {"guest_tso4", "guest_tso6", "guest_ecn", "host_tso4", "host_tso6", "host_ecn"}
 USO = {"guest_uso4", "guest_uso6", "host_uso"}
@@ -275,6 +278,43 @@ def test_a_lost_link_comes_back_with_another_backend(bench: NicBench) -> None:
         assert bench.nic.link
         bench.send(frame(MAC, 100))
         assert other.peers[0].recv(4096) == bytes(12) + frame(MAC, 100)
+        bench.nic.detach()
+
+
+UP, ANNOUNCE = 1, 2
+ACKNOWLEDGE = 3, 0  # VIRTIO_NET_CTRL_ANNOUNCE, and its one command
+ANNOUNCES = net.STATUS | net.CTRL_VQ | net.GUEST_ANNOUNCE
+
+
+def ask_to_announce(bench: NicBench, other: SocketBackend) -> None:
+    """Put another backend behind a NIC whose driver goes on, and wait for what comes of it."""
+    bench.nic.detach()
+    take(bench.broken_fd)
+    bench.nic.attach(other)
+    bench.set(r.INTERRUPT_ACK, r.INTERRUPT_CONFIG)
+    assert bench.config(6, 2) == bytes([UP, 0])
+    assert select.select([bench.broken_fd], [], [], 10)[0]
+    bench.transport.report()
+    assert bench.config(6, 2) == bytes([UP | ANNOUNCE, 0])
+    assert bench.get(r.INTERRUPT_STATUS) & r.INTERRUPT_CONFIG
+
+
+def test_a_driver_is_to_announce_itself_to_another_backend(bench: NicBench) -> None:
+    bench.start(ANNOUNCES)
+    assert bench.config(6, 2) == bytes([UP, 0])
+    with SocketBackend(offloads=net.TAP_OFFLOADS) as other:
+        ask_to_announce(bench, other)
+        assert bench.command(2, *ACKNOWLEDGE, b"") == 0
+        assert bench.config(6, 2) == bytes([UP, 0])
+        bench.nic.detach()
+
+
+def test_a_reset_ends_an_announcement(bench: NicBench) -> None:
+    bench.start(ANNOUNCES)
+    with SocketBackend(offloads=net.TAP_OFFLOADS) as other:
+        ask_to_announce(bench, other)
+        bench.set(r.STATUS, 0)
+        assert bench.config(6, 2) == bytes([UP, 0])
         bench.nic.detach()
 
 
