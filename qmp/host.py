@@ -87,6 +87,19 @@ class Chardev:
 
 
 @dataclass(frozen=True)
+class GuestStatistics:
+    """What a balloon's driver says of its guest, asked every `interval` seconds, 0: not at all.
+
+    `values` are in the order of the tags (virtio 1.2, 5.5.6.4), all ones where it has said nothing;
+    `updated` is when, in seconds since 1970, 0: never.
+    """
+
+    values: Sequence[int]
+    updated: int
+    interval: int
+
+
+@dataclass(frozen=True)
 class RxFilter:
     """What a NIC's driver wants to receive, as `query-rx-filter` shows it.
 
@@ -185,6 +198,12 @@ if TYPE_CHECKING:
 
         def guest_memory(self) -> int:
             """Return the bytes of RAM that are not in the balloon; QmpError: there is none."""
+
+        def guest_statistics(self, name: str) -> GuestStatistics | None:
+            """Return what the balloon of that id knows; None: there is none."""
+
+        def poll_guest_statistics(self, interval: int) -> None:
+            """Have it ask every so many seconds; 0: not any more."""
 
         def set_guest_memory(self, size: int) -> None:
             """Ask the guest to make do with `size` bytes; QmpError: it has no balloon.

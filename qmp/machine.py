@@ -25,6 +25,7 @@ from .host import (
     Chardev,
     Counters,
     DiskRequest,
+    GuestStatistics,
     Image,
     NicRequest,
     RxFilter,
@@ -240,18 +241,36 @@ class MachineHost:
         """Raise an NMI everywhere."""
         inspection.inject_nmi(self._machine)
 
-    def _balloon(self) -> Balloon:
+    def _find_balloon(self) -> Balloon | None:
         from ..devices.virtio.balloon import Balloon  # noqa: PLC0415  (few machines have one)
 
         assert self._machine.slots is not None
         for transport in self._machine.slots.transports:
             if isinstance(transport.device, Balloon):
                 return transport.device
-        raise QmpError("No balloon device has been activated", "DeviceNotActive")
+        return None
+
+    def _balloon(self) -> Balloon:
+        balloon = self._find_balloon()
+        if balloon is None:
+            raise QmpError("No balloon device has been activated", "DeviceNotActive")
+        return balloon
 
     def guest_memory(self) -> int:
         """Return what the balloon leaves."""
         return self.memory - self._balloon().ballooned
+
+    def guest_statistics(self, name: str) -> GuestStatistics | None:
+        """Return what the balloon's driver said last."""
+        balloon = self._find_balloon()
+        if balloon is None or balloon.id != name:
+            return None
+        found = balloon.statistics()
+        return GuestStatistics(tuple(found.values), int(found.updated), balloon.interval)
+
+    def poll_guest_statistics(self, interval: int) -> None:
+        """Have it asked."""
+        self._balloon().poll(interval)
 
     def set_guest_memory(self, size: int) -> None:
         """Have the rest put into the balloon."""

@@ -96,8 +96,19 @@ class Balloon(Device):
     `set_target`, and all that only tells, are for any thread, and do not wait.
     """
 
-    __slots__ = ("_actual", "_auto", "_handle", "_irq", "_memory", "_poison", "_seen", "_target",
-                 "_told")  # fmt: skip
+    __slots__ = (
+        "_actual",
+        "_auto",
+        "_handle",
+        "_irq",
+        "_memory",
+        "_poison",
+        "_seen",
+        "_target",
+        "_told",
+        "id",
+        "interval",
+    )
 
     def __init__(self, config: BalloonConfig) -> None:
         """Make it, empty; BackendError."""
@@ -109,6 +120,7 @@ class Balloon(Device):
             | (REPORTING | PAGE_POISON if config.free_page_reporting else 0),
             queue_sizes=(QUEUE_SIZE,) * _QUEUES,
         )
+        self.id = config.id
         handle = ffi.new("struct pv_balloon **")
         check(lib.pv_balloon_new(handle), self.name)
         self._handle = ffi.gc(handle[0], lib.pv_balloon_free)
@@ -118,8 +130,14 @@ class Balloon(Device):
         self._seen = 0  # how many statistics `_follow` has looked at
         self._memory = 0  # bytes of RAM, from the first activation on
         self._irq: Any = None  # while a driver is at work
-        if self._auto:
-            lib.pv_balloon_poll(self._handle, self._auto.interval * 1_000_000_000, 1)
+        self.poll(0)
+
+    def poll(self, interval: int) -> None:
+        """Ask the driver for statistics every so many seconds; 0: only if the device has to."""
+        self.interval = interval
+        wanted = [one for one in (interval, self._auto.interval if self._auto else 0) if one]
+        every = min(wanted, default=0) * 1_000_000_000
+        lib.pv_balloon_poll(self._handle, every, self._auto is not None)
 
     def offer(self) -> int:
         """Return the features; a driver that begins has nothing in the balloon."""

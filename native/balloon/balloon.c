@@ -107,5 +107,6 @@ void pv_balloon_statistics(const struct pv_balloon *balloon,
 	for (uint32_t i = 0; i < PV_BALLOON_TAGS; i++)
 		statistics->values[i] =
 			atomic_load_explicit(&balloon->values[i], memory_order_relaxed);
+	statistics->updated = atomic_load(&balloon->updated);
 	statistics->count = atomic_load(&balloon->counters[PV_BALLOON_STATISTICS]);
 }

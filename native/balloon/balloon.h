@@ -52,7 +52,8 @@ struct pv_balloon_stats {
  * and 9 hugetlb allocations and failures. All of it is a driver's word. */
 struct pv_balloon_statistics {
 	uint64_t values[PV_BALLOON_TAGS]; /* UINT64_MAX: not told */
-	uint64_t count; /* times that the driver sent any */
+	uint64_t count;   /* times that the driver sent any */
+	uint64_t updated; /* when it did last, in seconds since 1970; 0: never */
 };
 
 /* -ENOMEM; what eventfd(2) says. */

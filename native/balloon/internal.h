@@ -65,6 +65,7 @@ struct pv_balloon {
 	_Atomic uint64_t interval_ns; /* of pv_balloon_poll */
 	atomic_bool tell;
 	_Atomic uint64_t values[PV_BALLOON_TAGS];
+	_Atomic uint64_t updated;
 	_Atomic uint64_t counters[PV_BALLOON_COUNTERS];
 };
 

@@ -1,6 +1,8 @@
 /* Statistics of the guest (virtio 1.2, 5.5.6.3). The queue works the other way round: its one buffer
  * holds what the driver knew when it made it available, and is given back to ask for more. It stays
  * in the ring until then. */
+#include <time.h>
+
 #include "balloon/internal.h"
 #include "virtio/iov_internal.h"
 #include "virtio/irq.h"
@@ -24,6 +26,7 @@ static void read_entries(struct pv_balloon *balloon)
 		if (entries[i].tag < PV_BALLOON_TAGS)
 			atomic_store_explicit(&balloon->values[entries[i].tag], entries[i].value,
 			                      memory_order_relaxed);
+	atomic_store(&balloon->updated, (uint64_t)time(NULL));
 	pv_balloon_count(balloon, PV_BALLOON_STATISTICS, 1);
 }
 

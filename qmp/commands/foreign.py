@@ -51,19 +51,12 @@ _REFUSED = (
     ("migrate-incoming", "MicroVM does not support migration", "", "pyvirt"),
     ("object-add", "objects are made at the start; give -object", "", "pyvirt"),
     ("object-del", "objects stay to the end of the machine", "", "pyvirt"),
-    (
-        "qom-set",
-        "there are no properties to set; see device_add and block_resize",
-        "",
-        "pyvirt",
-    ),
 )
 _EMPTY: tuple[tuple[str, object, str], ...] = (
     ("migrate_cancel", {}, "v2"),
     ("query-migrate", {"status": "none"}, "v0.3.0"),
     ("query-mem", {}, "v2"),
     ("device-list-properties", [], "v2"),
-    ("qom-get", [], "v2"),
     ("qom-list", [], "v2"),
     ("qom-list-types", [], "v2"),
     ("query-block-jobs", [], "v2"),

@@ -148,7 +148,8 @@ def test_kata_asks(govmm: Govmm) -> None:
          ("GenericError: `capabilities.state` true is not offered: there is no migration; "
          "give false")),
         ("qom-set", {"path": "/machine", "property": "x", "value": 1},
-         "GenericError: there are no properties to set; see device_add and block_resize"),
+         ("GenericError: there is no property to set but a balloon's "
+         "guest-stats-polling-interval; see device_add and block_resize")),
     ],
 )  # fmt: skip
 def test_kata_is_told_what_there_is_not(

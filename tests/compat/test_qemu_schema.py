@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pyvirt.qmp import events
 from pyvirt.qmp.commands.foreign import Anything
-from pyvirt.qmp.schema import Boolean, Choice, Integer, ListOf, Only, Scalar, Struct, Text
+from pyvirt.qmp.schema import Boolean, Choice, Integer, ListOf, Only, Scalar, Struct, Text, Type
 from pyvirt.qmp.table import BY_NAME, TABLE
 
 from ..unit.qmp.fake_machine import Bench
@@ -18,17 +18,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from pyvirt.qmp.schema import Event, Type
+    from pyvirt.qmp.schema import Event
 
     from .qemu_schema import Entity
 
 REFUSED = {
     "chardev-add", "chardev-remove", "migrate", "migrate-incoming",
-    "query-vnc", "query-sev-capabilities", "object-add", "object-del", "qom-set",
+    "query-vnc", "query-sev-capabilities", "object-add", "object-del",
 }  # fmt: skip
 
+BALLOON = {"path": "/machine/peripheral/balloon0"}
 # What QEMU calls the events that have StratoVirt's name here.
 QEMUS = {events.BALLOON_CHANGED: "BALLOON_CHANGE"}
+
+_JSON = {Boolean: "boolean", Integer: "int", Type: "value"}
 
 
 def shared() -> set[str]:
@@ -60,6 +63,8 @@ def session(folder: Path) -> list[tuple[str, dict[str, Any]]]:
         ("block_resize", {"device": "d", "size": 8192}),
         ("set_link", {"name": "n", "up": False}),
         ("balloon", {"value": 128 << 20}),
+        ("qom-set", {**BALLOON, "property": "guest-stats-polling-interval", "value": 2}),
+        ("qom-get", {**BALLOON, "property": "guest-stats"}),
         ("query-blockstats", {"query-nodes": True}),
         ("query-named-block-nodes", {"flat": True}),
         ("human-monitor-command", {"command-line": "info registers", "cpu-index": 1}),
@@ -73,7 +78,7 @@ def session(folder: Path) -> list[tuple[str, dict[str, Any]]]:
             {"capabilities": [{"capability": "events", "state": False}]},
         ),
         *((one.name, {}) for one in TABLE if one.name.startswith("query-")),
-        *((name, {}) for name in ("qom-get", "qom-list", "qom-list-types", "migrate_cancel")),
+        *((name, {}) for name in ("qom-list", "qom-list-types", "migrate_cancel")),
         ("device-list-properties", {}),
         *((name, {}) for name in ("inject-nmi", "stop", "cont", "system_powerdown")),
         ("system_reset", {}),
@@ -147,7 +152,7 @@ def compare(ours: Type, theirs: str, path: str) -> Iterator[str]:
     elif meta == "object":
         assert isinstance(ours, Struct), path
         yield from compare_members(ours, entity, path)
-    elif entity["json-type"] != {Boolean: "boolean", Integer: "int"}.get(type(ours), "string"):
+    elif entity["json-type"] != _JSON.get(type(ours), "string"):
         yield path
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 import pytest
 from pyvirt.devices.virtio.balloon import Balloon, BalloonConfig
 from pyvirt.harness.guest import kernel
-from pyvirt.native import lib
 from pyvirt.qmp.machine import MachineHost
 
 from .live import Live, live
@@ -98,10 +97,11 @@ def test_the_guest_makes_do_with_less_and_takes_it_back(
 
 
 def test_statistics(guest: Live, device: Balloon) -> None:
-    lib.pv_balloon_poll(device._handle, 10_000_000, 0)
     count = device.statistics().count
-    wait_for(lambda: device.statistics().count >= count + 3)
-    lib.pv_balloon_poll(device._handle, 0, 0)
+    device.poll(1)
+    wait_for(lambda: device.statistics().count >= count + 2)
+    device.poll(0)
+    assert time.time() - device.statistics().updated < SECONDS
     total = int(guest.run("awk '/MemTotal/ {print $2}' /proc/meminfo")) << 10
     values = device.statistics().values
     assert values[5] == total

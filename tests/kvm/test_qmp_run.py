@@ -204,6 +204,13 @@ def test_a_balloon_without_a_driver(kernel: Kernel) -> None:
         assert guest.client.execute("query-balloon") == {"actual": 128 << 20}
         assert guest.client.execute("balloon", {"value": 100 << 20}) == {}
         assert guest.client.execute("query-balloon") == {"actual": 128 << 20}
+        of = {"path": "/machine/peripheral/balloon0"}
+        interval = of | {"property": "guest-stats-polling-interval"}
+        assert guest.client.execute("qom-set", interval | {"value": 3}) == {}
+        assert guest.client.execute("qom-get", interval) == 3
+        found = guest.client.execute("qom-get", of | {"property": "guest-stats"})
+        assert found["last-update"] == 0
+        assert set(found["stats"].values()) == {(1 << 64) - 1}
         assert guest.names() == []
 
 

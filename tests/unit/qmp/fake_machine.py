@@ -26,6 +26,7 @@ from pyvirt.qmp.host import (
     VM,
     Chardev,
     Counters,
+    GuestStatistics,
     Image,
     RxFilter,
 )
@@ -88,6 +89,7 @@ class FakeHost:
         self.uuid = ""
         self.memory = 256 << 20
         self.ballooned: int | None = None  # bytes; None: there is no balloon
+        self.polling = 0
         self.inventory = Inventory()
         self.slots: dict[tuple[str, int], Device] = {}
         self.taps: set[str] = set()
@@ -193,6 +195,14 @@ class FakeHost:
         if self.ballooned is None:
             raise QmpError("No balloon device has been activated", "DeviceNotActive")
         return self.memory - self.ballooned
+
+    def guest_statistics(self, name: str) -> GuestStatistics | None:
+        if self.ballooned is None or name != "balloon0":
+            return None
+        return GuestStatistics((*range(9), (1 << 64) - 1), 1314567890, self.polling)
+
+    def poll_guest_statistics(self, interval: int) -> None:
+        self.polling = interval
 
     def set_guest_memory(self, size: int) -> None:
         self.guest_memory()

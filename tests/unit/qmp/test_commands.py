@@ -287,6 +287,32 @@ def test_the_balloon(bench: Bench) -> None:
     assert [name for name, _ in bench.events] == [events.BALLOON_CHANGED] * 2
 
 
+def test_what_a_balloon_knows_of_its_guest(bench: Bench) -> None:
+    path, interval = "/machine/peripheral/balloon0", "guest-stats-polling-interval"
+    bench.host.ballooned = 0
+    assert bench.do("qom-get", path=path, property=interval) == 0
+    assert bench.do("qom-set", path="balloon0", property=interval, value=2) == {}
+    assert bench.do("qom-get", path=path, property=interval) == 2
+    found = bench.do("qom-get", path=path, property="guest-stats")
+    assert found["last-update"] == 1314567890
+    assert found["stats"]["stat-swap-in"] == 0
+    assert found["stats"]["stat-available-memory"] == 6
+    assert found["stats"]["stat-htlb-pgfail"] == (1 << 64) - 1
+    for value in (-1, 1 << 32, "2", None):
+        refusal = bench.refused("qom-set", path=path, property=interval, value=value)
+        assert refusal[0] == GENERIC
+        assert "`value`" in refusal[1]
+
+
+def test_other_properties(bench: Bench) -> None:
+    bench.host.ballooned = 0
+    for path, name in (("/machine", "x"), ("balloon0", "x"), ("balloon1", "guest-stats")):
+        assert bench.do("qom-get", path=path, property=name) == []
+        kind, text = bench.refused("qom-set", path=path, property=name, value=1)
+        assert kind == GENERIC
+        assert text.startswith("there is no property to set but a balloon's guest-stats-polling-")
+
+
 def test_without_a_balloon(bench: Bench) -> None:
     refusal = "DeviceNotActive", "No balloon device has been activated"
     assert bench.refused("balloon", value=1 << 27) == refusal

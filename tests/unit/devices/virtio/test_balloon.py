@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import time
 
 import pytest
 from hypothesis import given
@@ -330,6 +331,7 @@ def test_statistics_are_read_and_asked_for_by_giving_their_buffer_back(
     send(bench, {4: 1000, 5: 2000, 99: 1})
     bench.wait_stat("statistics", 1)
     assert known(bench) == {4: 1000, 5: 2000}
+    assert 0 < bench.device.statistics().updated <= time.time()
     assert idle(0.1)
     assert bench.drivers[STATISTICS].collect() == []
     lib.pv_balloon_poll(bench.device._handle, 1000, 0)
