@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from pyvirt.devices.virtio.balloon import Balloon, BalloonConfig
+from pyvirt.devices.virtio.balloon import Auto, Balloon, BalloonConfig
 from pyvirt.harness.guest import kernel
 from pyvirt.qmp.machine import MachineHost
 
-from .live import Live, live
+from .live import Live, live, reporting
 
 MIB = 1 << 20
 MEMORY = 256 * MIB
@@ -116,3 +116,17 @@ def test_a_driver_that_comes_again(guest: Live, host: MachineHost) -> None:
     assert host.guest_memory() == MEMORY
     guest.run("echo virtio0 >bind; cd /", SECONDS)
     wait_for(lambda: host.guest_memory() == MEMORY - 16 * MIB)
+
+
+def test_it_follows_what_the_guest_uses(
+    guest: Live, device: Balloon, host: MachineHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.set_guest_memory(MEMORY)
+    wait_for(lambda: host.guest_memory() == MEMORY)
+    monkeypatch.setattr(device, "_auto", Auto(20, 5))
+    with reporting(guest.machine):
+        device.poll(1)
+        wait_for(lambda: 0 < device.target == device.ballooned)
+    used = (MEMORY - device.target) / 1.2
+    print(f"{used / MIB:.0f} MiB used, {host.guest_memory() / MIB:.0f} MiB left")
+    guest.run("true")
