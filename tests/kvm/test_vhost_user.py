@@ -1,0 +1,106 @@
+"""`pyvirt run` with devices of other processes: how they come with it, and go with it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .support import PATIENCE
+from .test_run import (
+    STATUS,
+    TEXT,
+    Kernel,
+    Start,
+    command,
+    is_running,
+    run,
+    start,
+    wait_for,
+    wait_for_pid_file,
+)
+
+__all__ = ["start"]  # a fixture
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Return a folder of a short name."""
+    with tempfile.TemporaryDirectory(prefix="vu-", dir="/tmp") as name:
+        yield Path(name)
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def test_a_disk_and_a_folder(kernel: Kernel, folder: Path) -> None:
+    (folder / "disk.img").write_bytes(bytes(1 << 20))
+    export = f"vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path={folder}/s,writable=on"
+    daemon = subprocess.Popen(
+        [
+            *("qemu-storage-daemon", "--pidfile", f"{folder}/pid"),
+            *("--blockdev", f"driver=file,node-name=n,filename={folder}/disk.img"),
+            *("--export", export),
+        ]
+    )
+    try:
+        wait_for((folder / "pid").exists, "the storage daemon")
+        words = [
+            *("-chardev", f"socket,id=c,path={folder}/s,server,nowait"),
+            *("-device", "vhost-user-blk-device,chardev=c,id=d0", "-share", str(folder)),
+        ]
+        status, out, err = run(*command(kernel("console"), *words, "-stats"))
+        assert (status, out) == (STATUS, TEXT)
+        assert "vhost-user-blk d0: register exits" in err
+        assert "virtio-fs share0: register exits" in err
+        assert err.count("  back end there, connections 1") == 2
+    finally:
+        daemon.kill()
+        daemon.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_shared_folders_daemon_ends_with_the_monitor(
+    kernel: Kernel, start: Start, tmp_path: Path, number: int
+) -> None:
+    pidfile = tmp_path / "pid"
+    words = ["-share", str(tmp_path), "-share", f"{tmp_path},readonly=on"]
+    process = start(*command(kernel("halt"), *words, "-pidfile", str(pidfile)))
+    wait_for_pid_file(process, pidfile)
+
+    def daemons() -> list[int]:
+        ours = children(process.pid)
+        return ours + [child for daemon in ours for child in children(daemon)]
+
+    # Each has a process of its own in its namespaces.
+    wait_for(lambda: len(daemons()) == 4, "both daemons")
+    found = daemons()
+    process.send_signal(number)
+    process.communicate(timeout=PATIENCE)
+    wait_for(lambda: not any(map(is_running, found)), "the end of virtiofsd")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-share", "/nowhere"], "-share /nowhere: no such folder"),
+        (
+            [
+                *("-chardev", "socket,id=c,path=/nowhere/s"),
+                *("-device", "vhost-user-fs-device,chardev=c,tag=t"),
+            ],
+            "-chardev id=c: /nowhere/s: No such file or directory; start the back end first",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(kernel: Kernel, words: list[str], said: str) -> None:
+    status, out, err = run(*command(kernel("console"), *words))
+    assert (status, out) == (2, b"")
+    assert err.startswith(f"pyvirt: {said}")
+    assert err.count("\n") == 1
