@@ -89,7 +89,7 @@ class Gathered:
         self.parts = parts = _parts(given)
         self._read_threads(parts)
         self._read_disks(given)
-        self._read_nics(given)
+        self._read_nics(given, parts)
         self._read_serial(given, parts)
         self._read_others(given, parts)
         self._read_shares(given)
@@ -117,8 +117,13 @@ class Gathered:
                 placed(text, drives.add, name)
             self.disks = drives.disks()
 
-    def _read_nics(self, given: Given) -> None:
+    def _read_nics(self, given: Given, parts: Parts) -> None:
         words = _words(given, _OF_NICS, _NIC)
+        if any(pair[0] == "netdev" and pair[1].startswith("vhost-user") for pair in words):
+            from .vhost_user_nics import split
+
+            words, found = split(words, parts.chardevs)
+            self.devices += found
         if words:
             from .nics import Nics
 

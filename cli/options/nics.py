@@ -154,7 +154,9 @@ class Nics:
         if "=" in kind:
             kind, rest = "", text
         elif kind not in _NETDEVS or not kind:
-            raise ConfigError(f"-netdev {kind}: no such kind; there are tap, user and stream")
+            raise ConfigError(
+                f"-netdev {kind}: no such kind; there are tap, user, stream and vhost-user"
+            )
         fields = members.read("-netdev", pairs("-netdev", rest, "") if rest else [], _NETDEVS[kind])
         if "id" not in fields:
             raise ConfigError(f"-netdev {text}: has no id; give id=NAME")

@@ -247,8 +247,9 @@ TABLE = (
     Option(
         "netdev",
         "tap,id=ID,ifname=NAME|fd=N|fds=N:N[,queues=N][,vhost=on|off][,vhostfd=N] | user,id=ID | "
-        "stream,id=ID,path=SOCKET; each [,throttling.rx-bytes=N][,throttling.rx-packets=N]"
-        "[,throttling.tx-bytes=N][,throttling.tx-packets=N]",
+        "stream,id=ID,path=SOCKET; each of these [,throttling.rx-bytes=N][,throttling.rx-packets=N]"
+        "[,throttling.tx-bytes=N][,throttling.tx-packets=N] | vhost-user,id=ID,chardev=ID"
+        "[,queues=N]",
         "the host's side of a NIC for -device; a NIC by itself when no -device names it",
         _later,
         repeats=True,

@@ -11,7 +11,7 @@ from .device import VhostUser
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .device import BackEnd
+    from .back_end import BackEnd
 
 DEVICE_TYPE = 2
 QUEUES_MAX = 64

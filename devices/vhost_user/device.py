@@ -22,10 +22,11 @@ import select
 import time
 
 from ...errors import BackendError, ConfigError, unexpected
-from ...native import check, ffi, lib
+from ...native import ffi, lib
 from ..virtio import registers as r
 from ..virtio import turn
 from ..virtio.device import Device
+from ..virtio.served import Vacant
 from . import protocol as p
 from .connection import Connection, GoneError, TooLateError, discard
 from .layout import regions, ring
@@ -33,29 +34,8 @@ from .session import Inflight, Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
-    from typing import Any, Protocol
-
-    from ..virtio.device import Activation
-
-    class BackEnd(Protocol):
-        """Where a back end is; whoever holds it closes it."""
-
-        who: str  # "the back end", or a name
-
-        @property
-        def where(self) -> str:
-            """How messages of the start call it: the option, and the path."""
-
-        def connect(self) -> socket.socket:
-            """Return a new connection; OSError when nobody is there. It does not wait."""
-
-        def why(self) -> str:
-            """Return what is known of why it has gone, in a line; "" for nothing."""
-
-        def close(self) -> None:
-            """Give up what it needs of the host."""
-
+    from ..virtio.device import Activation, Queue
+    from .back_end import BackEnd
 
 _RETRY_S = 0.1
 _NEWS = 4  # lines that wait to be logged
@@ -72,6 +52,7 @@ class VhostUser(Device):
         "_activation",
         "_back_end",
         "_config",
+        "_config_due",
         "_counters",
         "_ended",
         "_inflight",
@@ -112,19 +93,20 @@ class VhostUser(Device):
         self._activation: Activation | None = None
         self._inflight: Inflight | None = None
         self._config = b""
+        self._config_due = False
         self._own = own
         self._news: list[str] = []
         self._counters = {"connected": 0, "connections": 0, "config_changes": 0}
         self._is_broken = self._is_closing = self._is_halting = self._is_stopping = False
         self._lost_at = 0.0
-        self._vacant: Any = ffi.NULL
+        self._vacant = Vacant(name, self.VACANT)
         self._turn = turn.Turn(name)
         self._ended = _thread.allocate_lock()
         self._wake = -1
         super().__init__(name, device_type=device_type, features=own, queue_sizes=queue_sizes)
         try:
             session = self._begin()
-            self._check(session)
+            self.check(session)
             self._session = session
             self.features |= session.features & known
             self._ring_features = session.features & _RING_FEATURES
@@ -141,9 +123,7 @@ class VhostUser(Device):
         try:
             return self._connect(time.monotonic() + turn.LIMIT_S)
         except OSError as error:
-            raise ConfigError(
-                f"{where}: {error.strerror}; start the back end first, or name its socket"
-            ) from None
+            raise ConfigError(f"{where}: {error.strerror}; {self._back_end.mend}") from None
         except BackendError as error:
             raise BackendError(f"{where}: {self._back_end.who} {error}{self._why()}") from None
 
@@ -151,9 +131,9 @@ class VhostUser(Device):
         why = self._back_end.why()
         return f": {why}" if why else ""
 
-    def _check(self, session: Session) -> None:
+    def check(self, session: Session) -> None:
         """Raise ConfigError unless the back end can be that of this device."""
-        where, queues = self._back_end.where, len(self.queue_sizes)
+        where, queues = self._back_end.where, self.needed_queues()
         if self.NEEDED & ~session.features:
             lacks = f"the features {self.NEEDED & ~session.features:#x}"
         elif 0 < session.queue_max < queues:
@@ -180,6 +160,40 @@ class VhostUser(Device):
 
     # The transport's side
 
+    def given(self, activation: Activation) -> list[Queue]:
+        """Return the queues that are the back end's."""
+        return [queue for queue in activation.queues if queue is not None]
+
+    def is_enabled(self, index: int) -> bool:
+        """Tell whether a queue takes part in what the device does."""
+        return index >= 0
+
+    def control(self) -> Queue | None:
+        """Return the queue that `serve_control` serves, if there is one now."""
+        return None
+
+    def serve_control(self) -> bool:
+        """Serve a little of that queue, in a turn of the thread; return whether there is more."""
+        return False
+
+    def needed_queues(self) -> int:
+        """Return how many a back end has to have, as GET_QUEUE_NUM counts them."""
+        return len(self.queue_sizes)
+
+    @property
+    def is_connected(self) -> bool:
+        """Tell whether there is a back end; any thread."""
+        return self._session is not None
+
+    def connection_changed(self) -> None:
+        """Take note that a back end has come or gone."""
+
+    def _show_config(self) -> None:
+        """Have the driver find what `config` returns now, if there is one."""
+        self._config_due = True
+        if self._activation is not None:
+            lib.pv_virtio_irq_news(self._activation.irq)
+
     def ring_features(self) -> int:
         """Return those that the back end has."""
         return self._ring_features
@@ -202,6 +216,8 @@ class VhostUser(Device):
                 text = f"has gone ({error.strerror})" if isinstance(error, OSError) else str(error)
                 raise BackendError(f"{self.name}: its back end {text}{self._why()}") from None
             self._activation = activation
+            if self._config_due:
+                self._show_config()
         self._stir()
 
     def _reconnect(self, deadline: float) -> None:
@@ -214,7 +230,8 @@ class VhostUser(Device):
             raise BackendError("is another than before: it lacks features that the guest knows")
         self._session = session
         if self._config != before:
-            self.config_changed()
+            self._show_config()
+        self.connection_changed()
 
     def _shared(self, features: int) -> int:
         """Return those of the features that are the back end's, too."""
@@ -223,14 +240,17 @@ class VhostUser(Device):
     def _start(self, activation: Activation, deadline: float, *, is_new: bool) -> None:
         """Give the queues to the back end; `is_new`: no other has served them."""
         assert self._session is not None
-        queues = [queue for queue in activation.queues if queue is not None]
+        queues = self.given(activation)
         if not queues:
             return
         call_fd = lib.pv_virtio_irq_lend(activation.irq)
         self._inflight = self._session.start(
             self._shared(activation.features),
             regions(activation.memory),
-            [ring(queue, call_fd, is_new=is_new) for queue in queues],
+            [
+                ring(queue, call_fd, is_new=is_new, is_enabled=self.is_enabled(queue.index))
+                for queue in queues
+            ],
             len(self.queue_sizes),
             self._inflight,
             deadline,
@@ -244,7 +264,7 @@ class VhostUser(Device):
     def reset(self, limit: float) -> None:
         """Have the back end let go of the queues."""
         with self._turn.soon(limit):
-            self._stop_vacant(limit)
+            self._vacant.stop(limit)
             if self._session is not None and self._activation is not None:
                 self._stop(self._session, limit)
             self._is_stopping = False
@@ -287,7 +307,10 @@ class VhostUser(Device):
         return self._config
 
     def news(self) -> str:
-        """Return what has become of the back end."""
+        """Return what has become of the back end; show its configuration."""
+        if self._config_due:
+            self._config_due = False
+            self.config_changed()
         news, self._news = self._news, []
         return "; ".join(news)
 
@@ -296,7 +319,7 @@ class VhostUser(Device):
 
         Requests and interrupts are for the back end to count.
         """
-        return {**self._counters, "connected": int(self._session is not None)}
+        return {**self._counters, "connected": int(self.is_connected)}
 
     def close(self) -> None:
         """End the thread, and let go of the back end."""
@@ -357,6 +380,9 @@ class VhostUser(Device):
                 fd = connection.fd if connection is not None else -1
                 if fd >= 0:
                     poll.register(fd, select.POLLIN)
+        control = self.control()
+        if control is not None:
+            poll.register(control.kick_fd, select.POLLIN)
         poll.poll(_RETRY_S * 1000 if is_waiting else None)
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
@@ -372,15 +398,16 @@ class VhostUser(Device):
             return False
         if self._is_waiting:
             self._retry()
+        is_busy = self.serve_control()
         session = self._session
         if session is None:
-            return False
+            return is_busy
         try:
             session.look()
-            return self._hear(session)
+            return self._hear(session) or is_busy
         except BackendError as error:
             self._lose(error)
-        return False
+        return is_busy
 
     def _hear(self, session: Session) -> bool:
         """Take the back end's own requests."""
@@ -402,11 +429,12 @@ class VhostUser(Device):
         config = session.config(self.CONFIG_SIZE, time.monotonic() + turn.LIMIT_S)
         if config != self._config:
             self._config = config
-            self.config_changed()
+            self._show_config()
 
     def _lose(self, error: BackendError) -> None:
         """Go on without the back end, and wait for another if it has gone by itself."""
         self._drop()
+        self.connection_changed()
         if self._activation is None:
             return
         if not isinstance(error, GoneError):
@@ -441,6 +469,9 @@ class VhostUser(Device):
             self._drop()
             self._fail(f"its back end {error}")
             return
+        except ConfigError as error:
+            self._fail(str(error))
+            return
         # The one before may have used buffers and not said so.
         lib.pv_virtio_irq_used(activation.irq)
         self._say("there is a back end again")
@@ -453,19 +484,10 @@ class VhostUser(Device):
 
     def _start_vacant(self, activation: Activation) -> None:
         """Answer requests with errors; nobody else has the queues."""
-        queues = [queue for queue in activation.queues if queue is not None]
+        queues = self.given(activation)
         if self.VACANT < 0 or not queues:
             return
-        pairs = [(queue.handle, queue.kick_fd) for queue in queues[: lib.PV_VACANT_QUEUES]]
+        pairs = [(queue.handle, queue.kick_fd) for queue in queues]
         for handle, _ in pairs:
             lib.pv_virtqueue_seek(handle, lib.pv_virtqueue_served(handle))
-        out = ffi.new("struct pv_vacant **")
-        array = ffi.new("struct pv_queue[]", pairs)
-        result = lib.pv_vacant_start(self.VACANT, array, len(pairs), activation.irq, out)
-        check(result, f"{self.name}: cannot start")
-        self._vacant = out[0]
-
-    def _stop_vacant(self, limit: float) -> None:
-        if lib.pv_vacant_stop(self._vacant, int(limit * 1e9)) < 0:
-            raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
-        self._vacant = ffi.NULL
+        self._vacant.start(0, ffi.new("struct pv_queue[]", pairs), activation.irq)

@@ -9,11 +9,11 @@ from .device import VhostUser
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .device import BackEnd
+    from .back_end import BackEnd
 
 DEVICE_TYPE = 26
 TAG_BYTES = 36
-QUEUES_MAX = 64  # of requests; one more is for those of high priority
+QUEUES_MAX = 63  # of requests; one more is for those of high priority
 QUEUE_SIZE_MIN, QUEUE_SIZE_MAX = 2, 1024
 # struct virtio_fs_config, 5.11.4: tag, num_request_queues.
 _CONFIG = struct.Struct("<36sI")
@@ -36,7 +36,7 @@ class FsConfig:
     ) -> None:
         """`tag` is 1 to 36 bytes, by which the guest mounts it.
 
-        `queues` are 1 to 64 of requests, each of `queue_size`, a power of two from 2 to 1024.
+        `queues` are 1 to 63 of requests, each of `queue_size`, a power of two from 2 to 1024.
         """
         self.id = id
         self.tag = tag

@@ -29,7 +29,17 @@ class Region:
 class Ring:
     """A queue for a back end to serve."""
 
-    __slots__ = ("avail", "base", "call_fd", "desc", "index", "kick_fd", "size", "used")
+    __slots__ = (
+        "avail",
+        "base",
+        "call_fd",
+        "desc",
+        "index",
+        "is_enabled",
+        "kick_fd",
+        "size",
+        "used",
+    )
 
     def __init__(
         self,
@@ -42,14 +52,19 @@ class Ring:
         used: int,
         kick_fd: int,
         call_fd: int,
+        is_enabled: bool = True,
     ) -> None:
-        """Serve it from entry `base` on; addresses are the guest's, descriptors borrowed."""
+        """Serve it from entry `base` on; addresses are the guest's, descriptors borrowed.
+
+        One that is not enabled is served as if its device had nothing to do with the world.
+        """
         self.index = index
         self.size = size
         self.base = base
         self.desc = desc
         self.avail = avail
         self.used = used
+        self.is_enabled = is_enabled
         self.kick_fd = kick_fd
         self.call_fd = call_fd
 
@@ -68,7 +83,7 @@ def regions(memory: Any) -> list[Region]:
     return found
 
 
-def ring(queue: Queue, call_fd: int, *, is_new: bool) -> Ring:
+def ring(queue: Queue, call_fd: int, *, is_new: bool, is_enabled: bool) -> Ring:
     """Return what a back end has to know of a queue; `is_new`: nobody has served it yet."""
     place = ffi.new("struct pv_virtqueue_config *")
     lib.pv_virtqueue_place(queue.handle, place)
@@ -81,4 +96,5 @@ def ring(queue: Queue, call_fd: int, *, is_new: bool) -> Ring:
         used=place.used,
         kick_fd=queue.kick_fd,
         call_fd=call_fd,
+        is_enabled=is_enabled,
     )

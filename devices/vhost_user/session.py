@@ -126,7 +126,7 @@ class Session:
                 self._start_ring(ring, deadline)
             if self.features & p.F_PROTOCOL_FEATURES:
                 for ring in rings:
-                    tell(p.SET_VRING_ENABLE, p.STATE.pack(ring.index, 1), deadline=deadline)
+                    self.enable(ring.index, ring.is_enabled, deadline)
             # Without acknowledgements this is how it shows that it has taken all that.
             self.connection.ask_number(p.GET_FEATURES, deadline)
         except BaseException:
@@ -159,6 +159,11 @@ class Session:
         tell(p.SET_VRING_CALL, p.U64.pack(index), (ring.call_fd,), deadline=deadline)
         # Last: some take it for the order to begin.
         tell(p.SET_VRING_KICK, p.U64.pack(index), (ring.kick_fd,), deadline=deadline)
+
+    def enable(self, index: int, on: bool, deadline: float) -> None:
+        """Have a ring that is served take part in what its device does, or not."""
+        state = p.STATE.pack(index, int(on))
+        self.connection.tell(p.SET_VRING_ENABLE, state, deadline=deadline)
 
     def stop(self, deadline: float) -> None:
         """Have it let go of the rings and complete what it has begun with.

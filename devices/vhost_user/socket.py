@@ -10,6 +10,7 @@ class SocketBackEnd:
 
     __slots__ = ("_path", "where")
     who = "the back end"
+    mend = "start the back end first, or name its socket"
 
     def __init__(self, option: str, path: str) -> None:
         """`option` is how messages call it; `path` has 1 to 107 bytes."""

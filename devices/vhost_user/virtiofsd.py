@@ -31,6 +31,7 @@ class Virtiofsd:
 
     __slots__ = ("_complaints", "_folder", "_pid", "_readonly", "where")
     who = "virtiofsd"
+    mend = "see whether this host lets you start processes"
 
     def __init__(self, folder: str, *, readonly: bool = False) -> None:
         """`folder` is an absolute path."""

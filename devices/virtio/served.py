@@ -94,19 +94,21 @@ class Served:
 
 
 class Vacant:
-    """The queues' service without an image."""
+    """The queues' service without an image, or without whatever else answers requests."""
 
-    __slots__ = ("_handle", "name")
+    __slots__ = ("_handle", "_kind", "name")
     image = None
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, kind: int = lib.PV_VACANT_BLOCK) -> None:
+        """`kind` is whose requests they are (native/virtio/vacant.h)."""
         self.name = name
+        self._kind = kind
         self._handle: Any = ffi.NULL
 
     def start(self, features: int, queues: Any, irq: Any) -> None:
         """Start a thread for all queues."""
         handle = ffi.new("struct pv_vacant **")
-        result = lib.pv_vacant_start(lib.PV_VACANT_BLOCK, queues, len(queues), irq, handle)
+        result = lib.pv_vacant_start(self._kind, queues, len(queues), irq, handle)
         check(result, f"{self.name}: cannot start")
         self._handle = handle[0]
 

@@ -155,7 +155,7 @@ def test_members_of_a_device(text: str, changed: dict[str, Any]) -> None:
     [
         (["-netdev", "tap,ifname=tap0"], "has no id"),
         (["-netdev", "id=,netdev=tap0"], "0 characters"),
-        (["-netdev", "bridge,id=a"], "no such kind; there are tap, user and stream"),
+        (["-netdev", "bridge,id=a"], "no such kind; there are tap, user, stream and vhost-user"),
         (["-netdev", ""], "-netdev : no such kind"),
         (["-netdev", "tap"], "has no id"),
         (["-netdev", "tap,id=n0"], "-netdev tap: name one tap"),
