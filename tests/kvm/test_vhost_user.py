@@ -9,8 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyvirt.devices.vhost_user.fs import FsConfig
+from pyvirt.devices.vhost_user.virtiofsd import Virtiofsd
+from pyvirt.vmm.config import MachineConfig
+from pyvirt.vmm.inspection import counters
+from pyvirt.vmm.log import Log
+from pyvirt.vmm.machine import Machine
 
-from .support import PATIENCE
+from .support import MEMORY, PATIENCE
 from .test_run import (
     STATUS,
     TEXT,
@@ -104,3 +110,16 @@ def test_what_cannot_be_is_one_line(kernel: Kernel, words: list[str], said: str)
     assert (status, out) == (2, b"")
     assert err.startswith(f"pyvirt: {said}")
     assert err.count("\n") == 1
+
+
+def test_monitors_see_whether_there_is_a_back_end(kernel: Kernel, tmp_path: Path) -> None:
+    share = FsConfig("share0", b"share0", Virtiofsd(str(tmp_path)))
+    config = MachineConfig(str(kernel("halt")), memory=MEMORY, devices=(share,))
+    assert config.share
+    machine = Machine(config, Log(), lambda _: None)
+    try:
+        counted = {name: values for _, name, values in counters(machine)}
+        assert counted["virtio-fs share0"]["connected"] == 1
+        assert counted["virtio-fs share0"]["given-up"] == 0
+    finally:
+        machine.close()

@@ -1,4 +1,4 @@
-"""A folder of the host under Linux's own driver: what Debian's virtiofsd shares, and its end."""
+"""Devices of other processes under Linux's drivers: Debian's virtiofsd, QEMU's storage daemon."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyvirt.devices.vhost_user.block import BlockConfig
 from pyvirt.devices.vhost_user.fs import FsConfig
+from pyvirt.devices.vhost_user.net import NetConfig
 from pyvirt.devices.vhost_user.socket import SocketBackEnd
+from pyvirt.devices.vhost_user.virtiofsd import Virtiofsd
 from pyvirt.harness.guest import kernel
 
+from ..unit.devices.vhost_user.bench import wait
+from ..unit.devices.vhost_user.switch import PROTOCOL, Switch
 from .live import Live, live, reporting
 
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 MIB = 1 << 20
-MODULES = ("virtio_mmio", "virtiofs")
+MODULES = ("virtio_mmio", "virtiofs", "virtio_blk", "virtio_net", "ext4")
+EXPORT = "vhost-user-blk,id=e,node-name=n,writable=on,addr.type=unix"
+GUEST_MAC = bytes.fromhex("525400112233")
 SECONDS = 60.0
 
 
@@ -30,20 +37,21 @@ class Daemon:
 
     def __init__(self, socket: str, folder: Path) -> None:
         self._words = [VIRTIOFSD, f"--socket-path={socket}", "-o", f"source={folder}"]
-        self._socket = socket
+        self.socket = socket
         self.start()
 
     def start(self) -> None:
-        Path(self._socket).unlink(missing_ok=True)
+        Path(self.socket).unlink(missing_ok=True)
         self._process = subprocess.Popen([*self._words, "-o", "cache=none"], start_new_session=True)
         until = time.monotonic() + SECONDS
-        while not os.path.exists(self._socket):
+        while not os.path.exists(self.socket):
             assert time.monotonic() < until
             time.sleep(0.01)
 
     def kill(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +69,54 @@ def daemon(folder: Path) -> Iterator[Daemon]:
 
 
 @pytest.fixture(scope="module")
+def image() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        path = Path(name, "disk.img")
+        path.touch()
+        os.truncate(path, 64 * MIB)
+        daemon = subprocess.Popen(
+            [
+                *("qemu-storage-daemon", "--pidfile", f"{name}/pid"),
+                *("--blockdev", f"driver=file,node-name=n,filename={path}"),
+                *("--export", f"{EXPORT},addr.path={name}/s"),
+            ]
+        )
+        wait((path.parent / "pid").exists)
+        yield path
+        daemon.kill()
+        daemon.wait()
+
+
+@pytest.fixture(scope="module")
+def switch() -> Iterator[Switch]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        switch = Switch(Path(name, "s"), protocol=PROTOCOL)
+        yield switch
+        switch.die()
+
+
+@pytest.fixture(scope="module")
 def guest(
-    cloud: kernel.Kernel, daemon: Daemon, tmp_path_factory: pytest.TempPathFactory
+    cloud: kernel.Kernel,
+    daemon: Daemon,
+    folder: Path,
+    image: Path,
+    switch: Switch,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Live]:
-    back_end = SocketBackEnd("-chardev id=c", daemon._socket)
-    device = FsConfig("fs0", b"shared", back_end)
+    def at(path: Path | str) -> SocketBackEnd:
+        return SocketBackEnd("-chardev id=c", str(path))
+
+    devices = (
+        FsConfig("fs0", b"shared", at(daemon.socket)),
+        FsConfig("share0", b"share0", Virtiofsd(str(folder), readonly=True)),
+        BlockConfig("blk0", at(image.parent / "s")),
+        NetConfig("net0", at(switch.path), GUEST_MAC),
+    )
+    logs = tmp_path_factory.mktemp("vu")
+    append = "console=ttyS0 quiet panic=-1 pyvirt.share=share0"
     with (
-        live(cloud, tmp_path_factory.mktemp("fs"), modules=MODULES, devices=(device,)) as running,
+        live(cloud, logs, modules=MODULES, devices=devices, cmdline=append) as running,
         reporting(running.machine),
     ):
         running.run("mount -t virtiofs shared /mnt", SECONDS)
@@ -75,7 +124,7 @@ def guest(
 
 
 def test_files_of_either_side_are_the_others(guest: Live, folder: Path) -> None:
-    data = random.Random(1).randbytes(8 * MIB)
+    data = random.Random(1).randbytes(4 * MIB)
     (folder / "host").write_bytes(data)
     summed = guest.run("md5sum /mnt/host", SECONDS).split()[0]
     assert summed == hashlib.md5(data).hexdigest()
@@ -99,7 +148,7 @@ def test_what_files_have_beside_bytes(guest: Live, folder: Path) -> None:
 
 
 def test_many_small_files(guest: Live, folder: Path) -> None:
-    many = 200
+    many = 100
     start = time.monotonic()
     guest.run(
         f"mkdir /mnt/many && for i in $(seq 0 {many - 1}); do echo $i >/mnt/many/$i; done",
@@ -112,9 +161,36 @@ def test_many_small_files(guest: Live, folder: Path) -> None:
     assert not (folder / "many").exists()
 
 
+def test_a_shared_folder_is_there_when_the_script_begins(guest: Live, folder: Path) -> None:
+    """init.sh has mounted it where the kernel's command line says so; nobody can write there."""
+    guest.run("umount -l /mnt")
+    (folder / "seen").write_text("from the host")
+    assert guest.run("cat /mnt/share0/seen", SECONDS) == "from the host"
+    output, status = _try(guest, "touch /mnt/share0/new 2>&1")
+    assert status != 0
+    assert "Read-only file system" in output
+    guest.run("mount -t virtiofs shared /mnt", SECONDS)
+
+
+def test_a_disk_holds_a_file_system(guest: Live, image: Path) -> None:
+    guest.run("mke2fs -F -I 256 /dev/vda >/dev/null 2>&1 && mkdir -p /disk", SECONDS)
+    guest.run("mount -t ext4 /dev/vda /disk && echo kept >/disk/file && umount /disk", SECONDS)
+    assert b"kept\n" in image.read_bytes()
+    guest.run("mount -t ext4 -o ro /dev/vda /disk", SECONDS)
+    assert guest.run("cat /disk/file; umount /disk", SECONDS) == "kept"
+
+
+def test_a_host_on_the_wire_answers(guest: Live) -> None:
+    guest.run("ip link set eth0 up && ip addr add 10.99.0.2/24 dev eth0")
+    shown = guest.run("cat /sys/class/net/eth0/address /sys/class/net/eth0/carrier")
+    assert shown.split() == ["52:54:00:11:22:33", "1"]
+    output = guest.run("ping -c 3 -s 1000 -W 20 10.99.0.1", SECONDS)
+    assert "3 packets received" in output
+
+
 def test_a_request_costs_no_exit_to_python(guest: Live) -> None:
     assert guest.machine.slots
-    transport = guest.machine.slots.transports[-1]
+    transport = guest.machine.slots.transports[0]
     guest.run("cat /mnt/host >/dev/null", SECONDS)
     before = transport.reads + transport.writes
     guest.run("cat /mnt/host >/dev/null; ls -l /mnt", SECONDS)
