@@ -21,6 +21,8 @@ from pyvirt.devices.virtio.python import PythonDevice, Request
 from pyvirt.devices.virtio.rng import RngConfig
 from pyvirt.devices.virtio.vsock import VsockConfig
 
+from . import vhost_user
+
 _MAC = bytes.fromhex("525400000001")
 
 
@@ -30,12 +32,13 @@ class Subject(NamedTuple):
     `make` returns one, and leaves in the stack what is the host's part in it. `served` are the
     queues that it looks at when it is kicked, whatever came before: it must find what is wrong
     with their rings, and complete what is right, but for those that it `keeps` buffers of. Of the
-    others it need only survive what is wrong.
+    others it need only survive what is wrong. It needs memory that is `shared`, or not.
     """
 
     make: Callable[[ExitStack], Device]
     served: tuple[int, ...] = (0,)
     keeps: tuple[int, ...] = ()
+    shared: bool = False
 
 
 class _Echo(PythonDevice):
@@ -113,4 +116,5 @@ EVERY = {
     ),
     "vsock": Subject(_vsock, (1,)),
     "python": Subject(_python, (0, 1)),
+    "vhost-user NIC": Subject(vhost_user.nic, (vhost_user.CONTROL,), shared=True),
 }

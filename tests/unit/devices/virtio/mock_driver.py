@@ -35,8 +35,10 @@ class Ram:
     that is to serve the queue.
     """
 
-    def __init__(self, regions: Sequence[Span], buffer: Any = None) -> None:
+    def __init__(self, regions: Sequence[Span], buffer: Any = None, fd: int = -1) -> None:
+        """`fd` is the file that an mmap is of, where others are to map it, too; borrowed."""
         self.regions = list(regions)
+        self._fd = fd
         self.buffer = bytearray(sum(size for _, size in regions)) if buffer is None else buffer
         self._bytes = memoryview(self.buffer)
 
@@ -67,10 +69,13 @@ class Ram:
         out = ffi.new("struct pv_memory **")
         check(lib.pv_memory_new(out), "pv_memory_new")
         memory = ffi.gc(out[0], lib.pv_memory_free)
-        base = self._base()
+        base, offset = self._base(), 0
         for start, size in self.regions:
-            check(lib.pv_memory_add(memory, start, size, ffi.cast("void *", base)), "region")
-            base += size
+            host = ffi.cast("void *", base + offset)
+            check(lib.pv_memory_add(memory, start, size, host), "region")
+            if self._fd >= 0:
+                lib.pv_memory_share(memory, self._fd, offset)
+            offset += size
         return memory
 
 
