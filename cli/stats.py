@@ -88,7 +88,7 @@ def _balloon(stats: Any) -> str:
     return (
         f"  inflated {stats.inflated} pages, deflated {stats.deflated}, "
         f"reported {stats.reported}, given back {stats.released} in {stats.releases} calls, "
-        f"failed {stats.failed}, refused {stats.refused}, statistics {stats.statistics}, "
+        f"kept {stats.kept}, refused {stats.refused}, statistics {stats.statistics}, "
         f"kicks {stats.kicks}, batches with an interrupt {stats.interrupts}"
     )
 

@@ -1,9 +1,11 @@
 #include "balloon/balloon.h"
 
 #include <errno.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "balloon/internal.h"
@@ -39,6 +41,23 @@ void pv_balloon_free(struct pv_balloon *balloon)
 	free(balloon);
 }
 
+/* Huge pages of hugetlbfs are known by their file; transparent ones can be split. */
+static uint64_t host_page(const struct pv_memory *memory)
+{
+	uint64_t largest = PV_BALLOON_PAGE, offset;
+	int fd;
+
+	for (unsigned i = 0; i < PV_MEMORY_REGIONS; i++) {
+		struct statfs fs;
+
+		if (pv_memory_file(memory, i, &fd, &offset) < 0 || fstatfs(fd, &fs) < 0)
+			continue;
+		if (fs.f_type == HUGETLBFS_MAGIC && (uint64_t)fs.f_bsize > largest)
+			largest = (uint64_t)fs.f_bsize;
+	}
+	return largest;
+}
+
 void pv_balloon_begin(struct pv_balloon *balloon, const struct pv_balloon_activation *activation)
 {
 	const struct pv_queue queues[PV_BALLOON_QUEUES] = {
@@ -54,6 +73,7 @@ void pv_balloon_begin(struct pv_balloon *balloon, const struct pv_balloon_activa
 			.wait = queues[i].ring ? PV_BALLOON_MORE : PV_BALLOON_IDLE,
 		};
 	balloon->memory = activation->memory;
+	balloon->host_page = host_page(activation->memory);
 	balloon->irq = activation->irq;
 	balloon->keep_reported = activation->keep_reported != 0;
 	balloon->notify = balloon->broken = false;

@@ -40,7 +40,7 @@ struct pv_balloon_stats {
 	uint64_t reported; /* pages told to be free */
 	uint64_t released; /* pages that were given back to the host, of those put in and told of */
 	uint64_t releases; /* calls that this took */
-	uint64_t failed;   /* of these; the host keeps the memory */
+	uint64_t kept;     /* pages that were not: of a huge page, or refused by the host */
 	uint64_t refused;  /* pages that are not in the guest's memory */
 	uint64_t statistics; /* that the driver sent */
 	uint64_t kicks;

@@ -17,7 +17,7 @@ enum pv_balloon_counter {
 	PV_BALLOON_REPORTED,
 	PV_BALLOON_RELEASED,
 	PV_BALLOON_RELEASES,
-	PV_BALLOON_FAILED,
+	PV_BALLOON_KEPT,
 	PV_BALLOON_REFUSED,
 	PV_BALLOON_STATISTICS,
 	PV_BALLOON_KICKS,
@@ -53,6 +53,7 @@ struct pv_balloon {
 	struct pv_thread thread;
 	struct pv_balloon_queue queues[PV_BALLOON_QUEUES];
 	const struct pv_memory *memory;
+	uint64_t host_page; /* the size of those that guest memory consists of */
 	struct pv_virtio_irq *irq;
 	bool keep_reported;
 	bool notify; /* the driver asked for an interrupt, this turn */

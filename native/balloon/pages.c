@@ -11,17 +11,34 @@
 #define CHAINS 16                 /* of a queue in a turn */
 #define REPORTED_BYTES (16 << 20) /* of a queue in a turn */
 
-/* Give host memory back, whole pages of it. */
-static void release(struct pv_balloon *balloon, void *at, uint64_t bytes)
+/* What of some memory consists of whole pages of a size: 0 bytes, perhaps. */
+static uint64_t whole_pages(const void *at, uint64_t bytes, uint64_t size, uint8_t **start)
 {
-	/* Private memory knows no MADV_REMOVE, and says so at once (madvise(2)). */
-	int result = madvise(at, bytes, MADV_REMOVE);
+	uintptr_t mask = size - 1, first = ((uintptr_t)at + mask) & ~mask;
+	uintptr_t last = ((uintptr_t)at + bytes) & ~mask;
 
+	*start = (uint8_t *)first;
+	return last > first ? last - first : 0;
+}
+
+/* Give host memory back, whole pages of it. Of a page of hugetlbfs a part cannot go: the kernel
+ * would write zeroes there, and keep it. */
+static void release(struct pv_balloon *balloon, void *at, uint64_t length)
+{
+	uint8_t *start;
+	uint64_t bytes = whole_pages(at, length, balloon->host_page, &start);
+	int result;
+
+	pv_balloon_count(balloon, PV_BALLOON_KEPT, (length - bytes) / PV_BALLOON_PAGE);
+	if (bytes == 0)
+		return;
+	/* Private memory knows no MADV_REMOVE, and says so at once (madvise(2)). */
+	result = madvise(start, bytes, MADV_REMOVE);
 	if (result < 0 && (errno == EINVAL || errno == EACCES))
-		result = madvise(at, bytes, MADV_DONTNEED);
+		result = madvise(start, bytes, MADV_DONTNEED);
 	pv_balloon_count(balloon, PV_BALLOON_RELEASES, 1);
 	if (result < 0)
-		pv_balloon_count(balloon, PV_BALLOON_FAILED, 1);
+		pv_balloon_count(balloon, PV_BALLOON_KEPT, bytes / PV_BALLOON_PAGE);
 	else
 		pv_balloon_count(balloon, PV_BALLOON_RELEASED, bytes / PV_BALLOON_PAGE);
 }
@@ -93,16 +110,6 @@ static bool take_list(struct pv_balloon *balloon, struct pv_balloon_queue *queue
 	return queue->done >= chain->readable_bytes;
 }
 
-/* What of a segment consists of whole pages: 0 bytes, perhaps. */
-static uint64_t whole_pages(const struct iovec *segment, uint8_t **start)
-{
-	uintptr_t at = (uintptr_t)segment->iov_base, mask = PV_BALLOON_PAGE - 1;
-	uintptr_t first = (at + mask) & ~mask, last = (at + segment->iov_len) & ~mask;
-
-	*start = (uint8_t *)first;
-	return last > first ? last - first : 0;
-}
-
 /* Go on with memory that is free; true: it is done. Each segment is one piece, of up to 4 GiB. */
 static bool take_report(struct pv_balloon *balloon, struct pv_balloon_queue *queue)
 {
@@ -118,7 +125,7 @@ static bool take_report(struct pv_balloon *balloon, struct pv_balloon_queue *que
 			continue;
 		/* What was done of it is whole pages, from the first one on. */
 		skip = queue->done - (before - length);
-		bytes = whole_pages(&chain->iov[i], &start);
+		bytes = whole_pages(chain->iov[i].iov_base, length, PV_BALLOON_PAGE, &start);
 		bytes = bytes > skip ? bytes - skip : 0;
 		if (bytes > left)
 			bytes = left;

@@ -81,7 +81,7 @@ static void check(const struct bench *bench)
 	REQUIRE(atomic_load(&counters[PV_BALLOON_RELEASED]) <=
 	        atomic_load(&counters[PV_BALLOON_INFLATED]) +
 	                atomic_load(&counters[PV_BALLOON_REPORTED]));
-	REQUIRE(atomic_load(&counters[PV_BALLOON_FAILED]) == 0);
+	REQUIRE(atomic_load(&counters[PV_BALLOON_KEPT]) == 0);
 	if (!bench->balloon->broken)
 		for (unsigned i = 0; i < PV_BALLOON_QUEUES; i++)
 			REQUIRE(pv_virtqueue_in_flight(bench->driver.rings[i]) == 0);

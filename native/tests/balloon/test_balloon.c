@@ -198,6 +198,38 @@ static void test_a_long_list_takes_turns(void)
 	unmake(&b);
 }
 
+/* Where guest memory consists of them, as hugetlbfs's do. */
+static void test_no_part_of_a_huge_page_is_given_back(void)
+{
+	const uint64_t huge = 2 * MIB;
+	struct pv_balloon_activation activation;
+	struct bench b;
+	uint64_t lead;
+
+	make(&b);
+	activation = make_queues(&b);
+	pv_balloon_begin(b.balloon, &activation);
+	CHECK_EQ(b.balloon->host_page, PAGE);
+	b.balloon->host_page = huge;
+	memset(b.guest.ram + FREE, 'x', 8 * MIB);
+	lead = -(uintptr_t)(b.guest.ram + FREE) & (huge - 1);
+	offer(&b, PV_BALLOON_REPORT, FREE + lead + PAGE, 5 * MIB, true);
+	list(&b, PV_BALLOON_INFLATE, (uint32_t)((FREE + lead) / PAGE));
+	pv_balloon_serve(b.balloon, 1);
+	CHECK_EQ(used(&b.queues[PV_BALLOON_REPORT]), 1);
+	CHECK_EQ(used(&b.queues[PV_BALLOON_INFLATE]), 1);
+	CHECK_EQ(stats(&b).released, huge / PAGE);
+	CHECK_EQ(stats(&b).kept, 3 * MIB / PAGE + PAGES);
+	CHECK_EQ(stats(&b).releases, 1);
+	CHECK_EQ(b.guest.ram[FREE + lead], 'x');
+	CHECK_EQ(b.guest.ram[FREE + lead + huge - 1], 'x');
+	CHECK_EQ(b.guest.ram[FREE + lead + huge], 0);
+	CHECK_EQ(b.guest.ram[FREE + lead + 2 * huge - 1], 0);
+	CHECK_EQ(b.guest.ram[FREE + lead + 2 * huge], 'x');
+	unmake_queues(&b);
+	unmake(&b);
+}
+
 static void test_a_broken_device_stops_and_starts(void)
 {
 	struct bench b;
@@ -221,6 +253,7 @@ int main(void)
 	RUN(test_all_queues_at_once);
 	RUN(test_statistics_are_asked_for_by_time);
 	RUN(test_a_long_list_takes_turns);
+	RUN(test_no_part_of_a_huge_page_is_given_back);
 	RUN(test_a_broken_device_stops_and_starts);
 	return 0;
 }
