@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ..devices.terminal import RawTerminal
     from .options.parsed import Options
 
-_CMDLINE = "console=ttyS0 panic=-1"
 # What is still in the serial port at the end is given this long to reach its reader.
 _FLUSH_MS = 1000
 # Of Python's threads, in bytes. In one that has room for a huge page the kernel puts one.
@@ -49,6 +48,11 @@ def _use_lab(options: Options) -> str:
 
 def _with_default_guest(argv: list[str], options: Options) -> Options:
     """Return `options` completed by the guest that runs when none is named."""
+    if options.terminal not in {None, options.serial}:
+        raise ConfigError(
+            f"{options.terminal.option}: the guest that runs when none is named is on its serial "
+            f"port; give -serial chardev:{options.terminal.id}, or a -kernel"
+        )
     from ..harness.guest import default
 
     kernel, initrd = default.default(shares=bool(options.shares))
@@ -60,12 +64,22 @@ def _with_default_guest(argv: list[str], options: Options) -> Options:
     return completed
 
 
+def _cmdline(options: Options) -> str:
+    """Return the command line of a kernel that is given none: its console is where the user is."""
+    console = "ttyS0"
+    if options.terminal not in {None, options.serial}:
+        from .options.ports import kernel_console
+
+        console = kernel_console(options.devices, options.terminal)
+    return f"console={console} panic=-1"
+
+
 def config(options: Options) -> MachineConfig:
     """Return the machine that the options ask for."""
     return MachineConfig(
         options.kernel,
         initrd=options.initrd,
-        cmdline=_CMDLINE if options.append is None else options.append,
+        cmdline=_cmdline(options) if options.append is None else options.append,
         vcpus=options.smp,
         memory=options.memory,
         name=options.name,

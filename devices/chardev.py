@@ -140,7 +140,8 @@ class Chardev:
             return f"pty:{self.pty_path}"
         if config.kind != SOCKET:
             return config.kind
-        where = f"unix:{config.path}" if config.path else f"tcp:{config.host}:{config.port}"
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        where = f"unix:{config.path}" if config.path else f"tcp:{host}:{config.port}"
         if config.fd >= 0:
             where = f"fd:{config.fd}"
         ends = ",server=on" if self.listen_fd >= 0 else ""

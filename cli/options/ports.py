@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from ...devices.chardev import ChardevConfig
+    from ...devices.virtio.device import DeviceConfig
     from .gather import Parts
 
 SERIAL, PORT, CONSOLE = "virtio-serial-device", "virtserialport", "virtconsole"
@@ -165,3 +167,16 @@ def read(texts: Iterable[str], parts: Parts) -> tuple[ConsoleConfig, ...]:
         ports.add(text)
     ports.add_consoles(parts.chardevs.consoles())
     return (ports.console(parts),)
+
+
+def kernel_console(devices: Iterable[DeviceConfig], chardev: ChardevConfig | None) -> str:
+    """Return what Linux calls its console that is on `chardev`: hvc0 and on, else ttyS0."""
+    for device in devices:
+        if isinstance(device, ConsoleConfig):
+            consoles = sorted(
+                (port for port in device.ports if port.is_console), key=lambda port: port.number
+            )
+            for index, port in enumerate(consoles):
+                if port.chardev is chardev:
+                    return f"hvc{index}"
+    return "ttyS0"

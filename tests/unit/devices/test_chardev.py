@@ -126,7 +126,8 @@ def test_tcp(host: str) -> None:
         port = probe.getsockname()[1]
     chardev = ChardevConfig("c", host=host, port=port).open()
     assert ends(chardev) == (False, False, True)
-    assert chardev.filename(is_taken=True) == f"tcp:{host}:{port},server=on"
+    written = f"[{host}]" if ":" in host else host
+    assert chardev.filename(is_taken=True) == f"tcp:{written}:{port},server=on"
     assert refused(ChardevConfig("d", host=host, port=port)) == (
         f"-chardev id=d: {host}:{port}: Address already in use; "
         "name an address of this host and a port that is free"

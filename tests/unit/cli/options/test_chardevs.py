@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyvirt.cli import run
 from pyvirt.cli.options.table import parse
 from pyvirt.devices.chardev import FILE, NULL, PTY, RINGBUF, SOCKET, STDIO, ChardevConfig
 
@@ -68,10 +69,18 @@ def test_of_a_chardev(text: str, kind: str, fields: dict[str, object]) -> None:
 def test_who_has_the_terminal() -> None:
     assert parse([]).terminal is not None
     words = ["-chardev", "stdio,id=c", "-serial", "chardev:c"]
-    assert parse(words).terminal is parse(words).serial or parse(words).terminal is not None
-    options = parse(["-serial", "chardev:c", "-chardev", "stdio,id=c"])
+    options = parse(words)
     assert options.terminal is options.serial
     assert parse(["-serial", "none"]).terminal is None
+
+
+def test_the_guest_that_runs_when_none_is_named_is_on_its_serial_port() -> None:
+    words = ["-chardev", "stdio,id=c", "-device", "virtio-serial-device"]
+    words += ["-device", "virtconsole,chardev=c"]
+    assert refusal(lambda: run.main(words)) == (
+        "-chardev id=c: the guest that runs when none is named is on its serial port; "
+        "give -serial chardev:c, or a -kernel"
+    )
 
 
 REFUSED = [

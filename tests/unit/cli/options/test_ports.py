@@ -134,6 +134,18 @@ def test_a_console_on_stdin_leaves_no_serial_port_there() -> None:
     )
 
 
+def test_the_kernels_console_is_where_the_user_is() -> None:
+    stdio = ["-chardev", "stdio,id=s", *SERIAL, *chardevs("c")]
+    for words, expected in (
+        ([], "ttyS0"),
+        ([*stdio, *hvc("chardev=s"), *port("chardev=c")], "hvc0"),
+        ([*stdio, *hvc("chardev=c"), *hvc("chardev=s,nr=7")], "hvc1"),
+        ([*stdio, *hvc("chardev=c"), *port("chardev=s")], "ttyS0"),
+    ):
+        assert config(parse([*words])).cmdline == f"console={expected} panic=-1"
+        assert config(parse([*words, "-append", "x"])).cmdline == "x"
+
+
 def test_a_chardev_of_20_09_is_a_console() -> None:
     made = console("-chardev", "id=c,path=/tmp/console")
     assert [(p.number, p.is_console, p.chardev.path) for p in made.ports] == [
