@@ -62,3 +62,18 @@ def test_every_option_is_in_the_manual() -> None:
     page = (ROOT / "docs/running.md").read_text(encoding="utf-8")
     told = set(re.findall(r"`-([\w-]+)", page))
     assert [option.name for option in TABLE if option.name not in told] == []
+
+
+def test_every_test_that_is_named_is_there() -> None:
+    page = (ROOT / "docs/stratovirt.md").read_text(encoding="utf-8")
+    named = re.findall(r"\b((?:unit|kvm|guest|compat)/[\w/]+\.py)(?:::(\w+))?", page)
+    assert len(named) > 50
+    for file, test in named:
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert f"def {test}" in text, (file, test)
+
+
+def test_what_works_has_a_test() -> None:
+    page = (ROOT / "docs/stratovirt.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    assert [row for row in rows if row[1].startswith("works") and ".py" not in row[-1]] == []
