@@ -10,10 +10,12 @@ from pathlib import Path
 
 from ..errors import BackendError, ConfigError
 from ..harness import cache
+from ..harness.agent import image as agent
 from ..harness.guest import initramfs, rootboot, rootfs, vmlinux
 from ..harness.guest.kernel import NAMES, Kernel, find
 from .parser import Parser
 
+_VSOCK = "vmw_vsock_virtio_transport"  # the guest's socket device
 KERNEL_HELP = f"{', '.join(NAMES)}, or the path of a bzImage or vmlinux"
 
 
@@ -97,6 +99,12 @@ def _initramfs_options(archive: Parser) -> None:
         help="mount what root= of the kernel command line names, and run its init; "
         f"loads {', '.join(rootboot.MODULES)} too",
     )
+    then.add_argument(
+        "--agent",
+        action="store_true",
+        help="have pyvirt's agent as init, which serves pyvirt exec; "
+        f"loads {', '.join(agent.MODULES)} too, and {_VSOCK} where there is one",
+    )
     archive.add_argument(
         "--file",
         metavar="GUEST=HOST",
@@ -159,7 +167,11 @@ def _elf(kernel: Kernel) -> Path:
 def _initramfs(arguments: argparse.Namespace) -> Path:
     kernel = find(arguments.kernel)
     files = _files(arguments.file)
-    if arguments.root:
+    if arguments.agent:
+        has_sockets = kernel.modules is not None and any(kernel.modules.rglob(f"{_VSOCK}.ko*"))
+        wanted = (*arguments.module, _VSOCK) if has_sockets else arguments.module
+        made = agent.initramfs(kernel, modules=wanted, files=files)
+    elif arguments.root:
         made = rootboot.build(kernel, modules=arguments.module, files=files)
     else:
         made = initramfs.build(

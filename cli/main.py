@@ -15,11 +15,24 @@ if TYPE_CHECKING:
 _STDERR = 2
 _STRATOVIRT = "stratovirt"  # as its clients call it, and a link to pyvirt may be called
 _VERSIONS = ("-V", "-version", "--version")
-COMMANDS = ("run", "ps", "qmp", "doctor", "net", "guest", "lab", "demo", "test", "fork-server")
+COMMANDS = (
+    "run",
+    "exec",
+    "ps",
+    "qmp",
+    "doctor",
+    "net",
+    "guest",
+    "lab",
+    "demo",
+    "test",
+    "fork-server",
+)
 USAGE = """\
 usage: pyvirt COMMAND [OPTIONS]
 
   run          boot a guest; without options a small Debian one, to a shell
+  exec         run a command in a guest that has pyvirt's agent
   ps           the machines that run, and where their monitors are
   qmp          talk to a machine's monitor: one command, or a shell
   doctor       what this host can do, and what to do about the rest

@@ -2,7 +2,8 @@
  * The agent: process 1 of a guest under test, or one of its programs. Runs commands for the
  * client on the host, as many at once as it likes, and moves files.
  *
- *     pyvirt-agent            serves the virtio port "pyvirt.agent"
+ *     pyvirt-agent            serves the virtio port "pyvirt.agent", and, in processes of their
+ *                             own, clients that come by the guest's socket device
  *     pyvirt-agent -fd N      serves the connected descriptor N until the client closes it
  *
  * One thread, which never waits for anything but poll(): whatever may block is a child's.
@@ -13,6 +14,7 @@
 #include "clock.h"
 #include "job.h"
 #include "link.h"
+#include "vsock.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -30,6 +32,7 @@
 
 enum {
     PORT_WAIT_MS = 10000,
+    CLIENT_WAIT_MS = 100, /* until a client that could not be accepted is tried again */
     HOST_WAIT_MS = 5, /* between looks whether the host's side of the port is there */
     JOBS_MAX = 256,
     HOLD_MS = 5, /* how long STARTED may wait for an EXIT that goes with it */
@@ -340,6 +343,33 @@ static int serve_port(struct agent *a)
     return port;
 }
 
+/* Leaves a process that has each client of the socket device served, if the guest has one. */
+static void serve_sockets(struct agent *a)
+{
+    int client, listener = vsock_listen();
+
+    if (listener < 0)
+        return;
+    if (fork() != 0) {
+        close(listener);
+        return;
+    }
+    signal(SIGCHLD, SIG_IGN); /* nobody waits for those who serve */
+    for (;;) {
+        client = vsock_accept(listener);
+        if (client < 0) {
+            nap(CLIENT_WAIT_MS);
+            continue;
+        }
+        if (fork() == 0) {
+            signal(SIGCHLD, SIG_DFL);
+            (void)serve(a, client);
+            _exit(0);
+        }
+        close(client);
+    }
+}
+
 /* The root comes before the first client is greeted, or is told what is wrong with it. */
 static _Noreturn void serve_as_init(struct agent *a)
 {
@@ -349,6 +379,7 @@ static _Noreturn void serve_as_init(struct agent *a)
     boot();
     if (boot_root(why, sizeof(why)) == 0) {
         boot_shares();
+        serve_sockets(a);
         snprintf(why, sizeof(why), "port " PORT ": %s", strerror(-serve_port(a)));
     } else if ((port = boot_port(PORT, PORT_WAIT_MS)) >= 0) {
         wait_for_host(port);
@@ -400,6 +431,8 @@ int main(int argc, char **argv)
     a->builtin = by_number ? builtin_run_on_host : builtin_run;
     if (init)
         serve_as_init(a);
+    if (!by_number)
+        serve_sockets(a);
     over = by_number ? serve_fd(a, argv[2]) : serve_port(a);
     if (over < 0)
         say("%s: %s", by_number ? argv[2] : PORT, strerror(-over));

@@ -6,7 +6,7 @@
 #ifndef PYVIRT_AGENT_PROTOCOL_H
 #define PYVIRT_AGENT_PROTOCOL_H
 
-enum { AGENT_VERSION = 2 };
+enum { AGENT_VERSION = 2, AGENT_VSOCK_PORT = 1000 };
 
 enum kind {
     KIND_MORE = 1, /* from the host */

@@ -41,6 +41,8 @@ from typing import NamedTuple
 from ...errors import PyvirtError
 
 VERSION = 2
+# Of the guest's, where it has a socket device; below 1024, and so not for any process to take.
+VSOCK_PORT = 1000
 # As much as is under way in the longest way to a guest, through the lab, at a port's speed.
 WINDOW = 4 << 20
 PAYLOAD_MAX = 65535

@@ -16,12 +16,15 @@ import pytest
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.vsock import Socket, VhostVsockConfig, VsockConfig
 from pyvirt.errors import ConfigError
+from pyvirt.harness.agent.image import agent
+from pyvirt.harness.agent.protocol import VSOCK_PORT
 from pyvirt.harness.guest import kernel
 from pyvirt.harness.guest.program import program
 from pyvirt.harness.lab import module
 
 from ..unit.devices.virtio.vsock_bench import SECONDS as BENCH_SECONDS
 from ..unit.devices.virtio.vsock_bench import TX, VsockBench
+from .conftest import PYVIRT
 from .live import Live, live
 
 MIB = 1 << 20
@@ -30,7 +33,7 @@ ECHO, SINK, SOURCE, HOST, NOBODY = 1, 2, 3, 4, 5
 BYTES = 16 * MIB + 12345
 MANY = 250
 SECONDS = 60.0
-MODULES = ("virtio_mmio", "vmw_vsock_virtio_transport")
+MODULES = ("virtio_mmio", "vmw_vsock_virtio_transport", "vsock_loopback")
 SERVERS = (
     f"peer echo vsock:-1:{ECHO}",
     f"peer sink vsock:-1:{SINK}",
@@ -51,6 +54,11 @@ class Kind:
         for index, server in enumerate(SERVERS):
             self.guest.run(f"{server} >/tmp/{index} &")
             self.guest.run(f"until grep -q ready /tmp/{index}; do sleep 0.01; done")
+
+    @property
+    def place(self) -> str:
+        """Return what `pyvirt exec` calls the guest."""
+        return f"vsock:{self._path or CID}"
 
     def client(self, role: str, port: int, *number: int) -> str:
         """Run a client on the host to its end; return what it prints after the time."""
@@ -125,7 +133,7 @@ def running(kind: str, image: kernel.Kernel, peer: Path, folder: Path) -> Iterat
     with tempfile.TemporaryDirectory(dir="/dev/shm") as sockets:
         path = f"{sockets}/v" if kind == "own" else ""
         device = VsockConfig("v", CID, path) if path else vhost(CID)
-        files = {"/bin/peer": peer}
+        files = {"/bin/peer": peer, "/bin/pyvirt-agent": agent()}
         with live(image, folder, modules=MODULES, files=files, devices=(device,)) as guest:
             found = Kind(guest, peer, path)
             found.serve()
@@ -173,6 +181,22 @@ def test_many_connections_to_the_guest_at_once(kind: Kind) -> None:
 def test_many_connections_of_the_guest_at_once(kind: Kind) -> None:
     with kind.server("echo", HOST):
         kind.guests_client("many", HOST, MANY)
+
+
+def test_commands_in_the_guest(kind: Kind) -> None:
+    # It goes on without its port, in the process that listens here.
+    kind.guest.run("pyvirt-agent 2>/dev/null &")
+    listens = f"peer trips vsock:1:{VSOCK_PORT} 0 >/dev/null 2>&1"
+    kind.guest.run(f"until {listens}; do sleep 0.05; done")
+    words = [str(PYVIRT), "exec", kind.place, "--", "sh", "-c", "uname -r; wc -c; exit 5"]
+    done = subprocess.run(
+        words, input=bytes(MIB), capture_output=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 5, done.stderr
+    assert done.stdout.decode().split() == [kind.guest.run("uname -r"), str(MIB)]
+    # It is not for the guest's own processes.
+    seen = kind.guest.run(f"peer read vsock:1:{VSOCK_PORT}")
+    assert after_time(seen).startswith("0 ")
 
 
 def test_what_nobody_listens_for_is_refused(kind: Kind) -> None:

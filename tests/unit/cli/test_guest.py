@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pyvirt.cli import guest
 from pyvirt.errors import PyvirtError
+from pyvirt.harness.agent.image import agent
 
 from ..harness.guest.test_cpio import read
 from ..refusal import refusal
@@ -70,6 +71,25 @@ def test_initramfs(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     output.write_text("older")
     assert printed(capsys, *argv, "-o", str(output)) == output
     assert output.read_bytes() == made.read_bytes()
+
+
+def test_an_initramfs_with_the_agent(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["virtio_mmio", "virtio_console"]
+    for more in ([], ["vmw_vsock_virtio_transport"]):
+        names += more
+        add_modules(image, *names)
+        made = printed(capsys, "initramfs", "--kernel", str(image), "--agent")
+        members = read(made.read_bytes())
+        assert members["init"].data == agent().read_bytes()
+        loaded = members["lib/modules/load"].data.decode().splitlines()
+        assert loaded == [f"/lib/modules/6.1.0/{name}.ko" for name in names]
+
+
+def add_modules(image: Path, *names: str) -> None:
+    folder = image.parent / "lib/modules/6.1.0"
+    for name in names:
+        (folder / f"{name}.ko").write_bytes(b"module")
+    (folder / "modules.dep").write_text("".join(f"{name}.ko:\n" for name in names))
 
 
 def test_output_that_cannot_be_written(image: Path, tmp_path: Path) -> None:
