@@ -23,6 +23,7 @@ from pyvirt.vmm.log import Log
 from pyvirt.vmm.machine import Machine
 
 SECONDS = 20.0
+BOOT_SECONDS = 100.0  # of a stock kernel, in a lab that is busy
 # No command is to be mistaken for its output, and no message of the kernel either.
 SCRIPT = """
 stty -echo
@@ -77,7 +78,7 @@ class Live:
 
     def ready(self) -> None:
         """Wait until the guest takes commands."""
-        self.expect("live-guest-ready\n")
+        self.expect("live-guest-ready\n", BOOT_SECONDS)
 
 
 @contextmanager
