@@ -76,13 +76,27 @@ def chosen(request: pytest.FixtureRequest) -> kernel.Kernel:
 def guest(chosen: kernel.Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     console = tmp_path_factory.mktemp("agent") / "console"
     start = time.monotonic()
-    with Guest(chosen.image, image.initramfs(chosen), console) as running:
+    (console.parent / "seen").write_text("from the host")
+    initrd = image.initramfs(chosen, modules=("virtiofs",) if chosen.name == "cloud" else ())
+    share = ("-share", str(console.parent))
+    append = "pyvirt.share=share0"
+    with Guest(chosen.image, initrd, console, *share, append=append) as running:
         try:
             running.agent.wait_ready(SECONDS)
         except AgentError as error:
             pytest.fail(f"{error}: {running.log()}")
         print(f"{chosen.name}: start to HELLO {time.monotonic() - start:.2f} s")
         yield running
+
+
+def test_a_folder_of_the_host_is_mounted_if_the_kernel_can(
+    guest: Guest, chosen: kernel.Kernel
+) -> None:
+    guest.agent.wait_ready(SECONDS)
+    if chosen.name == "cloud":
+        assert guest.lines("cat /mnt/share0/seen") == ["from the host"]
+    else:
+        assert guest.lines("ls /mnt/share0") == []
 
 
 def test_hello_names_the_kernel(guest: Guest, chosen: kernel.Kernel) -> None:
