@@ -119,7 +119,7 @@ def test_a_device_that_is_there_for_good(kernel: Callable[[str], Path], tmp_path
             host.add_fault("other", Fault("delay"))
         host.clear_faults(None, None)
         assert host.faults(None) == []
-        assert {one.name for one in host.counters()} == {"vm", "vcpu0"}
+        assert {one.name for one in host.counters()} == {"vm", "vcpu0", "other"}
         assert "other: register exits 0" in table(guest)
     finally:
         guest.close()
