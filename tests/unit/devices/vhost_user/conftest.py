@@ -14,6 +14,7 @@ from .back_end import BackEnd
 from .bench import wait
 
 Make = Callable[..., BackEnd]
+Hurry = Callable[..., None]
 
 
 def _files() -> list[str]:
@@ -45,6 +46,13 @@ def make(path: Path) -> Iterator[Make]:
 
 
 @pytest.fixture
-def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody wait long."""
-    monkeypatch.setattr(turn, "LIMIT_S", 0.3)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> Hurry:
+    """Return what lets nobody wait long from then on, or again as long as ever."""
+
+    def hurry(on: bool = True) -> None:
+        if on:
+            monkeypatch.setattr(turn, "LIMIT_S", 0.3)
+        else:
+            monkeypatch.undo()
+
+    return hurry

@@ -17,7 +17,7 @@ from ...refusal import refusal
 from ..virtio.bench import DeviceBench
 from .back_end import FEATURES, LATER, PROTOCOL, BackEnd
 from .bench import MIB, VhostUserBench, block, wait
-from .conftest import Make
+from .conftest import Hurry, Make
 
 EVENT_IDX = r.VERSION_1 | r.EVENT_IDX
 
@@ -172,12 +172,12 @@ def test_one_that_lacks_what_the_driver_has_accepted_is_refused(
     assert any("another than before" in line for line in bench.report())
 
 
-@pytest.mark.usefixtures("hurry")
 def test_when_none_comes_the_device_needs_a_reset_and_requests_fail(
-    bench: VhostUserBench, back_end: BackEnd, make: Make
+    bench: VhostUserBench, back_end: BackEnd, make: Make, hurry: Hurry
 ) -> None:
     bench.start()
     bench.ask(b"x")
+    hurry()
     back_end.die()
     answer = bench.offer(b"lost", room=1)
     wait(lambda: bench.is_broken)
@@ -187,6 +187,7 @@ def test_when_none_comes_the_device_needs_a_reset_and_requests_fail(
     assert gone.startswith("vhost-user-blk d0: its back end has gone")
     assert "no back end has come" in broken
     assert broken.endswith("; it needs a reset")
+    hurry(False)
 
     bench.set(r.STATUS, 0)
     assert bench.get(r.STATUS) == 0
@@ -210,39 +211,45 @@ def test_one_that_dies_while_no_driver_is_there_is_not_missed(
     assert bench.get(r.CONFIG, 1) == 99
 
 
-@pytest.mark.usefixtures("hurry")
 def test_one_that_keeps_the_queues_is_given_up_until_it_lets_go(
-    bench: VhostUserBench, back_end: BackEnd
+    bench: VhostUserBench, back_end: BackEnd, hurry: Hurry
 ) -> None:
     bench.start()
     bench.ask(b"x")
     kept: list[bytes] = []
     back_end.answers[p.GET_VRING_BASE] = kept.append
+    hurry()
     bench.set(r.STATUS, 0)
+    hurry(False)
     assert bench.is_broken
     assert bench.transport.is_given_up
     assert "has not let go of its queues" in bench.report()[0]
     wait(lambda: kept)
     del back_end.answers[p.GET_VRING_BASE]
     back_end._answer(p.GET_VRING_BASE, kept[0], need_reply=False)
-    bench.device.reset(5)  # the host has let go, as a driver's next 0 finds
-    bench.transport._active = None
+
+    def is_reset() -> bool:
+        bench.set(r.STATUS, 0)
+        return bench.get(r.STATUS) == 0
+
+    wait(is_reset)
+    assert bench.start() == 0xF
+    assert bench.ask(b"y") == b"y"
 
 
-@pytest.mark.usefixtures("hurry")
 def test_at_the_machines_end_one_that_does_not_answer_keeps_nothing(
-    back_end: BackEnd, path: Path
+    back_end: BackEnd, path: Path, hurry: Hurry
 ) -> None:
     bench = VhostUserBench(block(path))
     bench.start()
     bench.ask(b"x")
     back_end.answers[p.GET_VRING_BASE] = lambda _: None
+    hurry()
     bench.transport.halt()
     assert bench.transport.close()
     bench.close()
 
 
-@pytest.mark.usefixtures("hurry")
 def test_a_machine_is_not_reset_while_it_does_not_answer(
     bench: VhostUserBench, back_end: BackEnd
 ) -> None:

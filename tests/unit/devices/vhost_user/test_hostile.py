@@ -14,7 +14,7 @@ from pyvirt.errors import PyvirtError
 
 from .back_end import BackEnd
 from .bench import VhostUserBench, block, wait
-from .conftest import Make
+from .conftest import Hurry, Make
 
 Answer = Callable[[BackEnd, int, bytes], None]
 
@@ -60,7 +60,6 @@ def misbehave(back_end: BackEnd, request: int, answer: Answer) -> None:
     back_end.answers[request] = lambda payload: answer(back_end, request, payload)
 
 
-@pytest.mark.usefixtures("hurry")
 @pytest.mark.parametrize(
     ("request_", "answer", "said"),
     [
@@ -82,8 +81,11 @@ def misbehave(back_end: BackEnd, request: int, answer: Answer) -> None:
         (p.GET_CONFIG, config(4, bytes(60)), "another part of its configuration"),
     ],
 )
-def test_at_the_start(make: Make, path: Path, request_: int, answer: Answer, said: str) -> None:
+def test_at_the_start(
+    make: Make, path: Path, hurry: Hurry, request_: int, answer: Answer, said: str
+) -> None:
     misbehave(make(), request_, answer)
+    hurry(answer is silence)
     with pytest.raises(PyvirtError) as info:
         block(path)
     message = str(info.value)
@@ -92,7 +94,6 @@ def test_at_the_start(make: Make, path: Path, request_: int, answer: Answer, sai
     assert "\n" not in message
 
 
-@pytest.mark.usefixtures("hurry")
 @pytest.mark.parametrize(
     ("request_", "answer", "said"),
     [
@@ -111,7 +112,7 @@ def test_at_the_start(make: Make, path: Path, request_: int, answer: Answer, sai
 def test_when_a_driver_begins(
     make: Make,
     path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    hurry: Hurry,
     request_: int,
     answer: Answer,
     said: str,
@@ -119,13 +120,14 @@ def test_when_a_driver_begins(
     back_end = make()
     misbehave(back_end, request_, answer)
     bench = VhostUserBench(block(path))
+    hurry(answer is silence)
     assert bench.start() & r.NEEDS_RESET
     assert len(bench.log) == 1
     assert bench.log[0].startswith("vhost-user-blk d0: its back end ")
     assert said in bench.log[0]
     # One that comes to its senses is taken at the next start.
     back_end.answers.clear()
-    monkeypatch.undo()
+    hurry(False)
     bench.set(r.STATUS, 0)
     assert bench.start() == 0xF, (bench.log, back_end.error)
     assert bench.ask(b"x") == b"x"
@@ -210,7 +212,6 @@ def test_a_flood_of_changes_keeps_nobody(make: Make, path: Path) -> None:
     bench.close()
 
 
-@pytest.mark.usefixtures("hurry")
 def test_a_file_that_lets_writers_wait_keeps_nobody(make: Make, path: Path) -> None:
     """Status flags of an eventfd are shared with whoever has it."""
     back_end = make()

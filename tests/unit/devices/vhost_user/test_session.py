@@ -53,9 +53,9 @@ def say(stream: socket.socket, data: bytes, files: int = 0) -> None:
         os.close(fd)
 
 
-def live(stream: socket.socket) -> None:
-    """Go through a device's life on a connection; BackendError."""
-    until = time.monotonic() + 0.05
+def live(stream: socket.socket, limit: float = 0.05) -> None:
+    """Go through a device's life on a connection, within `limit` seconds; BackendError."""
+    until = time.monotonic() + limit
     session = Session(Connection(stream), PROTOCOL, until)
     inflight = None
     fd = os.eventfd(0, os.EFD_CLOEXEC)
@@ -82,7 +82,7 @@ def test_an_honest_one_is_understood() -> None:
     ours, theirs = socket.socketpair()
     for request, payload, files in HONEST:
         say(theirs, header(request, 5, payload), files)
-    live(ours)
+    live(ours, 10)
     theirs.close()
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -132,7 +132,7 @@ def test_silence_and_an_end_are_told_apart() -> None:
     ours, theirs = socket.socketpair()
     theirs.close()
     with pytest.raises(GoneError):
-        live(ours)
+        live(ours, 10)
     ours.close()
 
 
