@@ -34,6 +34,7 @@ _LAB_MIB = 1024
 _LAB_MIB_MIN = 2048
 # A folder of the lab's own: a socket on the shared file system is of no use to this host.
 _SOCKETS = "/dev/shm"  # noqa: S108  (nobody else is in the lab)
+_VHOST_VSOCK = ("vhost-vsock-device", "vsock")
 _HANDLED_HERE = ("accel", "daemonize", "pidfile", "append")
 
 
@@ -112,8 +113,9 @@ def _socket_path(options: Options, device: str) -> str:
     """Return the host's socket that a socket device listens on; "" if it is another device."""
     if device.partition(",")[0] != "vsock-device":
         return ""
-    paths = (str(getattr(config, "path", "")) for config in options.devices)
-    return next(path for path in paths if path and _member(path) in device)
+    from ..devices.virtio.vsock import VsockConfig
+
+    return next(one.path for one in options.devices if isinstance(one, VsockConfig))
 
 
 def _member(path: str) -> str:
@@ -127,6 +129,16 @@ def _check(config: MachineConfig) -> None:
         loader.place(config, memory)
     finally:
         memory.close()
+
+
+def _check_sockets(options: Options) -> None:
+    """Refuse a socket device that the lab's kernel would serve, where this host's are not."""
+    for name, value in options.given:
+        if name == "device" and value.partition(",")[0] in _VHOST_VSOCK:
+            raise ConfigError(
+                f"-device {value}: this host's kernel does not serve the nested lab, in which the "
+                "guest would run; give vsock-device,guest-cid=N,uds=PATH"
+            )
 
 
 def _check_nics(options: Options, config: MachineConfig) -> None:
@@ -175,6 +187,7 @@ def _close(disks: list[Disk]) -> None:
 def run(options: Options, config: MachineConfig, reason: str) -> int:
     """Run the guest in the lab; return pyvirt's exit status there."""
     _check_nics(options, config)
+    _check_sockets(options)
     _check(config)
     if options.accel == "auto":
         sys.stderr.write(f"pyvirt: running in the nested lab, because: {reason}\n")

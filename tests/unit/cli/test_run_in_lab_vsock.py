@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ..refusal import refusal
 from .test_run_in_lab import run
 
 
@@ -21,3 +22,17 @@ def test_the_socket_is_forwarded(monkeypatch: pytest.MonkeyPatch) -> None:
     ((command, ((path, inside),)),) = calls
     assert path == "/host/a,b"
     assert f"-device=vsock-device,guest-cid=3,uds={inside},id=v" in command
+
+
+@pytest.mark.parametrize("driver", ["vhost-vsock-device", "vsock"])
+def test_what_the_labs_kernel_would_serve_is_refused_before_it_boots(
+    monkeypatch: pytest.MonkeyPatch, driver: str
+) -> None:
+    def lab(_command: list[str], **_: object) -> int:
+        raise AssertionError("the lab was started")
+
+    argv = ["-device", f"{driver},guest-cid=3"]
+    assert refusal(lambda: run(monkeypatch, argv, lab)) == (
+        f"-device {driver},guest-cid=3: this host's kernel does not serve the nested lab, in which "
+        "the guest would run; give vsock-device,guest-cid=N,uds=PATH"
+    )
