@@ -270,11 +270,11 @@ TABLE = (
         "virtio-balloon-device[,id=ID][,deflate-on-oom=on|off][,free-page-reporting=on|off]"
         "[,auto-balloon=on|off][,membuf-percent=N][,monitor-interval=SECONDS] | "
         "python,file=FILE[,class=NAME][,id=ID][,key=value] | pc-testdev | isa-debug-exit",
-        "a disk from the drive, a NIC from the netdev, or a port to the chardev of that id (ports "
-        "are on the one virtio-serial-device), the guest's sockets, behind Unix sockets or in "
-        "the host's kernel, a file system or a disk that another process serves, which listens on "
-        "the chardev's path, or a device that is a class in a file of Python, which gets the keys; "
-        "or what kvm-unit-tests take for granted",
+        "a disk from the drive, a NIC from the netdev, a port or console to the chardev of that"
+        " id (all are on the one virtio-serial-device), the guest's sockets, behind Unix "
+        "sockets or in the host's kernel, a file system or a disk that another process serves, "
+        "which listens on the chardev's path, or a device that is a class in a file of Python, "
+        "which gets the keys; or what kvm-unit-tests take for granted",
         _later,
         repeats=True,
     ),
@@ -346,7 +346,12 @@ TABLE = (
         "show these options as such a file, and run nothing",
         _text("print_config"),
     ),
-    Option("monitor", "none", "no monitor for people, of which there is none", _monitor),
+    Option(
+        "monitor",
+        "none",
+        "taken from who passes it by habit: there is no monitor for people",
+        _monitor,
+    ),
     Option("accel", "auto|kvm|lab", "this host's KVM, the nested lab, or whichever works", _accel),
     Option("name", "TEXT", "name of the machine, at most 255 characters", _name),
     Option("uuid", "UUID", "UUID of the machine, for those who ask its monitor", _uuid),
