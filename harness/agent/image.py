@@ -34,5 +34,6 @@ def initramfs(
     """
     wanted = (*MODULES, *modules) if kernel.modules is not None else modules
     # poweroff, halt and reboot: there is no init daemon to ask.
-    scripts = {path: file for path, file in builder.INIT_FILES.items() if path != "/init"}
+    init_files = builder.INIT_FILES.items()
+    scripts = {path: file.read_bytes() for path, file in init_files if path != "/init"}
     return builder.build(kernel, modules=wanted, init=agent(), files={**scripts, **files})

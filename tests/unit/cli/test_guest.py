@@ -81,6 +81,7 @@ def test_an_initramfs_with_the_agent(image: Path, capsys: pytest.CaptureFixture[
         made = printed(capsys, "initramfs", "--kernel", str(image), "--agent")
         members = read(made.read_bytes())
         assert members["init"].data == agent().read_bytes()
+        assert all(members[f"sbin/{name}"].mode & 0o111 for name in ("poweroff", "reboot"))
         loaded = members["lib/modules/load"].data.decode().splitlines()
         assert loaded == [f"/lib/modules/6.1.0/{name}.ko" for name in names]
 
