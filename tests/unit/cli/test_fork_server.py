@@ -51,7 +51,12 @@ def endless(folder: Path) -> list[str]:
     """Return the words of a monitor that makes the file `begun` in the folder, and goes on."""
     device = folder / "device.py"
     device.write_text(
-        f"import pathlib, time\npathlib.Path({str(folder / 'begun')!r}).touch()\ntime.sleep(600)\n"
+        # Renamed, for who finds the file looks at descriptors next, and making it takes one.
+        "import pathlib, time\n"
+        f"begun = pathlib.Path({str(folder / 'begun')!r})\n"
+        "begun.with_suffix('.new').touch()\n"
+        "begun.with_suffix('.new').rename(begun)\n"
+        "time.sleep(600)\n"
     )
     return ["-accel", "kvm", "-kernel", "none", "-device", f"python,file={device}"]
 
