@@ -30,8 +30,9 @@ from .guest import root
 from .outcomes import Outcomes
 
 ROOT = Path(__file__).resolve().parent.parent
-# A fifth of their time tests wait, for guests and limits: somebody else has the processor then.
-WORKERS = (os.cpu_count() or 1) + 1
+PROCESSORS = os.cpu_count() or 1
+# Tests of the host wait now and then, and leave the processor to others. A lab does not.
+WORKERS = PROCESSORS + 1
 LAB_MIB = 4096
 SECONDS = 1800  # of one process
 AGAIN_MOST = 20  # so many tests may fail by chance; when more do, something is broken
@@ -85,10 +86,10 @@ def guest_groups(folder: Path, failure: str) -> list[Group]:
 
 
 def labs_at_once() -> int:
-    """Return how many labs this machine can hold, each with all its memory."""
+    """Return how many labs this machine can hold: one a processor, each with all its memory."""
     fields = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     free = next(int(words[1]) for words in fields if words[0] == "MemAvailable:") // 1024
-    return max(1, min(WORKERS, free // (LAB_MIB + 2048)))
+    return max(1, min(PROCESSORS, free // (LAB_MIB + 2048)))
 
 
 def command(group: Group, folder: Path, extra: Sequence[str]) -> list[str]:

@@ -154,6 +154,7 @@ def test_cycles_under_load_leave_nothing(guest: Live, folder: Path) -> None:
         image.close()
     assert usage() == before
     wait_for_sizes(guest, [16 * MIB // 512, 0, 0, 0, 0, 0])
+    guest.run("until [ -s /tmp/sums ]; do sleep 0.1; done")
     assert set(guest.run("cat /tmp/sums").split("\n")) == {f"{md5(folder / 'own')}  -"}
     assert guest.run("dmesg | grep -c 'I/O error, dev vda' || :") == "0"
     assert guest.log.read_text() == ""

@@ -80,7 +80,7 @@ def test_a_reset_boots_the_guest_anew(guest: Live, image: BlockConfig) -> None:
         # Time goes by: interrupts of the timer and the console come.
         guest.run("sleep 0.2")
         guest.run("echo here >/tmp/file")
-    assert guest.events == [("RESET", {})] * 3
+    assert guest.events == [("RESET", {"guest": False})] * 3
     assert guest.log.read_text() == ""
 
 

@@ -1,4 +1,4 @@
-"""Whoever serves a disk is killed at a thousand random moments, and what it answered stays.
+"""Whoever serves a disk is killed at hundreds of random moments, and what it answered stays.
 
 A child process serves a ring over memory that it shares with the driver, which is this process,
 and is killed in the midst of writes and flushes. A killed process loses nothing that the kernel
@@ -27,7 +27,7 @@ from pyvirt.native import check, ffi, lib
 
 from .mock_driver import Driver, Layout, Ram
 
-KILLS = 250  # for each way to do I/O
+KILLS = 100  # for each way to do I/O
 IMAGES = 10  # in turn, for the kernel takes a while to let go of a killed process's file
 VERSION_1, FLUSH_FEATURE = 1 << 32, 1 << 9
 OUT, FLUSH = 1, 4
