@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROCESSORS = os.cpu_count() or 1
 # Tests of the host wait now and then, and leave the processor to others. A lab does not.
 WORKERS = PROCESSORS + 1
-LAB_MIB = 4096
-SECONDS = 1800  # of one process
+LAB_MIB = 6144
+SECONDS = 2700  # of one process
 AGAIN_MOST = 20  # so many tests may fail by chance; when more do, something is broken
 PASSED, FAILED, NOTHING_COLLECTED = 0, 1, 5  # pytest's status
 

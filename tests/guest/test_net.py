@@ -142,7 +142,8 @@ def test_a_limit_holds(direction: str) -> None:
         assert str(len(payload)) in ended.console.splitlines()
     found = re.search(r"from ([\d.]+) to ([\d.]+)", ended.console)
     assert found
-    assert 3.7 <= float(found[2]) - float(found[1]) <= 30
+    # How much longer is the machine's affair.
+    assert float(found[2]) - float(found[1]) >= 3.7
 
 
 def test_what_the_guest_knows_of_a_nic() -> None:

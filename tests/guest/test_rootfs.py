@@ -10,7 +10,7 @@ from pyvirt.harness.guest import kernel, rootboot
 
 from .conftest import Running
 
-APPEND = "root=/dev/vda rw console=ttyS0 quiet"
+APPEND = "root=/dev/vda rw console=ttyS0"
 COPY = (
     "cp -a /usr/sbin /root/copy; sync; echo 3 >/proc/sys/vm/drop_caches; "
     "diff -r --no-dereference /usr/sbin /root/copy && uname -r\n"

@@ -27,7 +27,7 @@ PORT = 0x1000
 MMIO = 0xD000_0000
 MEMORY = 128 << 20
 # How long anything may take before a test gives up; KVM may be emulated, on a busy machine.
-PATIENCE = 30.0
+PATIENCE = 100.0 if os.environ.get("PYVIRT_LAB") else 30.0
 _LINK = "-Wl,-N,--build-id=none,-z,noexecstack,--no-warn-rwx-segments"
 
 
