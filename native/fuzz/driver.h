@@ -103,4 +103,17 @@ static inline void offer(struct driver *driver, unsigned queue, uint16_t head)
 	avail->idx++;
 }
 
+/* What any driver does to its rings and its memory, by the number of the instruction, 0 to 3. */
+static inline void drive(struct driver *driver, struct input *input, unsigned what, unsigned queue)
+{
+	if (what == 0)
+		describe(driver, input, queue);
+	else if (what == 1)
+		describe_indirect(driver, input);
+	else if (what == 2)
+		offer(driver, queue, (uint16_t)take(input, 1));
+	else
+		driver->ram[take(input, 2) % RAM] = (uint8_t)take(input, 1);
+}
+
 #endif

@@ -159,20 +159,14 @@ static void check(struct bench *bench)
 static void instruct(struct bench *bench, struct input *input)
 {
 	uint8_t code = (uint8_t)take(input, 1);
-	unsigned queue = code / 16 % QUEUES;
+	unsigned what = code % 16, queue = code / 16 % QUEUES;
 
-	switch (code % 16) {
+	switch (what) {
 	case 0:
-		describe(&bench->driver, input, queue);
-		break;
 	case 1:
-		describe_indirect(&bench->driver, input);
-		break;
 	case 2:
-		offer(&bench->driver, queue, (uint16_t)take(input, 1));
-		break;
 	case 3:
-		bench->driver.ram[take(input, 2) % RAM] = (uint8_t)take(input, 1);
+		drive(&bench->driver, input, what, queue);
 		break;
 	case 4:
 	case 5:

@@ -83,18 +83,14 @@ static void check(const struct bench *bench)
 
 static void instruct(struct bench *bench, struct input *input)
 {
-	switch (take(input, 1) % 10) {
+	unsigned what = (unsigned)(take(input, 1) % 10);
+
+	switch (what) {
 	case 0:
-		describe(&bench->driver, input, QUEUE);
-		break;
 	case 1:
-		describe_indirect(&bench->driver, input);
-		break;
 	case 2:
-		offer(&bench->driver, QUEUE, (uint16_t)take(input, 1));
-		break;
 	case 3:
-		bench->driver.ram[take(input, 2) % RAM] = (uint8_t)take(input, 1);
+		drive(&bench->driver, input, what, QUEUE);
 		break;
 	case 4:
 	case 5:
