@@ -95,9 +95,10 @@ class Reaction:
 
     def on_triple_fault(self) -> bool:
         """Say whether that is taken for a reset, as a real machine does."""
-        if self._actions.reboot == "reset":
+        is_reset = self._actions.reboot == "reset"
+        if is_reset:
             self._ask(self._reset)
-        return self._actions.reboot == "reset"
+        return is_reset
 
     def on_shutdown(self) -> None:
         """Switch the machine off, as the guest asks for."""

@@ -60,7 +60,8 @@ class Machine:
         self.bus = bus.Bus()
         self.memory: GuestMemory | None = None
         self.slots: slots.Slots | None = None
-        self.thread_ids = [0] * config.vcpus  # of the vCPUs' threads, as the kernel counts them
+        # Of the vCPUs' threads, as the kernel counts them; 0 before they run.
+        self.thread_ids = [0] * config.vcpus
         # Called with the name and data of each of QMP's events that happens here, on the thread
         # where it happens, without a lock held.
         self.listeners: list[Callable[[str, dict[str, Any]], None]] = []
@@ -73,7 +74,6 @@ class Machine:
         self._fault_log = log.limited()
         self._lines: list[InterruptLine] = []
         self._state = PAUSED
-        self.thread_ids = [0] * config.vcpus  # of the vCPUs' threads; 0 before they run
         self._first_run_ns = 0  # before the first reset
         self._is_stopped = False
         # Guards the state, the reason and which VM it is; the vCPU threads stand at the gate.
@@ -93,8 +93,8 @@ class Machine:
             raise
 
     def _create(self) -> None:
-        check_kvm(self._kvm_fd, self.config.vcpus)
         config = self.config
+        check_kvm(self._kvm_fd, config.vcpus)
         self.memory = GuestMemory(
             config.memory,
             shared=config.share,
@@ -103,9 +103,9 @@ class Machine:
         )
         if config.prealloc:
             self.memory.populate(self._log.notice)
-        self._vm = Vm(self._kvm_fd, self.memory, self.config, self.bus)
+        self._vm = Vm(self._kvm_fd, self.memory, config, self.bus)
         self._add_devices()
-        slots.fill(self.config, self._virtio)
+        slots.fill(config, self._virtio)
         self._add_slots(self._vm, self.memory)
         self._mark("vm-ready")
 
