@@ -6,6 +6,7 @@
     +-- BackendError      a file, tap, terminal or tool of the host failed
     +-- GuestError        the guest did something that ends it
     +-- QmpError          what a QMP client asked for is refused
+    +-- StateError        a saved state is not one, or not this machine's
 
 The text of each is one line, complete without its class name: what (the option or
 field and its value), what is accepted, what to do. No traceback reaches a user.
@@ -65,6 +66,10 @@ class BackendError(PyvirtError):
 
 class GuestError(PyvirtError):
     """The guest ended in a way that is its own doing, such as a triple fault."""
+
+
+class StateError(PyvirtError):
+    """A field of a saved state cannot be, or is not of this machine; state.py."""
 
 
 class QmpError(PyvirtError):

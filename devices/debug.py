@@ -5,14 +5,16 @@ Each calls back on the writing vCPU's thread.
 
 from __future__ import annotations
 
-from .power import ONES
+from .power import ONES, Stateless
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..state import Fields
 
-class DebugExit:
+
+class DebugExit(Stateless):
     """Port 0xf4 as with QEMU's isa-debug-exit, but the value itself is the exit status."""
 
     SIZE = 4
@@ -31,7 +33,7 @@ class DebugExit:
         self._on_exit(value & 0xFF)
 
 
-class BootTimer:
+class BootTimer(Stateless):
     """A port that the guest's init writes when it runs; the value tells stages apart."""
 
     SIZE = 1
@@ -77,8 +79,16 @@ class BochsPowerOff:
             self._next = 0
             self._on_shutdown()
 
+    def save(self) -> dict[str, object]:
+        """Return how many letters were written."""
+        return {"letters": self._next}
 
-class PanicPort:
+    def restore(self, fields: Fields) -> None:
+        """Take what `save` returned; StateError."""
+        self._next = fields.integer("letters", 0, len(self._WORD) - 1)
+
+
+class PanicPort(Stateless):
     """The pvpanic device: a kernel that panics writes what happened, if it has the driver.
 
     Source: QEMU, docs/specs/pvpanic.rst.

@@ -14,10 +14,25 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..state import Fields
+
 ONES = 0xFFFF_FFFF_FFFF_FFFF
 
 
-class AcpiPower:
+class Stateless:
+    """A device that keeps nothing from one access to the next; see state.py."""
+
+    __slots__ = ()
+
+    def save(self) -> dict[str, object]:
+        """Return no fields."""
+        return {}
+
+    def restore(self, fields: Fields) -> None:
+        """Take none."""
+
+
+class AcpiPower(Stateless):
     """Sleep control, sleep status and reset register, one byte each in this order."""
 
     SIZE = 3
@@ -43,7 +58,7 @@ class AcpiPower:
             self._on_reset()
 
 
-class I8042:
+class I8042(Stateless):
     """A keyboard controller that is not there, except for its reset line (command 0xfe).
 
     The status port reads as an absent device's but for "input buffer full": Linux's driver then
@@ -77,6 +92,7 @@ class EventDevice:
 
     SIZE = 4
     POWER_BUTTON = 1 << 0
+    EVENTS = 0xFFFF_FFFF  # all that there can be
 
     __slots__ = ("_irq_fd", "_lock", "_pending")
 
@@ -96,6 +112,17 @@ class EventDevice:
         """Forget what the guest has not looked at."""
         with self._lock:
             self._pending = 0
+
+    def save(self) -> dict[str, object]:
+        """Return what the guest has not looked at; of its interrupt KVM knows."""
+        with self._lock:
+            return {"pending": self._pending}
+
+    def restore(self, fields: Fields) -> None:
+        """Take what `save` returned; StateError."""
+        pending = fields.integer("pending", 0, self.EVENTS)
+        with self._lock:
+            self._pending = pending
 
     def read(self, offset: int, size: int) -> int:
         """Return and clear the events; a read of a part leaves them."""

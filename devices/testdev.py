@@ -6,11 +6,13 @@ accessing vCPU's thread, and several vCPUs may call at once.
 
 from __future__ import annotations
 
-from .power import ONES
+from .power import ONES, Stateless
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ..state import Fields
 
 
 class SlowMemory:
@@ -33,12 +35,20 @@ class SlowMemory:
         data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
         self._bytes[offset : offset + size] = data
 
+    def save(self) -> dict[str, object]:
+        """Return the bytes."""
+        return {"bytes": self._bytes.hex()}
+
+    def restore(self, fields: Fields) -> None:
+        """Take what `save` returned; StateError."""
+        self._bytes[:] = fields.data("bytes", len(self._bytes))
+
     def reset(self) -> None:
         """Forget all."""
         self._bytes[:] = bytes(len(self._bytes))
 
 
-class FlushPort:
+class FlushPort(Stateless):
     """A port that takes an address in memory, whose page KVM then has to map anew."""
 
     SIZE = 4
@@ -58,7 +68,7 @@ class FlushPort:
             self._flush(value & 0xFFFF_FFFF)
 
 
-class LinePorts:
+class LinePorts(Stateless):
     """A port for each interrupt line: what is written is its level."""
 
     __slots__ = ("_set",)

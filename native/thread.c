@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
 #include <time.h>
 
 #include "crash_internal.h"
@@ -12,6 +13,8 @@
 #define STACK (128 * 1024)
 #define COMM_BYTES 16 /* of a name that the kernel keeps */
 #define NS_PER_S UINT64_C(1000000000)
+
+enum { GO_ON, END, ENDS };
 
 uint64_t pv_now_ns(void)
 {
@@ -130,12 +133,43 @@ int pv_thread_run(struct pv_thread *thread, void *(*run)(void *), void *argument
 	pthread_mutex_init(&thread->lock, NULL);
 	pv_cond_init(&thread->end);
 	thread->has_ended = false;
+	atomic_store(&thread->order, GO_ON);
 	thread->run = run;
 	thread->argument = argument;
 	result = pv_thread_start(&thread->handle, run_and_tell, thread);
 	if (result < 0)
 		destroy(thread);
 	return result;
+}
+
+void pv_thread_ask(struct pv_thread *thread)
+{
+	int before = GO_ON;
+
+	(void)atomic_compare_exchange_strong(&thread->order, &before, END);
+}
+
+bool pv_thread_is_to_end(struct pv_thread *thread)
+{
+	int before = END;
+
+	return atomic_compare_exchange_strong(&thread->order, &before, ENDS) || before == ENDS;
+}
+
+bool pv_thread_spare(struct pv_thread *thread)
+{
+	int before = END;
+
+	return atomic_compare_exchange_strong(&thread->order, &before, GO_ON) || before == GO_ON;
+}
+
+int pv_thread_pause(struct pv_thread *thread, int wake_fd, uint64_t timeout_ns)
+{
+	pv_thread_ask(thread);
+	(void)eventfd_write(wake_fd, 1);
+	if (pv_thread_wait(thread, pv_deadline(timeout_ns)) == 0)
+		return 0;
+	return pv_thread_spare(thread) ? -ETIMEDOUT : pv_thread_wait(thread, PV_FOREVER);
 }
 
 int pv_thread_wait(struct pv_thread *thread, uint64_t deadline)

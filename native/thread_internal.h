@@ -3,6 +3,7 @@
 #define PV_THREAD_INTERNAL_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -23,12 +24,24 @@ struct pv_thread {
 	pthread_mutex_t lock;
 	pthread_cond_t end;
 	bool has_ended;
+	atomic_int order; /* enum in thread.c */
 	void *(*run)(void *argument);
 	void *argument;
 };
 
 /* As pv_thread_start. */
 int pv_thread_run(struct pv_thread *thread, void *(*run)(void *), void *argument);
+
+/* Ask it to end, as it finds when it calls pv_thread_is_to_end; the caller then wakes it. Any thread,
+ * from pv_thread_run until pv_thread_wait has returned 0. */
+void pv_thread_ask(struct pv_thread *thread);
+/* For the thread itself, in each turn: whether it was asked to end. If so it is to, at once. */
+bool pv_thread_is_to_end(struct pv_thread *thread);
+/* Take pv_thread_ask back. False: too late, the thread ends. */
+bool pv_thread_spare(struct pv_thread *thread);
+
+/* Ask, wake by the eventfd, and wait for the end; -ETIMEDOUT: it goes on as if nobody had asked. */
+int pv_thread_pause(struct pv_thread *thread, int wake_fd, uint64_t timeout_ns);
 
 /* Wait until it has ended, to `deadline` at most; -ETIMEDOUT: it goes on, and `thread` is to stay.
  * After a 0 it is gone. One caller at a time. */

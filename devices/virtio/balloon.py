@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ...state import Fields
     from .device import Activation, Queue
 
 DEVICE_TYPE = 5
@@ -32,7 +33,7 @@ _QUEUES = 5
 # struct virtio_balloon_config, 5.5.4: num_pages, actual, free_page_hint_cmd_id, poison_val.
 _CONFIG = struct.Struct("<4I")
 _WITHOUT_POISON = 8
-_PAGES_MAX = (1 << 32) - 1
+_PAGES_MAX = _WORD = (1 << 32) - 1
 # Tags of statistics, 5.5.6.4.
 _FREE, _AVAILABLE = 4, 6
 _UNTOLD = (1 << 64) - 1
@@ -97,10 +98,10 @@ class Balloon(Device):
     """
 
     __slots__ = (
+        "_activation",
         "_actual",
         "_auto",
         "_handle",
-        "_irq",
         "_memory",
         "_poison",
         "_seen",
@@ -129,7 +130,7 @@ class Balloon(Device):
         self._told = 0  # the `_actual` that monitors know
         self._seen = 0  # how many statistics `_follow` has looked at
         self._memory = 0  # bytes of RAM, from the first activation on
-        self._irq: Any = None  # while a driver is at work
+        self._activation: Activation | None = None
         self.poll(0)
 
     def poll(self, interval: int) -> None:
@@ -154,13 +155,19 @@ class Balloon(Device):
         space = bytearray(self.config())
         space[offset : offset + len(data)] = data
         _, self._actual, _, poison = _CONFIG.unpack(space.ljust(_CONFIG.size, b"\0"))
-        if self._irq is None:
+        if self._activation is None:
             self._poison = poison  # what a driver says before DRIVER_OK
         elif self._actual != self._told:
-            lib.pv_virtio_irq_news(self._irq)
+            lib.pv_virtio_irq_news(self._activation.irq)
 
     def activate(self, activation: Activation) -> None:
         """Start the thread, for the queues that are ready."""
+        self._start(activation)
+        self._activation = activation
+        if self._actual != self._told:
+            lib.pv_virtio_irq_news(activation.irq)
+
+    def _start(self, activation: Activation) -> None:
         memory, size = activation.memory, ffi.new("uint64_t *")
         index, total = 0, 0
         unused = ffi.new("uint64_t *"), ffi.new("void **")
@@ -179,18 +186,40 @@ class Balloon(Device):
         }
         given = ffi.new("struct pv_balloon_activation *", words)
         check(lib.pv_balloon_start(self._handle, given), f"{self.name}: cannot start")
-        self._irq = activation.irq
-        if self._actual != self._told:
-            lib.pv_virtio_irq_news(self._irq)
 
     def reset(self, limit: float) -> None:
         """End the thread."""
-        if lib.pv_balloon_stop(self._handle, int(limit * 1e9)) < 0:
-            raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
-        irq, self._irq = self._irq, None
+        self._check(lib.pv_balloon_stop(self._handle, int(limit * 1e9)), limit)
+        activation, self._activation = self._activation, None
         self._actual = 0
-        if self._told:
-            lib.pv_virtio_irq_news(irq)
+        if self._told and activation is not None:
+            lib.pv_virtio_irq_news(activation.irq)
+
+    def _check(self, result: int, limit: float) -> None:
+        if result < 0:
+            raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
+
+    def drain(self, limit: float) -> None:
+        """End the thread; what it has not done is in the queues."""
+        self._check(lib.pv_balloon_drain(self._handle, int(limit * 1e9)), limit)
+
+    def resume(self) -> None:
+        """Start another."""
+        if self._activation is not None:
+            self._start(self._activation)
+
+    def save(self) -> dict[str, object]:
+        """Return pages of 4 KiB: those asked for and those the driver says are in the balloon.
+
+        Also what free pages hold, if the driver cares. Statistics are the driver's to send again.
+        """
+        return {"target": self._target, "actual": self._actual, "poison": self._poison}
+
+    def restore(self, fields: Fields) -> None:
+        """Take what `save` returned."""
+        self._target = fields.integer("target", 0, _PAGES_MAX)
+        self._actual = fields.integer("actual", 0, _PAGES_MAX)
+        self._poison = fields.integer("poison", 0, _WORD)
 
     @property
     def ballooned(self) -> int:

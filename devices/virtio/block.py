@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ...state import Fields
     from ..iothread import IoThread
     from .device import Activation
 
@@ -46,6 +47,7 @@ WRITE_ZEROES = 1 << 14
 # struct virtio_blk_config to the write-zeroes fields, 5.2.4: capacity, size_max, seg_max, geometry,
 # blk_size, topology (4), writeback, num_queues, discard (3), write zeroes (3).
 _CAPACITY = struct.Struct("<Q")
+_SECTORS_MAX = (1 << 64) // SECTOR - 1
 _GEOMETRY = struct.Struct("<IIIIBBHIBxHIIIIIB3x")
 
 
@@ -248,6 +250,39 @@ class Block(Pluggable):
     def resume(self) -> None:
         """Serve the queues again."""
         self._served.resume()
+
+    def save(self) -> dict[str, object]:
+        """Return what the driver knows of the disk; of an image, that there is one.
+
+        A limit begins anew. No write waits in the device: those that are complete are the host's.
+        """
+        return {
+            "sectors": self._served.image.disk.sectors if self._served.image else 0,
+            "readonly": bool(self._offered & RO),
+            "geometry": self._geometry.hex(),
+        }
+
+    def restore(self, fields: Fields) -> None:
+        """Take what `save` returned; the disk may have become larger, and an empty slot a disk."""
+        image = self._served.image
+        sectors = image.disk.sectors if image else 0
+        before = fields.integer("sectors", 0, _SECTORS_MAX)
+        if before > sectors:
+            now = f"has {sectors} sectors of 512 bytes" if image else "is an empty slot"
+            raise fields.wrong("sectors", f"{self.name} {now}, and had {before} when it was saved")
+        readonly = fields.flag("readonly")
+        if image and image.config.readonly != readonly:
+            now = "read-only" if image.config.readonly else "writable"
+            raise fields.wrong("readonly", f"{self.name} is {now}, which it was not when saved")
+        # Linux asks for it when its driver starts, and never again.
+        self._geometry = fields.data("geometry", _GEOMETRY.size)
+
+    def offer_again(self, features: int) -> int:
+        """Return what can be kept to: with an image, what an empty slot may promise too."""
+        geometry = self._geometry
+        self._offered = features & (self.offer() | _features(None, self._queues))
+        self.features, self._geometry = self._offered, geometry
+        return self._offered
 
     @property
     def resource(self) -> Image | None:

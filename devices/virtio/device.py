@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Protocol
 
+    from ...state import Fields
     from ..chardev import Chardev
     from .fault import Faults
 
@@ -109,6 +110,13 @@ class Device:
         """
         return self.features
 
+    def offer_again(self, features: int) -> int:
+        """Return those of `features`, offered to a driver before a save, that it can keep to.
+
+        After `restore`, and in place of `offer`.
+        """
+        return features & self.features
+
     def ring_features(self) -> int:
         """Return the features of rings that whoever serves the queues has."""
         return r.INDIRECT_DESC | r.EVENT_IDX
@@ -134,9 +142,9 @@ class Device:
     def reset(self, limit: float) -> None:
         """Stop serving: when this returns no thread touches the queues or guest memory.
 
-        Requests in flight have come to their end. Called for each `activate` that succeeded, until
-        it succeeds. BackendError: that is not so after `limit` seconds (0: look only), and all of
-        the Activation stays valid.
+        Requests in flight have come to their end. Called for each `activate` that succeeded, and
+        for a `restore` that none has followed, until it succeeds. BackendError: that is not so
+        after `limit` seconds (0: look only), and all of the Activation stays valid.
         """
         raise NotImplementedError
 
@@ -146,11 +154,31 @@ class Device:
     def drain(self, limit: float) -> None:
         """Complete the requests in flight, and begin no more until `resume` or `reset`.
 
-        BackendError: that is not so after `limit` seconds, and all goes on.
+        Nothing touches the queues, guest memory or what `save` returns meanwhile; buffers that were
+        taken but not used are back in their queues. Only of an activated device. BackendError:
+        that is not so after `limit` seconds, and all goes on.
         """
 
     def resume(self) -> None:
-        """Go on after `drain`."""
+        """Go on after `drain`; what is in the queues counts as notified.
+
+        PyvirtError: it cannot, as of `activate`, but that a `reset` is to follow.
+        """
+
+    def save(self) -> dict[str, object]:
+        """Return the device's own fields (state.py); registers and queues are the transport's.
+
+        After `drain` if the device is activated. PyvirtError: it cannot be told, and why.
+        """
+        raise NotImplementedError
+
+    def restore(self, fields: Fields) -> None:
+        """Take what `save` of a device of this configuration returned; nothing begins.
+
+        Once at most, before all else; `activate` follows if a driver was at work, with queues that
+        go on where they were. StateError: only `close` may follow.
+        """
+        raise NotImplementedError
 
     def operations(self) -> tuple[str, ...]:
         """Return what of the device's doings faults can strike (`fault.OPERATIONS`)."""

@@ -21,7 +21,6 @@ The rules for what drivers ought not to do:
 
 from __future__ import annotations
 
-import errno
 import os
 
 from ...errors import BackendError, ConfigError, GuestError, PyvirtError, unexpected
@@ -29,29 +28,28 @@ from ...native import check, ffi, lib
 from . import registers as r
 from . import turn
 from .device import Activation, Queue
+from .queue_registers import QueueRegisters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, ClassVar
 
+    from ...state import Fields
     from .device import Device
     from .fault import Faults
 
-
-class _QueueRegisters:
-    """What the driver said of one queue."""
-
-    __slots__ = ("addresses", "num", "ready")
-
-    def __init__(self) -> None:
-        self.num = 0
-        self.ready = False
-        self.addresses = dict.fromkeys(r.QUEUE_ADDRESSES, 0)  # words by their registers
-
-    def address(self, register: int) -> int:
-        """Return the guest-physical address of which `register` has the low word."""
-        return self.addresses[register] | self.addresses[register + 4] << 32
+# Bits of Status, each with the one that it follows.
+_STEPS = (
+    (r.ACKNOWLEDGE, 0),
+    (r.DRIVER, r.ACKNOWLEDGE),
+    (r.FEATURES_OK, r.DRIVER),
+    (r.DRIVER_OK, r.FEATURES_OK),
+    (r.FAILED, 0),
+)
+_STATUS_MAX = 0xFF
+_FEATURES_MAX = (1 << 32 * r.FEATURE_WORDS) - 1
+_TRANSPORT = r.VERSION_1 | r.INDIRECT_DESC | r.EVENT_IDX
 
 
 class Mmio:
@@ -73,6 +71,8 @@ class Mmio:
         "_driver_strays",
         "_exclusively",
         "_irq",
+        "_is_dormant",
+        "_is_standing",
         "_kicks",
         "_memory",
         "_offered",
@@ -117,6 +117,8 @@ class Mmio:
         self.device = device
         self.reads = self.writes = 0  # accesses that came to Python
         self.is_given_up = False  # the host has not let it come to its reset
+        self._is_standing = False  # by `drain`
+        self._is_dormant = False  # restored, and not yet begun
         self._page = page
         self._words = page.cast("I")
         self._memory = memory
@@ -128,7 +130,7 @@ class Mmio:
         )
         self._turn = turn.Turn(device.name, self._show_change)
         self._active: list[Queue | None] | None = None
-        self._queues: list[_QueueRegisters] = []
+        self._queues: list[QueueRegisters] = []
         self._queue_sel = self._driver_features = self._driver_features_sel = 0
         self._driver_strays = False  # bits beyond the 128 that can be offered
         self._offered = self._device_features_sel = 0
@@ -226,7 +228,7 @@ class Mmio:
         self._set(r.QUEUE_NUM_MAX, self.device.queue_sizes[value] if there else 0)
         self._set(r.QUEUE_READY, int(there and self._queues[value].ready))
 
-    def _queue_in_setup(self) -> _QueueRegisters | None:
+    def _queue_in_setup(self) -> QueueRegisters | None:
         """Return the selected queue if its registers may be written now, QueueReady among them."""
         stage = self.status & (r.FEATURES_OK | r.DRIVER_OK | r.FAILED)
         if stage != r.FEATURES_OK or self._queue_sel >= len(self._queues):
@@ -267,13 +269,7 @@ class Mmio:
         kept = now & ~r.NEEDS_RESET
         if now & r.FAILED or kept & ~value:
             return
-        for bit, before in (
-            (r.ACKNOWLEDGE, 0),
-            (r.DRIVER, r.ACKNOWLEDGE),
-            (r.FEATURES_OK, r.DRIVER),
-            (r.DRIVER_OK, r.FEATURES_OK),
-            (r.FAILED, 0),
-        ):
+        for bit, before in _STEPS:
             if value & ~now & bit and self.status & before == before:
                 self._advance(bit)
 
@@ -287,48 +283,43 @@ class Mmio:
                 self._tell_config()
 
     def _activate(self) -> None:
-        active: list[Queue | None] = []
-        self._active = active
         try:
-            for index, registers in enumerate(self._queues):
-                active.append(self._make_queue(index, registers) if registers.ready else None)
-            self.device.activate(Activation(self._driver_features, active, self._irq, self._memory))
+            self._begin(self._make_queues())
         except PyvirtError as error:
             self._free_queues()
-            self._warn(f"{error}; it needs a reset")
-            lib.pv_virtio_irq_broken(self._irq, ffi.NULL)
+            self._break(error)
 
-    def _make_queue(self, index: int, registers: _QueueRegisters) -> Queue:
-        size = registers.num
-        config = ffi.new(
-            "struct pv_virtqueue_config *",
-            {
-                "desc": registers.address(r.QUEUE_DESC),
-                "avail": registers.address(r.QUEUE_DRIVER),
-                "used": registers.address(r.QUEUE_DEVICE),
-                # 0 is refused by the C side, as all that is no power of two.
-                "size": size if size <= self.device.queue_sizes[index] else 0,
-                "event_idx": bool(self._driver_features & r.EVENT_IDX),
-                "indirect": bool(self._driver_features & r.INDIRECT_DESC),
-            },
+    def _break(self, error: PyvirtError) -> None:
+        self._warn(f"{error}; it needs a reset")
+        lib.pv_virtio_irq_broken(self._irq, ffi.NULL)
+
+    def _make_queues(self) -> list[Queue | None]:
+        active: list[Queue | None] = []
+        self._active = active
+        for index, registers in enumerate(self._queues):
+            active.append(self._make_queue(index, registers) if registers.ready else None)
+        return active
+
+    def _begin(self, active: list[Queue | None]) -> None:
+        self.device.activate(Activation(self._driver_features, active, self._irq, self._memory))
+
+    def _make_queue(self, index: int, registers: QueueRegisters) -> Queue:
+        most, name = self.device.queue_sizes[index], self.device.name
+        ring = registers.make_ring(
+            self._memory, self._driver_features, most, f"{name}: the driver's queue {index}"
         )
-        handle = ffi.new("struct pv_virtqueue **")
-        result = lib.pv_virtqueue_new(self._memory, config, handle)
-        if result == -errno.EINVAL:
-            wrong = f"the driver's queue {index} has a size or an address that cannot be"
-            raise GuestError(f"{self.device.name}: {wrong}")
-        check(result, f"{self.device.name}: queue {index}")
-        return Queue(index, handle[0], self._kicks[index])
+        return Queue(index, ring, self._kicks[index])
 
     def _free_queues(self) -> None:
         for queue in self._active or ():
             if queue:
                 lib.pv_virtqueue_free(queue.handle)
         self._active = None
+        self._is_standing = self._is_dormant = False
 
     def _deactivate(self, limit: float) -> bool:
         """Let the device stop; False: it does not, and keeps its queues and the guest's memory."""
-        if self._active is None:
+        if self._active is None and not self._is_dormant:
             return True
         try:
             self.device.reset(0 if self.is_given_up else limit)
@@ -351,7 +342,7 @@ class Mmio:
         self._driver_features = self._driver_features_sel = 0
         self._driver_strays = False
         self._config_due = False
-        self._queues = [_QueueRegisters() for _ in self.device.queue_sizes]
+        self._queues = [QueueRegisters() for _ in self.device.queue_sizes]
         self._device_features_sel = 0
         self._offer()
         self._select_queue(0)
@@ -459,20 +450,144 @@ class Mmio:
             )
 
     def drain(self, limit: float) -> None:
-        """Have the device complete what is in flight and begin no more, before `reset`.
+        """Have the device complete what is in flight and begin no more, before `save` or `reset`.
 
         BackendError after `limit` seconds, and it goes on as before. The other way out is `resume`.
         """
         with self._turn.soon():
             self._check_kept()
-            if self._active is not None:
+            if self._active is not None and not self._is_standing:
                 self.device.drain(limit)
+                self._is_standing = True
 
     def resume(self) -> None:
-        """Have the device go on after `drain`."""
+        """Have the device go on after `drain`, or begin after `restore`.
+
+        One that cannot needs a reset then, and the log says why.
+        """
         with self._turn.soon():
-            if self._active is not None:
-                self.device.resume()
+            is_standing, self._is_standing = self._is_standing, False
+            try:
+                if self._is_dormant:
+                    self._wake()
+                elif is_standing:
+                    self.device.resume()
+            except PyvirtError as error:
+                self._break(error)
+
+    def _wake(self) -> None:
+        """Begin where another device stood; drivers get the interrupts that it may have missed."""
+        self._is_dormant = False
+        if self._words[r.INTERRUPT_STATUS // 4] & r.INTERRUPT_CONFIG:
+            lib.pv_virtio_irq_config(self._irq)
+        if self._active is not None:
+            try:
+                self._begin(self._active)
+            except PyvirtError:
+                self._free_queues()
+                raise
+            lib.pv_virtio_irq_used(self._irq)
+
+    def save(self) -> dict[str, object]:
+        """Return registers, queues and the device's own fields; after `drain`, no vCPU runs.
+
+        PyvirtError: the device has a state that cannot be saved.
+        """
+        with self._turn.soon():
+            rings = [queue.handle if queue else ffi.NULL for queue in self._active or ()]
+            rings += [ffi.NULL] * (len(self._queues) - len(rings))
+            return {
+                "device_type": self.device.device_type,
+                "status": self.status,
+                "interrupt_status": self._words[r.INTERRUPT_STATUS // 4],
+                "offered": self._offered,
+                "driver_features": self._driver_features,
+                "driver_strays": self._driver_strays,
+                "device_features_sel": self._device_features_sel,
+                "driver_features_sel": self._driver_features_sel,
+                "queue_sel": self._queue_sel,
+                "queues": [q.save(ring) for q, ring in zip(self._queues, rings, strict=True)],
+                "config": self._page[r.CONFIG : r.CONFIG + self._config_length].hex(),
+                "config_generation": self._words[r.CONFIG_GENERATION // 4],
+                "config_due": self._config_due,
+                "device": self.device.save(),
+            }
+
+    def restore(self, fields: Fields) -> None:
+        """Take what `save` returned, on a device that no driver has touched; `resume` begins.
+
+        StateError: it is not of this device, or cannot be; only `close` may follow.
+        """
+        with self._turn.soon():
+            if fields.integer("device_type", 0, r.WORD) != self.device.device_type:
+                raise fields.wrong("device_type", f"this device is a {self.device.device_type}")
+            status = self._restore_status(fields)
+            self.device.restore(fields.section("device"))
+            self._restore_features(fields, status)
+            self._restore_queues(fields, status)
+            self._restore_config(fields)
+            # Whoever breaks needs its reset, however it was restored.
+            if status & r.NEEDS_RESET:
+                lib.pv_virtio_irq_broken(self._irq, ffi.NULL)
+            self._is_dormant = True
+
+    def _restore_status(self, fields: Fields) -> int:
+        status = fields.integer("status", 0, _STATUS_MAX)
+        known = r.NEEDS_RESET
+        for bit, before in _STEPS:
+            known |= bit if status & before == before else 0
+        if status & ~known:
+            raise fields.wrong("status", f"{status:#x} is none that a driver comes to")
+        lib.pv_virtio_irq_add_status(self._irq, status & ~r.NEEDS_RESET)
+        pending = fields.integer("interrupt_status", 0, r.INTERRUPT_USED | r.INTERRUPT_CONFIG)
+        self._set(r.INTERRUPT_STATUS, pending)
+        return status
+
+    def _restore_features(self, fields: Fields, status: int) -> None:
+        ours = r.VERSION_1 | self.device.ring_features()
+        offered = fields.integer("offered", 0, _FEATURES_MAX)
+        self._offered = offered & ours | self.device.offer_again(offered & ~_TRANSPORT)
+        self._driver_features = fields.integer("driver_features", 0, _FEATURES_MAX)
+        self._driver_strays = fields.flag("driver_strays")
+        if status & r.FEATURES_OK:
+            lacking = self._driver_features & ~self._offered
+            if lacking:
+                raise fields.wrong(
+                    "driver_features",
+                    f"the guest uses features that {self.device.name} does not have here: "
+                    f"{lacking:#x}",
+                )
+            if self._driver_strays or not self._driver_features & r.VERSION_1:
+                raise fields.wrong("driver_features", "no driver comes to FEATURES_OK with these")
+        self._select_device_features(fields.integer("device_features_sel", 0, r.WORD))
+        self._select_driver_features(fields.integer("driver_features_sel", 0, r.WORD))
+
+    def _restore_queues(self, fields: Fields, status: int) -> None:
+        found = fields.items("queues", len(self._queues))
+        if len(found) != len(self._queues):
+            raise fields.wrong("queues", f"has {len(found)} entries, not {len(self._queues)}")
+        places = [q.restore(each) for q, each in zip(self._queues, found, strict=True)]
+        if status & (r.DRIVER_OK | r.NEEDS_RESET) == r.DRIVER_OK:
+            try:
+                active = self._make_queues()
+            except GuestError as error:
+                self._free_queues()
+                raise fields.wrong("queues", str(error)) from None
+            for queue, place in zip(active, places, strict=True):
+                if queue:
+                    lib.pv_virtqueue_restore(queue.handle, *place)
+            self._is_standing = True
+        self._select_queue(fields.integer("queue_sel", 0, r.WORD))
+
+    def _restore_config(self, fields: Fields) -> None:
+        before = fields.data("config", self._config_length)
+        self._set(r.CONFIG_GENERATION, fields.integer("config_generation", 0, r.WORD))
+        self._config_due = fields.flag("config_due")
+        if before == self.device.config():
+            self._publish_config()
+        else:
+            self._publish_change()
+            self._tell_config()
 
     def reset(self) -> None:
         """Reset the device as a driver would; it begins anew, unless it is given up."""

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ...state import Fields
     from .device import Activation
 
 DEVICE_TYPE = 4
@@ -44,7 +45,7 @@ class RngConfig:
 class Rng(Device):
     """Random bytes of the host's; owns the source and the C side. `stats` is for any thread."""
 
-    __slots__ = ("_fd", "_filename", "_handle")
+    __slots__ = ("_activation", "_fd", "_filename", "_handle")
 
     def __init__(self, config: RngConfig) -> None:
         """Open the source; ConfigError, and it does not stay open."""
@@ -54,6 +55,7 @@ class Rng(Device):
             features=0,
             queue_sizes=(QUEUE_SIZE,),
         )
+        self._activation: Activation | None = None
         self._filename = config.filename
         self._fd = _open(config)
         handle = ffi.new("struct pv_rng **")
@@ -66,6 +68,10 @@ class Rng(Device):
 
     def activate(self, activation: Activation) -> None:
         """Start the thread; GuestError when the driver has made no queue."""
+        self._start(activation)
+        self._activation = activation
+
+    def _start(self, activation: Activation) -> None:
         queue = activation.queues[0]
         if queue is None:
             raise GuestError(f"{self.name}: the driver has not made its queue ready")
@@ -75,8 +81,28 @@ class Rng(Device):
 
     def reset(self, limit: float) -> None:
         """End the thread; requests that were not answered go with their queue."""
-        if lib.pv_rng_stop(self._handle, int(limit * 1e9)) < 0:
+        self._check(lib.pv_rng_stop(self._handle, int(limit * 1e9)), limit)
+        self._activation = None
+
+    def _check(self, result: int, limit: float) -> None:
+        if result < 0:
             raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
+
+    def drain(self, limit: float) -> None:
+        """End the thread; requests that were not answered are in their queue."""
+        self._check(lib.pv_rng_drain(self._handle, int(limit * 1e9)), limit)
+
+    def resume(self) -> None:
+        """Start another."""
+        if self._activation is not None:
+            self._start(self._activation)
+
+    def save(self) -> dict[str, object]:
+        """Return no fields: it keeps nothing but its queue. A limit begins anew."""
+        return {}
+
+    def restore(self, fields: Fields) -> None:
+        """Take none."""
 
     def news(self) -> str:
         """Return why the source failed."""

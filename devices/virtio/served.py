@@ -12,6 +12,7 @@ from ...native import check, ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from ..iothread import IoThread
@@ -96,7 +97,7 @@ class Served:
 class Vacant:
     """The queues' service without an image, or without whatever else answers requests."""
 
-    __slots__ = ("_handle", "_kind", "name")
+    __slots__ = ("_handle", "_kind", "_start_again", "name")
     image = None
 
     def __init__(self, name: str, kind: int = lib.PV_VACANT_BLOCK) -> None:
@@ -104,28 +105,38 @@ class Vacant:
         self.name = name
         self._kind = kind
         self._handle: Any = ffi.NULL
+        self._start_again: Callable[[], None] | None = None  # after `drain`
 
     def start(self, features: int, queues: Any, irq: Any) -> None:
         """Start a thread for all queues."""
+        self._start_again = lambda: self.start(features, queues, irq)
         handle = ffi.new("struct pv_vacant **")
         result = lib.pv_vacant_start(self._kind, queues, len(queues), irq, handle)
         check(result, f"{self.name}: cannot start")
         self._handle = handle[0]
 
     def drain(self, limit: float) -> None:
-        """Nothing is ever in flight."""
+        """End the thread; nothing is in flight then."""
+        self._check(lib.pv_vacant_drain(self._handle, int(limit * 1e9)), limit)
+        self._handle = ffi.NULL
 
     def resume(self) -> None:
-        """Go on."""
+        """Start another."""
+        if self._start_again is not None:
+            self._start_again()
 
     def halt(self) -> None:
         """Nothing takes long."""
 
     def stop(self, limit: float) -> None:
         """End the thread."""
-        if lib.pv_vacant_stop(self._handle, int(limit * 1e9)) < 0:
-            raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
+        self._check(lib.pv_vacant_stop(self._handle, int(limit * 1e9)), limit)
         self._handle = ffi.NULL
+        self._start_again = None
+
+    def _check(self, result: int, limit: float) -> None:
+        if result < 0:
+            raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
 
     def read_stats(self, stats: Any) -> None:
         """Count nothing."""

@@ -87,7 +87,6 @@ int pv_balloon_start(struct pv_balloon *balloon, const struct pv_balloon_activat
 	if (balloon->running)
 		return -EBUSY;
 	pv_balloon_begin(balloon, activation);
-	atomic_store(&balloon->stopping, false);
 	result = pv_thread_run(&balloon->thread, pv_balloon_run, balloon);
 	balloon->running = result == 0;
 	return result;
@@ -97,9 +96,18 @@ int pv_balloon_stop(struct pv_balloon *balloon, uint64_t timeout_ns)
 {
 	if (!balloon->running)
 		return 0;
-	atomic_store(&balloon->stopping, true);
+	pv_thread_ask(&balloon->thread);
 	(void)eventfd_write(balloon->wake_fd, 1);
 	if (pv_thread_wait(&balloon->thread, pv_deadline(timeout_ns)) < 0)
+		return -ETIMEDOUT;
+	balloon->running = false;
+	return 0;
+}
+
+int pv_balloon_drain(struct pv_balloon *balloon, uint64_t timeout_ns)
+{
+	if (balloon->running &&
+	    pv_thread_pause(&balloon->thread, balloon->wake_fd, timeout_ns) < 0)
 		return -ETIMEDOUT;
 	balloon->running = false;
 	return 0;

@@ -66,6 +66,9 @@ int pv_balloon_start(struct pv_balloon *balloon, const struct pv_balloon_activat
 /* End the thread. Without one: nothing. -ETIMEDOUT: it goes on, and nothing that was handed over
  * may be freed until a later call has returned 0. */
 int pv_balloon_stop(struct pv_balloon *balloon, uint64_t timeout_ns);
+/* As pv_balloon_stop, for who is to start it again with the same queues, which have everything back
+ * that was not done; -ETIMEDOUT: all goes on as before. */
+int pv_balloon_drain(struct pv_balloon *balloon, uint64_t timeout_ns);
 
 /* Ask the driver for statistics so often, the first time at once; 0: not any more. With `tell`, each answer is
  * news (pv_virtio_irq_news). Any thread, at any time. */

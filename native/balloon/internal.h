@@ -59,7 +59,6 @@ struct pv_balloon {
 	bool notify; /* the driver asked for an interrupt, this turn */
 	bool broken;
 	uint64_t asked_at; /* when statistics were asked for last; 0: not yet */
-	atomic_bool stopping;
 	struct pv_chain chain; /* while it is looked at */
 	uint32_t pages[PV_BALLOON_PIECE];
 

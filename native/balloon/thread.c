@@ -70,7 +70,7 @@ void *pv_balloon_run(void *device)
 	struct pv_balloon *balloon = device;
 
 	pv_thread_is("balloon", pv_virtio_irq_name(balloon->irq));
-	while (!atomic_load(&balloon->stopping)) {
+	while (!pv_thread_is_to_end(&balloon->thread)) {
 		if (!balloon->broken)
 			pv_balloon_serve(balloon, pv_now_ns());
 		wait(balloon);

@@ -47,7 +47,6 @@ struct pv_rng {
 	uint64_t until;
 	bool was_empty; /* the last read found nothing */
 	int last_error;
-	atomic_bool stopping;
 	struct pv_chain chain; /* while it is looked at */
 
 	_Atomic int failure; /* for pv_rng_take_failure */

@@ -90,7 +90,7 @@ static void *run(void *device)
 	eventfd_t value;
 
 	pv_thread_is("rng", pv_virtio_irq_name(rng->irq));
-	while (!atomic_load(&rng->stopping)) {
+	while (!pv_thread_is_to_end(&rng->thread)) {
 		if (rng->wait != PV_RNG_END)
 			pv_rng_serve(rng, pv_now_ns());
 		wait(rng);
@@ -106,7 +106,6 @@ int pv_rng_start(struct pv_rng *rng, const struct pv_queue *queue, struct pv_vir
 	if (rng->running)
 		return -EBUSY;
 	pv_rng_begin(rng, queue, irq);
-	atomic_store(&rng->stopping, false);
 	result = pv_thread_run(&rng->thread, run, rng);
 	rng->running = result == 0;
 	return result;
@@ -116,9 +115,17 @@ int pv_rng_stop(struct pv_rng *rng, uint64_t timeout_ns)
 {
 	if (!rng->running)
 		return 0;
-	atomic_store(&rng->stopping, true);
+	pv_thread_ask(&rng->thread);
 	(void)eventfd_write(rng->wake_fd, 1);
 	if (pv_thread_wait(&rng->thread, pv_deadline(timeout_ns)) < 0)
+		return -ETIMEDOUT;
+	rng->running = false;
+	return 0;
+}
+
+int pv_rng_drain(struct pv_rng *rng, uint64_t timeout_ns)
+{
+	if (rng->running && pv_thread_pause(&rng->thread, rng->wake_fd, timeout_ns) < 0)
 		return -ETIMEDOUT;
 	rng->running = false;
 	return 0;

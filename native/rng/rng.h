@@ -41,6 +41,9 @@ int pv_rng_start(struct pv_rng *rng, const struct pv_queue *queue, struct pv_vir
 /* End the thread. Without one: nothing. -ETIMEDOUT: it goes on, and nothing that was handed over
  * may be freed until a later call has returned 0. */
 int pv_rng_stop(struct pv_rng *rng, uint64_t timeout_ns);
+/* As pv_rng_stop, for who is to start it again with the same queue; -ETIMEDOUT: all goes on as
+ * before. */
+int pv_rng_drain(struct pv_rng *rng, uint64_t timeout_ns);
 
 /* Why the source failed, if it did since the last call: an errno, ENODATA at its end; otherwise 0.
  * Asked for after pv_virtio_irq_news, which comes when a failure is another one than the last. Any

@@ -4,7 +4,6 @@
 #include <linux/fuse.h>
 #include <linux/virtio_blk.h>
 #include <poll.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +23,6 @@ struct pv_vacant {
 	enum pv_vacant_kind kind;
 	struct pv_virtio_irq *irq;
 	struct pv_thread thread;
-	atomic_bool ending;
 	bool broken;
 	uint32_t count;
 	struct pv_queue queues[PV_VACANT_QUEUES];
@@ -103,7 +101,7 @@ static void *run(void *argument)
 	eventfd_t value;
 
 	pv_thread_is("vacant", pv_virtio_irq_name(v->irq));
-	while (!atomic_load(&v->ending)) {
+	while (!pv_thread_is_to_end(&v->thread)) {
 		bool more = false;
 
 		for (uint32_t i = 0; i < v->count; i++) {
@@ -159,9 +157,19 @@ int pv_vacant_stop(struct pv_vacant *v, uint64_t timeout_ns)
 {
 	if (!v)
 		return 0;
-	atomic_store(&v->ending, true);
+	pv_thread_ask(&v->thread);
 	(void)eventfd_write(v->fds[v->count].fd, 1);
 	if (pv_thread_wait(&v->thread, pv_deadline(timeout_ns)) < 0)
+		return -ETIMEDOUT;
+	free_all(v);
+	return 0;
+}
+
+int pv_vacant_drain(struct pv_vacant *v, uint64_t timeout_ns)
+{
+	if (!v)
+		return 0;
+	if (pv_thread_pause(&v->thread, v->fds[v->count].fd, timeout_ns) < 0)
 		return -ETIMEDOUT;
 	free_all(v);
 	return 0;

@@ -31,4 +31,8 @@ int pv_vacant_start(enum pv_vacant_kind kind, const struct pv_queue *queues, uin
  * later call has returned 0. */
 int pv_vacant_stop(struct pv_vacant *vacant, uint64_t timeout_ns);
 
+/* As pv_vacant_stop, for who is to start another on the same queues; -ETIMEDOUT: all goes on as
+ * before. */
+int pv_vacant_drain(struct pv_vacant *vacant, uint64_t timeout_ns);
+
 #endif

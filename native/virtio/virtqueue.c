@@ -93,6 +93,19 @@ void pv_virtqueue_seek(struct pv_virtqueue *queue, uint16_t next)
 	queue->next_used = queue->published_used = queue->notified_used = next;
 }
 
+void pv_virtqueue_save(const struct pv_virtqueue *queue, uint16_t *next_avail,
+                       uint16_t *next_used)
+{
+	*next_avail = queue->next_avail;
+	*next_used = queue->next_used;
+}
+
+void pv_virtqueue_restore(struct pv_virtqueue *queue, uint16_t next_avail, uint16_t next_used)
+{
+	pv_virtqueue_seek(queue, next_used);
+	queue->next_avail = queue->known_avail = next_avail;
+}
+
 void pv_virtqueue_place(const struct pv_virtqueue *queue, struct pv_virtqueue_config *out)
 {
 	*out = queue->place;

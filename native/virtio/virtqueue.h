@@ -94,6 +94,14 @@ uint16_t pv_virtqueue_rewind(struct pv_virtqueue *queue);
  * all of it. Nothing is in flight. */
 void pv_virtqueue_seek(struct pv_virtqueue *queue, uint16_t next);
 
+/* The next entries to take and to use, modulo 2^16, for pv_virtqueue_restore. Nothing is in
+ * flight, and all is published. */
+void pv_virtqueue_save(const struct pv_virtqueue *queue, uint16_t *next_avail,
+                       uint16_t *next_used);
+/* Go on as another queue of the same rings did: of a queue that nobody has used yet. Any numbers
+ * will do; those that are not the driver's break the queue at a pop, or mean nothing to it. */
+void pv_virtqueue_restore(struct pv_virtqueue *queue, uint16_t next_avail, uint16_t next_used);
+
 /* Where the queue is, for somebody else who serves it: what pv_virtqueue_new was given. */
 void pv_virtqueue_place(const struct pv_virtqueue *queue, struct pv_virtqueue_config *out);
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pyvirt.devices import nic
@@ -23,7 +25,23 @@ from pyvirt.devices.virtio.vsock import VsockConfig
 
 from . import vhost_user
 
+Chain = tuple[bytes, int]  # what it says, and the room behind that
+
 _MAC = bytes.fromhex("525400000001")
+
+
+# A block request that reads a sector, with the room for that and the status.
+_READ = struct.pack("<IIQ", 0, 0, 0), 513
+# Headers of 12 bytes, and what a NIC receives; promiscuous mode on.
+_FRAME, _ROOM, _PROMISCUOUS = (bytes(12 + 60), 0), (b"", 2048), (b"\0\0\1", 1)
+_NIC = {0: _ROOM, 1: _FRAME, 2: _PROMISCUOUS}
+# A page to be put into the balloon, or out of it; a statistic; room that is free.
+_PAGE, _STATISTIC, _FREE = (struct.pack("<I", 0x500), 0), (bytes(10), 0), (b"", 4096)
+# A port's input and output; that there is a driver.
+_INPUT, _OUTPUT, _READY = (b"", 64), (b"hello", 0), (struct.pack("<IHH", 0, 0, 1), 0)
+_PORTS = {0: _INPUT, 1: _OUTPUT, 2: _INPUT, 3: _READY, 4: _INPUT, 5: _OUTPUT, 6: _INPUT, 7: _OUTPUT}
+# The end of a connection that there is not: the device says nothing to that.
+_RST = struct.pack("<QQIIIHHIII", 3, 2, 1, 1, 0, 1, 3, 0, 0, 0), 0
 
 
 class Subject(NamedTuple):
@@ -32,12 +50,14 @@ class Subject(NamedTuple):
     `make` returns one, and leaves in the stack what is the host's part in it. `served` are the
     queues that it looks at when it is kicked, whatever came before: it must find what is wrong
     with their rings, and complete what is right, but for those that it `keeps` buffers of. Of the
-    others it need only survive what is wrong. It needs memory that is `shared`, or not.
+    others it need only survive what is wrong. It needs memory that is `shared`, or not. `traffic`
+    has for each queue what a chain says that it takes without complaint, and the room in it.
     """
 
     make: Callable[[ExitStack], Device]
     served: tuple[int, ...] = (0,)
     keeps: tuple[int, ...] = ()
+    traffic: Mapping[int, Chain] = MappingProxyType({0: (b"", 64)})
     shared: bool = False
 
 
@@ -97,24 +117,38 @@ def _vsock(stack: ExitStack) -> Device:
 
 
 EVERY = {
-    "block": Subject(_block),
-    "block of 3 queues": Subject(lambda stack: _block(stack, queues=3), (0, 1, 2)),
-    "empty disk slot": Subject(lambda _: Block(None, 0)),
-    "net": Subject(
-        lambda stack: Net(NetConfig("n", _MAC), Stream(_socket(stack), "s")), (1, 2), keeps=(1,)
+    "block": Subject(_block, traffic={0: _READ}),
+    "block of 3 queues": Subject(
+        lambda stack: _block(stack, queues=3), (0, 1, 2), traffic=dict.fromkeys(range(3), _READ)
     ),
-    "empty NIC slot": Subject(lambda _: nic.empty(0, "m"), (1, 2)),
-    "console": Subject(_console, (1, 3, 5, 7)),
-    "console alone": Subject(lambda stack: _consoles(stack, 1), (1,)),
-    "consoles": Subject(lambda stack: _consoles(stack, 2), (1, 3, 5)),
+    "empty disk slot": Subject(lambda _: Block(None, 0), traffic={0: _READ}),
+    "net": Subject(
+        lambda stack: Net(NetConfig("n", _MAC), Stream(_socket(stack), "s")),
+        (1, 2),
+        keeps=(1,),
+        traffic=_NIC,
+    ),
+    "empty NIC slot": Subject(lambda _: nic.empty(0, "m"), (1, 2), traffic=_NIC),
+    "console": Subject(_console, (1, 3, 5, 7), traffic=_PORTS),
+    "console alone": Subject(lambda stack: _consoles(stack, 1), (1,), traffic=_PORTS),
+    "consoles": Subject(lambda stack: _consoles(stack, 2), (1, 3, 5), traffic=_PORTS),
     "rng": Subject(lambda _: RngConfig("r", "s", "/dev/urandom").make()),
     "rng with a limit": Subject(lambda _: RngConfig("r", "s", "/dev/urandom", 1_000_000).make()),
     "balloon": Subject(
         lambda _: BalloonConfig("b", free_page_reporting=True, deflate_on_oom=True).make(),
         (0, 1, 2, 4),
         keeps=(2,),
+        traffic={0: _PAGE, 1: _PAGE, 2: _STATISTIC, 4: _FREE},
     ),
-    "vsock": Subject(_vsock, (1,)),
-    "python": Subject(_python, (0, 1)),
-    "vhost-user NIC": Subject(vhost_user.nic, (vhost_user.CONTROL,), shared=True),
+    "vsock": Subject(_vsock, (1,), traffic={0: _ROOM, 1: _RST, 2: _INPUT}),
+    "python": Subject(_python, (0, 1), traffic={0: (b"abc", 3), 1: (b"", 5)}),
+    "vhost-user NIC": Subject(
+        vhost_user.nic,
+        (vhost_user.CONTROL,),
+        traffic={
+            **dict.fromkeys(range(vhost_user.CONTROL), _ROOM),
+            vhost_user.CONTROL: _PROMISCUOUS,
+        },
+        shared=True,
+    ),
 }
