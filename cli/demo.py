@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-_USAGE = """\
+USAGE = """\
 usage: pyvirt demo
 
 Boots Debian's cloud kernel, plugs a disk into it while it runs, lets it write and read there,
@@ -175,7 +175,7 @@ def _check_image(image: Path) -> None:
 
 def main(argv: list[str]) -> int:
     """Run the demo; return 0, or raise what went wrong."""
-    if usage.shown(_USAGE, argv):
+    if usage.shown(USAGE, argv):
         return 0
     usage.no_arguments("demo", argv)
     guest_kernel = kernel.find(default.KERNEL)

@@ -11,7 +11,7 @@ from ..errors import PyvirtError
 from ..vmm import kvm, probe
 from . import usage
 
-_USAGE = """\
+USAGE = """\
 usage: pyvirt doctor
 
 Looks at this host and says what works and what to do about the rest.
@@ -128,7 +128,7 @@ def _check_lab(report: Report) -> bool:
 
 def main(argv: list[str]) -> int:
     """Print the findings; return 0, 3 or 4 (see the usage)."""
-    if usage.shown(_USAGE, argv):
+    if usage.shown(USAGE, argv):
         return 0
     usage.no_arguments("doctor", argv)
     report = Report()

@@ -21,8 +21,7 @@ KERNEL_HELP = f"{', '.join(NAMES)}, or the path of a bzImage or vmlinux"
 
 def main(argv: list[str]) -> int:
     """Run `pyvirt guest ARGV`; return its exit status. Raises PyvirtError."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     if arguments.command == "kernel":
         print(_kernel(arguments.name, arguments.print, renew=arguments.renew))
     elif arguments.command == "rootfs":
@@ -32,12 +31,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    """Return the reader of the command's words."""
+    found = Parser(
         prog="pyvirt guest",
         description="Make guest images and print their paths.",
     )
-    commands = parser.add_subparsers(
+    commands = found.add_subparsers(
         dest="command", required=True, metavar="kernel|initramfs|rootfs"
     )
     kernel = commands.add_parser(
@@ -59,11 +59,11 @@ def _parser() -> Parser:
     _kernel_options(kernel)
     _initramfs_options(archive)
     _rootfs_options(image)
-    return parser
+    return found
 
 
 def _kernel_options(kernel: Parser) -> None:
-    kernel.add_argument("name", metavar="NAME", help=KERNEL_HELP)
+    kernel.add_argument("name", metavar="KERNEL", help=KERNEL_HELP)
     kernel.add_argument(
         "--print",
         choices=("image", "vmlinux", "modules"),
@@ -77,7 +77,7 @@ def _kernel_options(kernel: Parser) -> None:
 
 def _initramfs_options(archive: Parser) -> None:
     archive.add_argument(
-        "--kernel", metavar="NAME", default="cloud", help=f"{KERNEL_HELP} (default: cloud)"
+        "--kernel", metavar="KERNEL", default="cloud", help=f"{KERNEL_HELP} (default: cloud)"
     )
     archive.add_argument(
         "--module",

@@ -26,7 +26,7 @@ _SIZE = re.compile(r"([0-9]{1,9})([MG]?)", re.ASCII | re.IGNORECASE)
 
 def main(argv: list[str]) -> int:
     """Run `pyvirt lab ARGV`; return the exit status."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     command = options.command if options.action == "exec" else [_shell()]
     with LabFolder() as machines:
         return lab.run(
@@ -39,15 +39,16 @@ def main(argv: list[str]) -> int:
         )
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="pyvirt lab", description=DESCRIPTION, epilog=EPILOG)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="exec|shell")
+def parser() -> Parser:
+    """Return the reader of the command's words."""
+    found = Parser(prog="pyvirt lab", description=DESCRIPTION, epilog=EPILOG)
+    actions = found.add_subparsers(dest="action", required=True, metavar="exec|shell")
     for name, text in ACTIONS.items():
         action = actions.add_parser(name, help=text, description=DESCRIPTION, epilog=EPILOG)
         _add_options(action)
         if name == "exec":
             action.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
-    return parser
+    return found
 
 
 def _add_options(parser: Parser) -> None:

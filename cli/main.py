@@ -15,36 +15,28 @@ if TYPE_CHECKING:
 _STDERR = 2
 _STRATOVIRT = "stratovirt"  # as its clients call it, and a link to pyvirt may be called
 _VERSIONS = ("-V", "-version", "--version")
-COMMANDS = (
-    "run",
-    "exec",
-    "ps",
-    "qmp",
-    "doctor",
-    "net",
-    "guest",
-    "lab",
-    "demo",
-    "test",
-    "fork-server",
-)
-USAGE = """\
-usage: pyvirt COMMAND [OPTIONS]
+COMMANDS = {
+    "run": "boot a guest; without options a small Debian one, to a shell",
+    "exec": "run a command in a guest that has pyvirt's agent",
+    "ps": "the machines that run, and where their monitors are",
+    "qmp": "talk to a machine's monitor: one command, or a shell",
+    "doctor": "what this host can do, and what to do about the rest",
+    "net": "make and remove taps and bridges for guests' networks",
+    "guest": "make guest images: kernel, initramfs, root file system",
+    "lab": "run a command in the nested lab, where KVM is real",
+    "demo": "a stock kernel, and a disk plugged into it while it runs",
+    "test": "boot a kernel, run a script in it, say how it ended",
+    "fork-server": "monitors for the test harness, without the wait for imports",
+    "completion": "the script by which bash, zsh or fish completes all this",
+    "man": "the manual pages pyvirt(1) and pyvirt-run(1)",
+}
 
-  run          boot a guest; without options a small Debian one, to a shell
-  exec         run a command in a guest that has pyvirt's agent
-  ps           the machines that run, and where their monitors are
-  qmp          talk to a machine's monitor: one command, or a shell
-  doctor       what this host can do, and what to do about the rest
-  net          make and remove taps and bridges for guests' networks
-  guest        make guest images: kernel, initramfs, root file system
-  lab          run a command in the nested lab, where KVM is real
-  demo         a stock kernel, and a disk plugged into it while it runs
-  test         boot a kernel, run a script in it, say how it ended
-  fork-server  monitors for the test harness, without the wait for imports
 
-pyvirt COMMAND -help tells more.
-"""
+def usage() -> str:
+    """Return the help text, made from the table."""
+    lines = ["usage: pyvirt COMMAND [OPTIONS]", ""]
+    lines += [f"  {name:<12} {text}" for name, text in COMMANDS.items()]
+    return "\n".join([*lines, "", "pyvirt COMMAND -help tells more.", ""])
 
 
 def _words(argv: list[str]) -> list[str]:
@@ -64,7 +56,7 @@ def dispatch(arguments: list[str]) -> int:
         return int(module.main(rest))
     word = command.lstrip("-")
     if word in {"help", "h"}:
-        sys.stdout.write(USAGE)
+        sys.stdout.write(usage())
         return 0
     if word in {"version", "V"}:
         sys.stdout.write(f"pyvirt {__version__}\n")

@@ -12,7 +12,7 @@ _MTU_MIN, _MTU_MAX = 68, 65521  # of a tap
 
 def main(argv: list[str]) -> int:
     """Run `pyvirt net ARGV`; return its exit status. Raises PyvirtError."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         from ..harness.vm import network
     except ModuleNotFoundError as error:
@@ -36,12 +36,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    """Return the reader of the command's words."""
+    found = Parser(
         prog="pyvirt net",
         description="Make and remove the host's side of guests' networks; needs CAP_NET_ADMIN.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="up|down")
+    commands = found.add_subparsers(dest="command", required=True, metavar="up|down")
     up = commands.add_parser(
         "up",
         help="make a tap, and a bridge around it",
@@ -72,7 +73,7 @@ def _parser() -> Parser:
         description="Remove a tap that `net up` made, and its bridge with the last tap in it.",
     )
     down.add_argument("name", metavar="NAME")
-    return parser
+    return found
 
 
 def _user(text: str) -> int | None:

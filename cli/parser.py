@@ -7,6 +7,7 @@ An option may be written with one dash or two, and never shortened or run togeth
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import ConfigError
@@ -39,6 +40,24 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options, add_help=False, allow_abbrev=False)
         self.add_argument("-h", "--help", action="help", help="show this and end")
         self._given: tuple[str, ...] = ()
+
+    def actions(self) -> Sequence[argparse.Action]:
+        """Return all that it takes, in the order of the help."""
+        return self._actions
+
+    def commands(self) -> dict[str, tuple[str, Parser]]:
+        """Return its sub-commands, each with what the help says of it, and its parser."""
+        if self._subparsers is None:
+            return {}
+        (action,) = self._subparsers._group_actions  # noqa: SLF001  (argparse's own)
+        assert isinstance(action, argparse._SubParsersAction)  # noqa: SLF001
+        texts = {one.dest: one.help or "" for one in action._get_subactions()}  # noqa: SLF001
+        return {name: (texts[name], child) for name, child in action.choices.items()}
+
+    def help_of_width(self, columns: int) -> str:
+        """Return the help as a terminal of that width shows it."""
+        self.formatter_class = partial(argparse.HelpFormatter, width=columns)
+        return self.format_help()
 
     # Any is argparse's own answer, which its overloads narrow by the type of the namespace.
     def parse_known_args(  # type: ignore[override]

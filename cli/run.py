@@ -248,7 +248,9 @@ def main(argv: list[str]) -> int:
     timeline.mark("imports")
     options = run_options.parse(argv)
     if options.help:
-        sys.stdout.write(run_options.usage())
+        from .options.help import usage
+
+        sys.stdout.write(usage())
         return 0
     if options.print_config is not None:
         from .options.config_print import show

@@ -39,7 +39,7 @@ _SHOWN = (report.CONSOLE, report.KERNEL, report.VCPU, report.REPRODUCE)
 
 def main(argv: list[str]) -> int:
     """Run `pyvirt test ARGV`; return the exit status."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     started = time.monotonic()
     try:
         verdict, why, status = _run(options)
@@ -52,10 +52,16 @@ def main(argv: list[str]) -> int:
     return status
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="pyvirt test", description=DESCRIPTION, epilog=EPILOG)
-    add = parser.add_argument
-    add("--kernel", required=True, help="bzImage or vmlinux; or cloud, generic, micro")
+def parser() -> Parser:
+    """Return the reader of the command's words."""
+    found = Parser(prog="pyvirt test", description=DESCRIPTION, epilog=EPILOG)
+    add = found.add_argument
+    add(
+        "--kernel",
+        required=True,
+        metavar="KERNEL",
+        help="bzImage or vmlinux; or cloud, generic, micro",
+    )
     add("--initrd", type=Path, metavar="FILE", help="an initramfs that starts the agent")
     add("--disk", action="append", default=[], metavar="DISK", help="scratch:64M, or as for run")
     add("--module", action="append", default=[], metavar="NAME", help="a module to load")
@@ -72,7 +78,7 @@ def _parser() -> Parser:
     add("--boot-timeout", type=seconds, default=Limits.boot, metavar="S", help="of the boot (60 s)")
     add("--log-dir", type=Path, metavar="DIR", help="where to keep the log files")
     add("command", nargs="+", metavar="-- COMMAND", help="what to run, and its arguments")
-    return parser
+    return found
 
 
 def _say(line: str) -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ...vmm.topology import Topology
 
 
+ACCELERATORS = ("auto", "kvm", "lab")
+
+
 class Options:
     """What is asked for, checked as far as words can be."""
 

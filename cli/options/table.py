@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from ...devices.chardev import NULL, STDIO, ChardevConfig
 from ...errors import ConfigError
-from ...vmm.config import DISCOVERIES, VCPUS_MAX
+from ...vmm.config import VCPUS_MAX
 from ...vmm.end import PANICS, REBOOTS, SHUTDOWNS
 from . import members
 from .members import one_of, pairs
 from .option import Option
-from .parsed import Options
+from .parsed import ACCELERATORS, Options
 from .sizes import memory_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ACCELERATORS = ("auto", "kvm", "lab")
 _NAME_MAX = 255
 _UUID_GROUPS = [8, 4, 4, 4, 12]  # digits
 # Options of other monitors that tools pass by habit and that ask for nothing here, and those of
@@ -61,34 +60,10 @@ def _memory(options: Options, text: str) -> None:
     options.memory = memory_size("-m", given[0][1])
 
 
-# Members of -machine that are on or off, and where that is stored, "" for nowhere.
-_MACHINE_SWITCHES = {
-    "mem-share": "share",
-    "mem_share": "share",
-    "pit": "pit",
-    "dump-guest-core": "dump_guest_core",
-    "dump_guest_core": "dump_guest_core",
-    "usb": "",
-}
-
-
 def _machine(options: Options, text: str) -> None:
-    for key, value in pairs("-machine", text, "type"):
-        if key == "type":
-            if value.lower() != "microvm":
-                raise ConfigError(f"-machine {text}: the only machine type is microvm")
-        elif key == "discovery":
-            options.discovery = one_of("-machine discovery", value, DISCOVERIES)
-        elif key == "accel":
-            _accel(options, value)
-        elif key == "memory-backend":
-            options.memory_backend = members.name(f"-machine {key}", value)
-        elif key in _MACHINE_SWITCHES:
-            is_on = members.switch(f"-machine {key}", value)
-            if _MACHINE_SWITCHES[key]:
-                setattr(options, _MACHINE_SWITCHES[key], is_on)
-        else:
-            raise ConfigError(f"-machine {text}: no such member as {key}; see pyvirt run -help")
+    from .machine import read
+
+    read(options, text)
 
 
 def _cpu(options: Options, text: str) -> None:
@@ -200,9 +175,9 @@ TABLE = (
     ),
     Option(
         "serial",
-        "BACKEND",
-        "the guest's ttyS0: stdio (default), none, pty, file,path=FILE[,append=on], "
-        "socket,path=PATH,server,nowait or chardev:ID; each with what -chardev takes",
+        "stdio | none | pty[,path=LINK] | file,path=FILE[,append=on|off] | "
+        "socket,path=PATH,server,nowait | chardev:ID",
+        "the guest's ttyS0 (default stdio); each with what -chardev takes",
         _serial,
     ),
     Option(
@@ -215,13 +190,14 @@ TABLE = (
     ),
     Option(
         "cpu",
-        "host|max[,vendor=NAME][,-FEATURE|+FEATURE|FEATURE=on|off]",
+        "host|max[,vendor=GenuineIntel|AuthenticAMD|HygonGenuine]"
+        "[,-FEATURE|+FEATURE|FEATURE=on|off]",
         "this host's processor, by another vendor's name, or with less features; + names a must",
         _cpu,
     ),
     Option(
         "disk",
-        "FILE[,id=ID][,readonly=on][,serial=TEXT][,...]",
+        "FILE[,id=ID][,readonly=on|off][,serial=TEXT][,...]",
         "a disk of the guest from a raw image or block device; also takes what -drive and -device "
         "take; may be repeated, the first is /dev/vda",
         _later,
@@ -238,9 +214,10 @@ TABLE = (
     ),
     Option(
         "net",
-        "TAP|user[,id=ID][,mac=ADDRESS][,mtu=N][,...]",
+        "TAP[,id=ID][,mac=ADDRESS][,mtu=N][,queue-size=N][,iothread=ID][,...] | "
+        "user[,id=ID][,mac=ADDRESS][,mtu=N][,queue-size=N][,...]",
         "a NIC of the guest on a tap of this host, or for users without privileges through passt; "
-        "also takes what -netdev and -device take; may be repeated, the first is eth0",
+        "also takes what -netdev takes; may be repeated, the first is eth0",
         _later,
         repeats=True,
     ),
@@ -258,7 +235,8 @@ TABLE = (
         "device",
         "virtio-blk-device,drive=ID[,id=ID][,serial=TEXT][,num-queues=N][,queue-size=N]"
         "[,iothread=ID][,logical_block_size=N][,physical_block_size=N] | "
-        "virtio-net-device,netdev=ID[,id=ID][,mac=ADDRESS][,mtu=N][,mq=on|off][,queue-size=N] | "
+        "virtio-net-device,netdev=ID[,id=ID][,mac=ADDRESS][,mtu=N][,mq=on|off][,queue-size=N]"
+        "[,iothread=ID] | "
         "virtio-serial-device[,id=ID][,max_ports=N] | "
         "virtserialport,chardev=ID[,name=NAME][,nr=N][,id=ID] | "
         "virtconsole,chardev=ID[,name=NAME][,nr=N][,id=ID] | "
@@ -266,10 +244,11 @@ TABLE = (
         "vsock-device,guest-cid=N,uds=PATH[,id=ID] | "
         "vhost-vsock-device,guest-cid=N[,vhostfd=N][,id=ID] | "
         "vhost-user-fs-device,chardev=ID,tag=TAG[,num-request-queues=N][,queue-size=N][,id=ID] | "
-        "vhost-user-blk-device,chardev=ID[,num-queues=N][,queue-size=N][,config-wce=off][,id=ID] | "
+        "vhost-user-blk-device,chardev=ID[,num-queues=N][,queue-size=N][,config-wce=on|off]"
+        "[,id=ID] | "
         "virtio-balloon-device[,id=ID][,deflate-on-oom=on|off][,free-page-reporting=on|off]"
         "[,auto-balloon=on|off][,membuf-percent=N][,monitor-interval=SECONDS] | "
-        "python,file=FILE[,class=NAME][,id=ID][,key=value] | pc-testdev | isa-debug-exit",
+        "python,file=FILE[,class=NAME][,id=ID][,KEY=VALUE] | pc-testdev | isa-debug-exit",
         "a disk from the drive, a NIC from the netdev, a port or console to the chardev of that"
         " id (all are on the one virtio-serial-device), the guest's sockets, behind Unix "
         "sockets or in the host's kernel, a file system or a disk that another process serves, "
@@ -280,7 +259,7 @@ TABLE = (
     ),
     Option(
         "share",
-        "DIR[,tag=TAG][,readonly=on]",
+        "DIR[,tag=TAG][,readonly=on|off]",
         "share a folder of this host with the guest, through a virtiofsd of its own; the guest "
         "mounts it by its tag, share0 for the first (the guest that runs when none is named has it "
         "at /mnt/TAG); may be repeated",
@@ -290,9 +269,11 @@ TABLE = (
     Option(
         "object",
         "iothread,id=ID | rng-random,id=ID[,filename=FILE] | "
-        "memory-backend-memfd,id=ID,size=SIZE[,hugetlb=on][,hugetlbsize=2M|1G][,share=on|off] | "
-        "memory-backend-file,id=ID,size=SIZE,mem-path=FOLDER|FILE[,share=on|off] | "
-        "memory-backend-ram,id=ID,size=SIZE[,share=on|off]; memory also [,prealloc=on|off]",
+        "memory-backend-memfd,id=ID,size=SIZE[,hugetlb=on|off][,hugetlbsize=2M|1G]"
+        "[,share=on|off][,prealloc=on|off] | "
+        "memory-backend-file,id=ID,size=SIZE,mem-path=FOLDER|FILE[,share=on|off]"
+        "[,prealloc=on|off] | "
+        "memory-backend-ram,id=ID,size=SIZE[,share=on|off][,prealloc=on|off]",
         "a thread for all queues of the disks with iothread=ID, in place of one for each queue; or "
         "a source of random bytes, /dev/urandom unless told otherwise",
         _later,
@@ -308,7 +289,8 @@ TABLE = (
     ),
     Option(
         "qmp",
-        "unix:PATH,server,nowait|tcp:HOST:PORT,server,nowait|fd:N[,throttle=off][,events=last]",
+        "unix:PATH,server,nowait | tcp:HOST:PORT,server,nowait | fd:N; each of these "
+        "[,throttle=on|off][,events=first|last]",
         "a QMP monitor: on a socket (tcp without HOST: loopback), or on an inherited one; "
         "may be repeated",
         _later,
@@ -328,10 +310,16 @@ TABLE = (
     ),
     Option(
         "mon",
-        "chardev=ID,mode=control[,throttle=off][,events=last]",
+        "chardev=ID,mode=control[,throttle=on|off][,events=first|last]",
         "a QMP monitor on the -chardev of that id",
         _later,
         repeats=True,
+    ),
+    Option(
+        "monitor",
+        "none",
+        "taken from who passes it by habit: there is no monitor for people",
+        _monitor,
     ),
     Option(
         "config",
@@ -345,12 +333,6 @@ TABLE = (
         "[=toml|json]",
         "show these options as such a file, and run nothing",
         _text("print_config"),
-    ),
-    Option(
-        "monitor",
-        "none",
-        "taken from who passes it by habit: there is no monitor for people",
-        _monitor,
     ),
     Option("accel", "auto|kvm|lab", "this host's KVM, the nested lab, or whichever works", _accel),
     Option("name", "TEXT", "name of the machine, at most 255 characters", _name),
@@ -490,21 +472,3 @@ def _take_terminal(options: Options, other: ChardevConfig | None, *, is_given: b
 def _check_together(options: Options) -> None:
     if options.initrd and not options.kernel:
         raise ConfigError(f"-initrd {options.initrd}: needs a -kernel to go with it")
-
-
-def usage() -> str:
-    """Return the help text, made from the table."""
-    lines = ["usage: pyvirt run [OPTIONS]", "", "Without -kernel, a small Debian guest to a shell."]
-    for option in TABLE:
-        left = f"-{option.name}" + (
-            option.value if option.value.startswith("[=") else f" {option.value}"
-        )
-        left = f"  {left.rstrip()}"
-        lines.append(f"{left}\n      {option.doc}")
-    lines += [
-        "",
-        "exit status: 0 the guest ended or was told to, 1 the monitor failed, 2 usage,",
-        "             or the value that the guest wrote to port 0xf4",
-        "",
-    ]
-    return "\n".join(lines)

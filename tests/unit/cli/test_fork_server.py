@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from pyvirt.cli import fork_server as server_side
-from pyvirt.cli.options import table as options
+from pyvirt.cli.options.help import usage
 from pyvirt.errors import BackendError, ConfigError
 from pyvirt.harness.vm import config, fork_server
 from pyvirt.harness.vm.fork_server import ForkServer, Process, ServerGoneError
@@ -82,7 +82,7 @@ def a_run(*words: str, **other: object) -> bytes:
 def test_streams_are_the_monitors_descriptors(server: ForkServer) -> None:
     monitor = Process(server.path, ["-help"], {"console": [0, 1], "stderr": [2]})
     try:
-        assert read_all(monitor.streams["console"]) == options.usage()
+        assert read_all(monitor.streams["console"]) == usage()
         assert monitor.wait(SECONDS)
         assert (monitor.status, monitor.error) == (0, "")
         assert isinstance(monitor.pid, int)

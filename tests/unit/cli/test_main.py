@@ -36,11 +36,11 @@ def run(
 @pytest.mark.parametrize("words", [[], ["help"], ["-h"], ["--help"]])
 def test_usage(words: list[str]) -> None:
     result = run(*words)
-    assert (result.returncode, result.stdout, result.stderr) == (0, command.USAGE, "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, command.usage(), "")
 
 
 def test_usage_names_every_command() -> None:
-    listed = [line.split()[0] for line in command.USAGE.splitlines() if line.startswith("  ")]
+    listed = [line.split()[0] for line in command.usage().splitlines() if line.startswith("  ")]
     assert listed == list(command.COMMANDS)
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pyvirt.cli.options import table as options
-from pyvirt.cli.options.parsed import Options
+from pyvirt.cli.options.help import usage
+from pyvirt.cli.options.parsed import ACCELERATORS, Options
 from pyvirt.cli.options.sizes import memory_size
 from pyvirt.cli.options.table import parse
 from pyvirt.vmm.memory import MIB
@@ -315,7 +316,7 @@ def test_what_the_serial_port_is_on(words: list[str], kind: str) -> None:
 
 
 def test_usage_names_every_option() -> None:
-    text = options.usage()
+    text = usage()
     for option in options.TABLE:
         assert f"\n  -{option.name}" in text
         assert option.doc in text
@@ -356,7 +357,7 @@ def test_any_command_line_is_understood_or_refused(argv: list[str]) -> None:
     if parsed is not None:
         assert 1 <= parsed.smp <= 254
         assert 128 * MIB <= parsed.memory <= 512 * GIB
-        assert parsed.accel in options.ACCELERATORS
+        assert parsed.accel in ACCELERATORS
         assert parsed.kernel or not parsed.initrd
 
 

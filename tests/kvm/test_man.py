@@ -1,0 +1,37 @@
+"""The examples of pyvirt-run(1) do what the page says, typed as they stand there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pyvirt.cli.man import EXAMPLES
+
+from .support import PATIENCE
+from .test_run import PYVIRT, STATUS, TEXT
+
+# The tiny guest is not for the nested lab, wherever pyvirt would run a real one.
+SHELL = (
+    f'pyvirt() {{ if [ "$1" = run ]; then shift; set -- run -accel kvm "$@"; fi; {PYVIRT} "$@"; }}'
+)
+
+
+@pytest.mark.parametrize("typed", [typed for _, typed in EXAMPLES], ids=lambda one: one[-1][:40])
+def test_an_example(typed: tuple[str, ...], kernel: Callable[[str], Path], tmp_path: Path) -> None:
+    is_background = any("-daemonize" in line for line in typed)
+    (tmp_path / "vmlinux").symlink_to(kernel("halt" if is_background else "console"))
+    (tmp_path / "root.img").write_bytes(bytes(1 << 20))
+    done = subprocess.run(
+        ["sh", "-c", "\n".join([SHELL, *typed])], capture_output=True, timeout=PATIENCE,
+        check=False, cwd=tmp_path, env=os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stderr == b""
+    if is_background:
+        assert done.returncode == 0
+        assert b'"status": "running"' in done.stdout
+        assert not (tmp_path / "web.sock").exists()
+    else:
+        assert (done.returncode, done.stdout) == (STATUS, TEXT)
