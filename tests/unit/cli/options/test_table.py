@@ -252,7 +252,7 @@ def test_vcpu_count_out_of_range(count: str) -> None:
     [
         (["-machine", "q35"], "-machine q35: the only machine type is microvm"),
         (["-machine", "discovery=dt"], "-machine discovery dt: not one of auto, acpi, cmdline"),
-        (["-machine", "accel=tcg"], "-accel tcg: not one of auto, kvm, lab"),
+        (["-machine", "accel=tcg"], "-machine accel tcg: not one of auto, kvm, lab"),
         (["-machine", "usb=maybe"], "-machine usb maybe: not one of on, yes, true, off, no, false"),
         (["-machine", "x=1"], "-machine x=1: no such member as x; see pyvirt run -help"),
         (["-accel", "KVM"], "-accel KVM: not one of auto, kvm, lab"),
