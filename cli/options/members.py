@@ -114,12 +114,16 @@ def switch(option: str, text: str) -> bool:
     return one_of(option, text, _SWITCH) in TRUE
 
 
+def is_number(text: str, least: int, most: int) -> bool:
+    """Say whether that is a number of the range, in less than 20 digits."""
+    return text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most
+
+
 def number(least: int, most: int) -> Callable[[str, str], int]:
-    """Return a reader of numbers of that range, of less than 20 digits."""
+    """Return a reader of numbers of that range."""
 
     def reader(option: str, text: str) -> int:
-        is_number = text.isascii() and text.isdigit() and len(text) < 20
-        if not (is_number and least <= int(text) <= most):
+        if not is_number(text, least, most):
             raise ConfigError(f"{option} {text}: not a number from {least} to {most}")
         return int(text)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ...errors import ConfigError
-from .members import FALSE, TRUE, comma_hint, one_of
+from .members import FALSE, TRUE, comma_hint, is_number, one_of
 
 PORT_MAX = 65535
 FD_MAX = 1 << 20
@@ -16,7 +16,7 @@ _SWITCH = (*TRUE, *FALSE)
 
 def number(option: str, text: str, least: int, most: int) -> int:
     """Read a number of that range; ConfigError."""
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+    if not is_number(text, least, most):
         raise ConfigError(f"{option}: {text or 'nothing'} is not a number from {least} to {most}")
     return int(text)
 

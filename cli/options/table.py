@@ -39,18 +39,13 @@ _SERIAL_WORDS = (STDIO, NULL, "none")
 def _smp(options: Options, text: str) -> None:
     given = dict(pairs("-smp", text, "cpus"))
     count = given.pop("cpus", "")
-    if not _is_count(count):
+    if not members.is_number(count, 1, VCPUS_MAX):
         raise ConfigError(f"-smp {text}: the vCPU count is a number from 1 to {VCPUS_MAX}")
     options.smp = int(count)
     if given:
         from .smp import topology
 
         options.topology = topology(text, options.smp, given)
-
-
-def _is_count(text: str) -> bool:
-    is_number = text.isascii() and text.isdigit() and len(text) < 10
-    return is_number and 1 <= int(text) <= VCPUS_MAX
 
 
 def _memory(options: Options, text: str) -> None:
