@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .fake_machine import Bench
+from .fake_machine import Bench, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from .fake_machine import Running
 
 
 @pytest.fixture
@@ -19,6 +21,13 @@ def bench() -> Iterator[Bench]:
     bench = Bench()
     yield bench
     bench.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Running]:
+    """Return a server whose clients may ask as often as they like."""
+    with running(tmp_path, throttled=False) as server:
+        yield server
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from pyvirt.vmm.hotplug import Device, Resource
 
 TIMEOUT = 30.0  # seconds; nothing here takes long unless it hangs
+STATUS = b'{"execute":"query-status"}'
+RUNS = {"return": {"running": True, "singlestep": False, "status": "running"}}
 GENERIC = "GenericError"
 
 
@@ -413,3 +416,28 @@ def running(folder: Path, **settings: Any) -> Iterator[Running]:
         yield server
     finally:
         server.close()
+
+
+def names(messages: list[Any]) -> list[str]:
+    """Return the events' names, and of the others their first member's."""
+    return [message.get("event", next(iter(message))) for message in messages]
+
+
+def eventually(check: Any) -> None:
+    """Wait until `check` holds."""
+    deadline = time.monotonic() + TIMEOUT
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def buffered(server: Running) -> int:
+    """Return the bytes that the server holds for the client that reads least."""
+    return max(client._size for client in server.server._clients)
+
+
+def emit_to(server: Running, client: Client, count: int) -> None:
+    """Emit events of a kind that is not limited, as fast as the client reads them."""
+    for _ in range(count):
+        server.server.emit("POWERDOWN", {})
+    assert names([client.message() for _ in range(count)]) == ["POWERDOWN"] * count
