@@ -9,11 +9,11 @@ descriptor, no pickle. Whoever has a state has these four, each in its own docst
     restore(fields)  take one, newly made and by the same configuration; StateError
     resume()         go on, after `drain` or `restore`
 
-What never stands for more than an access of a vCPU has `save` and `restore` alone. With the vCPUs
-stopped a machine drains everything, saves everything, and resumes everything, whatever became of
-the state. To restore, it makes everything as always, restores everything, KVM's part last, and
-resumes everything before the first vCPU runs: only then does a device touch guest memory or raise
-an interrupt, and it finds again whatever kick or interrupt was on its way.
+What does nothing by itself has no `drain`, and `resume` only where it has an interrupt to raise.
+With the vCPUs stopped a machine drains everything, saves everything, and resumes everything,
+whatever became of the state. To restore, it makes everything as always, restores everything, KVM's
+part last, and resumes everything before the first vCPU runs: only then does a device touch guest
+memory or raise an interrupt, and it finds again whatever kick or interrupt was on its way.
 
     def save(self) -> dict[str, object]:
         return {"pending": self._pending}
@@ -111,6 +111,10 @@ class Fields:
         if most is not None and count > most:
             raise self.wrong(name, f"has {count} bytes, and {most} are the most")
         return bytes.fromhex(value)
+
+    def value(self, name: str) -> object:
+        """Return whatever it is, for a reader that has its own rules."""
+        return self._take(name)
 
     def section(self, name: str) -> Fields:
         """Return a dict."""

@@ -114,7 +114,7 @@ class EventDevice:
             self._pending = 0
 
     def save(self) -> dict[str, object]:
-        """Return what the guest has not looked at; of its interrupt KVM knows."""
+        """Return what the guest has not looked at."""
         with self._lock:
             return {"pending": self._pending}
 
@@ -123,6 +123,11 @@ class EventDevice:
         pending = fields.integer("pending", 0, self.EVENTS)
         with self._lock:
             self._pending = pending
+
+    def resume(self) -> None:
+        """Raise the interrupt again, after `restore`, if there is something to look at."""
+        if self._pending:
+            os.eventfd_write(self._irq_fd, 1)
 
     def read(self, offset: int, size: int) -> int:
         """Return and clear the events; a read of a part leaves them."""

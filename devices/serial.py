@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
+    from ..state import Fields
     from .chardev import Chardev, ChardevConfig
 
     class PortBus(Protocol):
@@ -28,6 +29,14 @@ _PORTS = 8
 # 8 bits, no interrupts, FIFOs that are empty and off, no modem line.
 _RESET = ((3, 0x83), (0, 1), (1, 0), (3, 3), (1, 0), (2, 7), (2, 0), (4, 0))
 
+# Of struct pv_uart_state: numbers, flags, and what the FIFO has for each byte.
+_NUMBERS = {
+    **dict.fromkeys(("ier", "fcr", "lcr", "mcr", "scr", "errors", "deltas"), 0xFF),
+    "polls": 0xFFFF_FFFF,
+}
+_FLAGS = ("thri", "timeout", "line")
+_FIFO = ("bytes", "byte_errors", "of_host")
+
 
 class Serial:
     """A serial port; owns its C objects and what it has opened until `close`.
@@ -35,7 +44,7 @@ class Serial:
     Used by one thread at a time, the guest's accesses apart. `chardev` is what is at its other end.
     """
 
-    __slots__ = ("_console", "_irq_fd", "_uart", "chardev")
+    __slots__ = ("_console", "_irq_fd", "_is_started", "_uart", "chardev")
 
     def __init__(self, config: ChardevConfig, *, irq_fd: int) -> None:
         """Open what is at the other end; ConfigError, and nothing is left behind.
@@ -44,6 +53,7 @@ class Serial:
         none; the port has its own copy.
         """
         self.chardev: Chardev = config.open()
+        self._is_started = False
         # The console's thread may raise an interrupt until the very end.
         self._irq_fd = os.dup(irq_fd) if irq_fd >= 0 else -1
         console = ffi.new("struct pv_console **")
@@ -81,6 +91,56 @@ class Serial:
             },
         )
         check(lib.pv_console_start(self._console, config), "-serial")
+        self._is_started = True
+
+    def save(self) -> dict[str, object]:
+        """Return registers, the FIFO, and the bytes that wait on their way in and out.
+
+        No vCPU runs; it need not be drained.
+        """
+        state = ffi.new("struct pv_uart_state *")
+        lib.pv_uart_save(self._uart, state)
+        data = ffi.new("uint8_t[]", lib.PV_CONSOLE_RING)
+        output = bytes(ffi.buffer(data, lib.pv_console_save_output(self._console, data)))
+        waiting = bytes(ffi.buffer(data, lib.pv_console_save_input(self._console, data)))
+        return {
+            **{name: getattr(state, name) for name in _NUMBERS},
+            **{name: bool(getattr(state, name)) for name in _FLAGS},
+            **{name: bytes(getattr(state, name))[: state.count].hex() for name in _FIFO},
+            "divisor": bytes(state.divisor).hex(),
+            "input": waiting.hex(),
+            "output": output.hex(),
+        }
+
+    def restore(self, fields: Fields) -> None:
+        """Take what `save` returned, as yet unused; StateError. `resume` is to follow."""
+        state = ffi.new("struct pv_uart_state *")
+        for name, high in _NUMBERS.items():
+            setattr(state, name, fields.integer(name, 0, high))
+        for name in _FLAGS:
+            setattr(state, name, fields.flag(name))
+        state.divisor = fields.data("divisor", 2)
+        state.count = len(fields.data("bytes", most=lib.PV_UART_FIFO))
+        for name in _FIFO:
+            ffi.buffer(getattr(state, name))[: state.count] = fields.data(name, state.count)
+        output = fields.data("output", most=lib.PV_CONSOLE_RING)
+        waiting = fields.data("input", most=lib.PV_CONSOLE_RING)
+        self._let_wait(output, waiting)
+        if lib.pv_uart_restore(self._uart, state) < 0:
+            raise fields.wrong("bytes", "is no FIFO of this port and its input")
+
+    def _let_wait(self, output: bytes, waiting: bytes) -> None:
+        """Put bytes into the console, whose thread stands meanwhile."""
+        if self._is_started:
+            lib.pv_console_stop(self._console)
+        words = (output, len(output), waiting, len(waiting))
+        check(lib.pv_console_restore(self._console, *words), "-serial")
+        if self._is_started:
+            self.start()
+
+    def resume(self) -> None:
+        """Raise the interrupt again that the guest may not have seen."""
+        lib.pv_uart_resume(self._uart)
 
     def reset(self) -> None:
         """Let the registers be as at power-on; what the guest has written still goes out."""

@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ...state import Fields
     from ..chardev import Chardev, ChardevConfig
     from .device import Activation, Queue
 
@@ -29,6 +30,14 @@ CONTROL_QUEUE_SIZE = 32
 SIZE, MULTIPORT = 1 << 0, 1 << 1
 # struct virtio_console_config, 5.3.4: cols, rows, max_nr_ports, emerg_wr.
 _CONFIG = struct.Struct("<HHII")
+# Of struct pv_port_state.
+_PORT_FLAGS = ("open", "ready", "there")
+_PORT_NUMBERS = {
+    "columns": 0xFFFF,
+    "rows": 0xFFFF,
+    "owed": lib.PV_PORT_OWED - 1,
+    "taken": (1 << 64) - 1,
+}
 
 
 class PortConfig:
@@ -70,7 +79,7 @@ class ConsoleConfig:
 class Console(Device):
     """The ports of a guest; owns their chardevs and the C side. `stats` is for any thread."""
 
-    __slots__ = ("_chardevs", "_handle", "_numbers", "_ports_max", "_shown")
+    __slots__ = ("_activation", "_chardevs", "_handle", "_numbers", "_ports_max", "_shown")
 
     def __init__(self, config: ConsoleConfig) -> None:
         """Open the chardevs; ConfigError, and none stays open."""
@@ -90,6 +99,7 @@ class Console(Device):
         )
         self._ports_max = config.ports_max
         self._numbers = [port.number for port in config.ports]
+        self._activation: Activation | None = None
         self._chardevs: list[Chardev] = []
         try:
             for port in config.ports:
@@ -149,11 +159,21 @@ class Console(Device):
 
     def activate(self, activation: Activation) -> None:
         """Start the thread, for the queues that are ready."""
+        self._start(activation)
+        self._activation = activation
+        if self._is_single(activation):
+            # Linux's driver looks at the size when it is told that there is something new.
+            self.config_changed()
+
+    def _is_single(self, activation: Activation) -> bool:
+        return self._ports_max == 1 or not activation.features & MULTIPORT
+
+    def _start(self, activation: Activation) -> None:
         queues = [_queue(queue) for queue in activation.queues]
         # Input and output of port 0, the two of control messages, then those of the other ports.
         pairs = [(queues[index], queues[index + 1]) for index in range(0, len(queues), 2)]
         control = pairs.pop(1) if self._ports_max > 1 else None
-        if control is None or not activation.features & MULTIPORT:
+        if control is None or self._is_single(activation):
             pairs, control = pairs[:1], (_queue(None), _queue(None))
         words = {
             "pairs": ffi.new("struct pv_port_pair[]", pairs),
@@ -163,14 +183,46 @@ class Console(Device):
         }
         result = lib.pv_ports_start(self._handle, ffi.new("struct pv_ports_activation *", words))
         check(result, f"{self.name}: cannot start")
-        if len(pairs) == 1:
-            # Linux's driver looks at the size when it is told that there is something new.
-            self.config_changed()
 
     def reset(self, limit: float) -> None:
         """End the thread; the chardevs stay as they are."""
-        if lib.pv_ports_stop(self._handle, int(limit * 1e9)) < 0:
+        self._check(lib.pv_ports_stop(self._handle, int(limit * 1e9)), limit)
+        self._activation = None
+
+    def _check(self, result: int, limit: float) -> None:
+        if result < 0:
             raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
+
+    def drain(self, limit: float) -> None:
+        """End the thread; buffers that no host's end took are in their queues."""
+        self._check(lib.pv_ports_drain(self._handle, int(limit * 1e9)), limit)
+
+    def resume(self) -> None:
+        """Start another."""
+        if self._activation is not None:
+            self._start(self._activation)
+
+    def save(self) -> dict[str, object]:
+        """Return what each port is to the driver; `there` and the size, as it was told."""
+        return {"ports": {str(number): self._save_port(number) for number in self._numbers}}
+
+    def _save_port(self, number: int) -> dict[str, object]:
+        state = ffi.new("struct pv_port_state *")
+        lib.pv_ports_save(self._handle, number, state)
+        flags = {name: bool(getattr(state, name)) for name in _PORT_FLAGS}
+        return flags | {name: getattr(state, name) for name in _PORT_NUMBERS}
+
+    def restore(self, fields: Fields) -> None:
+        """Take what `save` returned; the driver is told what is at the host's ends now."""
+        ports = fields.section("ports")
+        for number in self._numbers:
+            state = ffi.new("struct pv_port_state *")
+            port = ports.section(str(number))
+            for name in _PORT_FLAGS:
+                setattr(state, name, port.flag(name))
+            for name, high in _PORT_NUMBERS.items():
+                setattr(state, name, port.integer(name, 0, high))
+            check(lib.pv_ports_restore(self._handle, number, state), self.name)
 
     def stats(self) -> Any:
         """Return a struct pv_ports_stats (native/port/port.h) of this moment."""

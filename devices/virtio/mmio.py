@@ -480,13 +480,15 @@ class Mmio:
         self._is_dormant = False
         if self._words[r.INTERRUPT_STATUS // 4] & r.INTERRUPT_CONFIG:
             lib.pv_virtio_irq_config(self._irq)
-        if self._active is not None:
-            try:
-                self._begin(self._active)
-            except PyvirtError:
-                self._free_queues()
-                raise
-            lib.pv_virtio_irq_used(self._irq)
+        if self._active is None:
+            self.device.reset(turn.LIMIT_S)
+            return
+        try:
+            self._begin(self._active)
+        except PyvirtError:
+            self._free_queues()
+            raise
+        lib.pv_virtio_irq_used(self._irq)
 
     def save(self) -> dict[str, object]:
         """Return registers, queues and the device's own fields; after `drain`, no vCPU runs.

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
+    from ...state import Fields
     from .device import Activation
 
     class Backend(Protocol):
@@ -76,6 +77,9 @@ _OFFLOADS = (
     (TUN_USO4 | TUN_USO6, GUEST_USO4 | GUEST_USO6 | HOST_USO),
 )
 
+_MAC_BYTES = 6
+_VLANS = 4096
+_OFFLOADS_MAX = (1 << 32) - 1
 _LINK_UP, _ANNOUNCE = 1, 2
 # struct virtio_net_config to mtu, 5.1.4: mac, status, max_virtqueue_pairs, mtu.
 _CONFIG = struct.Struct("<6sHHH")
@@ -146,6 +150,8 @@ class Net(Pluggable):
         "_config",
         "_handle",
         "_id",
+        "_is_active",
+        "_is_moved",
         "_lost",
         "_mac",
         "_turn",
@@ -173,6 +179,8 @@ class Net(Pluggable):
         self._mac = config.mac  # what a driver reads when it begins
         self._wanted = True  # the link, by set_link
         self._lost = False
+        self._is_active = False  # a driver is at work
+        self._is_moved = False  # it was at work on another device before
         # Around the C side's calls that must come one at a time.
         self._turn = turn.Turn(self.name)
         handle = ffi.new("struct pv_net **")
@@ -243,11 +251,16 @@ class Net(Pluggable):
         with self._turn.soon():
             result = lib.pv_net_start(self._handle, ffi.new("struct pv_net_activation *", words))
             check(result, f"{self.name}: cannot start")
+            self._is_active = True
+            if self._is_moved:
+                self._is_moved = False
+                lib.pv_net_announce(self._handle)  # the network may be another one
 
     def reset(self, limit: float) -> None:
         """End the threads; the driver's address is the configured one again."""
         with self._turn.soon(limit):
             self._check(lib.pv_net_stop(self._handle, int(limit * 1e9)), "cannot stop")
+            self._is_active = self._is_moved = False
 
     def _check(self, result: int, what: str) -> None:
         """Raise BackendError for what the C side says of a call that may wait for the host."""
@@ -257,6 +270,35 @@ class Net(Pluggable):
                 "see to what is behind it"
             )
         check(result, f"{self.name}: {what}")
+
+    def drain(self, limit: float) -> None:
+        """Pause the threads; a packet that was read and had no room yet is lost."""
+        with self._turn.soon(limit):
+            self._check(lib.pv_net_drain(self._handle, int(limit * 1e9)), "cannot stop")
+
+    def resume(self) -> None:
+        """Let them go on."""
+        with self._turn.soon():
+            check(lib.pv_net_resume(self._handle), f"{self.name}: cannot go on")
+
+    def save(self) -> dict[str, object]:
+        """Return what was set up: the link by a monitor, and what a driver at work receives.
+
+        A limit begins anew; packets that the host has not taken are lost with their sender.
+        """
+        driver = _save_driver(self._handle) if self._is_active else None
+        return {"link": self._wanted, "driver": driver}
+
+    def restore(self, fields: Fields) -> None:
+        """Take what `save` returned; the driver knows the NIC by the address that it had."""
+        self._wanted = fields.flag("link")
+        check(lib.pv_net_set_link(self._handle, self._wanted, 0), self.name)
+        driver = fields.optional("driver")
+        if driver is not None:
+            state = ffi.new("struct pv_net_state *")
+            _read_driver(driver, state)
+            check(lib.pv_net_restore(self._handle, state), self.name)
+            self._is_active = self._is_moved = True
 
     def attach(self, backend: Backend, *, id: str = "", mac: bytes = b"") -> None:  # noqa: A002
         """Take over `backend` and bring the link up; as the constructor does.
@@ -374,6 +416,54 @@ class Net(Pluggable):
         backend, self._backend = self._backend, None
         if backend:
             backend.close()
+
+
+def _save_driver(handle: Any) -> dict[str, object]:
+    state = ffi.new("struct pv_net_state *")
+    lib.pv_net_save(handle, state)
+    mode = state.mode
+    return {
+        "pairs": state.pairs,
+        "mac": bytes(mode.mac).hex(),
+        "promiscuous": mode.promiscuous,
+        "all_multicast": mode.all_multicast,
+        "filters_vlans": mode.filters_vlans,
+        "offloads": mode.offloads,
+        "vlans": [n for n in range(_VLANS) if mode.vlans[n // 64] >> n % 64 & 1],
+        "unicast": _save_addresses(mode.unicast),
+        "multicast": _save_addresses(mode.multicast),
+    }
+
+
+def _save_addresses(addresses: Any) -> dict[str, object]:
+    data = bytes(ffi.buffer(addresses.list))[: addresses.count * _MAC_BYTES]
+    return {"all": addresses.all, "list": data.hex()}
+
+
+def _read_driver(fields: Fields, state: Any) -> None:
+    """Fill a struct pv_net_state."""
+    mode = state.mode
+    state.pairs = fields.integer("pairs", 1, QUEUE_PAIRS_MAX)
+    mode.mac = fields.data("mac", _MAC_BYTES)
+    if mode.mac[0] & 1:
+        raise fields.wrong("mac", "is the address of a group")
+    mode.promiscuous = fields.flag("promiscuous")
+    mode.all_multicast = fields.flag("all_multicast")
+    mode.filters_vlans = fields.flag("filters_vlans")
+    mode.offloads = fields.integer("offloads", 0, _OFFLOADS_MAX)
+    for vlan in fields.integers("vlans", 0, _VLANS - 1, most=_VLANS):
+        mode.vlans[vlan // 64] |= 1 << vlan % 64
+    _read_addresses(fields.section("unicast"), mode.unicast)
+    _read_addresses(fields.section("multicast"), mode.multicast)
+
+
+def _read_addresses(fields: Fields, addresses: Any) -> None:
+    addresses.all = fields.flag("all")
+    data = fields.data("list", most=lib.PV_NET_ADDRESSES * _MAC_BYTES)
+    if len(data) % _MAC_BYTES:
+        raise fields.wrong("list", f"has {len(data)} bytes, no multiple of {_MAC_BYTES}")
+    addresses.count = len(data) // _MAC_BYTES
+    ffi.buffer(addresses.list)[: len(data)] = data
 
 
 def _limit_ns() -> int:

@@ -10,8 +10,11 @@ device that needs a reset.
 from __future__ import annotations
 
 import _thread
+import json
 import os
 import select
+import threading
+import time
 
 from ...errors import BackendError, ConfigError, unexpected
 from ...native import ffi, lib
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Final
 
+    from ...state import Fields
     from .device import Activation
 
 QUEUES_MAX = 64
@@ -79,9 +83,11 @@ class _Service:
         self._kicks = {queue.kick_fd: queue.index for queue in activation.queues if queue}
         self._chain = ffi.new("struct pv_chain *")
         self._in_flight: set[Request] = set()
-        # Guards the rings, which are there as long as it is alive.
-        self._lock = _thread.allocate_lock()
+        # Guards the rings, which are there as long as it is alive, and none of which is served
+        # while it stands; it is notified of chains that are complete.
+        self._lock = threading.Condition(threading.Lock())
         self._is_alive = True
+        self._is_standing = False
         self._end_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._ended = _thread.allocate_lock()
         self._ended.acquire()
@@ -101,6 +107,33 @@ class _Service:
             lib.pv_virtio_irq_broken(self._irq, why.encode())
         while self._in_flight:
             self._in_flight.pop().release()
+
+    def drain(self, limit: float) -> None:
+        """Have what was taken completed, and take no more."""
+        until = time.monotonic() + limit
+        with self._lock:
+            self._is_standing = True
+            while self._in_flight and not lib.pv_virtio_irq_is_broken(self._irq):
+                if not self._lock.wait(until - time.monotonic()) and time.monotonic() >= until:
+                    self._is_standing = False
+                    left = len(self._in_flight)
+                    break
+            else:
+                return
+        self._wake()
+        raise BackendError(
+            f"{self._device.name}: its class has not completed {left} chains within {limit:g} s"
+        )
+
+    def resume(self) -> None:
+        """Go on."""
+        with self._lock:
+            self._is_standing = False
+        self._wake()
+
+    def _wake(self) -> None:
+        for fd in self._kicks:
+            os.eventfd_write(fd, 1)
 
     def fail(self, why: str) -> None:
         """Let the device need a reset."""
@@ -135,6 +168,10 @@ class _Service:
         finally:
             self._ended.release()
 
+    @property
+    def _is_serving(self) -> bool:
+        return self._is_alive and not self._is_standing
+
     def _serve(self, queue: int) -> bool:
         """Handle what there is in a queue, up to the budget; True: there may be more."""
         for _ in range(_BATCH):
@@ -149,7 +186,7 @@ class _Service:
     def _pop(self, queue: int) -> Request | None:
         """Take the next chain; None when there is none, and the driver tells of the next."""
         with self._lock:
-            while self._is_alive and not lib.pv_virtio_irq_is_broken(self._irq):
+            while self._is_serving and not lib.pv_virtio_irq_is_broken(self._irq):
                 ring = self._rings[queue]
                 result = lib.pv_virtqueue_pop(ring, self._chain)
                 if result > 0:
@@ -173,6 +210,7 @@ class _Service:
             if not 0 <= written <= room:
                 raise ValueError(f"{written} bytes written to a chain of {room}")
             self._in_flight.remove(request)
+            self._lock.notify_all()
             request.release()
             ring = self._rings[request.queue]
             lib.pv_virtqueue_push(ring, request.head, written)
@@ -217,6 +255,20 @@ class PythonDevice(Device):
 
         The driver waits for it, LIMIT_S at most.
         """
+
+    def save_state(self) -> object:
+        """Return what `restore_state` needs of another object of this class: JSON values.
+
+        No chain is in flight meanwhile. What is in `config_space` need not be in it.
+        """
+        raise NotImplementedError
+
+    def restore_state(self, state: object) -> None:
+        """Take what `save_state` of another returned, by way of a file that may have been changed.
+
+        Before all chains. `config_space` is that of the other. What it raises refuses the state.
+        """
+        raise NotImplementedError
 
     def complete(self, request: Request, written: int = 0) -> None:
         """Complete a chain that `handle` put off; any thread. Without effect after a reset."""
@@ -280,6 +332,68 @@ class PythonDevice(Device):
         service = self._service
         if service is not None:
             service.fail(why)
+
+    def drain(self, limit: float) -> None:
+        """Wait for chains that were put off, too."""
+        if self._service is not None:
+            self._service.drain(limit)
+
+    def resume(self) -> None:
+        """Go on."""
+        if self._service is not None:
+            self._service.resume()
+
+    def save(self) -> dict[str, object]:
+        """Return the configuration space, and what the user's code says."""
+        if type(self).save_state is PythonDevice.save_state:
+            raise BackendError(
+                f"{self.name}: cannot be saved: its class has no save_state and restore_state"
+            )
+        own: object = None
+
+        def ask() -> None:
+            nonlocal own
+            own = json.loads(json.dumps(self.save_state(), allow_nan=False))
+
+        self._ask("save_state", ask)
+        return {"config_space": self.config().hex(), "own": own}
+
+    def restore(self, fields: Fields) -> None:
+        """Hand on what `save` returned."""
+        space, own = fields.data("config_space", self._size), fields.value("own")
+
+        def tell() -> None:
+            is_array = isinstance(self.config_space, bytearray)
+            self.config_space = bytearray(space) if is_array else space
+            self.restore_state(own)
+
+        try:
+            self._ask("restore_state", tell)
+        except BackendError as error:
+            raise fields.wrong("own", str(error)) from None
+
+    def _ask(self, name: str, call: Callable[[], None]) -> None:
+        """Call a user's code on a thread of its own, which is left alone if it does not return."""
+        done = _thread.allocate_lock()
+        done.acquire()
+        failures: list[str] = []
+
+        def run() -> None:
+            try:
+                call()
+            except BaseException as error:  # noqa: BLE001  (a user's code may raise anything)
+                failures.append(described(error))
+            finally:
+                done.release()
+
+        try:
+            _thread.start_new_thread(run, ())
+        except RuntimeError as error:
+            raise BackendError(f"{self.name}: {error}; raise ulimit -u") from None
+        if not done.acquire(timeout=turn.LIMIT_S):
+            raise BackendError(f"{self.name}: {name} takes more than {turn.LIMIT_S:g} s")
+        if failures:
+            raise BackendError(f"{self.name}: {name}: {failures[0]}")
 
     def activate(self, activation: Activation) -> None:
         """Start the thread."""

@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ...state import Fields
     from .device import Activation, Queue
 
 DEVICE_TYPE = 19
@@ -31,6 +32,7 @@ EVENT_QUEUE_SIZE = 16
 CID_MIN, CID_MAX = 3, (1 << 32) - 2
 PATH_BYTES: int = lib.PV_VSOCK_PATH_MAX
 CONNECTIONS: int = lib.PV_VSOCK_CONNECTIONS
+_EVENTS = 2  # the index of the event queue
 _BACKLOG = 1024
 _RESERVE = 256  # descriptors for all else of the monitor
 _CONFIG = struct.Struct("<Q")
@@ -84,7 +86,7 @@ class VhostVsockConfig:
 class Socket(Device):
     """What both kinds share."""
 
-    __slots__ = ("_guest_cid",)
+    __slots__ = ("_activation", "_guest_cid", "_is_moved")
 
     def __init__(self, name: str, guest_cid: int, features: int = 0) -> None:
         super().__init__(
@@ -94,10 +96,48 @@ class Socket(Device):
             queue_sizes=(QUEUE_SIZE, QUEUE_SIZE, EVENT_QUEUE_SIZE),
         )
         self._guest_cid = guest_cid
+        self._activation: Activation | None = None
+        self._is_moved = False  # its driver was at work on another device before
+
+    def activate(self, activation: Activation) -> None:
+        """Start to serve, and tell a driver that comes from elsewhere that its connections end."""
+        self._start(activation)
+        self._activation = activation
+        if self._is_moved:
+            self._is_moved = False
+            self._tell_reset(activation)
+
+    def _start(self, activation: Activation) -> None:
+        raise NotImplementedError
+
+    def _tell_reset(self, activation: Activation) -> None:
+        event = activation.queues[_EVENTS]
+        if event is None:
+            return
+        queue = ffi.new("struct pv_queue *", _queue(event))
+        if lib.pv_vsock_tell_reset(queue, activation.irq) == -errno.ENOMEM:
+            raise BackendError(f"{self.name}: out of memory")
+
+    def save(self) -> dict[str, object]:
+        """Return the address; connections are not saved, as their other ends are elsewhere."""
+        return {"guest_cid": self._guest_cid}
+
+    def restore(self, fields: Fields) -> None:
+        """Take what `save` returned; the driver learns of another address.
+
+        Connections are over, of which the driver is told by the event queue as soon as it is
+        activated, if it has a buffer there, as Linux's always has.
+        """
+        fields.integer("guest_cid", CID_MIN, CID_MAX)
+        self._is_moved = True
 
     def config(self) -> bytes:
         """Return struct virtio_vsock_config."""
         return _CONFIG.pack(self._guest_cid)
+
+    def _check(self, result: int, limit: float) -> None:
+        if result < 0:
+            raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
 
     def stats(self) -> Any:
         """Return a struct pv_vsock_stats (native/vsock/vsock.h) of this moment.
@@ -117,8 +157,7 @@ class Socket(Device):
 class Vsock(Socket):
     """The monitor's own; owns its listening socket and the C side. `stats` is for any thread.
 
-    Nothing tells the driver of a reset of the transport (5.10.6.7): connections end with the
-    driver's own reset only.
+    Connections end with the driver's own reset, and with a restore.
     """
 
     __slots__ = ("_handle", "_listener")
@@ -151,15 +190,22 @@ class Vsock(Socket):
         check(lib.pv_vsock_new(ffi.new("struct pv_vsock_config *", words), handle), self.name)
         return ffi.gc(handle[0], lib.pv_vsock_free)
 
-    def activate(self, activation: Activation) -> None:
-        """Start the thread."""
+    def _start(self, activation: Activation) -> None:
         words = ffi.new("struct pv_vsock_activation *", self._words(activation))
         check(lib.pv_vsock_start(self._handle, words), f"{self.name}: cannot start")
 
     def reset(self, limit: float) -> None:
         """End the thread and all connections; who connects meanwhile waits for the next driver."""
-        if lib.pv_vsock_stop(self._handle, int(limit * 1e9)) < 0:
-            raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
+        self._check(lib.pv_vsock_stop(self._handle, int(limit * 1e9)), limit)
+        self._activation, self._is_moved = None, False
+
+    def drain(self, limit: float) -> None:
+        """End the thread; connections stay as they are."""
+        self._check(lib.pv_vsock_drain(self._handle, int(limit * 1e9)), limit)
+
+    def resume(self) -> None:
+        """Start another."""
+        check(lib.pv_vsock_resume(self._handle), f"{self.name}: cannot go on")
 
     def operations(self) -> tuple[str, ...]:
         """Return packets of both directions, and the interrupt."""
@@ -197,8 +243,7 @@ class VhostVsock(Socket):
             os.close(self._fd)
             raise
 
-    def activate(self, activation: Activation) -> None:
-        """Lend the queues to the kernel."""
+    def _start(self, activation: Activation) -> None:
         words = self._words(activation)
         words |= {"features": activation.features, "memory": activation.memory}
         given = ffi.new("struct pv_vhost_vsock_activation *", words)
@@ -206,8 +251,17 @@ class VhostVsock(Socket):
 
     def reset(self, limit: float) -> None:
         """Take the queues back."""
-        if lib.pv_vhost_vsock_stop(self._handle, int(limit * 1e9)) < 0:
-            raise BackendError(f"{self.name}: its thread has not ended within {limit:g} s")
+        self._check(lib.pv_vhost_vsock_stop(self._handle, int(limit * 1e9)), limit)
+        self._activation, self._is_moved = None, False
+
+    def drain(self, limit: float) -> None:
+        """Take the queues back; connections stay as they are."""
+        self._check(lib.pv_vhost_vsock_drain(self._handle, int(limit * 1e9)), limit)
+
+    def resume(self) -> None:
+        """Lend them again."""
+        if self._activation is not None:
+            self._start(self._activation)
 
     def operations(self) -> tuple[str, ...]:
         """Return nothing: the kernel knows no faults."""

@@ -211,6 +211,30 @@ int pv_console_flush(struct pv_console *c, uint32_t timeout_ms)
 	return done ? 0 : -ETIMEDOUT;
 }
 
+uint32_t pv_console_save_output(const struct pv_console *c, uint8_t *data)
+{
+	return pv_ring_copy(c->output, data, PV_CONSOLE_RING);
+}
+
+uint32_t pv_console_save_input(const struct pv_console *c, uint8_t *data)
+{
+	return pv_ring_copy(c->input, data, PV_CONSOLE_RING);
+}
+
+int pv_console_restore(struct pv_console *c, const uint8_t *output, uint32_t output_bytes,
+                       const uint8_t *input, uint32_t input_bytes)
+{
+	if (c->running)
+		return -EBUSY;
+	if (output_bytes > pv_ring_room(c->output) || input_bytes > pv_ring_room(c->input))
+		return -EINVAL;
+	for (uint32_t i = 0; i < output_bytes; i++)
+		(void)pv_ring_put(c->output, output[i]);
+	for (uint32_t i = 0; i < input_bytes; i++)
+		(void)pv_ring_put(c->input, input[i]);
+	return 0;
+}
+
 bool pv_console_is_taken(const struct pv_console *c)
 {
 	return atomic_load(&c->taken);

@@ -17,6 +17,8 @@
 /* Act on Ctrl-A in the input: X quit, B break, H help, Ctrl-A or A one Ctrl-A. */
 #define PV_CONSOLE_ESCAPE 1
 
+#define PV_CONSOLE_RING 65536 /* bytes of output, and of input, that wait at most */
+
 struct pv_console;
 struct pv_ringbuf;
 
@@ -60,6 +62,15 @@ int pv_console_flush(struct pv_console *console, uint32_t timeout_ms);
 /* End the thread and close its descriptors; bounded, whatever the output does. What is still in
  * the ring stays there. Without a thread: nothing. */
 void pv_console_stop(struct pv_console *console);
+
+/* Copy what waits into buffers of PV_CONSOLE_RING bytes; how much that is. Any thread, while the
+ * device puts and takes nothing. */
+uint32_t pv_console_save_output(const struct pv_console *console, uint8_t *data);
+uint32_t pv_console_save_input(const struct pv_console *console, uint8_t *data);
+/* Let that wait which waited elsewhere, in a console that nobody has used. -EBUSY: the thread runs;
+ * -EINVAL: it is more than there is room for. */
+int pv_console_restore(struct pv_console *console, const uint8_t *output, uint32_t output_bytes,
+                       const uint8_t *input, uint32_t input_bytes);
 
 /* Whether somebody is there to take output; any thread. */
 bool pv_console_is_taken(const struct pv_console *console);

@@ -8,8 +8,6 @@
 
 #include "console/console.h"
 
-#define PV_CONSOLE_RING 65536
-
 /* What the console tells its device, on the console's thread, with no lock held but the one that
  * pv_console_set_device takes. */
 enum pv_console_event {

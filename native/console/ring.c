@@ -82,6 +82,18 @@ const uint8_t *pv_ring_span(const struct pv_ring *ring, uint32_t *count)
 	return &ring->data[start];
 }
 
+uint32_t pv_ring_copy(const struct pv_ring *ring, uint8_t *data, uint32_t size)
+{
+	uint32_t tail = atomic_load(&ring->tail);
+	uint32_t count = atomic_load(&ring->head) - tail;
+
+	if (count > size)
+		count = size;
+	for (uint32_t i = 0; i < count; i++)
+		data[i] = ring->data[(tail + i) & ring->mask];
+	return count;
+}
+
 void pv_ring_drop(struct pv_ring *ring, uint32_t count)
 {
 	uint32_t tail = atomic_load_explicit(&ring->tail, memory_order_relaxed);

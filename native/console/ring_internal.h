@@ -27,6 +27,10 @@ int pv_ring_peek(const struct pv_ring *ring, uint32_t offset);
 /* Consumer: the oldest bytes that lie in one piece; `count` is 0 when the ring is empty. */
 const uint8_t *pv_ring_span(const struct pv_ring *ring, uint32_t *count);
 
+/* The oldest bytes, up to `size`; their count. Any thread, while one of the
+ * ends stands still. */
+uint32_t pv_ring_copy(const struct pv_ring *ring, uint8_t *data, uint32_t size);
+
 /* Consumer: forget the oldest `count` bytes, at most pv_ring_used(). */
 void pv_ring_drop(struct pv_ring *ring, uint32_t count);
 

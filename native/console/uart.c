@@ -41,9 +41,11 @@ enum {
 	LSR_CHARACTER_ERRORS = 0x1c,
 };
 
+enum { MSR_DELTAS = 0x0f };
+
 enum { MSR_TERI = 0x04, MSR_CTS = 0x10, MSR_DSR = 0x20, MSR_RI = 0x40, MSR_DCD = 0x80 };
 
-#define FIFO_SIZE 16
+#define FIFO_SIZE PV_UART_FIFO
 
 /* Four characters of ten bits at 115200 baud: when a driver has left bytes in the FIFO below the
  * trigger level, it is told of them again after so long. */
@@ -430,6 +432,92 @@ void pv_uart_write(void *opaque, uint16_t offset, uint8_t value)
 	pthread_mutex_lock(&u->lock);
 	write_register(u, offset, value);
 	update_line(u);
+	pthread_mutex_unlock(&u->lock);
+}
+
+void pv_uart_save(struct pv_uart *u, struct pv_uart_state *state)
+{
+	pthread_mutex_lock(&u->lock);
+	*state = (struct pv_uart_state){
+		.ier = u->ier,
+		.fcr = u->fcr,
+		.lcr = u->lcr,
+		.mcr = u->mcr,
+		.scr = u->scr,
+		.divisor = {u->divisor[0], u->divisor[1]},
+		.errors = u->errors,
+		.deltas = u->deltas,
+		.thri = u->thri,
+		.timeout = u->timeout,
+		.line = u->line,
+		.polls = u->polls,
+		.count = u->count,
+	};
+	for (uint32_t i = 0; i < u->count; i++) {
+		const struct received *received = &u->fifo[(u->first + i) % FIFO_SIZE];
+
+		state->bytes[i] = received->byte;
+		state->byte_errors[i] = received->errors;
+		state->of_host[i] = received->host;
+	}
+	pthread_mutex_unlock(&u->lock);
+}
+
+/* Each byte of the host's is what the console has of it. */
+static int restore_fifo(struct pv_uart *u, const struct pv_uart_state *state)
+{
+	u->first = u->count = u->host_count = 0;
+	for (uint32_t i = 0; i < state->count; i++) {
+		struct received *received = &u->fifo[u->count++];
+
+		*received = (struct received){
+			.byte = state->bytes[i],
+			.errors = state->byte_errors[i] & LSR_CHARACTER_ERRORS,
+			.host = state->of_host[i] != 0,
+		};
+		if (!received->host)
+			continue;
+		if (pv_console_peek(u->console, u->host_count++) != received->byte)
+			return -EINVAL;
+	}
+	return 0;
+}
+
+int pv_uart_restore(struct pv_uart *u, const struct pv_uart_state *state)
+{
+	int result = -EINVAL;
+
+	pthread_mutex_lock(&u->lock);
+	u->ier = state->ier & IER_MASK;
+	u->fcr = state->fcr & (FCR_ENABLE | 3 << FCR_TRIGGER_SHIFT);
+	u->lcr = state->lcr;
+	u->mcr = state->mcr & MCR_MASK;
+	u->scr = state->scr;
+	u->divisor[0] = state->divisor[0];
+	u->divisor[1] = state->divisor[1];
+	if (state->count <= capacity(u))
+		result = restore_fifo(u, state);
+	if (result < 0)
+		clear_fifo(u);
+	u->errors = state->errors & (LSR_OE | LSR_CHARACTER_ERRORS);
+	u->deltas = state->deltas & MSR_DELTAS;
+	u->thri = state->thri != 0;
+	u->timeout = state->timeout != 0;
+	u->line = u->unheeded = state->line != 0;
+	u->polls = state->polls;
+	pthread_mutex_unlock(&u->lock);
+	return result;
+}
+
+void pv_uart_resume(struct pv_uart *u)
+{
+	pthread_mutex_lock(&u->lock);
+	u->line = false;
+	update_line(u);
+	/* Whoever waits for the one or the other is told when it is so. */
+	(void)transmitter_empty(u);
+	if (u->count > 0)
+		pv_console_arm(u->console, TIMEOUT_NS);
 	pthread_mutex_unlock(&u->lock);
 }
 

@@ -215,7 +215,7 @@ struct pv_net {
 	const struct pv_memory *memory;
 	bool vhost;         /* the kernel serves the pairs now, the first thread all else */
 	int vhost_error_fd; /* an eventfd, while it does */
-	atomic_bool stopping;
+	bool restored; /* the mode and the pairs in use are to stay as they are */
 	atomic_bool broken;
 	atomic_bool announcing;         /* the driver's configuration asks it to */
 	atomic_bool announcement;       /* news of that; until pv_net_take_announcement */

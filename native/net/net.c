@@ -9,6 +9,8 @@
 #include "net/internal.h"
 #include "virtio/irq.h"
 
+#define SPARE_NS UINT64_C(1000000000)
+
 _Static_assert(sizeof(struct pv_net_stats) == PV_NET_COUNTERS * sizeof(uint64_t), "same order");
 
 int pv_net_new(const struct pv_net_config *config, struct pv_net **out)
@@ -55,13 +57,20 @@ static void put_back(struct pv_net_worker *w)
 	w->tx.held = w->flushing = w->lost = false;
 }
 
+static void ask_threads(struct pv_net *net)
+{
+	for (uint32_t i = 0; i < net->count; i++)
+		if (net->workers[i]->running)
+			pv_thread_ask(&net->workers[i]->thread);
+	pv_net_wake(net);
+}
+
 /* -ETIMEDOUT: some go on; to be tried again before anything else is done. */
 static int pause_threads(struct pv_net *net, uint64_t deadline)
 {
 	int result = 0;
 
-	atomic_store(&net->stopping, true);
-	pv_net_wake(net);
+	ask_threads(net);
 	for (uint32_t i = 0; i < net->count; i++) {
 		struct pv_net_worker *w = net->workers[i];
 
@@ -93,7 +102,6 @@ static int resume_threads(struct pv_net *net)
 {
 	int result = 0;
 
-	atomic_store(&net->stopping, false);
 	if (net->port_count > 0) {
 		pv_net_tap_set_offloads(&net->ports[0], net->mode.offloads);
 		(void)pv_net_tap_spread(net->ports, net->port_count, atomic_load(&net->active));
@@ -108,10 +116,58 @@ static int resume_threads(struct pv_net *net)
 	return result;
 }
 
+/* Have the threads go on that have not ended yet, and start the others again. Those that are about to
+ * end need a moment for it, but for the one that waits for vhost. */
+static int spare_threads(struct pv_net *net)
+{
+	int result = 0;
+
+	for (uint32_t i = 0; i < net->count && result == 0; i++) {
+		struct pv_net_worker *w = net->workers[i];
+
+		if (i > 0 && net->vhost)
+			break;
+		if (w->running && pv_thread_spare(&w->thread))
+			continue;
+		if (w->running)
+			result = pv_thread_wait(&w->thread, pv_deadline(SPARE_NS));
+		if (result == 0)
+			result = start_thread(w);
+	}
+	if (result < 0)
+		pv_net_break(net, "the host keeps its threads");
+	return result;
+}
+
+int pv_net_drain(struct pv_net *net, uint64_t timeout_ns)
+{
+	if (net->count == 0 || pause_threads(net, pv_deadline(timeout_ns)) == 0)
+		return 0;
+	(void)spare_threads(net);
+	return -ETIMEDOUT;
+}
+
 static void reset_mode(struct pv_net *net, uint64_t features)
 {
 	pthread_mutex_lock(&net->lock);
 	pv_net_mode_init(&net->mode, net->config.mac, features);
+	atomic_fetch_add(&net->mode_version, 1);
+	pthread_mutex_unlock(&net->lock);
+}
+
+/* What a driver may not have set up is left out. */
+static void begin_mode(struct pv_net *net, uint32_t pairs)
+{
+	if (!net->restored) {
+		atomic_store(&net->active, 1);
+		reset_mode(net, net->features);
+		return;
+	}
+	net->restored = false;
+	if (atomic_load(&net->active) > pairs)
+		atomic_store(&net->active, pairs);
+	pthread_mutex_lock(&net->lock);
+	net->mode.offloads &= pv_net_offloads(net->features);
 	atomic_fetch_add(&net->mode_version, 1);
 	pthread_mutex_unlock(&net->lock);
 }
@@ -153,10 +209,9 @@ int pv_net_start(struct pv_net *net, const struct pv_net_activation *activation)
 	net->irq = activation->irq;
 	net->faults = pv_virtio_irq_faults(net->irq);
 	net->memory = activation->memory;
-	atomic_store(&net->active, 1);
 	atomic_store(&net->broken, false);
 	pv_net_end_announcements(net);
-	reset_mode(net, net->features);
+	begin_mode(net, activation->count);
 	for (uint32_t i = 0; i < activation->count && result == 0; i++)
 		result = make_worker(net, &activation->pairs[i]);
 	if (result == 0)
@@ -168,6 +223,10 @@ int pv_net_start(struct pv_net *net, const struct pv_net_activation *activation)
 
 int pv_net_stop(struct pv_net *net, uint64_t timeout_ns)
 {
+	if (net->restored) {
+		net->restored = false;
+		reset_mode(net, 0);
+	}
 	if (net->count == 0)
 		return 0;
 	if (pause_threads(net, pv_deadline(timeout_ns)) < 0)
@@ -232,6 +291,36 @@ static int go_on(struct pv_net *net)
 	if (result < 0)
 		pv_net_break(net, "its threads cannot be started again");
 	return result;
+}
+
+int pv_net_resume(struct pv_net *net)
+{
+	return go_on(net);
+}
+
+void pv_net_save(struct pv_net *net, struct pv_net_state *state)
+{
+	pthread_mutex_lock(&net->lock);
+	state->mode = net->mode;
+	pthread_mutex_unlock(&net->lock);
+	state->pairs = atomic_load(&net->active);
+}
+
+int pv_net_restore(struct pv_net *net, const struct pv_net_state *state)
+{
+	const struct pv_net_mode *mode = &state->mode;
+
+	if (net->count > 0 || state->pairs == 0 || state->pairs > PV_NET_PAIRS ||
+	    mode->mac[0] & 1 || mode->unicast.count > PV_NET_ADDRESSES ||
+	    mode->multicast.count > PV_NET_ADDRESSES)
+		return -EINVAL;
+	pthread_mutex_lock(&net->lock);
+	net->mode = *mode;
+	atomic_fetch_add(&net->mode_version, 1);
+	pthread_mutex_unlock(&net->lock);
+	atomic_store(&net->active, state->pairs);
+	net->restored = true;
+	return 0;
 }
 
 int pv_net_attach(struct pv_net *net, const struct pv_net_backend *backend, uint64_t timeout_ns)

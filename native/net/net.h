@@ -105,6 +105,11 @@ struct pv_net_mode {
 	uint64_t vlans[64]; /* a bit for each of those that are received */
 };
 
+struct pv_net_state {
+	struct pv_net_mode mode;
+	uint32_t pairs; /* in use, from 1 */
+};
+
 /* -ENOMEM. */
 int pv_net_new(const struct pv_net_config *config, struct pv_net **out);
 /* The device is stopped and detached. */
@@ -116,6 +121,19 @@ int pv_net_start(struct pv_net *net, const struct pv_net_activation *activation)
 /* End the threads; packets in flight are lost. Without them: nothing. -ETIMEDOUT: the host keeps
  * some, and nothing that was handed over here may be freed until a later call has returned 0. */
 int pv_net_stop(struct pv_net *net, uint64_t timeout_ns);
+
+/* Pause the threads, for who is to call pv_net_resume or pv_net_stop: the queues have everything back
+ * that was not done. -ETIMEDOUT: all goes on as before, unless the host kept vhost, which breaks the
+ * device. Stopped: nothing. */
+int pv_net_drain(struct pv_net *net, uint64_t timeout_ns);
+/* Go on. -errno as of pv_net_start, and the device is broken. */
+int pv_net_resume(struct pv_net *net);
+
+/* What the driver has set up, of a device that is drained or stopped. */
+void pv_net_save(struct pv_net *net, struct pv_net_state *state);
+/* Let the next pv_net_start go on with that, as far as the features it is given go, or forget it by
+ * pv_net_stop. The device is stopped. -EINVAL: it cannot be. */
+int pv_net_restore(struct pv_net *net, const struct pv_net_state *state);
 
 /* Use a backend from now on; the driver's packets in the rings wait meanwhile. -EBUSY: there is
  * one; -EINVAL; -ENOMEM; what fcntl(2), vhost or pthread_create(3) say; then there is none. */

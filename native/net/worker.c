@@ -204,7 +204,7 @@ void *pv_net_run(void *worker)
 	pv_thread_is("net", pv_virtio_irq_name(w->net->irq));
 	/* Does not cut in on a busy sender, whose packets then come in bursts. */
 	(void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
-	while (!atomic_load(&w->net->stopping)) {
+	while (!pv_thread_is_to_end(&w->thread)) {
 		has_polled = atomic_load(&w->net->broken) || !pass(w, has_polled);
 		if (has_polled)
 			wait(w);

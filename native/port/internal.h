@@ -112,7 +112,7 @@ struct pv_ports {
 	bool notify;  /* the driver asked for an interrupt, this round */
 	bool refused; /* a client could not be accepted; to be tried again */
 	bool broken;
-	atomic_bool stopping;
+	bool keeps; /* what the ports are to the driver stays as it is with the next start */
 	atomic_bool look; /* at the sizes of terminals */
 	struct pv_chain chain; /* while it is looked at */
 	struct pv_port_batch batch;

@@ -9,6 +9,7 @@
 #include "port/internal.h"
 #include "virtio/irq.h"
 
+_Static_assert(PV_PORT_OWES_ALL < PV_PORT_OWED, "all of them");
 _Static_assert(sizeof(struct pv_ports_stats) == PV_PORT_COUNTERS * sizeof(uint64_t), "same order");
 
 static int add_port(struct pv_ports *ports, const struct pv_port_config *config)
@@ -72,12 +73,16 @@ static void begin_port(struct pv_ports *ports, struct pv_port *port,
 	bool open = !ports->control.in.ring && port->flags & PV_PORT_CONSOLE;
 
 	port->queues = *pair;
-	port->in_wait = open ? PV_PORT_MORE : PV_PORT_IDLE;
 	port->out_wait = port->queues.out.ring ? PV_PORT_MORE : PV_PORT_IDLE;
-	port->ready = port->flows = port->impatient = false;
-	atomic_store(&port->open, open);
-	port->owed = 0;
-	port->taken = port->blocked_at = 0;
+	port->flows = port->impatient = false;
+	port->blocked_at = 0;
+	if (!ports->keeps) {
+		port->ready = false;
+		port->owed = 0;
+		port->taken = 0;
+		atomic_store(&port->open, open);
+	}
+	port->in_wait = atomic_load(&port->open) ? PV_PORT_MORE : PV_PORT_IDLE;
 	pv_port_see_size(ports, port);
 }
 
@@ -91,6 +96,7 @@ void pv_ports_begin(struct pv_ports *ports, const struct pv_ports_activation *ac
 	ports->notify = ports->refused = ports->broken = false;
 	for (uint32_t i = 0; i < ports->count; i++)
 		begin_port(ports, &ports->port[i], &activation->pairs[i]);
+	ports->keeps = false;
 }
 
 int pv_ports_start(struct pv_ports *ports, const struct pv_ports_activation *activation)
@@ -102,23 +108,79 @@ int pv_ports_start(struct pv_ports *ports, const struct pv_ports_activation *act
 	if (activation->count > PV_PORTS_MAX)
 		return -EINVAL;
 	pv_ports_begin(ports, activation);
-	atomic_store(&ports->stopping, false);
 	result = pv_thread_run(&ports->thread, pv_port_run, ports);
 	ports->running = result == 0;
 	return result;
 }
 
+static void forget(struct pv_ports *ports)
+{
+	ports->keeps = false;
+	for (uint32_t i = 0; i < PV_PORTS_MAX; i++)
+		atomic_store(&ports->port[i].open, false);
+}
+
 int pv_ports_stop(struct pv_ports *ports, uint64_t timeout_ns)
 {
+	if (ports->keeps)
+		forget(ports);
 	if (!ports->running)
 		return 0;
-	atomic_store(&ports->stopping, true);
+	pv_thread_ask(&ports->thread);
 	(void)eventfd_write(ports->wake_fd, 1);
 	if (pv_thread_wait(&ports->thread, pv_deadline(timeout_ns)) < 0)
 		return -ETIMEDOUT;
 	ports->running = false;
-	for (uint32_t i = 0; i < ports->count; i++)
-		atomic_store(&ports->port[i].open, false);
+	forget(ports);
+	return 0;
+}
+
+int pv_ports_drain(struct pv_ports *ports, uint64_t timeout_ns)
+{
+	if (!ports->running)
+		return 0;
+	if (pv_thread_pause(&ports->thread, ports->wake_fd, timeout_ns) < 0)
+		return -ETIMEDOUT;
+	ports->running = false;
+	ports->keeps = true;
+	return 0;
+}
+
+void pv_ports_save(const struct pv_ports *ports, uint32_t number, struct pv_port_state *state)
+{
+	const struct pv_port *port = &ports->port[number];
+	uint32_t size = atomic_load(&port->size);
+
+	*state = (struct pv_port_state){
+		.open = atomic_load(&port->open),
+		.ready = port->ready,
+		.there = atomic_load(&port->there),
+		.columns = (uint16_t)size,
+		.rows = (uint16_t)(size >> 16),
+		.owed = port->owed,
+		.taken = port->taken,
+	};
+}
+
+int pv_ports_restore(struct pv_ports *ports, uint32_t number, const struct pv_port_state *state)
+{
+	uint32_t size = state->columns | (uint32_t)state->rows << 16;
+	struct pv_port *port;
+
+	if (number >= PV_PORTS_MAX || !ports->port[number].exists || ports->running)
+		return -EINVAL;
+	port = &ports->port[number];
+	atomic_store(&port->open, state->open != 0);
+	port->ready = state->ready != 0;
+	port->owed = port->ready || state->owed & PV_PORT_OWES_ADD
+	                     ? state->owed & PV_PORT_OWES_ALL
+	                     : 0;
+	port->taken = state->taken;
+	if (port->ready && (state->there != 0) != atomic_load(&port->there))
+		port->owed |= PV_PORT_OWES_OPEN;
+	if (port->ready && atomic_load(&port->size) && size != atomic_load(&port->size))
+		port->owed |= PV_PORT_OWES_SIZE;
+	ports->keeps = true;
 	return 0;
 }
 

@@ -25,6 +25,8 @@
 #define PV_PORT_CONSOLE 1 /* a console of the guest */
 #define PV_PORT_ESCAPE 2  /* act on keys as PV_CONSOLE_ESCAPE does; a break is Ctrl-O to Linux */
 
+#define PV_PORT_OWED 32 /* see struct pv_port_state */
+
 #define PV_PORT_GUEST 1 /* the guest has it open */
 #define PV_PORT_HOST_END 2 /* somebody on the host has */
 
@@ -63,6 +65,17 @@ struct pv_ports_activation {
 	struct pv_virtio_irq *irq;
 };
 
+/* What a port is to a driver, between two activations that are the same to it. */
+struct pv_port_state {
+	uint8_t open;   /* in the guest */
+	uint8_t ready;  /* the driver takes control messages about it */
+	uint8_t there;  /* somebody is at the host's end, as the driver was told, or will be */
+	uint16_t columns; /* the same of the terminal's size */
+	uint16_t rows;
+	uint32_t owed;  /* control messages that are still to be sent: bits below PV_PORT_OWED */
+	uint64_t taken; /* bytes of the driver's next buffer that went out already */
+};
+
 /* Since the device was made, over all ports. */
 struct pv_ports_stats {
 	uint64_t bytes_in;   /* to the driver */
@@ -89,6 +102,16 @@ int pv_ports_start(struct pv_ports *ports, const struct pv_ports_activation *act
 /* End the thread. A buffer that a host's end took a part of is lost. Without one: nothing. -ETIMEDOUT:
  * it goes on, and nothing that was handed over may be freed until a later call has returned 0. */
 int pv_ports_stop(struct pv_ports *ports, uint64_t timeout_ns);
+
+/* As pv_ports_stop, but for what struct pv_port_state tells, with which the next pv_ports_start goes
+ * on, if no pv_ports_stop comes before it. Buffers that were not done with are in their queues.
+ * -ETIMEDOUT: all goes on as before. */
+int pv_ports_drain(struct pv_ports *ports, uint64_t timeout_ns);
+/* Of a port below PV_PORTS_MAX, of a device that is drained or stopped. */
+void pv_ports_save(const struct pv_ports *ports, uint32_t number, struct pv_port_state *state);
+/* Let the next pv_ports_start go on with that, as after pv_ports_drain; the device is stopped.
+ * -EINVAL: there is no such port. */
+int pv_ports_restore(struct pv_ports *ports, uint32_t number, const struct pv_port_state *state);
 
 /* The terminal of a console may have another size: see. Any thread. */
 void pv_ports_look(struct pv_ports *ports);

@@ -239,7 +239,7 @@ void *pv_port_run(void *device)
 	eventfd_t value;
 
 	pv_thread_is("ports", pv_virtio_irq_name(ports->irq));
-	while (!atomic_load(&ports->stopping)) {
+	while (!pv_thread_is_to_end(&ports->thread)) {
 		if (!ports->broken)
 			pv_port_serve(ports);
 		wait(ports);

@@ -160,6 +160,7 @@ struct pv_vsock {
 
 	/* From start to stop; the thread's alone while that runs. */
 	bool running;
+	bool paused; /* and has no thread meanwhile */
 	struct pv_thread thread;
 	int epoll_fd;
 	struct pv_queue rx, tx;
@@ -175,7 +176,6 @@ struct pv_vsock {
 	uint32_t knockers;
 	uint32_t timed;     /* connections with a deadline */
 	uint64_t looked_at; /* when the deadlines were looked at last */
-	atomic_bool stopping;
 
 	/* The table: all connections, those that are free, those with ports by these. */
 	struct pv_vsock_conn *conns;

@@ -150,7 +150,7 @@ void *pv_vsock_run(void *device)
 	eventfd_t value;
 
 	pv_thread_is("vsock", pv_virtio_irq_name(vsock->irq));
-	while (!atomic_load(&vsock->stopping)) {
+	while (!pv_thread_is_to_end(&vsock->thread)) {
 		if (vsock->broken) {
 			(void)epoll_wait(vsock->epoll_fd, &event, 1, -1);
 			continue;

@@ -4,7 +4,6 @@
 #include <linux/vhost.h>
 #include <linux/virtio_vsock.h>
 #include <poll.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -26,7 +25,6 @@ struct pv_vhost_vsock {
 	int error_fd;
 	struct pv_queue queues[2];
 	struct pv_virtio_irq *irq;
-	atomic_bool stopping;
 };
 
 int pv_vhost_vsock_new(int fd, uint64_t guest_cid, struct pv_vhost_vsock **out)
@@ -73,7 +71,7 @@ static void *run(void *device)
 	eventfd_t value;
 
 	pv_thread_is("vsock", pv_virtio_irq_name(vsock->irq));
-	while (!atomic_load(&vsock->stopping)) {
+	while (!pv_thread_is_to_end(&vsock->thread)) {
 		if (poll(fds, 2, -1) <= 0 || !(fds[1].revents & POLLIN))
 			continue;
 		fds[1].fd = -1;
@@ -126,7 +124,6 @@ int pv_vhost_vsock_start(struct pv_vhost_vsock *vsock,
 	vsock->error_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (vsock->error_fd < 0)
 		return -errno;
-	atomic_store(&vsock->stopping, false);
 	result = lend(vsock, activation);
 	if (result == 0)
 		result = pv_thread_run(&vsock->thread, run, vsock);
@@ -140,9 +137,20 @@ int pv_vhost_vsock_stop(struct pv_vhost_vsock *vsock, uint64_t timeout_ns)
 {
 	if (!vsock->running)
 		return 0;
-	atomic_store(&vsock->stopping, true);
+	pv_thread_ask(&vsock->thread);
 	(void)eventfd_write(vsock->wake_fd, 1);
 	if (pv_thread_wait(&vsock->thread, pv_deadline(timeout_ns)) < 0)
+		return -ETIMEDOUT;
+	vsock->running = false;
+	take_back(vsock);
+	return 0;
+}
+
+int pv_vhost_vsock_drain(struct pv_vhost_vsock *vsock, uint64_t timeout_ns)
+{
+	if (!vsock->running)
+		return 0;
+	if (pv_thread_pause(&vsock->thread, vsock->wake_fd, timeout_ns) < 0)
 		return -ETIMEDOUT;
 	vsock->running = false;
 	take_back(vsock);

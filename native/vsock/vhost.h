@@ -36,5 +36,8 @@ int pv_vhost_vsock_start(struct pv_vhost_vsock *vsock,
  * them. Not started: nothing. -ETIMEDOUT: nothing that was handed over may be freed until a later
  * call has returned 0. */
 int pv_vhost_vsock_stop(struct pv_vhost_vsock *vsock, uint64_t timeout_ns);
+/* As pv_vhost_vsock_stop, for who is to start it again with the same queues: then connections go on.
+ * -ETIMEDOUT: all goes on as before. */
+int pv_vhost_vsock_drain(struct pv_vhost_vsock *vsock, uint64_t timeout_ns);
 
 #endif

@@ -99,7 +99,6 @@ int pv_vsock_start(struct pv_vsock *vsock, const struct pv_vsock_activation *act
 	result = pv_vsock_begin(vsock, activation);
 	if (result < 0)
 		return result;
-	atomic_store(&vsock->stopping, false);
 	result = pv_thread_run(&vsock->thread, pv_vsock_run, vsock);
 	vsock->running = result == 0;
 	if (result < 0)
@@ -111,13 +110,37 @@ int pv_vsock_stop(struct pv_vsock *vsock, uint64_t timeout_ns)
 {
 	if (!vsock->running)
 		return 0;
-	atomic_store(&vsock->stopping, true);
-	(void)eventfd_write(vsock->wake_fd, 1);
-	if (pv_thread_wait(&vsock->thread, pv_deadline(timeout_ns)) < 0)
-		return -ETIMEDOUT;
-	vsock->running = false;
+	if (!vsock->paused) {
+		pv_thread_ask(&vsock->thread);
+		(void)eventfd_write(vsock->wake_fd, 1);
+		if (pv_thread_wait(&vsock->thread, pv_deadline(timeout_ns)) < 0)
+			return -ETIMEDOUT;
+	}
+	vsock->running = vsock->paused = false;
 	pv_vsock_end(vsock);
 	return 0;
+}
+
+int pv_vsock_drain(struct pv_vsock *vsock, uint64_t timeout_ns)
+{
+	if (!vsock->running || vsock->paused)
+		return 0;
+	if (pv_thread_pause(&vsock->thread, vsock->wake_fd, timeout_ns) < 0)
+		return -ETIMEDOUT;
+	vsock->paused = true;
+	return 0;
+}
+
+int pv_vsock_resume(struct pv_vsock *vsock)
+{
+	int result;
+
+	if (!vsock->paused)
+		return 0;
+	vsock->rx_wait = vsock->tx_wait = PV_VSOCK_MORE;
+	result = pv_thread_run(&vsock->thread, pv_vsock_run, vsock);
+	vsock->paused = result < 0;
+	return result;
 }
 
 void pv_vsock_stats(const struct pv_vsock *vsock, struct pv_vsock_stats *stats)

@@ -72,6 +72,17 @@ int pv_vsock_start(struct pv_vsock *vsock, const struct pv_vsock_activation *act
  * that was handed over may be freed until a later call has returned 0. */
 int pv_vsock_stop(struct pv_vsock *vsock, uint64_t timeout_ns);
 
+/* End the thread, and leave the connections as they are: for who is to call pv_vsock_resume or
+ * pv_vsock_stop. -ETIMEDOUT: all goes on as before. */
+int pv_vsock_drain(struct pv_vsock *vsock, uint64_t timeout_ns);
+/* Start another; what pthread_create(3) says. */
+int pv_vsock_resume(struct pv_vsock *vsock);
+
+/* Tell the driver that its connections are no more, and that its address may be another one
+ * (5.10.6.7), through the event queue, which nobody serves meanwhile. 1: it is told; 0: it has no
+ * buffer there; -EPROTO: the device is broken; -ENOMEM. */
+int pv_vsock_tell_reset(const struct pv_queue *event, struct pv_virtio_irq *irq);
+
 /* Any thread, at any time. */
 void pv_vsock_stats(const struct pv_vsock *vsock, struct pv_vsock_stats *stats);
 

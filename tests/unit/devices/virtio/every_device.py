@@ -67,8 +67,19 @@ class _Echo(PythonDevice):
     features = 1 << 3
     config_space = b"0123456789"
 
+    handled = 0
+
     def handle(self, _queue: int, request: Request) -> int:
+        self.handled += 1
         return request.write(request.read())
+
+    def save_state(self) -> object:
+        return {"handled": self.handled}
+
+    def restore_state(self, state: object) -> None:
+        assert isinstance(state, dict)
+        assert isinstance(state["handled"], int)
+        self.handled = state["handled"]
 
 
 def _python(_: ExitStack) -> Device:

@@ -12,13 +12,17 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyvirt.devices.virtio import registers as r
+from pyvirt.errors import StateError
 from pyvirt.state import Fields
 
 from .bench import RING_STEP, RINGS
 from .every_device import EVERY, Subject
+from .mutants import mutants
 from .queue_bench import DATA, QueueBench
-from .test_conformance import SECONDS, TRANSPORT, _ram, _wait_for, offered
+from .test_conformance import SECONDS, TRANSPORT, _ram, _wait_for, check_as_new, offered
 
 ROOM = 0x1000  # of a chain in `DATA`
 
@@ -107,7 +111,11 @@ class Pair:
 
 
 # Of the others the state is still to be written.
-DONE = [name for name in EVERY if name.startswith(("block", "empty disk", "rng", "balloon"))]
+DONE = [
+    name
+    for name in EVERY
+    if name.startswith(("block", "empty", "rng", "balloon", "net", "console", "vsock", "python"))
+]
 
 
 @pytest.fixture(params=DONE)
@@ -246,3 +254,28 @@ def test_nothing_happens_before_it_is_resumed(pair: Pair) -> None:
         assert fd
     assert bytes(pair.ram.view(RINGS, RING_STEP * len(state["queues"]))) == rings
     assert pair.now.interrupts() == 0
+
+
+@given(st.sampled_from(DONE), st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_state_that_somebody_has_changed(name: str, data: st.DataObject) -> None:
+    """It is refused in a line, or makes a device that serves, or breaks, and can be reset."""
+    with ExitStack() as stack:
+        pair = Pair(EVERY[name], stack)
+        pair.start()
+        pair.offer_everywhere(2)
+        state = data.draw(mutants(pair.save()))
+        pair.now = pair.make()
+        fields = Fields(state)
+        try:
+            pair.now.transport.restore(fields)
+            fields.done()
+        except StateError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+            return
+        pair.now.transport.resume()
+        pair.now.transport.kick()
+        pair.now.transport.drain(SECONDS)
+        pair.now.transport.save()
+        pair.now.transport.resume()
+        check_as_new(pair.now)
