@@ -11,6 +11,7 @@ from .device import VhostUser
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ...state import Fields
     from .back_end import BackEnd
 
 DEVICE_TYPE = 2
@@ -22,7 +23,7 @@ SIZE_MAX, SEG_MAX, GEOMETRY, RO, BLK_SIZE, FLUSH = 1 << 1, 1 << 2, 1 << 4, 1 << 
 TOPOLOGY, CONFIG_WCE, MQ, DISCARD, WRITE_ZEROES = 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14
 _KNOWN = SIZE_MAX | SEG_MAX | GEOMETRY | RO | BLK_SIZE | FLUSH | TOPOLOGY | DISCARD | WRITE_ZEROES
 # struct virtio_blk_config, 5.2.4: fields that are not only the back end's.
-_WCE, _NUM_QUEUES = 32, slice(34, 36)
+_CAPACITY, _WCE, _NUM_QUEUES = slice(8), 32, slice(34, 36)
 
 
 class BlockConfig:
@@ -79,6 +80,25 @@ class Block(VhostUser):
         space = bytearray(self._config)
         space[_NUM_QUEUES] = self._queues.to_bytes(2, "little")
         return bytes(space)
+
+    def save(self) -> dict[str, object]:
+        """Return the size, and whether the back end caches writes, which a driver may switch."""
+        sectors = int.from_bytes(self._config[_CAPACITY], "little")
+        return {**super().save(), "sectors": sectors, "write_cache": bool(self._config[_WCE])}
+
+    def restore(self, fields: Fields) -> None:
+        """Take what `save` returned; the disk may have become larger."""
+        sectors = int.from_bytes(self._config[_CAPACITY], "little")
+        before = fields.integer("sectors", 0, (1 << 64) - 1)
+        if before > sectors:
+            raise fields.wrong(
+                "sectors",
+                f"{self.name} has {sectors} sectors of 512 bytes, and had {before} when it was "
+                "saved",
+            )
+        cache = fields.flag("write_cache")
+        if cache != bool(self._config[_WCE]):
+            self.write_config(_WCE, bytes([cache]))
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Hand a switch of the write cache on; nothing else can be written."""

@@ -34,6 +34,7 @@ from .session import Inflight, Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ...state import Fields
     from ..virtio.device import Activation, Queue
     from .back_end import BackEnd
 
@@ -59,6 +60,8 @@ class VhostUser(Device):
         "_is_broken",
         "_is_closing",
         "_is_halting",
+        "_is_late",
+        "_is_standing",
         "_is_stopping",
         "_lost_at",
         "_news",
@@ -98,6 +101,8 @@ class VhostUser(Device):
         self._news: list[str] = []
         self._counters = {"connected": 0, "connections": 0, "config_changes": 0}
         self._is_broken = self._is_closing = self._is_halting = self._is_stopping = False
+        self._is_standing = False  # by `drain`
+        self._is_late = False  # a `drain` took too long; to go on once the back end has answered
         self._lost_at = 0.0
         self._vacant = Vacant(name, self.VACANT)
         self._turn = turn.Turn(name)
@@ -210,7 +215,7 @@ class VhostUser(Device):
             try:
                 if self._session is None:
                     self._reconnect(deadline)
-                self._start(activation, deadline, is_new=True)
+                self._start(activation, deadline, is_known=True)
             except (OSError, BackendError) as error:
                 self._drop()
                 text = f"has gone ({error.strerror})" if isinstance(error, OSError) else str(error)
@@ -237,8 +242,8 @@ class VhostUser(Device):
         """Return those of the features that are the back end's, too."""
         return features & ~self._own
 
-    def _start(self, activation: Activation, deadline: float, *, is_new: bool) -> None:
-        """Give the queues to the back end; `is_new`: no other has served them."""
+    def _start(self, activation: Activation, deadline: float, *, is_known: bool) -> None:
+        """Give the queues to the back end; `is_known`: they know how far they are served."""
         assert self._session is not None
         queues = self.given(activation)
         if not queues:
@@ -248,7 +253,7 @@ class VhostUser(Device):
             self._shared(activation.features),
             regions(activation.memory),
             [
-                ring(queue, call_fd, is_new=is_new, is_enabled=self.is_enabled(queue.index))
+                ring(queue, call_fd, is_known=is_known, is_enabled=self.is_enabled(queue.index))
                 for queue in queues
             ],
             len(self.queue_sizes),
@@ -267,7 +272,7 @@ class VhostUser(Device):
             self._vacant.stop(limit)
             if self._session is not None and self._activation is not None:
                 self._stop(self._session, limit)
-            self._is_stopping = False
+            self._is_stopping = self._is_standing = self._is_late = False
             self._activation = None
             self._close_inflight()
         self._stir()
@@ -292,15 +297,91 @@ class VhostUser(Device):
         self._is_halting = True
 
     def drain(self, limit: float) -> None:
-        """See that the back end would answer a `reset`."""
+        """Have the back end complete what it has begun with, and let go of the queues."""
+        deadline = time.monotonic() + limit
         with self._turn.soon(limit):
-            if self._session is None or self._activation is None:
+            activation = self._activation
+            if activation is None:
                 return
-            try:
-                self._session.ping(time.monotonic() + limit)
-            except BackendError as error:
-                self._lose(error)
-                raise BackendError(f"{self.name}: its back end {error}; see to it") from None
+            self._vacant.drain(limit)
+            if self._session is not None:
+                self._drain(self._session, deadline)
+            self._take_back(activation)
+            self._is_standing = True
+
+    def _drain(self, session: Session, deadline: float) -> None:
+        try:
+            # Whoever does not answer this would not stop either, and can go on as it was.
+            session.ping(deadline)
+            self._is_stopping = True
+            session.stop(deadline)
+        except TooLateError as error:
+            self._is_late = self._is_stopping
+            self._stir()
+            raise BackendError(f"{self.name}: its back end {error}; see to it") from None
+        except BackendError as error:
+            self._is_stopping = False
+            self._lose(error)
+            raise BackendError(f"{self.name}: its back end {error}; see to it") from None
+        self._is_stopping = False
+        self._close_inflight()
+
+    def _take_back(self, activation: Activation) -> None:
+        """Let the queues know how far they are served."""
+        bases = self._session.bases if self._session is not None else {}
+        for queue in self.given(activation):
+            served = lib.pv_virtqueue_served(queue.handle)
+            lib.pv_virtqueue_seek(queue.handle, bases.get(queue.index, served))
+
+    def resume(self) -> None:
+        """Give the queues to the back end again; if it has gone meanwhile, wait for another."""
+        with self._turn.soon():
+            self._is_standing = False
+            self._go_on()
+        self._stir()
+
+    def _go_on(self) -> None:
+        self._vacant.resume()
+        if self._session is None or self._activation is None or self._is_broken:
+            return
+        try:
+            self._start(self._activation, time.monotonic() + turn.LIMIT_S, is_known=True)
+        except BackendError as error:
+            self._lose(error)
+
+    def _try_again(self, session: Session) -> None:
+        """Go on after a `drain` that was given up, if the back end has stopped by now."""
+        activation = self._activation
+        assert activation is not None
+        try:
+            session.stop(time.monotonic())
+        except TooLateError:
+            return
+        except BackendError as error:
+            self._is_late = self._is_stopping = False
+            self._lose(error)
+            return
+        self._is_late = self._is_stopping = False
+        self._take_back(activation)
+        self._go_on()
+
+    def save(self) -> dict[str, object]:
+        """Return nothing: a back end has no more than its configuration space."""
+        self.check_done()
+        return {}
+
+    def check_done(self) -> None:
+        """Raise BackendError if the back end has let go of a queue and left something in it."""
+        for queue in self.given(self._activation) if self._activation else ():
+            base = lib.pv_virtqueue_rewind(queue.handle)
+            if not self._is_broken and base != lib.pv_virtqueue_served(queue.handle):
+                raise BackendError(
+                    f"{self.name}: its back end has stopped, and not completed what it has begun "
+                    "with; see to it"
+                )
+
+    def restore(self, fields: Fields) -> None:
+        """Take nothing."""
 
     def config(self) -> bytes:
         """Return what the back end has said last."""
@@ -355,9 +436,10 @@ class VhostUser(Device):
 
     def _look_after(self) -> None:
         lib.pv_crash_thread(self.name.encode(errors="replace"))
+        is_busy = False
         try:
             while not self._is_closing:
-                self._wait()
+                self._wait(0 if is_busy else None)
                 try:
                     with self._turn.soon():
                         is_busy = self._attend()
@@ -370,12 +452,15 @@ class VhostUser(Device):
         finally:
             self._ended.release()
 
-    def _wait(self) -> None:
-        """Wait until there is something to do; what is closed meanwhile does no harm."""
+    def _wait(self, limit: int | None) -> None:
+        """Wait until there is something to do, for `limit` ms; None: as long as that takes.
+
+        What is closed meanwhile does no harm.
+        """
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         session, is_waiting = self._session, self._is_waiting
-        if session is not None and not self._is_stopping:
+        if session is not None and not self._is_standing and self._is_late >= self._is_stopping:
             for connection in (session.connection, session.channel):
                 fd = connection.fd if connection is not None else -1
                 if fd >= 0:
@@ -383,18 +468,23 @@ class VhostUser(Device):
         control = self.control()
         if control is not None:
             poll.register(control.kick_fd, select.POLLIN)
-        poll.poll(_RETRY_S * 1000 if is_waiting else None)
+        poll.poll(_RETRY_S * 1000 if is_waiting and limit is None else limit)
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
 
     @property
     def _is_waiting(self) -> bool:
         """Tell whether a driver's requests wait for a back end."""
-        return self._session is None and self._activation is not None and not self._is_broken
+        is_idle = self._is_broken or self._is_standing
+        return self._session is None and self._activation is not None and not is_idle
 
     def _attend(self) -> bool:
         """Do what is to do in a turn; return whether there may be more at once."""
-        if self._is_closing or self._is_stopping:
+        if self._is_closing or self._is_standing:
+            return False
+        if self._is_late and self._session is not None:
+            self._try_again(self._session)
+        if self._is_stopping:
             return False
         if self._is_waiting:
             self._retry()
@@ -458,7 +548,7 @@ class VhostUser(Device):
         deadline = time.monotonic() + turn.LIMIT_S
         try:
             self._reconnect(deadline)
-            self._start(activation, deadline, is_new=False)
+            self._start(activation, deadline, is_known=False)
         except (OSError, GoneError):
             self._drop()
             if time.monotonic() - self._lost_at >= turn.LIMIT_S:

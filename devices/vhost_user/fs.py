@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+from ...errors import ConfigError
 from ...native import lib
 from .device import VhostUser
 
@@ -65,6 +66,20 @@ class Fs(VhostUser):
             known=0,
             queue_sizes=(config.queue_size,) * (1 + config.queues),
         )
+
+    def save(self) -> dict[str, object]:
+        """Return nothing, if no request was ever made; ConfigError.
+
+        What is open, and what the guest knows files by, is in virtiofsd, which does not tell.
+        """
+        for queue in self.given(self._activation) if self._activation else ():
+            if lib.pv_virtqueue_rewind(queue.handle) != 0:
+                raise ConfigError(
+                    f"{self.name}: cannot be saved once the guest has mounted it, as what is open "
+                    "there is known to virtiofsd alone; unmount it and start its driver again in "
+                    "the guest (modprobe -r virtiofs), or leave it out"
+                )
+        return super().save()
 
     def config(self) -> bytes:
         """Return struct virtio_fs_config."""

@@ -83,14 +83,17 @@ def regions(memory: Any) -> list[Region]:
     return found
 
 
-def ring(queue: Queue, call_fd: int, *, is_new: bool, is_enabled: bool) -> Ring:
-    """Return what a back end has to know of a queue; `is_new`: nobody has served it yet."""
+def ring(queue: Queue, call_fd: int, *, is_known: bool, is_enabled: bool) -> Ring:
+    """Return what a back end has to know of a queue; `is_known`: the queue knows where it stands.
+
+    Otherwise another has served it, whom nobody can ask.
+    """
     place = ffi.new("struct pv_virtqueue_config *")
     lib.pv_virtqueue_place(queue.handle, place)
     return Ring(
         queue.index,
         place.size,
-        base=0 if is_new else lib.pv_virtqueue_served(queue.handle),
+        base=(lib.pv_virtqueue_rewind if is_known else lib.pv_virtqueue_served)(queue.handle),
         desc=place.desc,
         avail=place.avail,
         used=place.used,

@@ -14,6 +14,7 @@ from .device import VhostUser
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ...state import Fields
     from ..virtio.device import Activation, Queue
     from .back_end import BackEnd
     from .session import Session
@@ -78,12 +79,13 @@ class NetConfig:
 class Net(VhostUser):
     """A NIC; the link is up while there is a back end."""
 
-    __slots__ = ("_asked", "_chain", "_used_pairs")
+    __slots__ = ("_asked", "_chain", "_is_restored", "_used_pairs")
 
     def __init__(self, config: NetConfig) -> None:
         """Connect; ConfigError, BackendError."""
         self._asked = config
         self._used_pairs = 1  # by the driver
+        self._is_restored = False  # and that is to stay so
         self._chain = ffi.new("struct pv_chain *")
         several = config.pairs > 1
         super().__init__(
@@ -123,8 +125,24 @@ class Net(VhostUser):
 
     def activate(self, activation: Activation) -> None:
         """Begin with one pair; the driver asks for more."""
-        self._used_pairs = 1
+        if not self._is_restored:
+            self._used_pairs = 1
+        self._is_restored = False
         super().activate(activation)
+
+    def reset(self, limit: float) -> None:
+        """Have the back end let go of the queues; the next driver begins with one pair."""
+        super().reset(limit)
+        self._is_restored = False
+
+    def save(self) -> dict[str, object]:
+        """Return how many pairs the driver uses."""
+        return {**super().save(), "pairs": self._used_pairs}
+
+    def restore(self, fields: Fields) -> None:
+        """Take what `save` returned."""
+        self._used_pairs = fields.integer("pairs", 1, self._asked.pairs)
+        self._is_restored = True
 
     def given(self, activation: Activation) -> list[Queue]:
         """Return the pairs that are ready, up to the first that is not."""

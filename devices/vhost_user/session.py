@@ -43,7 +43,7 @@ class Session:
     One thread at a time. Errors are those of Connection; their text goes on after "its back end".
     """
 
-    __slots__ = ("_asked", "_left", "channel", "connection", "features", "queue_max")
+    __slots__ = ("_asked", "_left", "bases", "channel", "connection", "features", "queue_max")
 
     def __init__(self, connection: Connection, wanted: int, deadline: float) -> None:
         """Negotiate; `wanted` are the features of the protocol that the device has a use for.
@@ -55,6 +55,7 @@ class Session:
         self.features = 0
         self.queue_max = 0  # 0: it does not say
         self._left: list[int] = []  # rings that are served
+        self.bases: dict[int, int] = {}  # of those that were: the entry to go on with
         self._asked = False  # the first of them is asked to stop
         try:
             self._negotiate(wanted, deadline)
@@ -123,6 +124,7 @@ class Session:
                 tell(p.SET_INFLIGHT_FD, inflight.payload, (inflight.fd,), deadline=deadline)
             for ring in rings:
                 self._left.append(ring.index)
+                self.bases.pop(ring.index, None)
                 self._start_ring(ring, deadline)
             if self.features & p.F_PROTOCOL_FEATURES:
                 for ring in rings:
@@ -181,6 +183,7 @@ class Session:
             if said != index or base > _INDEX_MAX:
                 raise p.ProtocolError(f"stops ring {said} at {base} where it was ring {index}")
             self._asked = False
+            self.bases[index] = base
             del self._left[0]
 
     def ping(self, deadline: float) -> None:

@@ -346,7 +346,7 @@ class PythonDevice(Device):
     def save(self) -> dict[str, object]:
         """Return the configuration space, and what the user's code says."""
         if type(self).save_state is PythonDevice.save_state:
-            raise BackendError(
+            raise ConfigError(
                 f"{self.name}: cannot be saved: its class has no save_state and restore_state"
             )
         own: object = None

@@ -255,6 +255,7 @@ def test_a_machine_is_not_reset_while_it_does_not_answer(
 ) -> None:
     bench.start()
     bench.transport.drain(5)
+    bench.transport.resume()
     back_end.answers[p.GET_FEATURES] = lambda _: None
     with pytest.raises(Exception, match="its back end does not answer"):
         bench.transport.drain(0.2)
