@@ -305,11 +305,11 @@ class VhostUser(Device):
                 return
             self._vacant.drain(limit)
             if self._session is not None:
-                self._drain(self._session, deadline)
+                self._drain(self._session, activation, deadline)
             self._take_back(activation)
             self._is_standing = True
 
-    def _drain(self, session: Session, deadline: float) -> None:
+    def _drain(self, session: Session, activation: Activation, deadline: float) -> None:
         try:
             # Whoever does not answer this would not stop either, and can go on as it was.
             session.ping(deadline)
@@ -324,7 +324,20 @@ class VhostUser(Device):
             self._lose(error)
             raise BackendError(f"{self.name}: its back end {error}; see to it") from None
         self._is_stopping = False
+        if not self._is_done(session, activation):
+            self._go_on(is_known=False)
+            raise BackendError(
+                f"{self.name}: its back end has stopped, and not completed what it has begun with; "
+                "see to it"
+            )
         self._close_inflight()
+
+    def _is_done(self, session: Session, activation: Activation) -> bool:
+        """Tell whether the back end left nothing in the queues that it let go of."""
+        return self._is_broken or all(
+            session.bases.get(queue.index) == lib.pv_virtqueue_served(queue.handle)
+            for queue in self.given(activation)
+        )
 
     def _take_back(self, activation: Activation) -> None:
         """Let the queues know how far they are served."""
@@ -337,22 +350,21 @@ class VhostUser(Device):
         """Give the queues to the back end again; if it has gone meanwhile, wait for another."""
         with self._turn.soon():
             self._is_standing = False
-            self._go_on()
+            self._go_on(is_known=True)
         self._stir()
 
-    def _go_on(self) -> None:
+    def _go_on(self, *, is_known: bool) -> None:
         self._vacant.resume()
         if self._session is None or self._activation is None or self._is_broken:
             return
         try:
-            self._start(self._activation, time.monotonic() + turn.LIMIT_S, is_known=True)
+            deadline = time.monotonic() + turn.LIMIT_S
+            self._start(self._activation, deadline, is_known=is_known)
         except BackendError as error:
             self._lose(error)
 
     def _try_again(self, session: Session) -> None:
         """Go on after a `drain` that was given up, if the back end has stopped by now."""
-        activation = self._activation
-        assert activation is not None
         try:
             session.stop(time.monotonic())
         except TooLateError:
@@ -362,23 +374,11 @@ class VhostUser(Device):
             self._lose(error)
             return
         self._is_late = self._is_stopping = False
-        self._take_back(activation)
-        self._go_on()
+        self._go_on(is_known=False)
 
     def save(self) -> dict[str, object]:
         """Return nothing: a back end has no more than its configuration space."""
-        self.check_done()
         return {}
-
-    def check_done(self) -> None:
-        """Raise BackendError if the back end has let go of a queue and left something in it."""
-        for queue in self.given(self._activation) if self._activation else ():
-            base = lib.pv_virtqueue_rewind(queue.handle)
-            if not self._is_broken and base != lib.pv_virtqueue_served(queue.handle):
-                raise BackendError(
-                    f"{self.name}: its back end has stopped, and not completed what it has begun "
-                    "with; see to it"
-                )
 
     def restore(self, fields: Fields) -> None:
         """Take nothing."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
 
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.device import Activation, Device
 from pyvirt.devices.virtio.mmio import Mmio
 from pyvirt.errors import PyvirtError
+from pyvirt.state import Fields
 from pyvirt.vmm.memory import GuestMemory
 
 OWN_FEATURES = 1 << 3 | 1 << 20 | 1 << 60 | 1 << 100
@@ -67,8 +71,15 @@ class DeviceBench:
         *,
         exclusively: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
-        self.device = device
         self.log: list[str] = []
+        self._memory = memory.native()
+        self._before = ExitStack()  # what was moved away from
+        self._put(device, exclusively)
+
+    def _put(
+        self, device: Device, exclusively: Callable[[Callable[[], None]], None] | None = None
+    ) -> None:
+        self.device = device
         self.map = mmap.mmap(-1, r.PAGE_SIZE)
         flags = os.EFD_NONBLOCK | os.EFD_CLOEXEC
         self.irq_fd, self.broken_fd = os.eventfd(0, flags), os.eventfd(0, flags)
@@ -76,13 +87,40 @@ class DeviceBench:
         self.transport = Mmio(
             self.device,
             memoryview(self.map),
-            memory=memory.native(),
+            memory=self._memory,
             irq_fd=self.irq_fd,
             broken_fd=self.broken_fd,
             kicks=self.kicks,
             warn=self.log.append,
             exclusively=exclusively,
         )
+
+    def state(self) -> dict[str, Any]:
+        """Return the device's state as a file has it; it stands then."""
+        self.transport.drain(10)
+        found: dict[str, Any] = json.loads(json.dumps(self.transport.save()))
+        return found
+
+    def move(self, device: Device) -> dict[str, Any]:
+        """Let another device go on, and this one stand for good; return the state."""
+        state = self.state()
+        transport, before, page = self.transport, self.device, self.map
+        fds = (self.irq_fd, self.broken_fd, *self.kicks)
+
+        def close() -> None:
+            transport.close()
+            before.close()
+            page.close()
+            for fd in fds:
+                os.close(fd)
+
+        self._before.callback(close)
+        self._put(device)
+        fields = Fields(state)
+        self.transport.restore(fields)
+        fields.done()
+        self.transport.resume()
+        return state
 
     def get(self, offset: int, size: int = 4) -> int:
         """Read as a guest would."""
@@ -138,6 +176,7 @@ class DeviceBench:
 
     def close(self) -> None:
         """Close everything but the device."""
+        self._before.close()
         self.transport.close()
         self.map.close()
         for fd in (self.irq_fd, self.broken_fd, *self.kicks):

@@ -38,10 +38,11 @@ class VsockBench(DeviceBench):
         for index in range(queues):
             base = RINGS + index * RING_STEP
             self.ram.view(base, RING_STEP)[:] = bytes(RING_STEP)
-            layout = Layout(base, base + 0x4000, base + 0x8000, SIZE, event_idx=True)
-            self.drivers.append(Driver(self.ram, layout))
             # The event queue is smaller.
-            self.set_queue(index, SIZE if index != EVENT else 16)
+            size = SIZE if index != EVENT else 16
+            layout = Layout(base, base + 0x4000, base + 0x8000, size, event_idx=True)
+            self.drivers.append(Driver(self.ram, layout))
+            self.set_queue(index, size)
         status = self.set_status(r.DRIVER_OK)
         for place in range(8):
             address = BUFFERS + place * 4096
