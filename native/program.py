@@ -37,12 +37,12 @@ _FATAL = "-fno-sanitize-recover=all"
 VARIANTS = {
     "plain": Variant("gcc"),
     "address": Variant(
-        "gcc", ("-O1", "-fsanitize=address,undefined", _FATAL, "-fno-omit-frame-pointer"), ("-Og",)
+        "gcc", ("-O1", "-fsanitize=address,undefined", _FATAL, "-fno-omit-frame-pointer"), ("-O0",)
     ),
-    "thread": Variant("clang", ("-O1", "-fsanitize=thread")),
+    "thread": Variant("clang", ("-O1", "-fsanitize=thread"), ("-O0",)),
     "fuzz": Variant(
         "clang",
-        ("-fsanitize=fuzzer-no-link,address,undefined", _FATAL),
+        ("-O1", "-fsanitize=fuzzer-no-link,address,undefined", _FATAL),
         ("-fsanitize=fuzzer",),
     ),
 }

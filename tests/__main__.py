@@ -26,6 +26,7 @@ from pyvirt.harness.agent import image
 from pyvirt.harness.guest import kernel
 from pyvirt.vmm.accel import kvm_failure
 
+from .effort import QUICK
 from .guest import root
 from .outcomes import Outcomes
 
@@ -185,6 +186,10 @@ def main() -> int:
     """Return 0 when everything passed."""
     quick = sys.argv[1:2] == ["--quick"]
     extra = sys.argv[1 + quick :]
+    if quick:
+        os.environ[QUICK] = "1"
+    # Tests start Python again and again: each module is compiled once.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # A shell's background jobs ignore these, which the tests send and inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGQUIT):

@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ..effort import tries
 from ..unit.namespace import ip, network_namespace
 from ..unit.usage import usage
 from .test_qmp_run import Monitored
 
 MIB = 1 << 20
 # The lab is slow; tests/guest has more for it, under load.
-CYCLES = 20 if os.environ.get("PYVIRT_LAB") else 500  # of disks, and as many of NICs
+CYCLES = 20 if os.environ.get("PYVIRT_LAB") else tries(500)  # of disks, and as many of NICs
 WARM_UP = CYCLES // 5  # cycles, after which all is allocated that is kept
 
 GROWTH_KIB = 256

@@ -14,8 +14,10 @@ import pytest
 from pyvirt.native.build import HERE
 from pyvirt.native.program import build
 
+from ..effort import tries
+
 TARGETS = sorted((HERE / "fuzz").glob("fuzz_*.c"))
-RUNS = 50_000
+RUNS = tries(20_000)
 RUN_SECONDS = 120
 
 

@@ -14,8 +14,10 @@ from pyvirt.native import ffi
 from pyvirt.vmm import kvm
 from pyvirt.vmm.memory import GuestMemory
 
+from ..effort import tries
+
 # On a busy machine an example may take any time; how long says nothing of what is tested.
-settings.register_profile("pyvirt", deadline=None)
+settings.register_profile("pyvirt", deadline=None, max_examples=tries(100))
 settings.load_profile("pyvirt")
 
 

@@ -12,6 +12,7 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
+from ...effort import tries
 from .fake_machine import running
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from .fake_machine import Client
 
-STREAMS = 100_000
+STREAMS = tries(100_000)
 AT_ONCE = 100  # streams in one write
 RECONNECT = 20  # writes on one connection
 SECONDS = 240

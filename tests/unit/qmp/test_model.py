@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from ...effort import tries
 from .fake_machine import Running
 
 IDS = st.sampled_from(["a", "b", "c", "d"])
@@ -136,5 +137,5 @@ class Plugging(RuleBasedStateMachine):
         assert {one["device"] for one in listed} == set(expected["blk"].values())
 
 
-Plugging.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+Plugging.TestCase.settings = settings(max_examples=tries(100), stateful_step_count=40)
 test_plugging = Plugging.TestCase

@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 )
 from pyvirt.devices.virtio.queue import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
 
+from ....effort import tries
 from .device_side import BrokenError, DeviceSide, ModelSide, NativeSide, Popped
 from .mock_driver import Descriptor, Driver, Layout, Ram, Span, indirect_table
 
@@ -275,7 +276,7 @@ def pop_or_reason(device: DeviceSide) -> Popped | str | None:
 
 
 TestHonestDriver = HonestDriver.TestCase
-TestHonestDriver.settings = settings(max_examples=60, stateful_step_count=80, deadline=None)
+TestHonestDriver.settings = settings(max_examples=tries(60), stateful_step_count=80)
 
 TestHostileDriver = HostileDriver.TestCase
-TestHostileDriver.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+TestHostileDriver.settings = settings(max_examples=tries(200), stateful_step_count=30)

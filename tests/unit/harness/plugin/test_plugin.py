@@ -69,6 +69,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     kernel = pytester.path / "bzImage"
     kernel.write_bytes(f"Linux version {RELEASE} (who@where)".encode())
     (pytester.path / f"config-{RELEASE}").write_text(CONFIG)
+    (pytester.path / "System.map").write_text("ffffffff81000000 T fake_function\n")
     (pytester.path / "initrd").touch()
     for name, text in (("panic", PANIC), ("oops", OOPS), ("warning", WARNING), ("lockup", LOCKUP)):
         (pytester.path / name).write_text(text)
