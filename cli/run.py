@@ -96,8 +96,9 @@ def config(options: Options) -> MachineConfig:
         testdev=options.testdev,
         actions=options.actions,
         topology=options.topology,
-        backing=options.backing,
+        memdevs=options.memdevs,
         prealloc=options.prealloc,
+        numa=options.numa,
         hotplug=bool(options.monitors),
     )
 

@@ -12,9 +12,12 @@ import os
 
 from .. import files
 from ..errors import ConfigError
+from ..native import ffi, lib
 
 MIB = 1 << 20
 HUGE_PAGES = (2 * MIB, 1024 * MIB)
+_PAGE = 4096
+_MAP_FIXED = 0x10  # asm-generic/mman-common.h; the mmap module does not name it
 _MFD_HUGE_SHIFT = 26  # log2 of the page's size goes there in memfd_create's flags
 _POOL = "/sys/kernel/mm/hugepages/hugepages-{}kB/"
 
@@ -44,54 +47,43 @@ class Backing:
         self.shared = shared
         self.seal = seal
 
-    def open(self, size: int, *, shared: bool) -> tuple[int, mmap.mmap]:
-        """Return the file, -1 for none that has what is written, and a mapping of `size` bytes.
+    def open(self, size: int, *, shared: bool) -> File:
+        """Return a file of `size` bytes to be mapped; ConfigError, and nothing stays then.
 
-        `shared` asks for such a file, as the backing itself may. ConfigError; nothing stays then.
+        `shared` asks for one that has what is written, as the backing itself may.
         """
         fd = -1
         try:
             fd = self._open()
             page = os.fstatvfs(fd).f_bsize
-            if page in HUGE_PAGES and size % page:
+            if page not in HUGE_PAGES:
+                page = _PAGE
+            if size % page:
                 raise ConfigError(
                     f"{self.option}: {size // MIB} MiB are no whole pages of {page // MIB} MiB; "
-                    "give -m a multiple of that"
+                    "give a size that is"
                 )
             self._resize(fd, size)
             # A file without a name is nobody else's: shared or not is the same then, and only a
             # shared mapping of huge pages can be emptied.
             own = not self.path or os.fstat(fd).st_nlink == 0
-            if shared or self.shared or own:
-                return fd, self._map(fd, size, mmap.MAP_SHARED, page)
-            mapping = self._map(fd, size, mmap.MAP_PRIVATE, page)
-            os.close(fd)
-            return -1, mapping
+            return File(self, fd, size, page, is_shared=shared or self.shared or own)
         except OSError as error:
             _close(fd)
-            what = f"{size // MIB} MiB: {error.strerror}"
-            if not self.path:
-                raise ConfigError(f"{self.option}: cannot map {what}; lower -m") from None
-            raise ConfigError(
-                f"{self.option} {self.path}: {what}; name a folder or file that can be written, "
-                "with room for the guest's memory"
-            ) from None
+            raise self.error(size, error) from None
         except BaseException:
             _close(fd)
             raise
 
-    def _map(self, fd: int, size: int, flags: int, page: int) -> mmap.mmap:
-        try:
-            return mmap.mmap(fd, size, flags)
-        except OSError:
-            if page not in HUGE_PAGES:
-                raise
-            wanted, free = size // page, _free(page)
-            pool = _POOL.format(page >> 10)
-            raise ConfigError(
-                f"{self.option}: {wanted} pages of {page // MIB} MiB are needed and {free} are "
-                f"free; echo {wanted} >{pool}nr_hugepages, or use smaller pages"
-            ) from None
+    def error(self, size: int, error: OSError) -> ConfigError:
+        """Return what to tell of memory that cannot be had."""
+        what = f"{size // MIB} MiB: {error.strerror}"
+        if not self.path:
+            return ConfigError(f"{self.option}: cannot map {what}; lower -m")
+        return ConfigError(
+            f"{self.option} {self.path}: {what}; name a folder or file that can be written, "
+            "with room for the guest's memory"
+        )
 
     def _open(self) -> int:
         if not self.path:
@@ -124,6 +116,45 @@ class Backing:
             # Whoever is given the file cannot cut it under us, which would be a SIGBUS.
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+
+
+class File:
+    """A file that is to be memory, `page` bytes at a time; owns the descriptor."""
+
+    __slots__ = ("_backing", "_size", "fd", "is_shared", "page")
+
+    def __init__(self, backing: Backing, fd: int, size: int, page: int, *, is_shared: bool) -> None:
+        """Take over `fd`; `is_shared`: it gets what is written."""
+        self._backing = backing
+        self._size = size
+        self.fd = fd
+        self.is_shared = is_shared
+        self.page = page
+
+    def map(self, at: int) -> None:
+        """Map it at an address of this process, a multiple of `page`, over what is there.
+
+        ConfigError.
+        """
+        flags = _MAP_FIXED | (mmap.MAP_SHARED if self.is_shared else mmap.MAP_PRIVATE)
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        where = ffi.cast("void *", at)
+        if lib.mmap(where, self._size, protection, flags, self.fd, 0) == where:
+            return
+        code, backing, page = ffi.errno, self._backing, self.page
+        if page == _PAGE:
+            raise backing.error(self._size, OSError(code, os.strerror(code)))
+        wanted, free = self._size // page, _free(page)
+        pool = _POOL.format(page >> 10)
+        raise ConfigError(
+            f"{backing.option}: {wanted} pages of {page // MIB} MiB are needed and {free} are "
+            f"free; echo {wanted} >{pool}nr_hugepages, or use smaller pages"
+        )
+
+    def close(self) -> None:
+        """Close it; what is mapped stays."""
+        _close(self.fd)
+        self.fd = -1
 
 
 def _close(fd: int) -> None:

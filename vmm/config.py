@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from ..devices.nic import NicConfig
     from ..devices.virtio.block import BlockConfig
     from ..devices.virtio.device import DeviceConfig
-    from .backing import Backing
     from .cpu_model import CpuModel
+    from .memdev import Memdev
+    from .numa import Numa
 
 VCPUS_MAX = 254
 DISCOVERIES = ("auto", "acpi", "cmdline")
@@ -22,7 +23,6 @@ class MachineConfig:
 
     __slots__ = (
         "actions",
-        "backing",
         "cmdline",
         "cpu",
         "devices",
@@ -33,9 +33,11 @@ class MachineConfig:
         "hotplug",
         "initrd",
         "kernel",
+        "memdevs",
         "memory",
         "name",
         "nics",
+        "numa",
         "pit",
         "prealloc",
         "read_exits",
@@ -70,8 +72,9 @@ class MachineConfig:
         testdev: bool = False,
         actions: Actions | None = None,
         topology: Topology | None = None,
-        backing: Backing | None = None,
+        memdevs: tuple[Memdev, ...] = (),
         prealloc: bool = False,
+        numa: Numa | None = None,
     ) -> None:
         """`memory` is in bytes, 128 MiB to 512 GiB; `vcpus` 1 to 254; `frozen` starts paused.
 
@@ -86,8 +89,9 @@ class MachineConfig:
         is None for the host's processor as it is, `pit` the timer of old, and `testdev` adds the
         device of kvm-unit-tests. `actions` is None for a guest that ends its run itself, and
         `topology`, which has the same number of vCPUs, for one socket of single-threaded cores.
-        `backing` is None for anonymous memory, or a memfd with `share`; `prealloc` has the host
-        provide all of it before the guest starts.
+        `memdevs` are what the memory is made of, from address 0 on; without any it is anonymous,
+        or a memfd with `share`. `prealloc` has the host provide all of it before the guest starts.
+        `numa` is None for one node; it takes ACPI to tell of more.
         """
         self.kernel = kernel
         self.initrd = initrd
@@ -113,5 +117,6 @@ class MachineConfig:
         self.testdev = testdev
         self.actions = actions or Actions()
         self.topology = topology or Topology(vcpus)
-        self.backing = backing
+        self.memdevs = memdevs
         self.prealloc = prealloc
+        self.numa = numa

@@ -99,15 +99,24 @@ class Machine:
             config.memory,
             shared=config.share,
             dumped=config.dump_guest_core,
-            backing=config.backing,
+            memdevs=config.memdevs,
         )
-        if config.prealloc:
-            self.memory.populate(self._log.notice)
+        self._populate(self.memory)
         self._vm = Vm(self._kvm_fd, self.memory, config, self.bus)
         self._add_devices()
         slots.fill(config, self._virtio)
         self._add_slots(self._vm, self.memory)
         self._mark("vm-ready")
+
+    def _populate(self, memory: GuestMemory) -> None:
+        if self.config.prealloc:
+            memory.populate(self._log.notice)
+            return
+        at = 0
+        for memdev in self.config.memdevs:
+            if memdev.prealloc:
+                memory.populate(self._log.notice, at, memdev.size)
+            at += memdev.size
 
     @property
     def vcpus(self) -> list[Vcpu]:

@@ -1,8 +1,8 @@
 """Guest memory: mapped once, told to KVM as one memslot per RAM region.
 
 Private memory in huge pages by default: a guest's first touch of 2 MiB is one fault. Shared
-memory is a memfd, for processes that are to see it too, in pages of 4 KiB. Other kinds are in
-`backing`.
+memory is a memfd, for processes that are to see it too, in pages of 4 KiB. What is not private is
+in `memdev`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from . import kvm, layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
-    from .backing import Backing
+    from .memdev import Memdev, Pieces
 
 MIB = 1 << 20
 SIZE_MIN = 128 * MIB
@@ -44,46 +44,70 @@ class GuestMemory:
         *,
         shared: bool = False,
         dumped: bool = False,
-        backing: Backing | None = None,
+        memdevs: Sequence[Memdev] = (),
     ) -> None:
         """Map `size` bytes (128 MiB to 512 GiB, whole MiB); untouched pages cost nothing.
 
-        `fd` is the file that has what the guest writes, as it has when `shared`; -1 when there is
-        none. Core dumps of this process have no guest memory in them unless it is to be `dumped`.
+        `memdevs` are what it is made of, from address 0 on, when it is not all private memory.
+        `shared`: other processes are to see all of it. Core dumps of this process have no guest
+        memory in them unless it is to be `dumped`.
         """
         self.size = size
         self.regions = layout.ram_regions(size)
-        self.fd = -1
+        # Of what has files that get what the guest writes: offset in all RAM, size, descriptor.
+        self.files: list[tuple[int, int, int]] = []
+        self._pieces = self._open(memdevs, shared=shared)
         try:
-            if shared and backing is None:
-                from .backing import Backing  # noqa: PLC0415  (not every guest's start needs it)
-
-                backing = Backing("-machine mem-share", shared=True)
-            if backing is not None:
-                self.fd, self._map = backing.open(size, shared=shared)
-            else:
-                self._map = self._map_private()
+            self._map = self._reserve()
         except OSError as error:
+            self._close_pieces()
             raise ConfigError(f"-m: cannot map {size // MIB} MiB: {error.strerror}") from None
+        base = int(ffi.cast("uintptr_t", ffi.from_buffer(self._map)))
+        self._skip = -base % self._alignment
+        self._base = base + self._skip
+        if self._pieces is not None:
+            self._map_pieces(self._pieces)
         if not dumped:
             self._map.madvise(mmap.MADV_DONTDUMP)
-        base = int(ffi.cast("uintptr_t", ffi.from_buffer(self._map)))
-        skip = 0 if backing is not None else -base % _HUGE_PAGE
-        self._base = base + skip
         lib.pv_crash_memory(ffi.cast("void *", self._base), size)
-        self._view = memoryview(self._map)[skip : skip + size]
+        self._view = memoryview(self._map)[self._skip : self._skip + size]
         self._native: Any = None
 
-    def _map_private(self) -> mmap.mmap:
+    def _open(self, memdevs: Sequence[Memdev], *, shared: bool) -> Pieces | None:
+        if not memdevs and not shared:
+            return None
+        from .memdev import Memdev, Pieces  # noqa: PLC0415  (not every guest's start needs it)
+
+        memdevs = memdevs or (Memdev("-machine mem-share", self.size),)
+        return Pieces(memdevs, shared=shared)
+
+    @property
+    def _alignment(self) -> int:
         # KVM maps a huge page only where guest and host address are alike in their low bits.
+        return max(_HUGE_PAGE, self._pieces.alignment if self._pieces is not None else 0)
+
+    def _reserve(self) -> mmap.mmap:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        mapping = mmap.mmap(-1, self.size + _HUGE_PAGE, flags)
+        mapping = mmap.mmap(-1, self.size + self._alignment, flags)
         try:
             mapping.madvise(mmap.MADV_HUGEPAGE)
         except OSError:
             # A kernel without transparent huge pages: slower, and right all the same.
             return mapping
         return mapping
+
+    def _map_pieces(self, pieces: Pieces) -> None:
+        try:
+            pieces.map(self._base)
+        except BaseException:
+            self._map.close()
+            pieces.close()
+            raise
+        self.files = pieces.files
+
+    def _close_pieces(self) -> None:
+        if self._pieces is not None:
+            self._pieces.close()
 
     def _offset(self, address: int, length: int) -> int:
         offset = 0
@@ -135,30 +159,39 @@ class GuestMemory:
             for start, size in self.regions:
                 host = ffi.cast("void *", self._base + offset)
                 check(lib.pv_memory_add(self._native, start, size, host), "guest memory")
-                if self.fd >= 0:
-                    lib.pv_memory_share(self._native, self.fd, offset)
+                self._share(start, size, offset)
                 offset += size
         return self._native
 
-    def populate(self, tell: Callable[[str], None]) -> None:
+    def _share(self, address: int, size: int, offset: int) -> None:
+        """Tell the data path of what is in files of a region that begins at `offset` of RAM."""
+        for at, length, fd in self.files:
+            first, end = max(at, offset), min(at + length, offset + size)
+            if first < end:
+                place = (address + first - offset, end - first, first - at, fd)
+                file = ffi.new("struct pv_memory_file *", place)
+                check(lib.pv_memory_share(self._native, file), "guest memory")
+
+    def populate(self, tell: Callable[[str], None], at: int = 0, size: int = 0) -> None:
         """Have the host provide all of it now; `tell` gets a line each second that it takes.
 
-        ConfigError when there is not as much.
+        Or only `size` bytes from offset `at` in all RAM. ConfigError when there is not as much.
         """
         threads = len(os.sched_getaffinity(0))
         told = time.monotonic()
-        for done in range(0, self.size, _POPULATED_AT_ONCE):
-            piece = min(_POPULATED_AT_ONCE, self.size - done)
-            start = ffi.cast("void *", self._base + done)
+        size = size or self.size
+        for done in range(0, size, _POPULATED_AT_ONCE):
+            piece = min(_POPULATED_AT_ONCE, size - done)
+            start = ffi.cast("void *", self._base + at + done)
             result = lib.pv_memory_populate(start, piece, threads)
             if result < 0:
                 raise ConfigError(
-                    f"-mem-prealloc: the host has no {self.size // MIB} MiB for the guest "
+                    f"-mem-prealloc: the host has no {size // MIB} MiB for the guest "
                     f"({os.strerror(-result)}); lower -m, or free some"
                 )
             if time.monotonic() - told >= 1:
                 told = time.monotonic()
-                tell(f"-mem-prealloc: {(done + piece) * 100 // self.size} % of the memory is there")
+                tell(f"-mem-prealloc: {(done + piece) * 100 // size} % of the memory is there")
 
     def register(self, vm_fd: int) -> None:
         """Tell KVM the RAM regions, as memslots 0 and up (layout.RAM_MEMSLOT)."""
@@ -172,7 +205,13 @@ class GuestMemory:
 
     def clear(self) -> None:
         """Let every byte be 0 again, and give the host its memory back; no device is at work."""
-        self._map.madvise(mmap.MADV_DONTNEED if self.fd < 0 else mmap.MADV_REMOVE)
+        at = 0
+        for offset, size, _ in [*self.files, (self.size, 0, -1)]:
+            if at < offset:
+                self._map.madvise(mmap.MADV_DONTNEED, self._skip + at, offset - at)
+            if size:
+                self._map.madvise(mmap.MADV_REMOVE, self._skip + offset, size)
+            at = offset + size
 
     def close(self) -> None:
         """Unmap and close; the VM must be gone, and whoever uses `native`."""
@@ -182,5 +221,4 @@ class GuestMemory:
         lib.pv_crash_memory(ffi.NULL, 0)
         self._view.release()
         self._map.close()
-        if self.fd >= 0:
-            os.close(self.fd)
+        self._close_pieces()

@@ -10,7 +10,13 @@ if TYPE_CHECKING:
     from .positions import Positions
 
 # Of the options whose value has a first word without a name.
-FIRST = {"device": "driver", "netdev": "type", "object": "qom-type", "chardev": "backend"}
+FIRST = {
+    "device": "driver",
+    "netdev": "type",
+    "object": "qom-type",
+    "chardev": "backend",
+    "numa": "type",
+}
 
 
 class Entry:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 _ID_MAX = 255
 TRUE, FALSE = ("on", "yes", "true"), ("off", "no", "false")
 _SWITCH = (*TRUE, *FALSE)
+_NUMBERS_MAX = 1024
+# Members whose value is a list of numbers, and which may be given more than once for it.
+_LISTS = {"-numa": "cpus", "-object": "host-nodes"}
 
 # Member, what its value is stored as ("" for what is checked and then left), and its reader.
 Member = tuple[str, str, "Callable[[str, str], Any]"]
@@ -61,6 +64,9 @@ def pairs(option: str, text: str, first: str) -> list[tuple[str, str]]:
         if first and not equals and index == 0:
             key, value = first, key
         if any(key == seen for seen, _ in result):
+            if key == _LISTS.get(option):
+                result = [(k, f"{v}:{value}" if k == key else v) for k, v in result]
+                continue
             raise ConfigError(f"{option} {text}: {key} is given twice; give it once")
         result.append((key, value))
     return result
@@ -128,6 +134,22 @@ def number(least: int, most: int) -> Callable[[str, str], int]:
         return int(text)
 
     return reader
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """Read numbers and ranges, as `0-3:8`, in their order."""
+    found: list[int] = []
+    one = number(0, _NUMBERS_MAX - 1)
+    for piece in text.split(":"):
+        first, dash, last = piece.partition("-")
+        low = one(option, first)
+        high = one(option, last) if dash else low
+        if low > high:
+            raise ConfigError(
+                f"{option} {text}: {piece} ends before it begins; give {last}-{first}"
+            )
+        found += range(low, high + 1)
+    return tuple(found)
 
 
 def queue_size(least: int, most: int) -> Callable[[str, str], int]:

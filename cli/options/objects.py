@@ -27,6 +27,8 @@ _MEMORY: tuple[members.Member, ...] = (
     ("dump", "", members.switch),
     ("merge", "", members.switch),
     ("prealloc-threads", "", members.number(1, 1024)),
+    ("host-nodes", "host-nodes", members.numbers),
+    ("policy", "policy", lambda _, text: text),
 )
 KINDS: dict[str, tuple[members.Member, ...]] = {
     "iothread": (_ID,),

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from ...devices.virtio.block import BlockConfig
     from ...devices.virtio.device import DeviceConfig
     from ...qmp.listener import ListenerConfig
-    from ...vmm.backing import Backing
     from ...vmm.cpu_model import CpuModel
+    from ...vmm.memdev import Memdev
+    from ...vmm.numa import Numa
     from ...vmm.topology import Topology
 
 
@@ -28,7 +29,6 @@ class Options:
         "accel",
         "actions",
         "append",
-        "backing",
         "chardevs",
         "cpu",
         "daemonize",
@@ -44,11 +44,13 @@ class Options:
         "kernel",
         "log",
         "mem_path",
+        "memdevs",
         "memory",
         "memory_backend",
         "monitors",
         "name",
         "nics",
+        "numa",
         "pidfile",
         "pit",
         "prealloc",
@@ -69,7 +71,6 @@ class Options:
         self.accel = "auto"
         self.actions = Actions()
         self.append: str | None = None
-        self.backing: Backing | None = None
         self.chardevs: tuple[ChardevConfig, ...] = ()  # of devices
         self.cpu: CpuModel | None = None
         self.daemonize = False
@@ -84,11 +85,13 @@ class Options:
         self.kernel = ""
         self.log: str | None = None
         self.mem_path = ""
+        self.memdevs: tuple[Memdev, ...] = ()  # what memory is made of, where it is said
         self.memory = 256 * MIB
         self.memory_backend = ""
         self.monitors: tuple[ListenerConfig, ...] = ()
         self.name = ""
         self.nics: tuple[NicConfig, ...] = ()
+        self.numa: Numa | None = None
         self.pidfile = ""
         self.pit = True
         self.prealloc = False

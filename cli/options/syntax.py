@@ -20,6 +20,7 @@ _USED = {
     "iothread": "#object/iothread",
     "rng": "#object/rng-",
     "memory-backend": "#object/memory-",
+    "memdev": "#object/memory-",
 }
 _EACH = "; each of these "
 _WORD = re.compile(r"(?![A-Z]+$)[A-Za-z0-9_][\w.-]*")

@@ -169,6 +169,15 @@ TABLE = (
         "mem-prealloc", "", "have the host provide all memory before the start", _flag("prealloc")
     ),
     Option(
+        "numa",
+        "node[,nodeid=N][,memdev=ID][,cpus=N[-N]] | dist,src=N,dst=N,val=N | "
+        "cpu,node-id=N[,socket-id=N][,die-id=N][,core-id=N][,thread-id=N]",
+        "nodes of vCPUs and memory, each with the -object of that id; how far one is from another, "
+        "10 to 255; may be repeated",
+        _later,
+        repeats=True,
+    ),
+    Option(
         "serial",
         "stdio | none | pty[,path=LINK] | file,path=FILE[,append=on|off] | "
         "socket,path=PATH,server,nowait | chardev:ID",
@@ -265,12 +274,15 @@ TABLE = (
         "object",
         "iothread,id=ID | rng-random,id=ID[,filename=FILE] | "
         "memory-backend-memfd,id=ID,size=SIZE[,hugetlb=on|off][,hugetlbsize=2M|1G]"
-        "[,share=on|off][,prealloc=on|off] | "
+        "[,share=on|off][,prealloc=on|off]"
+        "[,host-nodes=N[-N]][,policy=bind|interleave|preferred] | "
         "memory-backend-file,id=ID,size=SIZE,mem-path=FOLDER|FILE[,share=on|off]"
-        "[,prealloc=on|off] | "
-        "memory-backend-ram,id=ID,size=SIZE[,share=on|off][,prealloc=on|off]",
+        "[,prealloc=on|off][,host-nodes=N[-N]][,policy=bind|interleave|preferred] | "
+        "memory-backend-ram,id=ID,size=SIZE[,share=on|off][,prealloc=on|off]"
+        "[,host-nodes=N[-N]][,policy=bind|interleave|preferred]",
         "a thread for all queues of the disks with iothread=ID, in place of one for each queue; or "
-        "a source of random bytes, /dev/urandom unless told otherwise",
+        "a source of random bytes, /dev/urandom unless told otherwise; or memory, for -machine "
+        "memory-backend=ID or a -numa node",
         _later,
         repeats=True,
     ),
@@ -442,7 +454,8 @@ def _take_devices(options: Options) -> ChardevConfig | None:
     options.monitors, options.testdev = found.monitors, found.testdev
     options.shares = found.shares
     options.serial = found.serial or options.serial
-    if options.mem_path or options.memory_backend or found.parts.objects.has_memory:
+    has_numa = any(name == "numa" for name, _ in options.given)
+    if options.mem_path or options.memory_backend or found.parts.objects.has_memory or has_numa:
         from .memory import read
 
         read(options, found.parts)

@@ -72,15 +72,22 @@ class Ring:
 def regions(memory: Any) -> list[Region]:
     """Return what another process has to map; BackendError when it cannot map all."""
     found: list[Region] = []
-    address, size = ffi.new("uint64_t *"), ffi.new("uint64_t *")
-    host, fd, offset = ffi.new("void **"), ffi.new("int *"), ffi.new("uint64_t *")
-    while lib.pv_memory_region(memory, len(found), address, size, host) == 0:
-        if lib.pv_memory_file(memory, len(found), fd, offset) < 0:
-            raise BackendError("cannot see guest memory; give -machine mem-share=on")
-        found.append(Region(address[0], size[0], fd[0], offset[0]))
+    file = ffi.new("struct pv_memory_file *")
+    while lib.pv_memory_file(memory, len(found), file) == 0:
+        found.append(Region(file.address, file.size, file.fd, file.offset))
+    if sum(region.size for region in found) != _size(memory):
+        raise BackendError("cannot see guest memory; give -machine mem-share=on")
     if len(found) > REGIONS_MAX:
         raise BackendError(f"cannot map {len(found)} pieces of memory, {REGIONS_MAX} at most")
     return found
+
+
+def _size(memory: Any) -> int:
+    index, total = 0, 0
+    address, size, host = ffi.new("uint64_t *"), ffi.new("uint64_t *"), ffi.new("void **")
+    while lib.pv_memory_region(memory, index, address, size, host) == 0:
+        index, total = index + 1, total + int(size[0])
+    return total
 
 
 def ring(queue: Queue, call_fd: int, *, is_known: bool, is_enabled: bool) -> Ring:

@@ -44,13 +44,13 @@ void pv_balloon_free(struct pv_balloon *balloon)
 /* Huge pages of hugetlbfs are known by their file; transparent ones can be split. */
 static uint64_t host_page(const struct pv_memory *memory)
 {
-	uint64_t largest = PV_BALLOON_PAGE, offset;
-	int fd;
+	uint64_t largest = PV_BALLOON_PAGE;
+	struct pv_memory_file file;
 
-	for (unsigned i = 0; i < PV_MEMORY_REGIONS; i++) {
+	for (unsigned i = 0; pv_memory_file(memory, i, &file) == 0; i++) {
 		struct statfs fs;
 
-		if (pv_memory_file(memory, i, &fd, &offset) < 0 || fstatfs(fd, &fs) < 0)
+		if (fstatfs(file.fd, &fs) < 0)
 			continue;
 		if (fs.f_type == HUGETLBFS_MAGIC && (uint64_t)fs.f_bsize > largest)
 			largest = (uint64_t)fs.f_bsize;

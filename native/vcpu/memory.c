@@ -8,13 +8,13 @@ struct region {
 	uint64_t address;
 	uint64_t size;
 	uint8_t *host;
-	int fd; /* -1: nobody else can map it */
-	uint64_t offset;
 };
 
 struct pv_memory {
 	unsigned count;
+	unsigned files;
 	struct region regions[PV_MEMORY_REGIONS];
+	struct pv_memory_file shared[PV_MEMORY_FILES];
 };
 
 int pv_memory_new(struct pv_memory **out)
@@ -45,16 +45,18 @@ int pv_memory_add(struct pv_memory *memory, uint64_t address, uint64_t size, voi
 			return -EINVAL;
 	if (memory->count == PV_MEMORY_REGIONS)
 		return -ENOSPC;
-	memory->regions[memory->count++] = (struct region){address, size, host, -1, 0};
+	memory->regions[memory->count++] = (struct region){address, size, host};
 	return 0;
 }
 
-void pv_memory_share(struct pv_memory *memory, int fd, uint64_t offset)
+int pv_memory_share(struct pv_memory *memory, const struct pv_memory_file *file)
 {
-	struct region *last = &memory->regions[memory->count - 1];
-
-	last->fd = fd;
-	last->offset = offset;
+	if (!pv_memory_at(memory, file->address, file->size))
+		return -EINVAL;
+	if (memory->files == PV_MEMORY_FILES)
+		return -ENOSPC;
+	memory->shared[memory->files++] = *file;
+	return 0;
 }
 
 void *pv_memory_at(const struct pv_memory *memory, uint64_t address, uint64_t length)
@@ -82,11 +84,10 @@ int pv_memory_region(const struct pv_memory *memory, unsigned index, uint64_t *a
 	return 0;
 }
 
-int pv_memory_file(const struct pv_memory *memory, unsigned index, int *fd, uint64_t *offset)
+int pv_memory_file(const struct pv_memory *memory, unsigned index, struct pv_memory_file *file)
 {
-	if (index >= memory->count || memory->regions[index].fd < 0)
+	if (index >= memory->files)
 		return -ENOENT;
-	*fd = memory->regions[index].fd;
-	*offset = memory->regions[index].offset;
+	*file = memory->shared[index];
 	return 0;
 }

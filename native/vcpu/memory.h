@@ -7,8 +7,17 @@
 #include <stdint.h>
 
 #define PV_MEMORY_REGIONS 16
+#define PV_MEMORY_FILES 130 /* a file for each of 128 nodes, one of them in two pieces */
 
 struct pv_memory;
+
+/* Guest memory that another process can map: in the file `fd` from `offset` on. */
+struct pv_memory_file {
+	uint64_t address; /* guest-physical */
+	uint64_t size;
+	uint64_t offset;
+	int fd; /* borrowed */
+};
 
 /* -ENOMEM. */
 int pv_memory_new(struct pv_memory **out);
@@ -19,9 +28,9 @@ void pv_memory_free(struct pv_memory *memory);
  * there already; -ENOSPC: PV_MEMORY_REGIONS are there. */
 int pv_memory_add(struct pv_memory *memory, uint64_t address, uint64_t size, void *host);
 
-/* Say where another process finds the region added last: in the file `fd`, which is borrowed until
- * pv_memory_free, from `offset` on. */
-void pv_memory_share(struct pv_memory *memory, int fd, uint64_t offset);
+/* Say where another process finds a piece of a region; the file is borrowed until pv_memory_free.
+ * -EINVAL: no region has all of it; -ENOSPC: PV_MEMORY_FILES are there. */
+int pv_memory_share(struct pv_memory *memory, const struct pv_memory_file *file);
 
 /* Where `length` bytes at `address` are mapped; NULL unless every one of them lies in one region,
  * or when `length` is 0. Any thread. */
@@ -31,13 +40,17 @@ void *pv_memory_at(const struct pv_memory *memory, uint64_t address, uint64_t le
 int pv_memory_region(const struct pv_memory *memory, unsigned index, uint64_t *address,
                      uint64_t *size, void **host);
 
-/* The file that the region number `index` is shared by. -ENOENT: there are not so many, or this one
- * is not shared. */
-int pv_memory_file(const struct pv_memory *memory, unsigned index, int *fd, uint64_t *offset);
+/* What was shared as number `index`, from 0. -ENOENT: there are not so many. */
+int pv_memory_file(const struct pv_memory *memory, unsigned index, struct pv_memory_file *file);
 
 /* Let the host provide all pages from `start` now, with so many threads, 16 at most; what is in
  * them stays. No guest runs yet. -errno of madvise(2): -ENOMEM, -EFAULT where there is no room in a
  * file, -EINVAL where it may not be written, -EHWPOISON. */
 int pv_memory_populate(void *start, uint64_t size, uint32_t threads);
+
+/* Let pages from `start` on come from nodes of the host, as `policy`, an MPOL_* of
+ * linux/mempolicy.h, has it. `nodes` has a bit for each node, in so many words. -errno of mbind(2):
+ * -EINVAL for a node without memory, -ENOSYS where the kernel has no NUMA. */
+int pv_memory_bind(void *start, uint64_t size, int policy, const uint64_t *nodes, uint32_t words);
 
 #endif

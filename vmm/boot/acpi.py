@@ -1,7 +1,7 @@
 """The machine's ACPI tables: hardware-reduced, found through the RSDP.
 
-The guest sees RSDP -> XSDT -> FADT (-> DSDT) and MADT, all in one piece of memory. There is no
-fixed hardware: switching off and resetting are a port each, events come by a generic event
+The guest sees RSDP -> XSDT -> FADT (-> DSDT), MADT and others, all in one piece of memory. There is
+no fixed hardware: switching off and resetting are a port each, events come by a generic event
 device (GED). Source: ACPI 6.4, chapters 4.1, 5.2 and 5.6.9.
 """
 
@@ -38,7 +38,7 @@ _NO_CMOS_RTC = 1 << 5
 _ENABLED = 1
 _ALL_PROCESSORS_8BIT = 0xFF
 _ALL_PROCESSORS_32BIT = 0xFFFF_FFFF
-_X2APIC_FROM = 255  # the first id that an 8-bit local APIC entry cannot name
+X2APIC_FROM = 255  # the first id that an 8-bit local APIC entry cannot name
 _NMI_LINT = 1
 _NOTIFY_PRESSED = 0x80
 
@@ -59,7 +59,8 @@ def _checksum(data: bytes) -> int:
     return -sum(data) & 0xFF
 
 
-def _table(signature: bytes, revision: int, body: bytes) -> bytes:
+def table(signature: bytes, revision: int, body: bytes) -> bytes:
+    """Return a table of that signature: the header, and `body` behind it."""
     length = _HEADER_SIZE + len(body)
     head = pack("<4sIB", signature, length, revision)
     tail = pack("<6s8sI4sI", _OEM_ID, _OEM_TABLE_ID, 1, _CREATOR_ID, 1) + body
@@ -102,7 +103,7 @@ def _fadt(dsdt: int) -> bytes:
         _io_byte(layout.SLEEP_STATUS),
         b"PYVIRT",
     )
-    return _table(b"FACP", 6, body)
+    return table(b"FACP", 6, body)
 
 
 def _madt(apic_ids: Sequence[int]) -> bytes:
@@ -110,7 +111,7 @@ def _madt(apic_ids: Sequence[int]) -> bytes:
     # active high, which is what goes without saying. No PCAT_COMPAT: the 8259s are not used.
     entries = [pack("<II", layout.LAPIC, 0)]
     processors = list(enumerate(apic_ids))
-    narrow = [(cpu, apic_id) for cpu, apic_id in processors if apic_id < _X2APIC_FROM]
+    narrow = [(cpu, apic_id) for cpu, apic_id in processors if apic_id < X2APIC_FROM]
     wide = processors[len(narrow) :]
     entries += [pack("<BBBBI", 0, 8, cpu, apic_id, _ENABLED) for cpu, apic_id in narrow]
     entries += [pack("<BBHIII", 9, 16, 0, apic_id, _ENABLED, cpu) for cpu, apic_id in wide]
@@ -119,7 +120,7 @@ def _madt(apic_ids: Sequence[int]) -> bytes:
     entries.append(pack("<BBBHB", 4, 6, _ALL_PROCESSORS_8BIT, 0, _NMI_LINT))
     if wide:
         entries.append(pack("<BBHIB3x", 10, 12, 0, _ALL_PROCESSORS_32BIT, _NMI_LINT))
-    return _table(b"APIC", 5, b"".join(entries))
+    return table(b"APIC", 5, b"".join(entries))
 
 
 def _com1() -> bytes:
@@ -184,29 +185,33 @@ def _dsdt(devices: Sequence[VirtioMmio]) -> bytes:
     body = aml.name("\\_S5", off) + aml.scope(
         "\\_SB", _com1(), _power_button(), _event_device(), _panic(), *virtio
     )
-    return _table(b"DSDT", 2, body)
+    return table(b"DSDT", 2, body)
 
 
 def build(
-    *, apic_ids: Sequence[int], devices: Sequence[VirtioMmio] = (), address: int = layout.ACPI
+    *,
+    apic_ids: Sequence[int],
+    devices: Sequence[VirtioMmio] = (),
+    others: Sequence[bytes] = (),
+    address: int = layout.ACPI,
 ) -> tuple[bytes, int]:
     """Return the tables, to be placed at `address`, and the RSDP's physical address.
 
     `address` is a multiple of 16 below 4 GiB, and within 0xe0000..0xfffff if the guest is to
-    find the RSDP by itself. `apic_ids` are the vCPUs', ascending. ValueError when tables at the
-    usual address would run into the MP table.
+    find the RSDP by itself. `apic_ids` are the vCPUs', ascending, and `others` are tables beside
+    those made here. ValueError when tables at the usual address would run into the MP table.
     """
     image = bytearray(_RSDP_SIZE)
 
-    def place(table: bytes) -> int:
+    def place(data: bytes) -> int:
         image.extend(bytes(-len(image) % _ALIGNMENT))
         at = address + len(image)
-        image.extend(table)
+        image.extend(data)
         return at
 
     fadt = place(_fadt(place(_dsdt(devices))))
-    madt = place(_madt(apic_ids))
-    xsdt = place(_table(b"XSDT", 1, pack("<QQ", fadt, madt)))
+    found = [fadt, place(_madt(apic_ids)), *map(place, others)]
+    xsdt = place(table(b"XSDT", 1, pack(f"<{len(found)}Q", *found)))
     image[:_RSDP_SIZE] = _rsdp(xsdt)
     if address < layout.ACPI_END < address + len(image):
         raise ValueError(f"{len(devices)} devices: their ACPI tables reach past the room for them")

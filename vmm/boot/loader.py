@@ -83,7 +83,13 @@ def _write_tables(
     memory.write(layout.MPTABLE, mptable.build(config.topology.apic_ids))
     if config.discovery == "cmdline":
         return 0
-    tables, rsdp = acpi.build(apic_ids=config.topology.apic_ids, devices=devices)
+    apic_ids = config.topology.apic_ids
+    others: Sequence[bytes] = ()
+    if config.numa is not None:
+        from . import numa  # noqa: PLC0415  (few machines have nodes)
+
+        others = numa.tables(config.numa, apic_ids)
+    tables, rsdp = acpi.build(apic_ids=apic_ids, devices=devices, others=others)
     memory.write(layout.ACPI, tables)
     return rsdp
 

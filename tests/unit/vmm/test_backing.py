@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from pyvirt.vmm.backing import HUGE_PAGES, Backing
+from pyvirt.vmm.memdev import Memdev
 from pyvirt.vmm.memory import MIB, SIZE_MIN, GuestMemory
 
 from ..refusal import refusal
@@ -23,13 +24,19 @@ def resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
+def of(backing: Backing, size: int = SIZE_MIN, *, shared: bool = False) -> GuestMemory:
+    """Return memory that is all of one kind."""
+    memdev = Memdev(backing.option, size, backing=backing)
+    return GuestMemory(size, shared=shared, memdevs=(memdev,))
+
+
 def used(backing: Backing, *, shared: bool = False) -> tuple[int, bytes]:
     """Write to memory, clear it, close it; return its descriptor and what the file had."""
     before = descriptors()
-    memory = GuestMemory(SIZE_MIN, shared=shared, backing=backing)
+    memory = of(backing, shared=shared)
     memory.write(4096, b"written")
-    seen = os.pread(memory.fd, 7, 4096) if memory.fd >= 0 else b""
-    fd = memory.fd
+    fd = memory.files[0][2] if memory.files else -1
+    seen = os.pread(fd, 7, 4096) if fd >= 0 else b""
     memory.clear()
     assert memory.read(4096, 7) == bytes(7)
     memory.close()
@@ -59,11 +66,14 @@ def test_a_file_has_what_is_written_when_it_is_shared(
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("make", [lambda _: None, lambda folder: Backing("-mem-path", path=folder)])
+@pytest.mark.parametrize(
+    "make",
+    [lambda _: GuestMemory(SIZE_MIN), lambda folder: of(Backing("-mem-path", path=folder))],
+)
 def test_all_of_it_is_there_when_asked_for(
-    tmp_path: Path, make: Callable[[str], Backing | None]
+    tmp_path: Path, make: Callable[[str], GuestMemory]
 ) -> None:
-    memory = GuestMemory(SIZE_MIN, backing=make(str(tmp_path)))
+    memory = make(str(tmp_path))
     memory.write(4096, b"stays")
     before = resident()
     told: list[str] = []
@@ -76,7 +86,7 @@ def test_all_of_it_is_there_when_asked_for(
 def test_huge_pages_that_are_not_free() -> None:
     before = descriptors()
     wanted = 512 << 30
-    message = refusal(lambda: GuestMemory(wanted, backing=Backing("-object m", huge_page=2 * MIB)))
+    message = refusal(lambda: of(Backing("-object m", huge_page=2 * MIB), wanted))
     head, _, mend = message.partition(" are free; ")
     assert head.startswith("-object m: 262144 pages of 2 MiB are needed and ")
     assert mend == (
@@ -86,12 +96,8 @@ def test_huge_pages_that_are_not_free() -> None:
 
 
 def test_memory_that_is_no_whole_huge_pages() -> None:
-    message = refusal(
-        lambda: GuestMemory(SIZE_MIN, backing=Backing("-object m", huge_page=HUGE_PAGES[1]))
-    )
-    assert message == (
-        "-object m: 128 MiB are no whole pages of 1024 MiB; give -m a multiple of that"
-    )
+    message = refusal(lambda: of(Backing("-object m", huge_page=HUGE_PAGES[1])))
+    assert message == "-object m: 128 MiB are no whole pages of 1024 MiB; give a size that is"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +108,7 @@ def test_places_that_cannot_be_used(tmp_path: Path, name: str, reason: str) -> N
     os.mkfifo(tmp_path / "fifo")
     path = tmp_path / name
     before = descriptors()
-    message = refusal(lambda: GuestMemory(SIZE_MIN, backing=Backing("-mem-path", path=str(path))))
+    message = refusal(lambda: of(Backing("-mem-path", path=str(path))))
     assert message == (
         f"-mem-path {path}: 128 MiB: {reason}; name a folder or file that can be written, "
         "with room for the guest's memory"

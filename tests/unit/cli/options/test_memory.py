@@ -13,14 +13,15 @@ USE = ("-machine", "memory-backend=m")
 
 
 def backing(*words: str) -> tuple[object, ...]:
-    found = parse(list(words)).backing
+    (memdev,) = parse(list(words)).memdevs
+    found = memdev.backing
     assert found is not None
     return found.path, found.huge_page, found.shared, found.seal
 
 
 def test_none_unless_asked_for() -> None:
     options = parse(["-machine", "mem-share=on"])
-    assert (options.backing, options.prealloc, options.share) == (None, False, True)
+    assert (options.memdevs, options.prealloc, options.share) == ((), False, True)
     assert parse(["-mem-prealloc"]).prealloc
 
 
@@ -37,13 +38,21 @@ def test_objects() -> None:
     file = "memory-backend-file,id=m,size=256M,mem-path=/m,share=on"
     assert backing("-object", file, *USE) == ("/m", 0, True, True)
     options = parse(["-object", "memory-backend-ram,id=m,size=1G,share=on,prealloc=on", *USE])
-    assert (options.backing, options.share, options.prealloc) == (None, True, True)
+    (memdev,) = options.memdevs
+    assert (memdev.backing, memdev.shared, memdev.prealloc) == (None, True, True)
+    assert (memdev.policy, memdev.host_nodes) == ("default", ())
     assert options.memory == 1024 * MIB
+
+
+@pytest.mark.parametrize("nodes", ["host-nodes=0-2:4", "host-nodes=0-2,host-nodes=4"])
+def test_nodes_of_the_host(nodes: str) -> None:
+    (memdev,) = parse(["-object", f"{MEMFD},policy=interleave,{nodes}", *USE]).memdevs
+    assert (memdev.policy, memdev.host_nodes) == ("interleave", (0, 1, 2, 4))
 
 
 REFUSED = [
     (["-object", MEMFD], ("-object memory-backend-memfd,id=m: nothing uses it; "
-     "add -machine memory-backend=m")),
+     "add -machine memory-backend=m, or memdev=m to a -numa node")),
     ([*USE], ("-machine memory-backend=m: there is no such object; "
      "add -object memory-backend-memfd,id=m,size=SIZE")),
     ([*USE, "-mem-path", "/m"], ("-machine memory-backend=m: not with -mem-path /m; "
@@ -63,6 +72,16 @@ REFUSED = [
      "-object memory-backend-memfd,id=m,hugetlbsize: goes with hugetlb=on; give both"),
     (["-object", f"{MEMFD},hugetlb=on,hugetlbsize=4M", *USE],
      "-object hugetlbsize 4M: not one of 2M, 1G"),
+    (["-object", f"{MEMFD},host-nodes=0", *USE], ("-object memory-backend-memfd,id=m,host-nodes: "
+     "goes with a policy; give one of preferred, bind, interleave")),
+    (["-object", f"{MEMFD},policy=bind", *USE],
+     "-object memory-backend-memfd,id=m,policy=bind: of no nodes; give host-nodes=N"),
+    (["-object", f"{MEMFD},policy=near,host-nodes=0", *USE], ("-object memory-backend-memfd,id=m,"
+     "policy near: not one of default, preferred, bind, interleave")),
+    (["-object", f"{MEMFD},policy=bind,host-nodes=3-1", *USE],
+     "-object host-nodes 3-1: 3-1 ends before it begins; give 1-3"),
+    (["-object", f"{MEMFD},policy=bind,host-nodes=x", *USE],
+     "-object host-nodes x: not a number from 0 to 1023"),
 ]  # fmt: skip
 
 

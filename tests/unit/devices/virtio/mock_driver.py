@@ -74,7 +74,8 @@ class Ram:
             host = ffi.cast("void *", base + offset)
             check(lib.pv_memory_add(memory, start, size, host), "region")
             if self._fd >= 0:
-                lib.pv_memory_share(memory, self._fd, offset)
+                file = ffi.new("struct pv_memory_file *", (start, size, offset, self._fd))
+                check(lib.pv_memory_share(memory, file), "file")
             offset += size
         return memory
 
