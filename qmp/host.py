@@ -57,6 +57,30 @@ class NicRequest:
 
 
 @dataclass(frozen=True)
+class VcpuPlace:
+    """Where a vCPU is: `die` None where no socket has two of them, `node` where there is one."""
+
+    socket: int
+    die: int | None
+    core: int
+    thread: int
+    node: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryBackend:
+    """A piece of guest memory; `host_nodes` of this host it comes from by `policy`."""
+
+    id: str
+    size: int  # bytes
+    shared: bool
+    prealloc: bool
+    dumped: bool
+    policy: str = "default"
+    host_nodes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Counters:
     """Counters of a vCPU, a device or the machine."""
 
@@ -147,6 +171,12 @@ if TYPE_CHECKING:
 
         def vcpu_threads(self) -> Sequence[int]:
             """Return the thread id of each vCPU, by index."""
+
+        def vcpu_places(self) -> Sequence[VcpuPlace]:
+            """Return the place of each vCPU, by index."""
+
+        def memory_backends(self) -> Sequence[MemoryBackend]:
+            """Return what guest memory is made of, from address 0 on."""
 
         def iothreads(self) -> Sequence[tuple[str, int]]:
             """Return id and thread id (0: it does not run) of each I/O thread with a name."""

@@ -27,8 +27,10 @@ from .host import (
     DiskRequest,
     GuestStatistics,
     Image,
+    MemoryBackend,
     NicRequest,
     RxFilter,
+    VcpuPlace,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from ..vmm.machine import Machine
     from .listener import ListenerConfig
 
+_RAM = "microvm.ram"  # QEMU's id of memory that no object has
 # What the machine calls the kinds of its slots.
 _KINDS = {BLOCK: "block", NET: "net"}
 # Why a machine ended: whether the guest did it, and QEMU's word for that.
@@ -142,6 +145,42 @@ class MachineHost:
     def vcpu_threads(self) -> list[int]:
         """Return the thread ids, 0 before the start."""
         return list(self._machine.thread_ids)
+
+    def vcpu_places(self) -> list[VcpuPlace]:
+        """Return what CPUID and SRAT tell the guest."""
+        topology, numa = self._machine.config.topology, self._machine.config.numa
+        found = []
+        for vcpu in range(topology.vcpus):
+            socket, die, core, thread = topology.place(vcpu)
+            node = numa.node_of(vcpu) if numa is not None else None
+            found.append(VcpuPlace(socket, die if topology.dies > 1 else None, core, thread, node))
+        return found
+
+    def memory_backends(self) -> list[MemoryBackend]:
+        """Return the objects, or what is there without any by QEMU's name."""
+        config = self._machine.config
+        memdevs = [memdev for memdev in config.memdevs if memdev.id]
+        found = [
+            MemoryBackend(
+                id=memdev.id,
+                size=memdev.size,
+                shared=config.share or memdev.shared,
+                prealloc=config.prealloc or memdev.prealloc,
+                dumped=config.dump_guest_core,
+                policy=memdev.policy,
+                host_nodes=memdev.host_nodes,
+            )
+            for memdev in memdevs
+        ]
+        return found or [
+            MemoryBackend(
+                id=_RAM,
+                size=self.memory,
+                shared=config.share,
+                prealloc=config.prealloc,
+                dumped=config.dump_guest_core,
+            )
+        ]
 
     def iothreads(self) -> list[tuple[str, int]]:
         """Return those of the command line; the threads of single queues have no name."""

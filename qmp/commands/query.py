@@ -10,7 +10,10 @@ from ..host import DEVICE, VCPU, VM
 from ..schema import Arguments, Boolean, Choice, Command, Field, Struct, Text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ...vmm.hotplug import Backend, Device
+    from ..host import VcpuPlace
     from ..session import Session
 
 _VCPUS_MAX = 254
@@ -40,9 +43,24 @@ def _path(vcpu: int) -> str:
     return f"/machine/unattached/device[{vcpu}]"
 
 
-def _props(vcpu: int) -> dict[str, int]:
-    # One socket of single-threaded cores, as the guest sees it.
-    return {"core-id": vcpu, "socket-id": 0, "thread-id": 0}
+def _props(place: VcpuPlace) -> dict[str, int]:
+    words = {
+        "core-id": place.core,
+        "die-id": place.die,
+        "node-id": place.node,
+        "socket-id": place.socket,
+        "thread-id": place.thread,
+    }
+    return {name: value for name, value in words.items() if value is not None}
+
+
+def _vcpus(session: Session) -> Iterator[tuple[int, dict[str, int], int]]:
+    """Yield each vCPU's index, properties and thread id."""
+    host = session.monitor.host
+    for vcpu, (place, thread) in enumerate(
+        zip(host.vcpu_places(), host.vcpu_threads(), strict=True)
+    ):
+        yield vcpu, _props(place), thread
 
 
 def _cpus(session: Session, _: Arguments) -> object:
@@ -52,11 +70,11 @@ def _cpus(session: Session, _: Arguments) -> object:
             "CPU": vcpu,
             "current": True,
             "halted": False,
-            "props": _props(vcpu),
+            "props": props,
             "qom_path": _path(vcpu),
             "thread_id": thread,
         }
-        for vcpu, thread in enumerate(session.monitor.host.vcpu_threads())
+        for vcpu, props, thread in _vcpus(session)
     ]
 
 
@@ -64,19 +82,19 @@ def _cpus_fast(session: Session, _: Arguments) -> object:
     return [
         {
             "cpu-index": vcpu,
-            "props": _props(vcpu),
+            "props": props,
             "qom-path": _path(vcpu),
             "target": "x86_64",
             "thread-id": thread,
         }
-        for vcpu, thread in enumerate(session.monitor.host.vcpu_threads())
+        for vcpu, props, thread in _vcpus(session)
     ]
 
 
 def _hotpluggable_cpus(session: Session, _: Arguments) -> object:
     return [
-        {"type": "host-x86-cpu", "vcpus-count": 1, "props": _props(vcpu), "qom-path": _path(vcpu)}
-        for vcpu, _ in enumerate(session.monitor.host.vcpu_threads())
+        {"type": "host-x86-cpu", "vcpus-count": 1, "props": props, "qom-path": _path(vcpu)}
+        for vcpu, props, _ in _vcpus(session)
     ]
 
 
@@ -91,6 +109,22 @@ def _uuid(session: Session, _: Arguments) -> object:
 
 def _memory_size(session: Session, _: Arguments) -> object:
     return {"base-memory": session.monitor.host.memory, "plugged-memory": 0}
+
+
+def _memdev(session: Session, _: Arguments) -> object:
+    return [
+        {
+            "id": one.id,
+            "size": one.size,
+            "merge": False,
+            "dump": one.dumped,
+            "prealloc": one.prealloc,
+            "share": one.shared,
+            "host-nodes": list(one.host_nodes),
+            "policy": one.policy,
+        }
+        for one in session.monitor.host.memory_backends()
+    ]
 
 
 def _none(_: Session, __: Arguments) -> object:
@@ -249,7 +283,12 @@ def _stats(session: Session, given: Arguments) -> object:
 
 COMMANDS = (
     Command("query-cpus", "Returns the vCPUs and the threads that run them.", _cpus),
-    Command("query-cpus-fast", "The same with QEMU's newer names.", _cpus_fast, since="pyvirt"),
+    Command(
+        "query-cpus-fast",
+        "The same with QEMU's newer names. `node-id` is there with `-numa`, `die-id` with dies.",
+        _cpus_fast,
+        since="pyvirt",
+    ),
     Command(
         "query-hotpluggable-cpus",
         "Returns the vCPUs, all of which are plugged from the start.",
@@ -269,6 +308,20 @@ COMMANDS = (
         _memory_size,
         since="pyvirt",
         example=("", '{"base-memory": 268435456, "plugged-memory": 0}'),
+    ),
+    Command(
+        "query-memdev",
+        "Returns what the guest's memory is made of: the memory backends of `-object`, or "
+        "`microvm.ram`, with the nodes of the host that it comes from.",
+        _memdev,
+        since="pyvirt",
+        example=(
+            "",
+            (
+                '[{"id": "m0", "size": 134217728, "merge": false, "dump": false, '
+                '"prealloc": false, "share": false, "host-nodes": [0], "policy": "bind"}]'
+            ),
+        ),
     ),
     Command(
         "query-memory-devices",

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 QUERIES = (
     "query-status", "query-name", "query-uuid", "query-cpus-fast", "query-hotpluggable-cpus",
     "query-machines", "query-iothreads", "query-chardev", "query-block", "query-blockstats",
-    "query-named-block-nodes", "query-rx-filter", "query-memory-size-summary",
+    "query-named-block-nodes", "query-rx-filter", "query-memory-size-summary", "query-memdev",
     "query-cpu-definitions", "query-qmp-schema",
 )  # fmt: skip
 
@@ -362,3 +363,35 @@ def test_answers_are_as_qemu_has_them(equipped: Monitored, tmp_path: Path) -> No
     assert equipped.names() == ["STOP", "RESUME", "RESET", "DEVICE_DELETED", "SHUTDOWN"]
     for event in equipped.events:
         assert schema().event(event["event"], event["data"]) == []
+
+
+def counts(guest: Monitored, seen: set[str]) -> bool:
+    """Say whether the mailbox has had more than one value."""
+    seen.add(guest.mailbox())
+    return len(seen) > 1
+
+
+def test_nodes_of_vcpus_and_memory(kernel: Kernel) -> None:
+    """The guest is the same as ever, in memory of two pieces, and after a reset."""
+    words = (
+        *("-smp", "2", "-numa", "node,cpus=1,memdev=low", "-numa", "node,cpus=0,memdev=high"),
+        *("-object", "memory-backend-ram,id=low,size=64M,host-nodes=0,policy=bind"),
+        *("-object", "memory-backend-memfd,id=high,size=64M,prealloc=on"),
+    )
+    with Monitored(kernel("spin"), *words) as guest:
+        client = guest.client
+        for _ in range(2):
+            values = {guest.mailbox()}
+            wait_for(partial(counts, guest, values), "count")
+            client.execute("system_reset")
+        found = client.execute("query-cpus-fast")
+        assert [one["props"].get("node-id") for one in found] == [1, 0]
+        found = client.execute("query-memdev")
+        assert schema().answer("query-memdev", found) == []
+        keys = ("id", "size", "share", "prealloc", "host-nodes", "policy")
+        assert [tuple(one[key] for key in keys) for one in found] == [
+            ("low", 64 << 20, False, False, [0], "bind"),
+            ("high", 64 << 20, True, True, [], "default"),
+        ]
+        guest.client.execute("quit")
+        assert guest.ended() == 0

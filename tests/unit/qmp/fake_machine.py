@@ -29,7 +29,9 @@ from pyvirt.qmp.host import (
     Counters,
     GuestStatistics,
     Image,
+    MemoryBackend,
     RxFilter,
+    VcpuPlace,
 )
 from pyvirt.qmp.listener import UNIX, ListenerConfig
 from pyvirt.qmp.monitor import Monitor
@@ -105,6 +107,7 @@ class FakeHost:
         self.because = ""
         self._state = RUNNING
         self._vcpus = vcpus
+        self.places: list[VcpuPlace] = []  # in place of cores of one socket
 
     def state(self) -> str:
         return self._state
@@ -140,6 +143,16 @@ class FakeHost:
 
     def vcpu_threads(self) -> list[int]:
         return [1000 + vcpu for vcpu in range(self._vcpus)]
+
+    def vcpu_places(self) -> list[VcpuPlace]:
+        return self.places or [VcpuPlace(0, None, vcpu, 0) for vcpu in range(self._vcpus)]
+
+    def memory_backends(self) -> list[MemoryBackend]:
+        return [
+            MemoryBackend(id="m0", size=128 << 20, shared=False, prealloc=True, dumped=False),
+            MemoryBackend(id="m1", size=64 << 20, shared=True, prealloc=False, dumped=True,
+                          policy="bind", host_nodes=(0, 2)),
+        ]  # fmt: skip
 
     def iothreads(self) -> list[tuple[str, int]]:
         return [("io0", 1100)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pyvirt.qmp import events, introspect
+from pyvirt.qmp.host import VcpuPlace
 from pyvirt.qmp.table import BY_NAME, TABLE
 
 from .fake_machine import GENERIC, Bench, add_disk
@@ -138,6 +139,12 @@ TOLD: dict[str, object] = {
     "query-kvm": {"enabled": True, "present": True},
     "query-pci": [],
     "query-memory-devices": [],
+    "query-memdev": [
+        {"id": "m0", "size": 128 << 20, "merge": False, "dump": False, "prealloc": True,
+         "share": False, "host-nodes": [], "policy": "default"},
+        {"id": "m1", "size": 64 << 20, "merge": False, "dump": True, "prealloc": False,
+         "share": True, "host-nodes": [0, 2], "policy": "bind"},
+    ],
     "query-dump-guest-memory-capability": {"formats": ["elf"]},
     "query-target": {"arch": "x86_64"},
     "query-iothreads": [
@@ -353,6 +360,16 @@ def test_human_registers(bench: Bench) -> None:
         GENERIC,
         "`cpu-index` 2: the machine has 2, counted from 0",
     )
+
+
+def test_vcpus_have_their_places(bench: Bench) -> None:
+    bench.host.places = [VcpuPlace(0, 1, 2, 3, 0), VcpuPlace(1, None, 0, 0, 1)]
+    expected = [
+        {"core-id": 2, "die-id": 1, "node-id": 0, "socket-id": 0, "thread-id": 3},
+        {"core-id": 0, "node-id": 1, "socket-id": 1, "thread-id": 0},
+    ]
+    for command in ("query-cpus", "query-cpus-fast", "query-hotpluggable-cpus"):
+        assert [one["props"] for one in bench.do(command)] == expected
 
 
 def test_uuid_and_memory(bench: Bench) -> None:
