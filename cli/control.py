@@ -33,7 +33,14 @@ class Control:
         from ..qmp.machine import MachineHost
         from ..qmp.server import Server
 
-        self._host = MachineHost(machine, serial, options.monitors, options.iothreads)
+        self._host = MachineHost(
+            machine,
+            serial,
+            options.monitors,
+            options.iothreads,
+            log=self._log,
+            restored=options.incoming is not None,
+        )
         self._server = Server(self._host, options.monitors, self._log)
         self._host.tell(self._server.emit)
 

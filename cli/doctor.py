@@ -9,6 +9,7 @@ import sys
 
 from ..errors import PyvirtError
 from ..vmm import kvm, probe
+from ..vmm.snapshot import ioctls
 from . import usage
 
 USAGE = """\
@@ -59,7 +60,10 @@ def _check_kvm(report: Report) -> bool:
             )
             return False
         report.line(_OK, "KVM capabilities", f"all {len(kvm.REQUIRED)} that pyvirt needs")
-        for name, use in _OPTIONAL:
+        for name, use in ioctls.REQUIRED:
+            if not kvm.extension(fd, name):
+                report.line(_LESS, "KVM capabilities", f"no {name} ({use}): no snapshots")
+        for name, use in (*_OPTIONAL, *ioctls.OPTIONAL):
             if not kvm.extension(fd, name):
                 report.line(_LESS, "KVM capabilities", f"no {name}: without it not {use}")
         return _check_exception(report, fd)

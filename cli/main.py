@@ -18,6 +18,8 @@ _VERSIONS = ("-V", "-version", "--version")
 COMMANDS = {
     "run": "boot a guest; without options a small Debian one, to a shell",
     "exec": "run a command in a guest that has pyvirt's agent",
+    "snapshot": "write a machine to a folder, from where it stands",
+    "restore": "run a guest from such a folder",
     "ps": "the machines that run, and where their monitors are",
     "qmp": "talk to a machine's monitor: one command, or a shell",
     "doctor": "what this host can do, and what to do about the rest",

@@ -27,6 +27,7 @@ from .timeline import Timeline
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..devices.terminal import RawTerminal
+    from ..vmm.snapshot.restore import Incoming
     from .options.parsed import Options
 
 # What is still in the serial port at the end is given this long to reach its reader.
@@ -97,9 +98,10 @@ def config(options: Options) -> MachineConfig:
         actions=options.actions,
         topology=options.topology,
         memdevs=options.memdevs,
+        content=options.content,
         prealloc=options.prealloc,
         numa=options.numa,
-        hotplug=bool(options.monitors),
+        hotplug=bool(options.monitors) if options.hotplug is None else options.hotplug,
     )
 
 
@@ -137,10 +139,12 @@ class _Events:
         os.close(self.quit_fd)
 
 
-def _run_here(options: Options, log: Log, timeline: Timeline) -> int:
+def _run_here(
+    options: Options, log: Log, timeline: Timeline, incoming: Incoming | None = None
+) -> int:
     """Run the guest on this host's KVM; return the exit status."""
     with daemonize() if options.daemonize else Starter() as starter:
-        return _run(options, log, timeline, starter)
+        return _run(options, log, timeline, starter, incoming)
 
 
 class _Terminal:
@@ -165,7 +169,13 @@ class _Terminal:
             self._raw.__exit__(*error)
 
 
-def _run(options: Options, log: Log, timeline: Timeline, starter: Starter) -> int:
+def _run(
+    options: Options,
+    log: Log,
+    timeline: Timeline,
+    starter: Starter,
+    incoming: Incoming | None = None,
+) -> int:
     lib.pv_crash_thread(b"main")
     check(lib.pv_crash_report(log.fd), "signals")
     _thread.stack_size(_STACK)
@@ -176,11 +186,17 @@ def _run(options: Options, log: Log, timeline: Timeline, starter: Starter) -> in
     with PidFile(options.pidfile):
         machine = Machine(config(options), log, timeline.mark)
         try:
-            machine.load()
+            if incoming is None:
+                machine.load()
             irq_fd = machine.interrupt_line(layout.COM1_IRQ).fd
             with Serial(options.serial, irq_fd=irq_fd) as serial:
                 serial.attach(machine.bus, layout.COM1)
                 machine.on_reset.append(serial.reset)
+                machine.parts["serial0"] = serial
+                if incoming is not None:
+                    incoming.restore(machine, log)
+                    incoming.close()
+                    timeline.mark("restored")
                 try:
                     control.listen(options, machine, serial)
                     with _Terminal(options, machine):
@@ -263,14 +279,19 @@ def main(argv: list[str]) -> int:
         log.open(options.log)
     if options.timeline:
         _check_timeline(options.timeline)
-    if not options.kernel:
+    if not options.kernel and options.incoming is None:
         options = _with_default_guest(argv, options)
+    incoming: Incoming | None = None
+    if options.incoming is not None:
+        from .options.incoming import open_snapshot
+
+        incoming = open_snapshot(options)
     reason = _use_lab(options)
     if reason:
         from . import run_in_lab
 
         return run_in_lab.run(options, config(options), reason)
-    status = _run_here(options, log, timeline)
+    status = _run_here(options, log, timeline, incoming)
     if options.timeline is not None:
         _show(timeline, options.timeline)
     return status

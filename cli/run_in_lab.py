@@ -188,7 +188,8 @@ def run(options: Options, config: MachineConfig, reason: str) -> int:
     """Run the guest in the lab; return pyvirt's exit status there."""
     _check_nics(options, config)
     _check_sockets(options)
-    _check(config)
+    if options.incoming is None:
+        _check(config)
     if options.accel == "auto":
         sys.stderr.write(f"pyvirt: running in the nested lab, because: {reason}\n")
         sys.stderr.flush()

@@ -14,6 +14,7 @@ STAGES = (
     ("imports", "modules imported"),
     ("vm-ready", "VM ready"),
     ("kernel-loaded", "kernel loaded"),
+    ("restored", "restored"),
     ("first-run", "first KVM_RUN"),
     ("first-byte", "first console byte"),
     ("init", "init runs"),

@@ -87,6 +87,9 @@ class BochsPowerOff:
         """Take what `save` returned; StateError."""
         self._next = fields.integer("letters", 0, len(self._WORD) - 1)
 
+    def resume(self) -> None:
+        """Nothing was on its way."""
+
 
 class PanicPort(Stateless):
     """The pvpanic device: a kernel that panics writes what happened, if it has the driver.

@@ -111,6 +111,20 @@ class Chardev:
 
 
 @dataclass(frozen=True)
+class Saving:
+    """How far a snapshot is: `none`, `active`, `completed`, `failed` (by an `error`), `canceled`.
+
+    In bytes of guest memory, those seen to, all there are, and those written; 0 with `none`.
+    """
+
+    status: str
+    error: str = ""
+    done: int = 0
+    total: int = 0
+    written: int = 0
+
+
+@dataclass(frozen=True)
 class GuestStatistics:
     """What a balloon's driver says of its guest, asked every `interval` seconds, 0: not at all.
 
@@ -168,6 +182,18 @@ if TYPE_CHECKING:
 
         def reset(self) -> None:
             """Start the machine anew; return when that is done. RESET."""
+
+        def save(self, path: str) -> None:
+            """Pause the machine and begin to write it to a folder. STOP, unless it stood already.
+
+            A guest that ran runs on where this is refused.
+            """
+
+        def saving(self) -> Saving:
+            """Return how far that has come."""
+
+        def cancel_save(self) -> None:
+            """Have it end soon; nothing happens when it has ended."""
 
         def vcpu_threads(self) -> Sequence[int]:
             """Return the thread id of each vCPU, by index."""

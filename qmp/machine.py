@@ -17,6 +17,7 @@ from ..errors import QmpError
 from ..native import ffi, lib
 from ..vmm import end, inspection
 from ..vmm.hotplug import BLOCK, NET, Inventory
+from ..vmm.log import Log
 from . import events
 from .host import (
     DEVICE,
@@ -30,6 +31,7 @@ from .host import (
     MemoryBackend,
     NicRequest,
     RxFilter,
+    Saving,
     VcpuPlace,
 )
 
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from ..devices.virtio.fault import Fault, FaultState
     from ..vmm.hotplug import Device, Resource
     from ..vmm.machine import Machine
+    from ..vmm.snapshot.save import Saver
     from .listener import ListenerConfig
 
 _RAM = "microvm.ram"  # QEMU's id of memory that no object has
@@ -71,10 +74,14 @@ class MachineHost:
         serial: Serial | None = None,
         monitors: Sequence[ListenerConfig] = (),
         iothreads: tuple[IoThread, ...] = (),
+        *,
+        log: Log | None = None,
+        restored: bool = False,
     ) -> None:
         """Enter the disks and NICs that the machine has from its start; it is not ours.
 
-        `serial` is its serial port; some of `monitors` are on a chardev.
+        `serial` is its serial port; some of `monitors` are on a chardev. `restored` says that it
+        comes from a snapshot.
         """
         self.name = of.config.name
         self.uuid = of.config.uuid
@@ -85,6 +92,9 @@ class MachineHost:
         self._monitors = monitors
         self._iothreads = iothreads
         self._is_quitting = False
+        self._log = log
+        self._saver: Saver | None = None
+        self._saved = Saving("completed" if restored else "none")
         assert of.slots is not None
         for kind, name in _KINDS.items():
             for slot, device in enumerate(of.slots.pluggable(name)):
@@ -141,6 +151,26 @@ class MachineHost:
     def reset(self) -> None:
         """Press the reset button."""
         self._machine.reset()
+
+    def save(self, path: str) -> None:
+        """Begin to write a snapshot."""
+        from ..vmm.snapshot.save import Saver  # noqa: PLC0415  (few machines are saved)
+
+        if self._saver is None:
+            self._saver = Saver(self._machine, self._log or Log())
+        self._saver.start(path)
+
+    def saving(self) -> Saving:
+        """Return how far it is."""
+        if self._saver is None:
+            return self._saved
+        done, total, written = self._saver.progress()
+        return Saving(self._saver.status, self._saver.error, done, total, written)
+
+    def cancel_save(self) -> None:
+        """End it."""
+        if self._saver is not None:
+            self._saver.cancel()
 
     def vcpu_threads(self) -> list[int]:
         """Return the thread ids, 0 before the start."""

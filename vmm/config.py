@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ..devices.virtio.device import DeviceConfig
     from .cpu_model import CpuModel
     from .memdev import Memdev
+    from .memory import Content
     from .numa import Numa
 
 VCPUS_MAX = 254
@@ -24,6 +25,7 @@ class MachineConfig:
     __slots__ = (
         "actions",
         "cmdline",
+        "content",
         "cpu",
         "devices",
         "discovery",
@@ -73,6 +75,7 @@ class MachineConfig:
         actions: Actions | None = None,
         topology: Topology | None = None,
         memdevs: tuple[Memdev, ...] = (),
+        content: Content | None = None,
         prealloc: bool = False,
         numa: Numa | None = None,
     ) -> None:
@@ -90,7 +93,8 @@ class MachineConfig:
         device of kvm-unit-tests. `actions` is None for a guest that ends its run itself, and
         `topology`, which has the same number of vCPUs, for one socket of single-threaded cores.
         `memdevs` are what the memory is made of, from address 0 on; without any it is anonymous,
-        or a memfd with `share`. `prealloc` has the host provide all of it before the guest starts.
+        or a memfd with `share`. `content` is what is in anonymous memory from the start on, None
+        for zeroes. `prealloc` has the host provide all of it before the guest starts.
         `numa` is None for one node; it takes ACPI to tell of more.
         """
         self.kernel = kernel
@@ -118,5 +122,6 @@ class MachineConfig:
         self.actions = actions or Actions()
         self.topology = topology or Topology(vcpus)
         self.memdevs = memdevs
+        self.content = content
         self.prealloc = prealloc
         self.numa = numa

@@ -76,7 +76,7 @@ class Reaction:
     So those are done on a thread of their own, one at a time, and the vCPUs stand until then.
     """
 
-    __slots__ = ("_actions", "_is_busy", "_life", "_lock", "_log", "because")
+    __slots__ = ("_actions", "_life", "_lock", "_log", "because", "is_busy")
 
     def __init__(self, actions: Actions, life: Life, log: Log) -> None:
         self.because = ""  # it is paused: "shutdown", "guest-panicked", "" for another reason
@@ -84,7 +84,7 @@ class Reaction:
         self._life = life
         self._log = log
         self._lock = _thread.allocate_lock()
-        self._is_busy = False
+        self.is_busy = False  # the guest has asked for something that is not over
 
     def on_reset(self) -> None:
         """Reset the machine, as the guest asks for, or end it."""
@@ -123,14 +123,14 @@ class Reaction:
     def done(self) -> None:
         """Forget what was asked: the machine starts anew, or runs on."""
         self.because = ""
-        self._is_busy = False
+        self.is_busy = False
 
     def _ask(self, what: Callable[[], None]) -> None:
         with self._lock:
             # Another vCPU was first.
-            if self._is_busy or not self._life.hold():
+            if self.is_busy or not self._life.hold():
                 return
-            self._is_busy = True
+            self.is_busy = True
         _thread.start_new_thread(self._carry_out, (what,))
 
     def _carry_out(self, what: Callable[[], None]) -> None:

@@ -24,14 +24,28 @@ from .vm import InterruptLine, Vm, check_kvm
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any
+    from typing import Any, Protocol
 
     from ..devices.chardev import Chardev
     from ..devices.virtio.device import Device, Pluggable
+    from ..state import Fields
     from .boot.kernel import Kernel
     from .config import MachineConfig
     from .log import Log
     from .vcpu import Vcpu
+
+    class Part(Protocol):
+        """What has a state; see state.py."""
+
+        def save(self) -> dict[str, object]:
+            """Return it."""
+
+        def restore(self, fields: Fields) -> None:
+            """Take it; StateError."""
+
+        def resume(self) -> None:
+            """Go on after `restore`."""
+
 
 RUNNING, PAUSED, ENDED = "running", "paused", "ended"
 
@@ -67,6 +81,8 @@ class Machine:
         self.listeners: list[Callable[[str, dict[str, Any]], None]] = []
         # Called during `reset`, to reset what the machine does not own.
         self.on_reset: list[Callable[[], None]] = []
+        # What has a state beside vCPUs and slots, by the name that it has in a snapshot.
+        self.parts: dict[str, Part] = {}
         self._virtio = list(virtio)
         self._log = log
         self._mark = mark
@@ -76,6 +92,8 @@ class Machine:
         self._state = PAUSED
         self._first_run_ns = 0  # before the first reset
         self._is_stopped = False
+        self._saving = _thread.allocate_lock()  # held while a snapshot is written
+        self._cancel_save: Callable[[], None] = lambda: None
         # Guards the state, the reason and which VM it is; the vCPU threads stand at the gate.
         self._lock = _thread.allocate_lock()
         # Held while a slot or the whole machine changes, which may wait for requests in flight.
@@ -100,6 +118,7 @@ class Machine:
             shared=config.share,
             dumped=config.dump_guest_core,
             memdevs=config.memdevs,
+            content=config.content,
         )
         self._populate(self.memory)
         self._vm = Vm(self._kvm_fd, self.memory, config, self.bus)
@@ -119,6 +138,17 @@ class Machine:
             at += memdev.size
 
     @property
+    def vm(self) -> Vm:
+        """Return KVM's part; another after a reset."""
+        assert self._vm is not None
+        return self._vm
+
+    @property
+    def kvm_fd(self) -> int:
+        """Return the descriptor of /dev/kvm."""
+        return self._kvm_fd
+
+    @property
     def vcpus(self) -> list[Vcpu]:
         """Return the vCPUs, by index; others after a reset."""
         return self._vm.vcpus if self._vm is not None else []
@@ -134,6 +164,7 @@ class Machine:
         exit_port = DebugExit(lambda value: self.finish(End(DEBUG_EXIT, value)))
         self.bus.add(pio, layout.DEBUG_EXIT, exit_port.SIZE, exit_port)
         off = BochsPowerOff(reaction.on_shutdown)
+        self.parts |= {"events": self._events, "bochs-power-off": off}
         self.bus.add(pio, layout.BOCHS_POWER_OFF, off.SIZE, off)
         panic = PanicPort(reaction.on_panic)
         self.bus.add(pio, layout.PANIC, panic.SIZE, panic)
@@ -271,7 +302,8 @@ class Machine:
             return True
 
     def resume(self) -> None:
-        """Let a paused guest run on; PyvirtError when it has switched itself off."""
+        """Let a paused guest run on; PyvirtError when it has switched itself off, or is saved."""
+        self._check_not_saved()
         if self.reaction.because == "shutdown":
             raise PyvirtError("the guest has switched itself off; reset the machine first")
         self.reaction.done()
@@ -293,6 +325,7 @@ class Machine:
         A paused one stays paused. `by_guest` is for who listens. PyvirtError: it cannot be; the
         machine has ended if there is nothing to go back to.
         """
+        self._check_not_saved()
         with self._change:
             self._check_alive()
             assert self.memory is not None
@@ -352,6 +385,7 @@ class Machine:
 
         PyvirtError when the machine has ended.
         """
+        self._check_not_saved()
         with self._change:
             was_running = self._set_paused()
             try:
@@ -360,6 +394,52 @@ class Machine:
             finally:
                 if was_running:
                     self._set_running()
+
+    def begin_save(self, cancel: Callable[[], None]) -> None:
+        """Pause, and have all devices stand, so that the machine can be looked at as it is.
+
+        Until `end_save` nothing can be changed; `cancel` is called when the machine is to be closed
+        before that. PyvirtError: it has ended, or a device does not come to a stand; a guest that
+        ran runs on then.
+        """
+        self._check_not_saved()
+        with self._change:
+            self._check_alive()
+            assert self.slots is not None
+            was_running = self._set_paused()
+            try:
+                if self.reaction.is_busy:
+                    raise PyvirtError("the guest has reset itself, switched itself off or panicked")
+                self.slots.drain()
+            except BaseException:
+                if was_running:
+                    self._take_pause_back()
+                raise
+            self._saving.acquire()
+            self._cancel_save = cancel
+        if was_running:
+            self.tell("STOP")
+
+    def _take_pause_back(self) -> None:
+        with self._lock:
+            if self._state == PAUSED:
+                self._state = RUNNING
+                # What the guest has asked for comes first, and pauses by itself.
+                if not self.reaction.is_busy:
+                    lib.pv_gate_open(self._gate)
+
+    def end_save(self) -> None:
+        """Let the devices go on; the machine stays paused."""
+        assert self.slots is not None
+        self.slots.resume()
+        self._saving.release()
+
+    def _check_not_saved(self) -> None:
+        if self._saving.locked():
+            raise PyvirtError(
+                "a snapshot of the machine is being written; wait until query-migrate says that it "
+                "is completed, or cancel it by migrate_cancel"
+            )
 
     def chardevs(self) -> list[tuple[Chardev, bool, bool]]:
         """Return the character devices of the devices in the slots; see `Device.chardevs`."""
@@ -390,6 +470,7 @@ class Machine:
 
     def attach(self, kind: str, addr: int, backend: Any, **options: Any) -> None:
         """Put `backend` behind a slot, as its device's `attach` says; the guest is told."""
+        self._check_not_saved()
         with self._change:
             self._check_alive()
             self.slot(kind, addr).attach(backend, **options)
@@ -399,6 +480,7 @@ class Machine:
 
         The slot's faults go first, so that no request stays behind.
         """
+        self._check_not_saved()
         with self._change:
             self._check_alive()
             device = self.slot(kind, addr)
@@ -407,6 +489,7 @@ class Machine:
 
     def change(self, kind: str, addr: int, change: Callable[[Any], None]) -> None:
         """Let `change` change the device in a slot, while nothing else does."""
+        self._check_not_saved()
         with self._change:
             self._check_alive()
             change(self.slot(kind, addr))
@@ -437,7 +520,8 @@ class Machine:
     def close(self) -> None:
         """Stop the machine and give everything back."""
         self.stop()
-        with self._change:
+        self._cancel_save()
+        with self._saving, self._change:
             self._close()
 
     def _close(self) -> None:

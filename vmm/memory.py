@@ -11,16 +11,23 @@ import mmap
 import os
 import time
 
-from ..errors import ConfigError
+from ..errors import BackendError, ConfigError
 from ..native import check, ffi, lib
 from . import kvm, layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
+    from typing import Any, Protocol
 
     from .memdev import Memdev, Pieces
+
+    class Content(Protocol):
+        """What is in memory from the start on."""
+
+        def map(self, at: int) -> None:
+            """Map it privately at an address of this process, over what is there; ConfigError."""
+
 
 MIB = 1 << 20
 SIZE_MIN = 128 * MIB
@@ -28,7 +35,8 @@ SIZE_MAX = 512 << 30
 _PAGE = 4096
 _HUGE_PAGE = 2 << 20
 _POPULATED_AT_ONCE = 256 * MIB
-_MAP_NORESERVE = 0x4000  # asm-generic/mman.h; the mmap module names it from Python 3.12 on
+# asm-generic/mman.h and mman-common.h; the mmap module names the first from Python 3.12 on.
+_MAP_NORESERVE, _MAP_FIXED = 0x4000, 0x10
 
 
 class GuestMemory:
@@ -45,18 +53,24 @@ class GuestMemory:
         shared: bool = False,
         dumped: bool = False,
         memdevs: Sequence[Memdev] = (),
+        content: Content | None = None,
     ) -> None:
         """Map `size` bytes (128 MiB to 512 GiB, whole MiB); untouched pages cost nothing.
 
         `memdevs` are what it is made of, from address 0 on, when it is not all private memory.
-        `shared`: other processes are to see all of it. Core dumps of this process have no guest
-        memory in them unless it is to be `dumped`.
+        `shared`: other processes are to see all of it. Without either, `content` is mapped there in
+        place of zeroes. Core dumps of this process have no guest memory in them unless it is to be
+        `dumped`.
         """
         self.size = size
         self.regions = layout.ram_regions(size)
         # Of what has files that get what the guest writes: offset in all RAM, size, descriptor.
         self.files: list[tuple[int, int, int]] = []
         self._pieces = self._open(memdevs, shared=shared)
+        # Whether pages that nobody has touched are zeroes.
+        self.is_anonymous = self._pieces is None and content is None
+        self._is_mapped = content is not None
+        self._is_dumped = dumped
         try:
             self._map = self._reserve()
         except OSError as error:
@@ -64,12 +78,14 @@ class GuestMemory:
             raise ConfigError(f"-m: cannot map {size // MIB} MiB: {error.strerror}") from None
         base = int(ffi.cast("uintptr_t", ffi.from_buffer(self._map)))
         self._skip = -base % self._alignment
-        self._base = base + self._skip
+        self.base = base + self._skip
         if self._pieces is not None:
             self._map_pieces(self._pieces)
+        elif content is not None:
+            content.map(self.base)
         if not dumped:
             self._map.madvise(mmap.MADV_DONTDUMP)
-        lib.pv_crash_memory(ffi.cast("void *", self._base), size)
+        lib.pv_crash_memory(ffi.cast("void *", self.base), size)
         self._view = memoryview(self._map)[self._skip : self._skip + size]
         self._native: Any = None
 
@@ -98,7 +114,7 @@ class GuestMemory:
 
     def _map_pieces(self, pieces: Pieces) -> None:
         try:
-            pieces.map(self._base)
+            pieces.map(self.base)
         except BaseException:
             self._map.close()
             pieces.close()
@@ -132,22 +148,21 @@ class GuestMemory:
 
     def flush_page(self, address: int) -> None:
         """Make KVM forget how it maps the page of `address`; what is in it stays. Any thread."""
-        page = ffi.cast("void *", self._base + self._offset(address & -_PAGE, _PAGE))
+        page = ffi.cast("void *", self.base + self._offset(address & -_PAGE, _PAGE))
         # To allow execution takes nothing from a thread that uses the page, and KVM is told of it.
         lib.mprotect(page, _PAGE, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         lib.mprotect(page, _PAGE, mmap.PROT_READ | mmap.PROT_WRITE)
 
     def load(self, address: int, fd: int, offset: int, length: int) -> None:
         """Read `length` bytes of a file straight to `address`; EOFError when it is shorter."""
-        done = 0
         # Released at once: views that a traceback keeps alive would stand in the way of `close`.
         with self.view(address, length) as target:
-            while done < length:
-                with target[done:] as rest:
-                    count = os.preadv(fd, [rest], offset + done)
-                if count == 0:
-                    raise EOFError
-                done += count
+            _read(fd, offset, target)
+
+    def load_flat(self, start: int, fd: int, length: int) -> None:
+        """Do so for the `length` bytes that are `start` bytes into memory, and into the file."""
+        with self._view[start : start + length] as target:
+            _read(fd, start, target)
 
     def native(self) -> Any:
         """Return the struct pv_memory through which the data path sees this RAM; until `close`."""
@@ -157,7 +172,7 @@ class GuestMemory:
             self._native = ffi.gc(out[0], lib.pv_memory_free)
             offset = 0
             for start, size in self.regions:
-                host = ffi.cast("void *", self._base + offset)
+                host = ffi.cast("void *", self.base + offset)
                 check(lib.pv_memory_add(self._native, start, size, host), "guest memory")
                 self._share(start, size, offset)
                 offset += size
@@ -182,7 +197,7 @@ class GuestMemory:
         size = size or self.size
         for done in range(0, size, _POPULATED_AT_ONCE):
             piece = min(_POPULATED_AT_ONCE, size - done)
-            start = ffi.cast("void *", self._base + at + done)
+            start = ffi.cast("void *", self.base + at + done)
             result = lib.pv_memory_populate(start, piece, threads)
             if result < 0:
                 raise ConfigError(
@@ -198,13 +213,15 @@ class GuestMemory:
         offset = 0
         for slot, (start, size) in enumerate(self.regions, layout.RAM_MEMSLOT):
             region = ffi.new(
-                "struct kvm_userspace_memory_region *", (slot, 0, start, size, self._base + offset)
+                "struct kvm_userspace_memory_region *", (slot, 0, start, size, self.base + offset)
             )
             kvm.SET_USER_MEMORY_REGION(vm_fd, region)
             offset += size
 
     def clear(self) -> None:
         """Let every byte be 0 again, and give the host its memory back; no device is at work."""
+        if self._is_mapped:
+            self._forget()
         at = 0
         for offset, size, _ in [*self.files, (self.size, 0, -1)]:
             if at < offset:
@@ -212,6 +229,17 @@ class GuestMemory:
             if size:
                 self._map.madvise(mmap.MADV_REMOVE, self._skip + offset, size)
             at = offset + size
+
+    def _forget(self) -> None:
+        """Put memory that has no content in place of that which was mapped."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        start = ffi.cast("void *", self.base)
+        if lib.mmap(start, self.size, protection, flags, -1, 0) != start:
+            raise BackendError(f"guest memory: {os.strerror(ffi.errno)}")
+        self._is_mapped, self.is_anonymous = False, True
+        if not self._is_dumped:
+            self._map.madvise(mmap.MADV_DONTDUMP)
 
     def close(self) -> None:
         """Unmap and close; the VM must be gone, and whoever uses `native`."""
@@ -222,3 +250,13 @@ class GuestMemory:
         self._view.release()
         self._map.close()
         self._close_pieces()
+
+
+def _read(fd: int, offset: int, target: memoryview) -> None:
+    done = 0
+    while done < len(target):
+        with target[done:] as rest:
+            count = os.preadv(fd, [rest], offset + done)
+        if count == 0:
+            raise EOFError
+        done += count

@@ -180,6 +180,11 @@ class Slots:
                 transport.resume()
             raise
 
+    def resume(self) -> None:
+        """Let every device go on after `drain`, or begin after it was restored."""
+        for transport in self.transports:
+            transport.resume()
+
     def reset(self) -> None:
         """Reset every device; what is behind it stays, its faults go. No vCPU runs.
 

@@ -46,7 +46,7 @@ def supported_cpuid(kvm_fd: int) -> list[cpuid.Entry]:
 class Vcpu:
     """One vCPU; owns its descriptor and the C state of its loop."""
 
-    __slots__ = ("bus", "fd", "handle", "index")
+    __slots__ = ("bus", "cpuid", "fd", "handle", "index")
 
     def __init__(
         self, vm_fd: int, index: int, run_size: int, bus: Bus, *, apic_id: int | None = None
@@ -57,6 +57,7 @@ class Vcpu:
         """
         self.index = index
         self.bus = bus
+        self.cpuid: list[cpuid.Entry] = []
         self.fd = kvm.CREATE_VCPU(vm_fd, index if apic_id is None else apic_id)
         out = ffi.new("struct pv_vcpu **")
         try:
@@ -68,6 +69,7 @@ class Vcpu:
 
     def set_cpuid(self, entries: list[cpuid.Entry]) -> None:
         """Give the vCPU its CPUID; before its first run."""
+        self.cpuid = entries
         rows = [(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in entries]
         kvm.SET_CPUID2(
             self.fd, ffi.new("struct kvm_cpuid2 *", {"nent": len(rows), "entries": rows})

@@ -15,11 +15,22 @@ if TYPE_CHECKING:
     from ...qmp.listener import ListenerConfig
     from ...vmm.cpu_model import CpuModel
     from ...vmm.memdev import Memdev
+    from ...vmm.memory import Content
     from ...vmm.numa import Numa
     from ...vmm.topology import Topology
 
 
 ACCELERATORS = ("auto", "kvm", "lab")
+
+
+class IncomingConfig:
+    """Where the snapshot is, and whether its memory is `mapped`; None: where that can be."""
+
+    __slots__ = ("mapped", "path")
+
+    def __init__(self, path: str, *, mapped: bool | None = None) -> None:
+        self.path = path
+        self.mapped = mapped
 
 
 class Options:
@@ -30,6 +41,7 @@ class Options:
         "actions",
         "append",
         "chardevs",
+        "content",
         "cpu",
         "daemonize",
         "devices",
@@ -39,6 +51,8 @@ class Options:
         "freeze",
         "given",
         "help",
+        "hotplug",
+        "incoming",
         "initrd",
         "iothreads",
         "kernel",
@@ -72,6 +86,7 @@ class Options:
         self.actions = Actions()
         self.append: str | None = None
         self.chardevs: tuple[ChardevConfig, ...] = ()  # of devices
+        self.content: Content | None = None  # of memory, from the start on
         self.cpu: CpuModel | None = None
         self.daemonize = False
         self.devices: tuple[DeviceConfig, ...] = ()  # neither disks nor NICs
@@ -80,6 +95,8 @@ class Options:
         self.freeze = False
         self.given: list[tuple[str, str]] = []  # name and value, as written
         self.help = False
+        self.hotplug: bool | None = None  # slots to plug into; None: where there is a monitor
+        self.incoming: IncomingConfig | None = None
         self.initrd = ""
         self.iothreads: tuple[IoThread, ...] = ()
         self.kernel = ""

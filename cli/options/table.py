@@ -142,6 +142,12 @@ def _serial(options: Options, text: str) -> None:
         options.serial = ChardevConfig("serial0", kind, option=f"-serial {text}")
 
 
+def _incoming(options: Options, text: str) -> None:
+    from .incoming import read
+
+    options.incoming = read(text)
+
+
 def _later(_options: Options, _text: str) -> None:
     """Leave a value in `given` for when all of them are known."""
 
@@ -353,6 +359,14 @@ TABLE = (
     ),
     Option("no-reboot", "", "the same as -action reboot=shutdown", _no_reboot),
     Option("no-shutdown", "", "the same as -action shutdown=pause", _no_shutdown),
+    Option(
+        "incoming",
+        "file:DIR[,mapped=on|off]",
+        "restore the guest from a snapshot, with the same devices given again; memory and vCPUs "
+        "are those of the snapshot; mapped memory is read as the guest touches it (default: where "
+        "it can be)",
+        _incoming,
+    ),
     Option("S", "", "start paused (also -freeze)", _flag("freeze")),
     Option("daemonize", "", "go to the background when the guest has started", _flag("daemonize")),
     Option("pidfile", "FILE", "write the monitor's process id there", _file("pidfile")),

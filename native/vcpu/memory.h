@@ -53,4 +53,11 @@ int pv_memory_populate(void *start, uint64_t size, uint32_t threads);
  * -EINVAL for a node without memory, -ENOSYS where the kernel has no NUMA. */
 int pv_memory_bind(void *start, uint64_t size, int policy, const uint64_t *nodes, uint32_t words);
 
+/* Write `size` bytes of guest memory from `start` on, whole pages, to `offset` of the file `fd`; pages
+ * of zeroes become holes of a file that had none there. The guest stands. `pagemap` is
+ * /proc/self/pagemap where pages that this process has not touched are zeroes, which are then not
+ * looked at; else -1. `written` grows by what was written. -errno of pwrite(2). */
+int pv_memory_save(const void *start, uint64_t size, int fd, uint64_t offset, int pagemap,
+                   uint64_t *written);
+
 #endif

@@ -43,7 +43,6 @@ _REFUSED = (
     ("chardev-remove", "chardev_remove not supported yet for microVM", "", "v2"),
     ("cameradev_add", "cameradev_add not supported for MicroVM", "", "v2"),
     ("cameradev_del", "cameradev_del not supported for MicroVM", "", "v2"),
-    ("migrate", "MicroVM does not support migration", "", "v0.3.0"),
     ("query-display-image", "query-display-image is not supported", "", "v2"),
     ("query-vnc", "The service of VNC is not supported", "", "v2"),
     ("update_region", "The micro vm is not supported", "", "v2"),
@@ -53,8 +52,6 @@ _REFUSED = (
     ("object-del", "objects stay to the end of the machine", "", "pyvirt"),
 )
 _EMPTY: tuple[tuple[str, object, str], ...] = (
-    ("migrate_cancel", {}, "v2"),
-    ("query-migrate", {"status": "none"}, "v0.3.0"),
     ("query-mem", {}, "v2"),
     ("device-list-properties", [], "v2"),
     ("qom-list", [], "v2"),

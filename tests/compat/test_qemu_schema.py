@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .qemu_schema import Entity
 
 REFUSED = {
-    "chardev-add", "chardev-remove", "migrate", "migrate-incoming",
+    "chardev-add", "chardev-remove", "migrate-incoming",
     "query-vnc", "query-sev-capabilities", "object-add", "object-del",
 }  # fmt: skip
 
@@ -81,6 +81,7 @@ def session(folder: Path) -> list[tuple[str, dict[str, Any]]]:
         *((name, {}) for name in ("qom-list", "qom-list-types", "migrate_cancel")),
         ("device-list-properties", {}),
         *((name, {}) for name in ("inject-nmi", "stop", "cont", "system_powerdown")),
+        ("migrate", {"uri": f"file:{folder}/snapshot"}),
         ("system_reset", {}),
         ("device_del", {"id": "d"}),
         ("blockdev-del", {"node-name": "d"}),

@@ -73,8 +73,8 @@ def test_table(timeline: Timeline) -> None:
     head, *lines = text.splitlines()
     assert head.split() == ["stage", "at", "ms", "took", "ms"]
     assert [line[:20].strip() for line in lines] == [label for _, label in STAGES]
-    assert [float(line.split()[-2]) for line in lines] == [10.0 * n for n in range(8)]
-    assert [float(line.split()[-1]) for line in lines] == [0.0] + [10.0] * 7
+    assert [float(line.split()[-2]) for line in lines] == [10.0 * n for n in range(len(STAGES))]
+    assert [float(line.split()[-1]) for line in lines] == [0.0] + [10.0] * (len(STAGES) - 1)
     assert text.endswith("\n")
 
 

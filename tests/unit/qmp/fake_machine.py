@@ -31,6 +31,7 @@ from pyvirt.qmp.host import (
     Image,
     MemoryBackend,
     RxFilter,
+    Saving,
     VcpuPlace,
 )
 from pyvirt.qmp.listener import UNIX, ListenerConfig
@@ -102,7 +103,8 @@ class FakeHost:
         self.asked: list[tuple[str, FaultState]] = []  # faults
         self.ringbufs = {"log": b""}
         self.quitting = threading.Event()
-        self.refusal: Exception | None = None  # what attach and detach raise
+        self.refusal: Exception | None = None  # what attach, detach and save raise
+        self.saved = Saving("none")
         self.emit: Callable[[str, dict[str, object]], None] = lambda _name, _data: None
         self.because = ""
         self._state = RUNNING
@@ -206,6 +208,19 @@ class FakeHost:
 
     def inject_nmi(self) -> None:
         self.calls.append("nmi")
+
+    def save(self, path: str) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.stop()
+        self.calls.append(f"save {path}")
+        self.saved = Saving("active", "", 4096, self.memory, 0)
+
+    def saving(self) -> Saving:
+        return self.saved
+
+    def cancel_save(self) -> None:
+        self.calls.append("cancel_save")
 
     def guest_memory(self) -> int:
         if self.ballooned is None:

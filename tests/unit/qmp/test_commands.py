@@ -396,7 +396,6 @@ def test_migration_has_no_capabilities(bench: Bench) -> None:
         ("chardev-remove", GENERIC, "chardev_remove not supported yet for microVM"),
         ("cameradev_add", GENERIC, "cameradev_add not supported for MicroVM"),
         ("cameradev_del", GENERIC, "cameradev_del not supported for MicroVM"),
-        ("migrate", GENERIC, "MicroVM does not support migration"),
         ("query-vnc", GENERIC, "The service of VNC is not supported"),
         ("query-display-image", GENERIC, "query-display-image is not supported"),
         ("update_region", GENERIC, "The micro vm is not supported"),

@@ -1,0 +1,80 @@
+"""The option that restores a guest from a snapshot: `-incoming`."""
+
+from __future__ import annotations
+
+from ...errors import ConfigError
+from ...vmm.memory import MIB
+from ...vmm.snapshot.restore import Incoming
+from .members import file_name, pairs, switch
+from .parsed import IncomingConfig
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .parsed import Options
+
+_FILE = "file:"
+
+
+def read(text: str) -> IncomingConfig:
+    """Read the option's value; ConfigError."""
+    given = dict(pairs("-incoming", text, "uri"))
+    uri = given.pop("uri", "")
+    if not uri.startswith(_FILE):
+        raise ConfigError(
+            f"-incoming {text}: a guest comes from a folder only; give file:DIR[,mapped=on|off]"
+        )
+    mapped = given.pop("mapped", None)
+    for key in given:
+        raise ConfigError(f"-incoming {key}: not understood here; accepted is mapped")
+    path = file_name("-incoming file:", uri.removeprefix(_FILE))
+    return IncomingConfig(
+        path, mapped=None if mapped is None else switch("-incoming mapped", mapped)
+    )
+
+
+def open_snapshot(options: Options) -> Incoming:
+    """Open what is named, and let the machine have its shape, where `options` say nothing else.
+
+    StateError, ConfigError.
+    """
+    config = options.incoming
+    assert config is not None
+    is_shared = options.share or any(
+        getattr(one, "needs_shared_memory", False) for one in options.devices
+    )
+    can_map = not is_shared and not options.memdevs
+    if config.mapped and not can_map:
+        raise ConfigError(
+            "-incoming mapped=on: not with memory that others see or that has a place of its own "
+            "(-machine mem-share, memory-backend, -mem-path, vhost-user); give mapped=off"
+        )
+    is_mapped = can_map if config.mapped is None else config.mapped
+    incoming = Incoming(config.path, mapped=is_mapped)
+    try:
+        _take_shape(options, incoming)
+    except BaseException:
+        incoming.close()
+        raise
+    if is_mapped:
+        options.content = incoming
+    return incoming
+
+
+def _take_shape(options: Options, incoming: Incoming) -> None:
+    shape, given = incoming.shape, {name for name, _ in options.given}
+    where = f"the snapshot in {incoming.path}"
+    if options.memory != shape.memory and ("m" in given or options.memory_backend):
+        raise ConfigError(
+            f"-m {options.memory // MIB}M: {where} has {shape.memory // MIB} MiB; give that, or "
+            "leave it out"
+        )
+    if "smp" in given and options.smp != shape.topology.vcpus:
+        raise ConfigError(
+            f"-smp {options.smp}: {where} has {shape.topology.vcpus} vCPUs; give that, or leave it "
+            "out"
+        )
+    if shape.pit and not options.pit:
+        raise ConfigError(f"-machine pit=off: {where} has one; leave pit=off out")
+    options.memory = shape.memory
+    options.smp, options.topology, options.pit = shape.topology.vcpus, shape.topology, shape.pit
+    options.hotplug = shape.hotplug

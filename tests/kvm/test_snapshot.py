@@ -1,0 +1,406 @@
+"""Snapshots of tiny guests: they go on elsewhere with every register and byte that they had."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyvirt.devices.virtio.rng import RngConfig
+from pyvirt.errors import BackendError, KvmError, PyvirtError, StateError
+from pyvirt.native import ffi
+from pyvirt.vmm import bus, kvm
+from pyvirt.vmm.config import MachineConfig
+from pyvirt.vmm.cpu_model import FEATURES, CpuModel
+from pyvirt.vmm.log import Log
+from pyvirt.vmm.machine import PAUSED, RUNNING
+from pyvirt.vmm.snapshot import clock, ioctls, state_file, structs, vcpu
+from pyvirt.vmm.snapshot.restore import Incoming
+from pyvirt.vmm.snapshot.save import Saver
+
+from .conftest import Make
+from .support import BUFFER, MAILBOX, MEMORY, PATIENCE, PORT, Guest
+from .test_life import Face, Ledger, counting_on_all, wait_until, wait_until_all_run
+from .test_run import command
+
+COUNT, FLAG, TSC = MAILBOX, MAILBOX + 8, MAILBOX + 16
+KEPT = 42
+
+
+def save(guest: Guest, folder: Path) -> None:
+    saver = Saver(guest, Log())
+    saver.start(str(folder))
+    saver.wait()
+    assert (saver.status, saver.error) == ("completed", "")
+    assert guest.state == PAUSED
+
+
+class Restored:
+    """Machines from snapshots; all are closed at the end."""
+
+    def __init__(self, kernel: Callable[[str], Path], logs: Path) -> None:
+        self._kernel = kernel
+        self._logs = logs
+        self.made: list[Guest] = []
+
+    def make(self, name: str, folder: Path, *, mapped: bool = True, **words: Any) -> Guest:
+        """Make a machine, and restore it; it does not run yet."""
+        incoming = Incoming(str(folder), mapped=mapped)
+        try:
+            words.setdefault("memory", incoming.shape.memory)
+            words.setdefault("topology", incoming.shape.topology)
+            vcpus = words.setdefault("vcpus", incoming.shape.topology.vcpus)
+            assert vcpus
+            content = incoming if mapped else None
+            config = MachineConfig(str(self._kernel(name)), content=content, **words)
+            guest = Guest(config, self._logs / f"restored{len(self.made)}")
+            self.made.append(guest)
+            log = Log()
+            log.open(str(guest.log_file))
+            try:
+                incoming.restore(guest, log)
+            finally:
+                os.close(log.fd)
+        finally:
+            incoming.close()
+        return guest
+
+
+@pytest.fixture
+def restored(kernel: Callable[[str], Path], tmp_path: Path) -> Iterator[Restored]:
+    restored = Restored(kernel, tmp_path)
+    yield restored
+    for guest in restored.made:
+        guest.close()
+
+
+def at_work(machine: Make, name: str = "keep") -> Guest:
+    guest = machine(name)
+    guest.start()
+    wait_until(lambda: guest.read_words(COUNT, 1)[0] > 100, "the guest counts")
+    return guest
+
+
+def saved(machine: Make, folder: Path, *, flag: int = 1) -> Guest:
+    """Return a guest that was saved, and finds its flag when it goes on."""
+    guest = at_work(machine)
+    guest.pause()
+    guest.write_words(FLAG, flag)
+    save(guest, folder)
+    return guest
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_every_register_is_kept(
+    machine: Make, restored: Restored, tmp_path: Path, mapped: bool
+) -> None:
+    folder = tmp_path / "snapshot"
+    guest = saved(machine, folder)
+    again = restored.make("keep", folder, mapped=mapped)
+    assert again.read_words(COUNT, 1) == guest.read_words(COUNT, 1)
+    assert again.run() == ("debug-exit", KEPT)
+    # The one that was saved goes on as well.
+    guest.resume()
+    end = guest.wait()
+    assert (end.reason, end.status) == ("debug-exit", KEPT)
+
+
+def test_floating_point_is_kept(machine: Make, restored: Restored, tmp_path: Path) -> None:
+    """Set from outside, as an emulating KVM has no instructions of the x87."""
+    guest = at_work(machine)
+    guest.pause()
+    fpu = ffi.new("struct kvm_fpu *")
+    ioctls.GET_FPU(guest.vcpus[0].fd, fpu)
+    for place, register in enumerate(fpu.fpr):
+        ffi.memmove(register, bytes([place + 1] * 10), 10)
+    fpu.fcw, fpu.fsw, fpu.ftwx, fpu.mxcsr = 0x27F, 0x3800, 0xFF, 0x1FA0
+    kvm.SET_FPU(guest.vcpus[0].fd, fpu)
+    ioctls.GET_FPU(guest.vcpus[0].fd, fpu)
+    assert any(fpu.fpr[7])
+    save(guest, tmp_path / "snapshot")
+    again = restored.make("keep", tmp_path / "snapshot")
+    found = ffi.new("struct kvm_fpu *")
+    ioctls.GET_FPU(again.vcpus[0].fd, found)
+    assert structs.save(found) == structs.save(fpu)
+
+
+def test_in_other_processes_twice_at_once(
+    machine: Make, kernel: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "a,b"
+    saved(machine, folder)
+    words = command(kernel("keep"))
+    place = words.index("run")
+    words = [*words[: place + 1], "-incoming", f"file:{tmp_path}/a,,b", "-accel", "kvm"]
+    runs = [
+        subprocess.Popen([*words, "-serial", "none"], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for run in runs:
+        _, told = run.communicate(timeout=PATIENCE)
+        assert (run.returncode, told) == (KEPT, "")
+
+
+def test_a_guest_that_runs_is_stopped_and_told(machine: Make, tmp_path: Path) -> None:
+    guest = at_work(machine)
+    events: list[str] = []
+    guest.listeners.append(lambda name, _: events.append(name))
+    save(guest, tmp_path / "snapshot")
+    assert events == ["STOP"]
+    stands = guest.read_words(COUNT, 1)
+    guest.resume()
+    wait_until(lambda: guest.read_words(COUNT, 1) != stands, "the guest goes on")
+
+
+def test_four_vcpus_go_on_where_each_of_them_was(
+    machine: Make, restored: Restored, tmp_path: Path
+) -> None:
+    folder = tmp_path / "snapshot"
+    guest, ledgers = counting_on_all(machine)
+    guest.start()
+    wait_until_all_run(ledgers)
+    save(guest, folder)
+    again = restored.make("count_smp", folder)
+    reached = [ledger.accesses for ledger in ledgers]
+    for index, accesses in enumerate(reached):
+        ledgers[index] = ledger = Ledger(2)
+        ledger.accesses = accesses
+        again.bus.add(bus.PIO, PORT + 8 * index, 8, Face(ledger, "port "))
+    again.start()
+    wait_until(
+        lambda: all(now.accesses > then for now, then in zip(ledgers, reached, strict=True)),
+        "all vCPUs go on",
+    )
+    again.close()
+    assert [ledger.wrong for ledger in ledgers] == [[]] * len(ledgers)
+
+
+def test_a_snapshot_of_one_that_was_restored(
+    machine: Make, restored: Restored, tmp_path: Path
+) -> None:
+    saved(machine, tmp_path / "first", flag=0)
+    second = restored.make("keep", tmp_path / "first")
+    before = second.read_words(COUNT, 1)[0]
+    second.start()
+    wait_until(lambda: second.read_words(COUNT, 1)[0] > before + 100, "the guest goes on")
+    second.pause()
+    second.write_words(FLAG, 1)
+    save(second, tmp_path / "second")
+    third = restored.make("keep", tmp_path / "second")
+    assert third.read_words(COUNT, 1) == second.read_words(COUNT, 1)
+    assert third.run() == ("debug-exit", KEPT)
+
+
+def test_time_goes_on_by_what_has_passed(machine: Make, restored: Restored, tmp_path: Path) -> None:
+    folder = tmp_path / "snapshot"
+    saved(machine, folder, flag=0)
+    before = json.loads((folder / "state").read_bytes().split(b"\n", 1)[1])["clock"]
+    assert abs(time.time_ns() - before["realtime"]) < PATIENCE * 1e9
+    # As if it had been saved an hour ago.
+    hour = 3600 * 10**9
+    change(folder, lambda state: state["clock"].update(realtime=before["realtime"] - hour))
+    again = restored.make("keep", folder)
+    after = clock.save(again.vm)
+    assert hour <= after["clock"] - before["clock"] < hour + 4 * PATIENCE * 1e9
+    passed = (after["tsc"][0] - before["tsc"][0]) * 1_000_000 // before["tsc_khz"]
+    # A KVM that emulates the processor may have the host's TSC and no other.
+    assert passed >= hour or vcpu.tsc_offset(again.vcpus[0]) == 0
+    assert passed < hour + 4 * PATIENCE * 1e9
+
+
+def test_a_restored_machine_can_be_reset(machine: Make, restored: Restored, tmp_path: Path) -> None:
+    saved(machine, tmp_path / "snapshot")
+    guest = restored.make("keep", tmp_path / "snapshot")
+    guest.write_words(BUFFER, 7)
+    guest.reset()
+    assert guest.read_words(BUFFER, 1) == guest.read_words(FLAG, 1) == [0]
+    guest.start()
+    wait_until(lambda: guest.read_words(COUNT, 1)[0] > 100, "it begins anew")
+
+
+def change(folder: Path, how: Callable[[dict[str, Any]], object]) -> None:
+    """Change what a state says, its checksum as well."""
+    path = folder / "state"
+    state = json.loads(path.read_bytes().split(b"\n", 1)[1])
+    how(state)
+    del state["pyvirt"]
+    path.write_bytes(state_file.encode(state))
+
+
+def refused(restored: Restored, folder: Path, **words: Any) -> str:
+    with pytest.raises(StateError) as info:
+        restored.make("keep", folder, **words)
+    message = str(info.value)
+    assert message.startswith(f"-incoming file:{folder}: state: ")
+    assert "\n" not in message
+    return message
+
+
+def test_other_machines_are_refused(machine: Make, restored: Restored, tmp_path: Path) -> None:
+    folder = tmp_path / "snapshot"
+    guest = saved(machine, folder)
+    assert guest.end is None
+    message = refused(restored, folder, devices=(RngConfig("rng0", "rng0", "/dev/urandom"),))
+    assert "the guest had 0 virtio devices, and here are 1" in message
+    leaf = next(entry for entry in guest.vcpus[0].cpuid if entry.function == 1)
+    name = next(
+        name for name, (function, _, register, bit) in FEATURES.items()
+        if function == 1 and getattr(leaf, register) >> bit & 1 and name != "fpu"
+    )  # fmt: skip
+    message = refused(restored, folder, cpu=CpuModel(off=(name,)))
+    assert f"the guest's processor has {name}, which this one lacks" in message
+    other = "AuthenticAMD" if b"Intel" in leaf_vendor(guest) else "GenuineIntel"
+    message = refused(restored, folder, cpu=CpuModel(vendor=other))
+    assert f"and this one {other}" in message
+
+
+def leaf_vendor(guest: Guest) -> bytes:
+    entry = guest.vcpus[0].cpuid[0]
+    words = (entry.ebx, entry.edx, entry.ecx)
+    return b"".join(word.to_bytes(4, "little") for word in words)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (lambda s: s["vcpus"].pop(), "vcpus: 0 of 1 are there"),
+        (lambda s: s.pop("clock"), "clock: is missing"),
+        (lambda s: s["parts"]["events"].clear(), "parts.events.pending: is missing"),
+        (lambda s: s["parts"].update(more={}), "parts: this machine has no more"),
+        (lambda s: s["vcpus"][0]["sregs"].update(cr0=1 << 31), "vcpus.0.sregs: is not what this"),
+        (lambda s: s["vcpus"][0].update(lapic="00"), "vcpus.0.lapic: has 1 bytes, not 1024"),
+        (lambda s: s.update(more=1), "more: is no field that this pyvirt knows"),
+        (lambda s: s["clock"].update(tsc_khz=s["clock"]["tsc_khz"] * 2), "TSC runs at"),
+        (lambda s: s["clock"]["tsc"].pop(), "clock.tsc: has 0 entries, and the machine 1 vCPUs"),
+    ],
+    ids=range(9),
+)
+def test_states_that_cannot_be(
+    machine: Make,
+    restored: Restored,
+    tmp_path: Path,
+    how: Callable[[dict[str, Any]], object],
+    message: str,
+) -> None:
+    folder = tmp_path / "snapshot"
+    saved(machine, folder)
+    change(folder, how)
+    assert message in refused(restored, folder)
+
+
+def leaves(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from leaves(inner, (*way, key))
+    yield way
+
+
+def test_no_state_does_more_than_be_refused(
+    machine: Make, restored: Restored, tmp_path: Path
+) -> None:
+    folder = tmp_path / "snapshot"
+    saved(machine, folder)
+    body = (folder / "state").read_bytes().split(b"\n", 1)[1]
+    ways = [way for way in leaves(json.loads(body)) if way]
+    others: st.SearchStrategy[Any] = (
+        st.integers(-1, 1 << 64) | st.none() | st.text(max_size=4) | st.just([]) | st.just({})
+    )
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.sampled_from(ways), others)
+    def check(way: tuple[Any, ...], value: Any) -> None:
+        state = json.loads(body)
+        inner = state
+        for key in way[:-1]:
+            inner = inner[key]
+        inner[way[-1]] = value
+        state.pop("pyvirt", None)
+        (folder / "state").write_bytes(state_file.encode(state))
+        with contextlib.suppress(StateError, KvmError):
+            restored.make("keep", folder)
+        for guest in restored.made:
+            guest.close()
+        restored.made.clear()
+
+    check()
+
+
+def test_a_full_disk_leaves_nothing_and_the_guest_goes_on(machine: Make, tmp_path: Path) -> None:
+    guest = at_work(machine)
+    saver = Saver(guest, Log())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MEMORY // 2, before[1]))
+    try:
+        saver.start(str(tmp_path / "snapshot"))
+        saver.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert saver.status == "failed"
+    assert "File too large" in saver.error
+    assert not (tmp_path / "snapshot").exists()
+    stands = guest.read_words(COUNT, 1)
+    guest.resume()
+    wait_until(lambda: guest.read_words(COUNT, 1) != stands, "the guest goes on")
+    save(guest, tmp_path / "snapshot")
+
+
+def test_what_is_refused_at_once_leaves_the_guest_running(machine: Make, tmp_path: Path) -> None:
+    guest = at_work(machine)
+    saver = Saver(guest, Log())
+    with pytest.raises(BackendError, match="is not empty"):
+        saver.start(str(tmp_path))
+    assert guest.state == RUNNING
+
+
+def test_nothing_changes_while_it_is_written(machine: Make, tmp_path: Path) -> None:
+    guest = at_work(machine)
+    guest.begin_save(lambda: None)
+    for what in (guest.resume, guest.reset, lambda: guest.begin_save(lambda: None)):
+        with pytest.raises(PyvirtError, match="a snapshot of the machine is being written"):
+            what()
+    guest.end_save()
+    guest.resume()
+    assert guest.state == RUNNING
+
+
+def test_the_end_cancels_it(machine: Make, tmp_path: Path) -> None:
+    guest = at_work(machine)
+    saver = Saver(guest, Log())
+    saver.start(str(tmp_path / "snapshot"))
+    guest.close()
+    saver.wait()
+    assert saver.status in {"completed", "canceled"}
+    assert (tmp_path / "snapshot").exists() == (saver.status == "completed")
+
+
+FORMATS = Path(__file__).parents[1] / "unit/vmm/snapshot"
+
+
+@pytest.mark.parametrize("version", range(1, state_file.FORMAT + 1))
+def test_a_state_of_each_format_is_restored(
+    machine: Make, restored: Restored, tmp_path: Path, version: int
+) -> None:
+    """It knows the processor on which it was made; what identifies that becomes this host's."""
+    archive = FORMATS / f"format{version}.tar.xz"
+    subprocess.run(["tar", "-xJf", str(archive), "-C", str(tmp_path)], check=True, timeout=PATIENCE)
+    here = machine("keep")
+    rows = [{name: getattr(e, name) for name in e.__slots__} for e in here.vcpus[0].cpuid]
+    khz = clock.save(here.vm)["tsc_khz"]
+
+    def move(state: dict[str, Any]) -> None:
+        state["vcpus"][0]["cpuid"] = rows
+        state["clock"]["tsc_khz"] = khz
+
+    change(tmp_path, move)
+    guest = restored.make("keep", tmp_path, devices=(RngConfig("rng0", "rng0", "/dev/urandom"),))
+    assert guest.run() == ("debug-exit", KEPT)

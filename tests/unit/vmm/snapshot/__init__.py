@@ -1,0 +1,1 @@
+"""Snapshots without a guest: files, fields, and whom they are refused."""

@@ -1,0 +1,110 @@
+"""The folder of a snapshot: made whole or not at all.
+
+Both files are written under other names, brought to the disk, and then get their own: `memory`
+first, so that a folder with a `state` is complete.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ...errors import BackendError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STATE, MEMORY = "state", "memory"
+_MODE, _FOLDER_MODE = 0o600, 0o700  # a guest's secrets are its own
+_PART = ".part"
+
+
+def check(path: str) -> None:
+    """Refuse a folder that cannot be made, or has something in it; BackendError."""
+    try:
+        _check(path)
+    except OSError as error:
+        raise _failure(path, error) from None
+
+
+def _check(path: str) -> None:
+    parent = os.path.dirname(os.path.abspath(path))
+    try:
+        entries = os.listdir(path)
+    except FileNotFoundError:
+        os.stat(parent)
+        return
+    if entries:
+        raise BackendError(f"{path}: is not empty; name a new folder, or empty this one")
+
+
+def write(path: str, memory: Callable[[int], None], state: Callable[[], bytes]) -> None:
+    """Write a snapshot: `memory` is given a descriptor to fill, then `state` returns that file.
+
+    BackendError, or what one of them raises; the folder is as it was before then.
+    """
+    try:
+        _check(path)
+        is_new = _make(path)
+        try:
+            _fill(path, memory, state)
+        except BaseException:
+            _remove(path, is_new=is_new)
+            raise
+    except OSError as error:
+        raise _failure(path, error) from None
+
+
+def _failure(path: str, error: OSError) -> BackendError:
+    return BackendError(f"{path}: {error.strerror}; name a folder that can be written, with room")
+
+
+def _make(path: str) -> bool:
+    """Make the folder; return whether it was not there."""
+    try:
+        os.mkdir(path, _FOLDER_MODE)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _fill(path: str, memory: Callable[[int], None], state: Callable[[], bytes]) -> None:
+    def write_state(fd: int) -> None:
+        rest = memoryview(state())
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+
+    for name, fill in ((MEMORY, memory), (STATE, write_state)):
+        fd = os.open(
+            os.path.join(path, name + _PART),
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
+            _MODE,
+        )
+        try:
+            fill(fd)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    for name in (MEMORY, STATE):
+        os.rename(os.path.join(path, name + _PART), os.path.join(path, name))
+    for folder in (path, os.path.dirname(os.path.abspath(path))):
+        _sync(folder)
+
+
+def _sync(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove(path: str, *, is_new: bool) -> None:
+    for name in (STATE, MEMORY):
+        for suffix in (_PART, ""):
+            try:
+                os.unlink(os.path.join(path, name + suffix))
+            except FileNotFoundError:
+                continue
+    if is_new:
+        os.rmdir(path)

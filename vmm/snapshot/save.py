@@ -1,0 +1,131 @@
+"""Writing a snapshot: the machine stands, its state is taken at once, its memory as time allows."""
+
+from __future__ import annotations
+
+import _thread
+import os
+
+from ...errors import BackendError, PyvirtError, unexpected
+from . import chips, clock, folder, ioctls, shape, state_file, vcpu
+from .memory_file import Writer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..log import Log
+    from ..machine import Machine
+
+NONE, ACTIVE, COMPLETED, FAILED, CANCELLED = "none", "active", "completed", "failed", "canceled"
+IDENTITY_BYTES = 16
+
+
+def check(machine: Machine) -> None:
+    """Refuse a machine that cannot be saved on this KVM, or has what a snapshot does not keep."""
+    lacking = ioctls.missing(machine.kvm_fd)
+    if lacking:
+        raise PyvirtError(f"snapshot: this KVM lacks {', '.join(lacking)}; run pyvirt doctor")
+    shape.of(machine.config)
+
+
+def fields(machine: Machine, identity: bytes) -> dict[str, object]:
+    """Return the state of a machine that stands, its devices drained; PyvirtError."""
+    assert machine.slots is not None
+    for one in machine.vcpus:
+        vcpu.check(one)
+    devices = shape.devices(machine)
+    for device, transport in zip(devices, machine.slots.transports, strict=True):
+        try:
+            device["state"] = transport.save()
+        except NotImplementedError:
+            name = transport.device.name
+            raise PyvirtError(f"{name}: a snapshot does not keep it; leave it out") from None
+    kvm_fd, vm = machine.kvm_fd, machine.vm
+    return {
+        "snapshot": identity.hex(),
+        "machine": shape.of(machine.config).save(),
+        "devices": devices,
+        "parts": {name: part.save() for name, part in machine.parts.items()},
+        "clock": clock.save(vm),
+        "vcpus": [vcpu.save(one, kvm_fd, vm.fd) for one in vm.vcpus],
+        "chips": chips.save(vm, pit=machine.config.pit),
+    }
+
+
+class Saver:
+    """Writes snapshots of one machine, one at a time; its methods are for any thread."""
+
+    __slots__ = ("_done", "_log", "_machine", "_writer", "error", "status")
+
+    def __init__(self, machine: Machine, log: Log) -> None:
+        self.status = NONE
+        self.error = ""  # why it has FAILED
+        self._machine = machine
+        self._log = log
+        self._writer: Writer | None = None
+        self._done = _thread.allocate_lock()  # held by the thread that writes
+
+    def start(self, path: str) -> None:
+        """Pause the machine, and begin to write it to a folder; `status` says how that goes.
+
+        The machine stays paused. PyvirtError: it cannot be saved, or there; a guest that ran runs
+        on then.
+        """
+        machine = self._machine
+        check(machine)
+        folder.check(path)
+        was_running = machine.state == "running"
+        machine.begin_save(self.cancel)
+        try:
+            identity = os.urandom(IDENTITY_BYTES)
+            state = state_file.encode(fields(machine, identity))
+            assert machine.memory is not None
+            writer = Writer(machine.memory, identity, self._log.notice)
+            self._writer, self.status, self.error = writer, ACTIVE, ""
+            self._done.acquire()
+            try:
+                _thread.start_new_thread(self._run, (path, writer, lambda: state))
+            except BaseException:
+                self._done.release()
+                raise
+        except BaseException as error:
+            self.status, self.error = FAILED, str(error)
+            machine.end_save()
+            if was_running:
+                machine.resume()
+            if isinstance(error, RuntimeError):
+                raise PyvirtError(f"snapshot: {error}; raise ulimit -u") from None
+            raise
+
+    def _run(self, path: str, writer: Writer, state: Callable[[], bytes]) -> None:
+        status = FAILED
+        try:
+            folder.write(path, writer.write, state)
+            status = COMPLETED
+        except BackendError as error:
+            self.error = str(error)
+            if writer.is_cancelled:
+                status, self.error = CANCELLED, ""
+        except BaseException as error:  # noqa: BLE001  (a fault of ours fails the snapshot alone)
+            self.error = f"{unexpected(error)}; please report"
+        finally:
+            self._machine.end_save()
+            self.status = status
+            if self.error:
+                self._log.error(f"snapshot: {self.error}")
+            self._done.release()
+
+    def cancel(self) -> None:
+        """Have what is being written end soon, and leave nothing; never waits."""
+        if self._writer is not None:
+            self._writer.is_cancelled = True
+
+    def wait(self) -> None:
+        """Wait for the end of what is being written."""
+        with self._done:
+            pass
+
+    def progress(self) -> tuple[int, int, int]:
+        """Return the bytes of memory seen to, all there are, and those written."""
+        writer, total = self._writer, self._machine.config.memory
+        return (writer.done, total, writer.written) if writer is not None else (0, total, 0)

@@ -1,0 +1,152 @@
+"""What a machine is made of, as far as a state fits no other."""
+
+from __future__ import annotations
+
+import os
+
+from ...devices.virtio.device import Pluggable
+from ...errors import PyvirtError, StateError
+from ..memory import MIB, SIZE_MAX, SIZE_MIN
+from ..topology import Topology
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ...state import Fields
+    from ..config import MachineConfig
+    from ..log import Log
+    from ..machine import Machine
+
+_VCPUS_MAX = 254
+_U64_MAX = (1 << 64) - 1
+_LEVELS = ("sockets", "dies", "cores", "threads")
+# By virtio device ID (virtio 1.2, 5).
+_KINDS = {
+    1: "a NIC",
+    2: "a disk",
+    3: "a virtio-serial",
+    4: "a virtio-rng",
+    5: "a balloon",
+    19: "a vsock",
+    26: "a file system",
+}
+_TYPE_MAX = 0xFF
+
+
+class Shape:
+    """Memory in bytes, vCPUs, and what else the guest has come to rely on."""
+
+    __slots__ = ("hotplug", "memory", "pit", "topology")
+
+    def __init__(self, memory: int, topology: Topology, *, pit: bool, hotplug: bool) -> None:
+        self.memory = memory
+        self.topology = topology
+        self.pit = pit
+        self.hotplug = hotplug
+
+    def save(self) -> dict[str, object]:
+        """Return it as fields."""
+        levels = {name: getattr(self.topology, name) for name in _LEVELS}
+        return {
+            "memory": self.memory,
+            "vcpus": self.topology.vcpus,
+            **levels,
+            "pit": self.pit,
+            "hotplug": self.hotplug,
+        }
+
+
+def of(config: MachineConfig) -> Shape:
+    """Return that of a machine; PyvirtError where it has what cannot be saved."""
+    if config.testdev:
+        raise PyvirtError("-device pc-testdev: a snapshot does not keep it; leave it out")
+    return Shape(config.memory, config.topology, pit=config.pit, hotplug=config.hotplug)
+
+
+def read(fields: Fields) -> Shape:
+    """Return that in a state; StateError."""
+    memory = fields.integer("memory", SIZE_MIN, SIZE_MAX)
+    if memory % MIB:
+        raise fields.wrong("memory", f"{memory} is no multiple of 1 MiB")
+    vcpus = fields.integer("vcpus", 1, _VCPUS_MAX)
+    levels = {name: fields.integer(name, 1, _VCPUS_MAX) for name in _LEVELS}
+    topology = Topology(vcpus, **levels)
+    if topology.sockets * topology.in_socket < vcpus:
+        raise fields.wrong("vcpus", f"{vcpus} are more than the sockets hold")
+    return Shape(memory, topology, pit=fields.flag("pit"), hotplug=fields.flag("hotplug"))
+
+
+def devices(machine: Machine) -> list[dict[str, object]]:
+    """Return what is in the slots, less the devices' own states."""
+    assert machine.slots is not None
+    found: list[dict[str, object]] = []
+    for transport in machine.slots.transports:
+        device = transport.device
+        found.append(
+            {
+                "type": device.device_type,
+                "filled": bool(device.backend) if isinstance(device, Pluggable) else True,
+                "image": _image(device),
+            }
+        )
+    return found
+
+
+def _image(device: object) -> dict[str, object] | None:
+    """Return the size of a disk's image, and when it was written to last."""
+    fd = _image_fd(device)
+    if fd < 0:
+        return None
+    status = os.fstat(fd)
+    return {"size": os.lseek(fd, 0, os.SEEK_END), "mtime": status.st_mtime_ns}
+
+
+def _image_fd(device: object) -> int:
+    disk = getattr(getattr(device, "resource", None), "disk", None)
+    return disk.fd if disk is not None else -1
+
+
+def check_devices(machine: Machine, saved: list[Fields], log: Log) -> None:
+    """Refuse other devices than the guest had (StateError); warn of disks it has not left so."""
+    assert machine.slots is not None
+    here = [transport.device for transport in machine.slots.transports]
+    if len(here) != len(saved):
+        raise StateError(
+            f"state: the guest had {len(saved)} virtio devices, and here are {len(here)}; give the "
+            "same ones in the same order"
+        )
+    for slot, (device, fields) in enumerate(zip(here, saved, strict=True)):
+        was = fields.integer("type", 0, _TYPE_MAX)
+        if was != device.device_type:
+            kinds = [_KINDS.get(one, f"type {one}") for one in (was, device.device_type)]
+            raise StateError(
+                f"state: the guest had {kinds[0]} in slot {slot}, and here is {kinds[1]}; give the "
+                "same devices in the same order"
+            )
+        filled = fields.flag("filled")
+        if filled and isinstance(device, Pluggable) and not device.backend:
+            kind = _KINDS.get(was, "something")
+            raise StateError(
+                f"state: the guest had {kind} in slot {slot}, which is empty here; give one there"
+            )
+        _check_image(device, fields.optional("image"), log)
+
+
+def _check_image(device: object, saved: Fields | None, log: Log) -> None:
+    fd = _image_fd(device)
+    if saved is None:
+        return
+    size, mtime = saved.integer("size", 0, _U64_MAX), saved.integer("mtime", -_U64_MAX, _U64_MAX)
+    if fd < 0:
+        return
+    name = getattr(device, "backend", "")
+    there = os.lseek(fd, 0, os.SEEK_END)
+    if there < size:
+        raise StateError(
+            f"state: disk {name} had {size} bytes, and its image has {there}; give the image that "
+            "the snapshot goes with"
+        )
+    if there != size or os.fstat(fd).st_mtime_ns != mtime:
+        log.warning(
+            f"disk {name}: its image ({there} bytes) was written to since the snapshot, or is a "
+            "copy; to the guest a file system there may be damaged"
+        )
