@@ -92,6 +92,7 @@ class EventDevice:
 
     SIZE = 4
     POWER_BUTTON = 1 << 0
+    GENERATION = 1 << 1
     EVENTS = 0xFFFF_FFFF  # all that there can be
 
     __slots__ = ("_irq_fd", "_lock", "_pending")
@@ -104,8 +105,15 @@ class EventDevice:
 
     def press_power_button(self) -> None:
         """Ask the guest to switch itself off; any thread. Whether it does is its own business."""
+        self._raise(self.POWER_BUTTON)
+
+    def tell_generation(self) -> None:
+        """Tell the guest that its generation ID is another; any thread."""
+        self._raise(self.GENERATION)
+
+    def _raise(self, event: int) -> None:
         with self._lock:
-            self._pending |= self.POWER_BUTTON
+            self._pending |= event
         os.eventfd_write(self._irq_fd, 1)
 
     def reset(self) -> None:

@@ -33,7 +33,9 @@ CMDLINE_ROOM = 0x1_0000  # including the terminating zero; the kernel's own limi
 # processors is over 5 KiB, too much for the 1 KiB area at EBDA.)
 EBDA = 0x9_FC00
 ACPI = 0xE_0000
-ACPI_END = 0xF_0000
+ACPI_END = 0xE_F000
+GENERATION_ID = 0xE_F000  # 16 bytes in a page of their own; none of it is RAM to the guest
+GENERATION_ID_SIZE = 16
 MPTABLE = 0xF_0000
 BIOS_CALLS = 0xF_FF00  # where every vector of real mode's table goes
 RESET_VECTOR = 0xF_FFF0  # where real-mode code jumps to start the machine anew
@@ -88,6 +90,7 @@ GED_SELECTOR = 0x604
 GED_SELECTOR_SIZE = 4
 GED_IRQ = 9
 GED_POWER_BUTTON = 1 << 0
+GED_GENERATION = 1 << 1
 PANIC = 0x608  # pvpanic's events, a byte
 
 # e820 types, as the boot protocols use them.

@@ -457,6 +457,12 @@ class Machine:
         self._events.press_power_button()
         self.tell("POWERDOWN")
 
+    def renew_generation(self) -> None:
+        """Tell the guest that it is one of several, before it runs: its generation ID is new."""
+        assert self.memory is not None
+        self.memory.write(layout.GENERATION_ID, os.urandom(layout.GENERATION_ID_SIZE))
+        self._events.tell_generation()
+
     def _check_alive(self) -> None:
         if self._state == ENDED:
             raise PyvirtError("the machine has ended; start another")

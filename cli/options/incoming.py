@@ -78,3 +78,4 @@ def _take_shape(options: Options, incoming: Incoming) -> None:
     options.memory = shape.memory
     options.smp, options.topology, options.pit = shape.topology.vcpus, shape.topology, shape.pit
     options.hotplug = shape.hotplug
+    options.discovery = "acpi" if shape.acpi else "cmdline"

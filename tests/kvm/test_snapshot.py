@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pyvirt.devices.virtio.rng import RngConfig
 from pyvirt.errors import BackendError, KvmError, PyvirtError, StateError
 from pyvirt.native import ffi
-from pyvirt.vmm import bus, kvm
+from pyvirt.vmm import bus, kvm, layout
 from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.cpu_model import FEATURES, CpuModel
 from pyvirt.vmm.log import Log
@@ -215,6 +215,22 @@ def test_time_goes_on_by_what_has_passed(machine: Make, restored: Restored, tmp_
     # A KVM that emulates the processor may have the host's TSC and no other.
     assert passed >= hour or vcpu.tsc_offset(again.vcpus[0]) == 0
     assert passed < hour + 4 * PATIENCE * 1e9
+
+
+def test_each_one_learns_that_it_is_another(
+    machine: Make, restored: Restored, tmp_path: Path
+) -> None:
+    folder = tmp_path / "snapshot"
+    guests = [saved(machine, folder), *(restored.make("keep", folder) for _ in range(2))]
+    ids = {guest.read(layout.GENERATION_ID, layout.GENERATION_ID_SIZE) for guest in guests}
+    assert len(ids) == 3
+    pending = [guest.parts["events"].save()["pending"] for guest in guests]
+    assert pending == [0, layout.GED_GENERATION, layout.GED_GENERATION]
+    # One that was booted without ACPI does not look there.
+    change(folder, lambda state: state["machine"].update(acpi=False))
+    guests.append(restored.make("keep", folder))
+    assert guests[3].read(layout.GENERATION_ID, layout.GENERATION_ID_SIZE) in ids
+    assert guests[3].parts["events"].save()["pending"] == 0
 
 
 def test_a_restored_machine_can_be_reset(machine: Make, restored: Restored, tmp_path: Path) -> None:

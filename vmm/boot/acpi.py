@@ -41,6 +41,7 @@ _ALL_PROCESSORS_32BIT = 0xFFFF_FFFF
 X2APIC_FROM = 255  # the first id that an 8-bit local APIC entry cannot name
 _NMI_LINT = 1
 _NOTIFY_PRESSED = 0x80
+_NOTIFY_NEW_GENERATION = 0x80
 
 
 class VirtioMmio:
@@ -146,9 +147,25 @@ def _panic() -> bytes:
     )
 
 
+def _generation() -> bytes:
+    """Return the VM generation ID, which tells a guest that it is another one than before.
+
+    Source: Microsoft, Virtual Machine Generation ID. Drivers go by either _CID.
+    """
+    low, high = layout.GENERATION_ID & 0xFFFF_FFFF, layout.GENERATION_ID >> 32
+    return aml.device(
+        "VGEN",
+        aml.name("_HID", aml.string("PYVT0001")),
+        aml.name("_CID", aml.package(aml.string("VM_Gen_Counter"), aml.string("VMGENCTR"))),
+        aml.name("_DDN", aml.string("VM_Gen_Counter")),
+        aml.name("ADDR", aml.package(aml.integer(low), aml.integer(high))),
+    )
+
+
 def _event_device() -> bytes:
     """Return the GED: its interrupt's method reads the selector, which says what happened."""
     pressed = aml.bit_and(aml.LOCAL0, aml.integer(layout.GED_POWER_BUTTON))
+    is_new = aml.bit_and(aml.LOCAL0, aml.integer(layout.GED_GENERATION))
     return aml.device(
         "GED",
         aml.name("_HID", aml.string("ACPI0013")),
@@ -160,6 +177,7 @@ def _event_device() -> bytes:
             1,
             aml.store(aml.path("ESEL"), aml.LOCAL0),
             aml.if_(pressed, aml.notify("\\_SB.PWRB", _NOTIFY_PRESSED)),
+            aml.if_(is_new, aml.notify("\\_SB.VGEN", _NOTIFY_NEW_GENERATION)),
             serialized=True,
         ),
     )
@@ -183,7 +201,7 @@ def _dsdt(devices: Sequence[VirtioMmio]) -> bytes:
     off = aml.package(aml.integer(layout.SLEEP_TYPE_S5), aml.ZERO, aml.ZERO, aml.ZERO)
     virtio = [_virtio(index, window) for index, window in enumerate(devices)]
     body = aml.name("\\_S5", off) + aml.scope(
-        "\\_SB", _com1(), _power_button(), _event_device(), _panic(), *virtio
+        "\\_SB", _com1(), _power_button(), _generation(), _event_device(), _panic(), *virtio
     )
     return table(b"DSDT", 2, body)
 

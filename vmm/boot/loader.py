@@ -91,6 +91,7 @@ def _write_tables(
         others = numa.tables(config.numa, apic_ids)
     tables, rsdp = acpi.build(apic_ids=apic_ids, devices=devices, others=others)
     memory.write(layout.ACPI, tables)
+    memory.write(layout.GENERATION_ID, os.urandom(layout.GENERATION_ID_SIZE))
     return rsdp
 
 

@@ -63,6 +63,8 @@ class Incoming:
         machine.slots.resume()
         for part in machine.parts.values():
             part.resume()
+        if self.shape.acpi:
+            machine.renew_generation()
 
     def _restore(self, machine: Machine, log: Log) -> None:
         assert machine.slots is not None

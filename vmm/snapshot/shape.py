@@ -35,13 +35,16 @@ _TYPE_MAX = 0xFF
 class Shape:
     """Memory in bytes, vCPUs, and what else the guest has come to rely on."""
 
-    __slots__ = ("hotplug", "memory", "pit", "topology")
+    __slots__ = ("acpi", "hotplug", "memory", "pit", "topology")
 
-    def __init__(self, memory: int, topology: Topology, *, pit: bool, hotplug: bool) -> None:
+    def __init__(
+        self, memory: int, topology: Topology, *, pit: bool, hotplug: bool, acpi: bool
+    ) -> None:
         self.memory = memory
         self.topology = topology
         self.pit = pit
         self.hotplug = hotplug
+        self.acpi = acpi
 
     def save(self) -> dict[str, object]:
         """Return it as fields."""
@@ -52,6 +55,7 @@ class Shape:
             **levels,
             "pit": self.pit,
             "hotplug": self.hotplug,
+            "acpi": self.acpi,
         }
 
 
@@ -59,7 +63,13 @@ def of(config: MachineConfig) -> Shape:
     """Return that of a machine; PyvirtError where it has what cannot be saved."""
     if config.testdev:
         raise PyvirtError("-device pc-testdev: a snapshot does not keep it; leave it out")
-    return Shape(config.memory, config.topology, pit=config.pit, hotplug=config.hotplug)
+    return Shape(
+        config.memory,
+        config.topology,
+        pit=config.pit,
+        hotplug=config.hotplug,
+        acpi=config.discovery == "acpi",
+    )
 
 
 def read(fields: Fields) -> Shape:
@@ -72,7 +82,8 @@ def read(fields: Fields) -> Shape:
     topology = Topology(vcpus, **levels)
     if topology.sockets * topology.in_socket < vcpus:
         raise fields.wrong("vcpus", f"{vcpus} are more than the sockets hold")
-    return Shape(memory, topology, pit=fields.flag("pit"), hotplug=fields.flag("hotplug"))
+    flags = {name: fields.flag(name) for name in ("pit", "hotplug", "acpi")}
+    return Shape(memory, topology, **flags)
 
 
 def devices(machine: Machine) -> list[dict[str, object]]:

@@ -146,3 +146,13 @@ def test_the_word_that_switches_a_bochs_off(word: bytes, times: int) -> None:
     for letter in word:
         device.write(0, 1, letter)
     assert len(seen) == times
+
+
+def test_a_new_generation_is_an_event_of_its_own() -> None:
+    irq = os.eventfd(0, os.EFD_NONBLOCK)
+    events = EventDevice(irq)
+    events.tell_generation()
+    assert os.eventfd_read(irq) == 1
+    assert events.read(0, 4) == layout.GED_GENERATION == EventDevice.GENERATION
+    assert events.read(0, 4) == 0
+    os.close(irq)

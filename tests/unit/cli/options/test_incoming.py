@@ -32,7 +32,7 @@ def snapshot(tmp_path: Path) -> str:
     """Return a folder with what is looked at before there is a machine."""
     path = str(tmp_path / "with,comma")
     memory = GuestMemory(SIZE)
-    found = shape.Shape(SIZE, Topology(4, sockets=2, cores=2), pit=False, hotplug=True)
+    found = shape.Shape(SIZE, Topology(4, sockets=2, cores=2), pit=False, hotplug=True, acpi=False)
     fields = {"snapshot": IDENTITY.hex(), "machine": found.save()}
     folder.write(path, Writer(memory, IDENTITY).write, lambda: state_file.encode(fields))
     memory.close()
@@ -56,6 +56,7 @@ def test_the_machine_has_the_snapshots_shape(snapshot: str, opened: list[Incomin
     opened.append(incoming.open_snapshot(options))
     made = config(options)
     assert (made.memory, made.vcpus, made.pit, made.hotplug) == (SIZE, 4, False, True)
+    assert made.discovery == "cmdline"
     assert (made.topology.sockets, made.topology.cores) == (2, 2)
     assert made.content is opened[0]
 
@@ -121,7 +122,7 @@ def test_a_shape_that_cannot_be_is_named(tmp_path: Path) -> None:
         ({"vcpus": 9}, "machine.vcpus: 9 are more than the sockets hold"),
         ({"cores": 0}, "machine.cores: 0 is not between 1 and 254"),
     ):
-        found = shape.Shape(SIZE, Topology(4), pit=True, hotplug=False).save() | change
+        found = shape.Shape(SIZE, Topology(4), pit=True, hotplug=False, acpi=True).save() | change
         fields: dict[str, object] = {"snapshot": IDENTITY.hex(), "machine": found}
         (tmp_path / "state").write_bytes(state_file.encode(fields))
         with pytest.raises(StateError) as info:

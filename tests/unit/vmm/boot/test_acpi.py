@@ -90,6 +90,17 @@ def test_rsdp_is_where_a_scan_finds_it() -> None:
     assert layout.ACPI + len(image) <= layout.MPTABLE
 
 
+def test_the_generation_id_is_no_ram_and_no_table() -> None:
+    first, last = layout.GENERATION_ID, layout.GENERATION_ID + layout.GENERATION_ID_SIZE
+    assert first >= layout.ACPI_END
+    assert last <= layout.MPTABLE
+    assert first % 4096 == 0
+    assert any(
+        start <= first and last <= start + size and kind == layout.E820_RESERVED
+        for start, size, kind in layout.e820(1 << 30)
+    )
+
+
 def test_fadt_is_hardware_reduced() -> None:
     fadt = walk(*_at_home(1))["FACP"]
     assert (len(fadt), fadt[8], fadt[131]) == (276, 6, 4)
@@ -181,6 +192,9 @@ def test_acpica_sees_the_devices(tmp_path: Path) -> None:
         "OperationRegion (EREG, SystemIO, 0x0604, 0x04)",
         "Local0 = ESEL",
         "If ((Local0 & One)) { Notify (\\_SB.PWRB, 0x80)",
+        "If ((Local0 & 0x02)) { Notify (\\_SB.VGEN, 0x80)",
+        'Name (_CID, Package (0x02) // _CID: Compatible ID { "VM_Gen_Counter", "VMGENCTR" })',
+        "Name (ADDR, Package (0x02) { 0x000EF000, Zero })",
     ):
         assert piece in source
     assert source.count('"LNRO0005"') == source.count("_CCA, One") == len(SLOTS)
