@@ -11,11 +11,11 @@ import _thread
 import errno
 import os
 
-from ..devices.debug import BochsPowerOff, BootTimer, DebugExit, PanicPort
-from ..devices.power import I8042, AcpiPower, EventDevice
+from ..devices.debug import BootTimer
+from ..devices.power import EventDevice
 from ..errors import ConfigError, GuestError, PyvirtError, unexpected
 from ..native import check, ffi, lib
-from . import bus, kvm, layout, report, slots
+from . import bus, kvm, layout, ports, report, slots
 from .boot import loader
 from .end import CRASH, DEBUG_EXIT, HOST, TRIPLE_FAULT, End, Reaction
 from .memory import GuestMemory
@@ -24,27 +24,15 @@ from .vm import InterruptLine, Vm, check_kvm
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any, Protocol
+    from typing import Any
 
     from ..devices.chardev import Chardev
     from ..devices.virtio.device import Device, Pluggable
-    from ..state import Fields
     from .boot.kernel import Kernel
     from .config import MachineConfig
     from .log import Log
+    from .ports import Part
     from .vcpu import Vcpu
-
-    class Part(Protocol):
-        """What has a state; see state.py."""
-
-        def save(self) -> dict[str, object]:
-            """Return it."""
-
-        def restore(self, fields: Fields) -> None:
-            """Take it; StateError."""
-
-        def resume(self) -> None:
-            """Go on after `restore`."""
 
 
 RUNNING, PAUSED, ENDED = "running", "paused", "ended"
@@ -154,23 +142,14 @@ class Machine:
         return self._vm.vcpus if self._vm is not None else []
 
     def _add_devices(self) -> None:
-        pio = bus.PIO
-        reaction = self.reaction
-        power = AcpiPower(reaction.on_shutdown, reaction.on_reset)
-        self.bus.add(pio, layout.SLEEP_CONTROL, power.SIZE, power)
-        self.bus.add(pio, I8042.PORT, 1, I8042(reaction.on_reset))
         self._events = EventDevice(self.interrupt_line(layout.GED_IRQ).fd)
-        self.bus.add(pio, layout.GED_SELECTOR, EventDevice.SIZE, self._events)
-        exit_port = DebugExit(lambda value: self.finish(End(DEBUG_EXIT, value)))
-        self.bus.add(pio, layout.DEBUG_EXIT, exit_port.SIZE, exit_port)
-        off = BochsPowerOff(reaction.on_shutdown)
-        self.parts |= {"events": self._events, "bochs-power-off": off}
-        self.bus.add(pio, layout.BOCHS_POWER_OFF, off.SIZE, off)
-        panic = PanicPort(reaction.on_panic)
-        self.bus.add(pio, layout.PANIC, panic.SIZE, panic)
-        timer = BootTimer(self._on_boot_stage)
-        self.bus.add(pio, layout.BOOT_TIMER, timer.SIZE, timer)
-        self.bus.add(bus.MMIO, layout.BOOT_TIMER_MMIO, timer.SIZE, timer)
+        self.parts |= ports.add(
+            self.bus,
+            self.reaction,
+            self._events,
+            on_exit=lambda value: self.finish(End(DEBUG_EXIT, value)),
+            on_stage=self._on_boot_stage,
+        )
         if self.config.testdev:
             self._add_testdev()
 
