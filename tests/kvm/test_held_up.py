@@ -16,7 +16,9 @@ from pyvirt.devices.virtio.block import BlockConfig
 from pyvirt.devices.virtio.queue import DESC, DESC_INDIRECT, DESC_NEXT, DESC_WRITE
 from pyvirt.errors import BackendError
 from pyvirt.vmm.config import MachineConfig
+from pyvirt.vmm.log import Log
 from pyvirt.vmm.machine import RUNNING
+from pyvirt.vmm.snapshot.save import Saver
 
 from ..unit.devices.virtio.bench import RUNNING as DRIVER_RUNS
 from ..unit.devices.virtio.stuck import stuck
@@ -119,6 +121,33 @@ def test_storage_that_hangs_refuses_a_reset_of_the_machine(
     assert guest.state == RUNNING
     guest.close()
     assert not guest.is_kept
+
+
+def test_storage_that_hangs_refuses_a_snapshot(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest runs on, and its request is completed; then there can be one."""
+    guest, folder = with_disk(make, tmp_path / "disk"), tmp_path / "snapshot"
+    saver = Saver(guest, Log())
+    monkeypatch.setattr(turn, "LIMIT_S", 0.2)
+    assert guest.memory
+    with stuck(guest.memory, DATA) as page:
+        read_something(guest)
+        page.wait_for_somebody()
+        with pytest.raises(BackendError, match="disk d: the host has not completed its requests"):
+            saver.start(str(folder))
+        assert (guest.state, folder.exists()) == (RUNNING, False)
+        monkeypatch.undo()
+        page.release()
+        saver.start(str(folder))
+        saver.wait()
+    assert saver.status == "completed"
+    # Its status byte is in the memory that was written.
+    assert guest.read(HEADER + 16, 1) == b"\0"
+    with open(folder / "memory", "rb") as file:
+        file.seek(DATA)
+        assert file.read(512) == guest.read(DATA, 512)
+    guest.resume()
 
 
 def end_with_storage_that_hangs(kernel: str, folder: str) -> None:
