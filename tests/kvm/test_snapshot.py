@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pyvirt.devices.virtio.rng import RngConfig
 from pyvirt.errors import BackendError, KvmError, PyvirtError, StateError
 from pyvirt.native import ffi
+from pyvirt.qmp.client import CommandError
 from pyvirt.vmm import bus, kvm, layout
 from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.cpu_model import FEATURES, CpuModel
@@ -30,6 +31,7 @@ from pyvirt.vmm.snapshot.save import Saver
 from .conftest import Make
 from .support import BUFFER, MAILBOX, MEMORY, PATIENCE, PORT, Guest
 from .test_life import Face, Ledger, counting_on_all, wait_until, wait_until_all_run
+from .test_qmp_run import Monitored
 from .test_run import command
 
 COUNT, FLAG, TSC = MAILBOX, MAILBOX + 8, MAILBOX + 16
@@ -148,6 +150,35 @@ def test_in_other_processes_twice_at_once(
     for run in runs:
         _, told = run.communicate(timeout=PATIENCE)
         assert (run.returncode, told) == (KEPT, "")
+
+
+def completed(guest: Monitored) -> bool:
+    status = guest.client.execute("query-migrate")["status"]
+    assert status in {"active", "completed"}
+    return bool(status == "completed")
+
+
+def test_by_qmp_as_stratovirt_has_it(kernel: Callable[[str], Path], tmp_path: Path) -> None:
+    """Also with what there is for hot-plug, and with devices that no driver has found."""
+    words = ("-device", "virtio-balloon-device", "-smp", "2")
+    with Monitored(kernel("spin"), *words) as guest:
+        assert guest.client.execute("query-migrate") == {"status": "none"}
+        assert guest.client.execute("migrate", {"uri": f"file:{tmp_path}/template"}) == {}
+        assert guest.names() == ["STOP"]
+        wait_until(lambda: completed(guest), "all is written")
+        assert guest.client.execute("query-status")["status"] == "paused"
+        with pytest.raises(CommandError, match="is not empty; name a new folder"):
+            guest.client.execute("migrate", {"uri": f"file:{tmp_path}/template"})
+        stands = guest.mailbox()
+        guest.client.execute("cont")
+        wait_until(lambda: guest.mailbox() != stands, "the guest goes on")
+    with Monitored(kernel("spin"), *words, "-incoming", f"file:{tmp_path}/template") as again:
+        assert completed(again)
+        wait_until(lambda: int(again.mailbox(), 16) > int(stands, 16), "its copy goes on")
+    frozen = (*words, "-S", "-incoming", f"file:{tmp_path}/template,mapped=off")
+    with Monitored(kernel("spin"), *frozen) as again:
+        assert again.mailbox() == stands
+        assert again.client.execute("query-status")["status"] == "paused"
 
 
 def test_a_guest_that_runs_is_stopped_and_told(machine: Make, tmp_path: Path) -> None:
