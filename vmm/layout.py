@@ -45,7 +45,9 @@ KERNEL = 0x100_0000  # 16 MiB, where x86-64 kernels prefer to be
 # The gap below 4 GiB holds every memory-mapped device; RAM that would lie in it continues above.
 GAP_START = 0xC000_0000
 GAP_END = 0x1_0000_0000
-BOOT_TIMER_MMIO = 0xC000_0000  # the boot-timer port once more, for guests without /dev/port
+# Ports once more, for guests without /dev/port.
+BOOT_TIMER_MMIO = 0xC000_0000
+DEBUG_EXIT_MMIO = 0xC000_0010
 VIRTIO_MMIO = 0xD000_0000
 VIRTIO_MMIO_STEP = 0x1000  # a page each, which reads find as memory
 IOAPIC = 0xFEC0_0000

@@ -41,16 +41,17 @@ def add(
     the boot timer; both on the vCPU's thread, as `reaction` is.
     """
     off = BochsPowerOff(reaction.on_shutdown)
-    timer = BootTimer(on_stage)
+    end, timer = DebugExit(on_exit), BootTimer(on_stage)
     for port, size, device in (
         (layout.SLEEP_CONTROL, AcpiPower.SIZE, AcpiPower(reaction.on_shutdown, reaction.on_reset)),
         (I8042.PORT, 1, I8042(reaction.on_reset)),
         (layout.GED_SELECTOR, EventDevice.SIZE, events),
-        (layout.DEBUG_EXIT, DebugExit.SIZE, DebugExit(on_exit)),
+        (layout.DEBUG_EXIT, DebugExit.SIZE, end),
         (layout.BOCHS_POWER_OFF, BochsPowerOff.SIZE, off),
         (layout.PANIC, PanicPort.SIZE, PanicPort(reaction.on_panic)),
         (layout.BOOT_TIMER, BootTimer.SIZE, timer),
     ):
         machine_bus.add(bus.PIO, port, size, device)
     machine_bus.add(bus.MMIO, layout.BOOT_TIMER_MMIO, BootTimer.SIZE, timer)
+    machine_bus.add(bus.MMIO, layout.DEBUG_EXIT_MMIO, DebugExit.SIZE, end)
     return {"events": events, "bochs-power-off": off}

@@ -6,14 +6,14 @@ import re
 
 import pytest
 from pyvirt.errors import KvmError
-from pyvirt.vmm import kvm
+from pyvirt.vmm import kvm, layout
 from pyvirt.vmm.machine import ENDED
 from pyvirt.vmm.vcpu import Vcpu
 
 from .conftest import Make
 from .support import MAILBOX, Guest, exceptions_fail
 
-OUT_8, OUT_16, OUT_32 = 4, 5, 6  # operations of script.S
+OUT_8, OUT_16, OUT_32, WRITE_8 = 4, 5, 6, 11  # operations of script.S
 DEBUG_EXIT, SLEEP_CONTROL, RESET, I8042, BOOT_TIMER = 0xF4, 0x600, 0x602, 0x64, 0x505
 RESET_VECTOR = 0xFFF0
 
@@ -51,6 +51,11 @@ def test_debug_exit_gives_its_value(machine: Make, value: int) -> None:
 @pytest.mark.parametrize(("operation", "value"), [(OUT_16, 0x1234), (OUT_32, 0x89AB_CD34)])
 def test_a_wide_debug_exit_gives_its_lowest_byte(machine: Make, operation: int, value: int) -> None:
     assert write_ports(machine("script"), (operation, DEBUG_EXIT, value)) == ("debug-exit", 0x34)
+
+
+def test_a_guest_without_ports_writes_to_memory(machine: Make) -> None:
+    guest = machine("script")
+    assert write_ports(guest, (WRITE_8, layout.DEBUG_EXIT_MMIO, 7)) == ("debug-exit", 7)
 
 
 def test_no_instruction_runs_after_the_one_that_ends_it(machine: Make) -> None:
