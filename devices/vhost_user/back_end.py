@@ -13,6 +13,7 @@ class BackEnd(Protocol):
 
     who: str  # "the back end", or a name
     mend: str  # what may help when `connect` fails
+    patience: float  # seconds that the first answer of all may take, when no guest waits yet
 
     @property
     def where(self) -> str:

@@ -126,7 +126,7 @@ class VhostUser(Device):
         """Connect for the first time."""
         where = self._back_end.where
         try:
-            return self._connect(time.monotonic() + turn.LIMIT_S)
+            return self._connect(time.monotonic() + self._back_end.patience)
         except OSError as error:
             raise ConfigError(f"{where}: {error.strerror}; {self._back_end.mend}") from None
         except BackendError as error:

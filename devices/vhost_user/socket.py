@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+from ..virtio import turn
+
 
 class SocketBackEnd:
     """Where it is."""
@@ -11,6 +13,7 @@ class SocketBackEnd:
     __slots__ = ("_path", "where")
     who = "the back end"
     mend = "start the back end first, or name its socket"
+    patience = turn.LIMIT_S
 
     def __init__(self, option: str, path: str) -> None:
         """`option` is how messages call it; `path` has 1 to 107 bytes."""

@@ -8,8 +8,10 @@ the guest's eyes, and only the guest's root can make new ones. Source: virtiofsd
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
+import sys
 
 from ...errors import ConfigError
 from ..child import Complaints, end
@@ -20,9 +22,9 @@ _NULL_FD, _OUT_FD, _COMPLAINT_FD, _SOCKET_FD = 0, 1, 2, 3
 _CHATTER = ("virtio_session_mount: ", "virtio_loop: ")
 # Folders that take sockets; that of the lab's /tmp does not.
 _SOCKETS = ("/dev/shm", "/tmp")  # noqa: S108  (a folder of our own is made in it)
-# "$0" is the folder: of a mount namespace of our own, in which it cannot be written. What is
-# mounted below it stays outside, for it could be.
-_READONLY = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+# Elsewhere than at its own place, for / has none but that: in a /sys that nobody else sees.
+_READONLY_AT = "/sys/share"
+_READONLY = os.path.join(os.path.dirname(__file__), "readonly.py")
 _CAP_SYS_ADMIN = 21
 
 
@@ -32,14 +34,15 @@ class Virtiofsd:
     __slots__ = ("_complaints", "_folder", "_pid", "_readonly", "where")
     who = "virtiofsd"
     mend = "see whether this host lets you start processes"
+    patience = 60.0  # it is a process that is yet to start, on a host that may be busy
 
-    def __init__(self, folder: str, *, readonly: bool = False) -> None:
-        """`folder` is an absolute path."""
+    def __init__(self, folder: str, *, readonly: bool = False, option: str = "-share") -> None:
+        """`folder` is an absolute path; messages name the `option`."""
         self._folder = folder
         self._readonly = readonly
         self._complaints: Complaints | None = None
         self._pid = 0
-        self.where = f"-share {folder}"
+        self.where = f"{option} {folder}"
 
     def connect(self) -> socket.socket:
         """Start one, in place of that before, and return the connection; ConfigError, OSError."""
@@ -78,21 +81,22 @@ class Virtiofsd:
     def _words(self) -> list[str]:
         is_root = _is_root()
         can_mount = not is_root or _has_admin()
-        source = self._folder.replace("\\", "\\\\").replace(",", "\\,")
+        folder = _READONLY_AT if self._readonly else self._folder
+        source = folder.replace("\\", "\\\\").replace(",", "\\,")
         sandbox = "namespace" if can_mount else "chroot"
         program = [PROGRAM, f"--fd={_SOCKET_FD}", "-o", f"source={source},sandbox={sandbox}"]
         if not is_root:
-            # Nobody else may raise it; the default is more than enough.
-            program.append("--rlimit-nofile=0")
+            # Each file that the guest knows of takes a descriptor, and nobody else may have more.
+            program.append(f"--rlimit-nofile={resource.getrlimit(resource.RLIMIT_NOFILE)[1]}")
         # It also ends by itself, when its connection does.
         words = ["setpriv", "--pdeathsig", "TERM", "--", *program]
         if self._readonly and not can_mount:
             raise ConfigError(
-                f"{self.where},readonly=on: a root without CAP_SYS_ADMIN cannot see to that; "
-                "leave readonly out, or add that capability"
+                f"{self.where}: a root without CAP_SYS_ADMIN cannot see to it that nothing is "
+                "written there; add that capability, or run as another user"
             )
         if self._readonly:
-            words = ["sh", "-c", _READONLY, self._folder, *words]
+            words = [sys.executable, "-IS", _READONLY, self._folder, _READONLY_AT, *words]
         unshare = [] if is_root else ["--map-root-user"]
         if self._readonly:
             unshare.append("--mount")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import struct
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +119,32 @@ def test_nothing_can_be_written_where_that_is_asked_for(folder: Path) -> None:
     (folder / "by the host").mkdir()
 
 
+def test_nothing_can_be_written_below_it_either(folder: Path) -> None:
+    """A file system in it is as read-only as itself, and what the kernel makes up is not there."""
+    (folder / "memory").mkdir()
+    (folder / "made up").mkdir()
+    mounts = (
+        f"mount -t tmpfs none '{folder}/memory' && touch '{folder}/memory/there' && "
+        f'mount --rbind /proc \'{folder}/made up\' && exec "$0" "$@"'
+    )
+    looks = f"cd {virtiofsd._READONLY_AT}; touch new memory/new; ls; ls memory; ls 'made up'"
+    program = (sys.executable, "-IS", virtiofsd._READONLY, str(folder), virtiofsd._READONLY_AT)
+    words = ("sh", "-c", mounts, *program, "sh", "-c", looks)
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "--", *words],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    assert done.stderr.splitlines() == [
+        "touch: cannot touch 'new': Read-only file system",
+        "touch: cannot touch 'memory/new': Read-only file system",
+    ]
+    assert done.stdout.splitlines() == ["made up", "memory", "there", "there"]
+
+
 @pytest.mark.parametrize("readonly", [False, True])
 def test_users_without_privileges_share_what_is_theirs(
     readonly: bool, monkeypatch: pytest.MonkeyPatch
@@ -170,7 +198,7 @@ def test_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_a_root_without_capabilities(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """As in a container: no namespaces, but a folder of which it cannot get out."""
     monkeypatch.setattr(virtiofsd, "_has_admin", lambda: False)
-    assert "cannot see to that; leave readonly out" in refusal(lambda: Fs(folder, readonly=True))
+    assert "cannot see to it that nothing is written" in refusal(lambda: Fs(folder, readonly=True))
     fs = Fs(folder)
     fs.begin()
     assert fs.lookup("there") == 0
