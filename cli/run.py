@@ -65,6 +65,18 @@ def _with_default_guest(argv: list[str], options: Options) -> Options:
     return completed
 
 
+def _with_root(argv: list[str], options: Options) -> Options:
+    """Return `options` completed by what makes a folder of the host the guest's root."""
+    from .options import root
+
+    if root.is_complete(options):
+        return options
+    words, cmdline = root.words(options)
+    completed = run_options.parse(argv + words)
+    completed.append = cmdline
+    return completed
+
+
 def _cmdline(options: Options) -> str:
     """Return the command line of a kernel that is given none: its console is where the user is."""
     console = "ttyS0"
@@ -279,7 +291,9 @@ def main(argv: list[str]) -> int:
         log.open(options.log)
     if options.timeline:
         _check_timeline(options.timeline)
-    if not options.kernel and options.incoming is None:
+    if options.root and options.incoming is None:
+        options = _with_root(argv, options)
+    elif not options.kernel and options.incoming is None:
         options = _with_default_guest(argv, options)
     incoming: Incoming | None = None
     if options.incoming is not None:

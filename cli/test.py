@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, PyvirtError
-from ..harness.guest import kernel
+from ..harness.guest import hostroot, kernel
 from ..harness.judge import report
 from ..harness.judge.verdict import Verdict
 from ..harness.vm.config import Limits, VmConfig
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Boots KERNEL with an initramfs of busybox and runs COMMAND in it: a program or script of this host,
-which is copied there, or else a command of the guest's. What it writes comes out here; the last
+which is copied there, or else a command of the guest's; with --root, it runs on files of this host,
+where it is, and what it writes stays in the guest's memory. What it writes comes out here; the last
 line, on stderr, is the verdict. The kernel runs in the nested lab where this host cannot run it."""
 EPILOG = """\
 exit status: 0 the command succeeded, and the kernel found no fault in itself; 1 otherwise; 125 the
@@ -63,6 +64,14 @@ def parser() -> Parser:
         help="bzImage or vmlinux; or cloud, generic, micro",
     )
     add("--initrd", type=Path, metavar="FILE", help="an initramfs that starts the agent")
+    add(
+        "--root",
+        nargs="?",
+        const="/",
+        default="",
+        metavar="DIR",
+        help="boot on a folder of this host (/), which the guest cannot write",
+    )
     add("--disk", action="append", default=[], metavar="DISK", help="scratch:64M, or as for run")
     add("--module", action="append", default=[], metavar="NAME", help="a module to load")
     add("--cmdline", default="", metavar="TEXT", help="added to the kernel's command line")
@@ -88,11 +97,14 @@ def _say(line: str) -> None:
 
 
 def _config(options: argparse.Namespace) -> VmConfig:
+    if options.root:
+        hostroot.check_folder(f"--root {options.root}", options.root)
     return VmConfig(
         vcpus=options.smp,
         memory=options.memory,
         cmdline=options.cmdline,
         disks=tuple(options.disk),
+        root=options.root,
         modules=tuple(options.module),
         initrd=options.initrd.absolute() if options.initrd else None,
         limits=Limits(boot=options.boot_timeout, call=options.timeout),
@@ -123,11 +135,15 @@ def _run(options: argparse.Namespace) -> tuple[str, str, int]:
 def _judge(vm: VM, command: Sequence[str]) -> tuple[str, str, int]:
     """Run the command, and look at what the kernel said meanwhile."""
     program, *arguments = command
+    cwd = _inside(vm, os.getcwd())
     if os.path.isfile(program):
-        inside = f"/tmp/{os.path.basename(program)}"  # noqa: S108  (the guest's)
-        vm.put(inside, Path(program), 0o755)
+        folder, name = os.path.split(os.path.abspath(program))
+        inside = os.path.join(_inside(vm, folder), name)
+        if inside == f"/{name}":
+            inside = f"/tmp/{name}"  # noqa: S108  (the guest's)
+            vm.put(inside, Path(program), 0o755)
         program = inside
-    result = vm.run([program, *arguments], on_output=_copy)
+    result = vm.run([program, *arguments], cwd=cwd, on_output=_copy)
     charges = vm.charges()
     if not charges and result.code == 0:
         return Verdict.PASSED, "", PASSED
@@ -137,6 +153,11 @@ def _judge(vm: VM, command: Sequence[str]) -> tuple[str, str, int]:
     if charges:
         return Verdict.WARNED, charges[0], FAILED
     return Verdict.FAILED, f"{command[0]}: status {result.code}", FAILED
+
+
+def _inside(vm: VM, folder: str) -> str:
+    """Return where the guest has a folder of this host, "/" where it has not."""
+    return hostroot.inside(vm.config.root, folder) if vm.config.root else "/"
 
 
 def _copy(stream: int, data: bytes) -> None:

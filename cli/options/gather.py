@@ -92,6 +92,7 @@ class Gathered:
         self._read_nics(given, parts)
         self._read_serial(given, parts)
         self._read_others(given, parts)
+        self._read_root(given)
         self._read_shares(given)
         self._check_ids()
         self._read_testdev(given)
@@ -158,6 +159,16 @@ class Gathered:
                 except ConfigError as error:
                     about = [text for text in texts if text in str(error)]
                     raise at_place(error, *about, *texts) from None
+
+    def _read_root(self, given: Given) -> None:
+        for name, text in given:
+            if name == "root":
+                placed(text, self._take_root)
+
+    def _take_root(self, text: str) -> None:
+        from .root import read
+
+        self.devices += (read(text),)
 
     def _read_shares(self, given: Given) -> None:
         texts = [text for name, text in given if name == "share"]

@@ -41,6 +41,7 @@ class Options:
         "actions",
         "append",
         "chardevs",
+        "command",
         "content",
         "cpu",
         "daemonize",
@@ -69,6 +70,7 @@ class Options:
         "pit",
         "prealloc",
         "print_config",
+        "root",
         "serial",
         "share",
         "shares",
@@ -86,6 +88,7 @@ class Options:
         self.actions = Actions()
         self.append: str | None = None
         self.chardevs: tuple[ChardevConfig, ...] = ()  # of devices
+        self.command: str | None = None  # in place of a shell
         self.content: Content | None = None  # of memory, from the start on
         self.cpu: CpuModel | None = None
         self.daemonize = False
@@ -113,6 +116,7 @@ class Options:
         self.pit = True
         self.prealloc = False
         self.print_config: str | None = None
+        self.root = ""
         # What the guest's ttyS0 is on. Where none is given: stdin and stdout, unless another has
         # these, or they are left.
         self.serial = ChardevConfig("serial0", STDIO, option="-serial stdio")

@@ -148,6 +148,12 @@ def _incoming(options: Options, text: str) -> None:
     options.incoming = read(text)
 
 
+def _root(options: Options, text: str) -> None:
+    if not text:
+        raise ConfigError("-root: names no folder; give -root DIR, such as -root /")
+    options.root = text
+
+
 def _later(_options: Options, _text: str) -> None:
     """Leave a value in `given` for when all of them are known."""
 
@@ -275,6 +281,20 @@ TABLE = (
         "at /mnt/TAG); may be repeated",
         _later,
         repeats=True,
+    ),
+    Option(
+        "root",
+        "DIR",
+        "boot on a folder of this host, such as /, with all its programs: nobody can write it, and "
+        "what the guest writes stays in its memory; -append is added to the kernel's command line",
+        _root,
+    ),
+    Option(
+        "exec",
+        "COMMAND",
+        "with -root: a line for the guest's shell in place of one on the console; its status is "
+        "the exit status",
+        _text("command"),
     ),
     Option(
         "object",
@@ -419,7 +439,7 @@ def parse(argv: list[str]) -> Options:
     _check_together(options)
     other: ChardevConfig | None = None
     serial = dict(options.given).get("serial")
-    needs_more = any(one.store is _later for one, _ in given) or options.mem_path
+    needs_more = any(one.store is _later for one, _ in given) or options.mem_path or options.root
     if serial not in {None, *_SERIAL_WORDS} or needs_more or options.memory_backend:
         other = _take_devices(options)
     _take_terminal(options, other, is_given=serial is not None)
@@ -492,5 +512,7 @@ def _take_terminal(options: Options, other: ChardevConfig | None, *, is_given: b
 
 
 def _check_together(options: Options) -> None:
-    if options.initrd and not options.kernel:
+    if options.initrd and not options.kernel and not options.root:
         raise ConfigError(f"-initrd {options.initrd}: needs a -kernel to go with it")
+    if options.command is not None and not options.root:
+        raise ConfigError(f"-exec {options.command}: only with -root; add -root /")

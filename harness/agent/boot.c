@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 enum {
@@ -55,6 +56,10 @@ static const struct {
 
 /* Those that go along to another root; what is mounted in them goes with them. */
 static const char *const moved[] = { "/proc", "/sys", "/dev", "/run", "/tmp" };
+#define N_MOVED (sizeof(moved) / sizeof(*moved))
+
+/* The initramfs's own, whose programs another root may lack. */
+static int shell = -1;
 
 void say(const char *format, ...)
 {
@@ -161,6 +166,7 @@ static void load_modules(void)
 void boot(void)
 {
     tell_boot_timer();
+    shell = open("/bin/sh", O_PATH | O_CLOEXEC);
     (void)setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 1);
     (void)setenv("HOME", "/root", 1);
     umask(022);
@@ -171,18 +177,17 @@ void boot(void)
 
 /* Another root. */
 
-/* Copies what pyvirt.root= names; false when the command line has none. */
-static bool wanted_root(char *device, size_t size, bool *read_only)
+/* Copies the value of the word `name=` of the kernel's command line; false when it has none. */
+static bool find_word(const char *name, char *value, size_t size)
 {
     char line[4096], *rest, *word;
 
     if (read_text("/proc/cmdline", line, sizeof(line)) < 0)
         return false;
     for (word = strtok_r(line, " \n", &rest); word; word = strtok_r(NULL, " \n", &rest)) {
-        if (strncmp(word, "pyvirt.root=", 12) != 0)
+        if (strncmp(word, name, strlen(name)) != 0)
             continue;
-        *read_only = strlen(word) > 3 && strcmp(word + strlen(word) - 3, ",ro") == 0;
-        snprintf(device, size, "%.*s", (int)strcspn(word + 12, ","), word + 12);
+        snprintf(value, size, "%s", word + strlen(name));
         return true;
     }
     return false;
@@ -201,11 +206,27 @@ static int mount_root(const char *device, unsigned long flags)
     }
 }
 
-static int enter_root(void)
+/* The file system of a tag, which nobody can write, below a tmpfs. */
+static int mount_overlay(const char *tag)
+{
+    static const char layers[] = "lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work";
+
+    (void)mkdir("/newroot", 0755);
+    (void)mkdir("/lower", 0755);
+    (void)mkdir("/upper", 0755);
+    if (mount(tag, "/lower", "virtiofs", MS_RDONLY, NULL) < 0 ||
+        mount("tmpfs", "/upper", "tmpfs", 0, "mode=755") < 0 || mkdir("/upper/files", 0755) < 0 ||
+        mkdir("/upper/work", 0755) < 0 || mount("overlay", "/newroot", "overlay", 0, layers) < 0)
+        return -errno;
+    return 0;
+}
+
+/* Takes along the first `n` of those that are moved. */
+static int enter_root(size_t n)
 {
     char target[64];
 
-    for (size_t i = 0; i < sizeof(moved) / sizeof(*moved); i++) {
+    for (size_t i = 0; i < n; i++) {
         snprintf(target, sizeof(target), "/newroot%s", moved[i]);
         (void)mkdir(target, 0755); /* it may be there, or the file system read-only */
         if (mount(moved[i], target, NULL, MS_MOVE, NULL) < 0 && errno != EINVAL)
@@ -216,19 +237,62 @@ static int enter_root(void)
     return chdir("/") < 0 ? -errno : 0;
 }
 
-int boot_root(char *why, size_t size)
+static int boot_disk(char *device)
 {
-    char device[256];
-    bool read_only = false;
+    char *mode = strchr(device, ',');
     int err;
 
-    if (!wanted_root(device, sizeof(device), &read_only))
-        return 0;
-    err = mount_root(device, read_only ? MS_RDONLY : 0);
+    if (mode)
+        *mode++ = '\0';
+    err = mount_root(device, mode && strcmp(mode, "ro") == 0 ? MS_RDONLY : 0);
+    return err ? err : enter_root(N_MOVED);
+}
+
+/* A folder of the root, or a file system of that tag. */
+static void mount_modules(const char *source)
+{
+    struct utsname name;
+    char target[128];
+    int err;
+
+    (void)uname(&name);
+    snprintf(target, sizeof(target), "/lib/modules/%s", name.release);
+    (void)mkdir("/lib/modules", 0755);
+    (void)mkdir(target, 0755);
+    if (*source == '/')
+        err = mount(source, target, NULL, MS_BIND, NULL);
+    else
+        err = mount(source, target, "virtiofs", MS_RDONLY, NULL);
+    if (err < 0)
+        say("%s: %s", target, strerror(errno));
+}
+
+/* The host's /tmp stays in sight, as all but what the kernel makes up. */
+static int boot_overlay(const char *tag)
+{
+    char modules[1024];
+    int err = mount_overlay(tag);
+
     if (!err)
-        err = enter_root();
+        err = enter_root(N_MOVED - 1);
+    (void)mkdir("/tmp", 01777);
+    if (!err && find_word("pyvirt.modules=", modules, sizeof(modules)))
+        mount_modules(modules);
+    return err;
+}
+
+int boot_root(char *why, size_t size)
+{
+    char value[256];
+    const char *name = "pyvirt.overlay=";
+    int err = 0;
+
+    if (find_word(name, value, sizeof(value)))
+        err = boot_overlay(value);
+    else if (find_word(name = "pyvirt.root=", value, sizeof(value)))
+        err = boot_disk(value);
     if (err)
-        snprintf(why, size, "pyvirt.root=%s: %s", device, strerror(-err));
+        snprintf(why, size, "%s%s: %s", name, value, strerror(-err));
     return err;
 }
 
@@ -251,14 +315,10 @@ static void mount_shares(char *tags)
 
 void boot_shares(void)
 {
-    static const char name[] = "pyvirt.share=";
-    char line[4096], *rest, *word;
+    char tags[2048];
 
-    if (read_text("/proc/cmdline", line, sizeof(line)) < 0)
-        return;
-    for (word = strtok_r(line, " \n", &rest); word; word = strtok_r(NULL, " \n", &rest))
-        if (strncmp(word, name, sizeof(name) - 1) == 0)
-            mount_shares(word + sizeof(name) - 1);
+    if (find_word("pyvirt.share=", tags, sizeof(tags)))
+        mount_shares(tags);
 }
 
 /* The port. */
@@ -306,13 +366,15 @@ int boot_port(const char *name, int wait_ms)
 
 void boot_shell(const char *why)
 {
+    static char script[] = "setsid cttyhack sh -l; sync;"
+                           "[ ! -d /sys/firmware/acpi ] || poweroff -f; exec reboot -f";
     sigset_t none;
 
     say("%s; a shell runs on the console", why);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     signal(SIGPIPE, SIG_DFL);
-    execl("/bin/sh", "sh", "-c", "setsid cttyhack sh -l; exec /sbin/poweroff", NULL);
+    fexecve(shell, (char *const[]){ "sh", "-c", script, NULL }, environ);
     say("/bin/sh: %s", strerror(errno));
     for (;;)
         pause();

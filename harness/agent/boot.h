@@ -8,8 +8,9 @@
 void boot(void);
 
 /*
- * Makes the file system that pyvirt.root=DEVICE[,ro] on the kernel command line names the
- * root, if it names one. Returns 0, or -errno after putting into `why` what failed.
+ * Makes the file system that pyvirt.root=DEVICE[,ro] on the kernel command line names the root, or
+ * that of the tag in pyvirt.overlay=TAG, below a tmpfs and with the modules of
+ * pyvirt.modules=PATH|TAG, if it names one. Returns 0, or -errno after putting into `why` what failed.
  */
 int boot_root(char *why, size_t size);
 

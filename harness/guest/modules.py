@@ -44,6 +44,12 @@ def order(directory: Path, wanted: Sequence[str]) -> list[Module]:
     return list(chosen.values())
 
 
+def known(directory: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the names that a kernel has, as modules or built in."""
+    tree = _Tree(directory)
+    return tuple(name for name in names if tree.has(_key(name)))
+
+
 def _choose(
     tree: _Tree, key: str, chosen: dict[str, Module], *, soft: bool, above: frozenset[str]
 ) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..guest.kernel import Kernel
 
 MARKERS = (
-    "vm(vcpus=, memory=, cmdline=, disks=, nets=, share=, modules=, files=, initrd=, options=)",
+    "vm(vcpus=, memory=, cmdline=, disks=, nets=, share=, root=, modules=, files=, initrd=, …)",
     "kernel(config=[...], min='5.10'): skip where the kernel lacks an option or is older",
     "expects_panic(regex): the test passes only if the guest panics with words that match",
     "allow_splat(regex): warnings and oopses of the kernel that match are no failure",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ...errors import PyvirtError
+from ..guest import hostroot
 from ..guest import kernel as kernels
 from ..guest.kernel import Kernel
 from ..judge import report as sections
@@ -58,7 +59,13 @@ class State:
         self.keep: str = config.getoption("--vm-keep")
         self.scale: float = config.getoption("--vm-timeout-scale")
         initrd: str | None = config.getoption("--vm-initrd")
-        self.base = VmConfig(initrd=Path(initrd).absolute() if initrd else None)
+        root: str = config.getoption("--vm-root") or ""
+        if root:
+            hostroot.check_folder(f"--vm-root {root}", root)
+        self.base = VmConfig(
+            root=root,
+            initrd=Path(initrd).absolute() if initrd else None,
+        )
         self.is_worker = hasattr(config, "workerinput")
         self.broker: Broker | None = None
         self.results: results.Results | None = None
@@ -185,6 +192,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "may be repeated: the tests run for each",
     )
     group.addoption("--vm-initrd", metavar="FILE", help="an initramfs that starts the agent")
+    group.addoption(
+        "--vm-root",
+        nargs="?",
+        const="/",
+        metavar="DIR",
+        help="boot on a folder of the host (default: /), which the guests cannot write",
+    )
     group.addoption("--vm-cmdline", default="", metavar="TEXT", help="added to the command line")
     group.addoption(
         "--vm-console",

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
-from ..guest import default
+from ..guest import default, hostroot
 from . import link as links
 
 if TYPE_CHECKING:
@@ -46,8 +46,10 @@ class VmConfig:
     empty one that lasts as long as the VM, or what `-disk` takes; a net is "link:NAME", to which
     all VMs of the test that name it are connected, or what `-net` takes; a share is what `-share`
     takes, a folder of the host that the guest has at /mnt/TAG (share0 and on, without one);
-    `modules` are loaded before the agent answers; `files` maps paths in the guest to the host's
-    files or to bytes. `initrd` is one of the user's that starts the agent, in place of all that.
+    `root` is a folder of the host that is the guest's root; what it writes there stays in its
+    memory. `modules` are loaded before the agent answers; `files` maps paths in the guest to the
+    host's files or to bytes. `initrd` is one of the user's that starts the agent, in place of all
+    that.
     """
 
     vcpus: int = 1
@@ -56,6 +58,7 @@ class VmConfig:
     disks: tuple[str, ...] = ()
     nets: tuple[str, ...] = ()
     share: tuple[str, ...] = ()
+    root: str = ""
     modules: tuple[str, ...] = ()
     files: Mapping[str, Path | bytes] = field(default_factory=lambda: MappingProxyType({}))
     initrd: Path | None = None
@@ -69,6 +72,11 @@ class VmConfig:
             if isinstance(value, str) or not all(isinstance(word, str) for word in value):
                 raise ConfigError(f"vm: {name} {value!r}: give a list of texts")
             object.__setattr__(self, name, tuple(value))
+        if self.root:
+            hostroot.check_folder(f"vm: root {self.root}", self.root)
+            object.__setattr__(self, "root", os.path.abspath(self.root))
+            if self.files:
+                raise ConfigError(f"vm: root {self.root}: not with files; put() them there")
 
 
 def parse_size(text: str) -> int:
@@ -116,13 +124,19 @@ def words(
     folder: Path,
     cmdline: str = "",
     link: Callable[[str], str] = str,
+    modules: Path | None = None,
 ) -> list[str]:
     """Return the words for `pyvirt run`, channels apart; scratch disks are made in `folder`.
 
-    `link` returns the socket of a link.
+    `link` returns the socket of a link; `modules` is the kernel's lib/modules/RELEASE, if any.
     """
     shares = [_share(text, number) for number, text in enumerate(config.share)]
-    append = " ".join(part for part in (CMDLINE, config.cmdline, cmdline) if part)
+    root = ""
+    root_words: list[str] = []
+    if config.root:
+        root, root_words = hostroot.words(config.root, modules)
+        root_words += ["-root", config.root]
+    append = " ".join(part for part in (CMDLINE, config.cmdline, cmdline, root) if part)
     append = default.cmdline(append, [tag for _, tag in shares])
     found = ["-smp", str(config.vcpus), "-m", str(config.memory)]
     found += ["-kernel", str(kernel), "-initrd", str(initrd), f"-append={append}"]
@@ -137,6 +151,7 @@ def words(
             found += ["-net", net]
     for share, _ in shares:
         found += ["-share", share]
+    found += root_words
     return found + list(config.options)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ConfigError, PyvirtError
 from ..agent import image
 from ..agent.protocol import AgentError, AgentTimeoutError
+from ..guest import hostboot
 from ..judge import report, symbols
 from ..judge.verdict import Verdict
 from . import config as configuration
@@ -171,6 +172,7 @@ class Life:
                 self._folder,
                 self._cmdline,
                 self._links.path,
+                self.kernel.modules,
             )
         self._wait_for_boot()
         self._check()
@@ -199,10 +201,14 @@ class Life:
 
     def _initramfs(self) -> Path:
         modules = self.config.modules
+        if self.config.root:
+            hostboot.check_kernel(f"vm: root {self.config.root}", self.kernel)
         if self.kernel.modules is not None:
             # A slot's driver is wanted by whoever plugs something later, too.
             modules = ("virtio_blk", "virtio_net", *modules)
-            if self.config.share:
+            if self.config.root:
+                modules = (*hostboot.NEEDS, *modules)
+            elif self.config.share:
                 modules = ("virtiofs", *modules)
         elif self.config.share and (self.kernel.config or {}).get("CONFIG_VIRTIO_FS") != "y":
             raise ConfigError(

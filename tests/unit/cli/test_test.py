@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pyvirt.cli import test as command
 from pyvirt.errors import ConfigError
+from pyvirt.harness.guest import hostboot
 from pyvirt.harness.vm import fork_server, place
 
 FAKE = Path(__file__).resolve().parents[1] / "fake_monitor.py"
@@ -108,6 +109,20 @@ def test_wrong_usage(run: Run, tmp_path: Path) -> None:
     for words in (["--timeout", "-1"], ["--boot-timeout", "nan"], ["--smp", "x"], ["--no"]):
         with pytest.raises(ConfigError, match=f"^test: {words[0]}|^test: unrec"):
             run(*words, "--", "true")
+
+
+def test_on_files_of_the_host_it_runs_in_place(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hostboot, "check_kernel", lambda _option, _kernel: None)
+    (tmp_path / "script.sh").write_text("#!/bin/sh\npwd\n")
+    (tmp_path / "script.sh").chmod(0o755)
+    status, out, _ = run("--root", "--", "script.sh")
+    assert (status, out) == (0, f"{tmp_path}\n")
+    assert not Path("/tmp/script.sh").exists()
+    status, _, err = run("--root=/nowhere", "--", "true")
+    assert status == 2
+    assert err.startswith("pyvirt test: not tried: --root /nowhere: no such folder")
 
 
 def test_a_command_that_asks_to_be_skipped(run: Run) -> None:

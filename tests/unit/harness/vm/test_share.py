@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from pyvirt.errors import ConfigError
-from pyvirt.harness.guest import default
+from pyvirt.harness.guest import default, hostroot
 from pyvirt.harness.vm.config import CMDLINE, VmConfig, words
 
 
@@ -37,3 +37,31 @@ def test_without_one_nothing_is_said(tmp_path: Path) -> None:
 def test_a_text_is_no_list() -> None:
     with pytest.raises(ConfigError, match="share '/a': give a list of texts"):
         VmConfig(share="/a")  # type: ignore[arg-type]
+
+
+def test_a_root_is_told_with_the_modules(tmp_path: Path) -> None:
+    config = VmConfig(root="/", share=("/a",))
+    found = words(config, Path("/k"), Path("/i"), tmp_path, modules=Path("/lib/modules/6.1.7-fake"))
+    assert found[found.index("-root") + 1] == "/"
+    (append,) = [word for word in found if word.startswith("-append=")]
+    lib = Path("/lib").resolve()
+    assert append == (
+        f"-append={CMDLINE} pyvirt.overlay=pyvirt-root pyvirt.modules={lib}/modules/6.1.7-fake "
+        "pyvirt.share=share0"
+    )
+
+
+def test_roots_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"vm: root /nowhere: no such folder"):
+        VmConfig(root="/nowhere")
+    with pytest.raises(ConfigError, match=r"it has no /bin/sh"):
+        VmConfig(root=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"vm: root /: not with files; put\(\) them there"):
+        VmConfig(root="/", files={"/a": b""})
+
+
+def test_where_folders_of_the_host_are() -> None:
+    assert hostroot.inside("/", "/usr/bin/../lib") == "/usr/lib"
+    assert hostroot.inside("/usr", "/usr/lib") == "/lib"
+    assert hostroot.inside("/usr", "/etc") == "/"
+    assert hostroot.inside("/", "/") == hostroot.inside("/", "/proc/sys") == "/"
