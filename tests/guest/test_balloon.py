@@ -20,11 +20,11 @@ SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
-def guest(cloud: kernel.Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def guest(micro: kernel.Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     config = BalloonConfig("balloon0", deflate_on_oom=True, free_page_reporting=True)
     folder = tmp_path_factory.mktemp("balloon")
     modules = ("virtio_mmio", "virtio_balloon")
-    with live(cloud, folder, modules=modules, memory=MEMORY, devices=(config,)) as running:
+    with live(micro, folder, modules=modules, memory=MEMORY, devices=(config,)) as running:
         yield running
 
 

@@ -97,7 +97,7 @@ def switch() -> Iterator[Switch]:
 
 @pytest.fixture(scope="module")
 def guest(
-    cloud: kernel.Kernel,
+    micro: kernel.Kernel,
     daemon: Daemon,
     folder: Path,
     image: Path,
@@ -116,7 +116,7 @@ def guest(
     logs = tmp_path_factory.mktemp("vu")
     append = "console=ttyS0 quiet panic=-1 pyvirt.share=share0"
     with (
-        live(cloud, logs, modules=MODULES, devices=devices, cmdline=append) as running,
+        live(micro, logs, modules=MODULES, devices=devices, cmdline=append) as running,
         reporting(running.machine),
     ):
         running.run("mount -t virtiofs shared /mnt", SECONDS)

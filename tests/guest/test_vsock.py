@@ -148,12 +148,12 @@ def vhost(cid: int, fd: int = -1) -> VhostVsockConfig:
 @pytest.fixture(scope="module", params=["own", "vhost"])
 def kind(
     request: pytest.FixtureRequest,
-    cloud: kernel.Kernel,
+    micro: kernel.Kernel,
     peer: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Kind]:
     """A guest with a device of each kind, the monitor's own and the kernel's."""
-    with running(request.param, cloud, peer, tmp_path_factory.mktemp("vsock")) as found:
+    with running(request.param, micro, peer, tmp_path_factory.mktemp("vsock")) as found:
         yield found
 
 
