@@ -107,6 +107,8 @@ def config(options: Options) -> MachineConfig:
         cpu=options.cpu,
         pit=options.pit,
         testdev=options.testdev,
+        rtc=options.rtc,
+        watchdog=options.watchdog,
         actions=options.actions,
         topology=options.topology,
         memdevs=options.memdevs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from ..vmm.end import WATCHDOGS
 from .schema import Boolean, Choice, Event, Field, Integer, Text
 
 STOP = "STOP"
@@ -17,6 +18,7 @@ GUEST_PANICKED = "GUEST_PANICKED"
 GUEST_CRASHLOADED = "GUEST_CRASHLOADED"
 NIC_RX_FILTER_CHANGED = "NIC_RX_FILTER_CHANGED"
 BALLOON_CHANGED = "BALLOON_CHANGED"
+WATCHDOG = "WATCHDOG"
 
 # Why a machine ends or resets, in QEMU's words (ShutdownCause).
 HOST_QUIT = "host-qmp-quit"
@@ -93,6 +95,12 @@ TABLE = (
         BALLOON_CHANGED,
         "The guest has put memory into its balloon, or taken some out. (QEMU's BALLOON_CHANGE.)",
         (Field("actual", Integer(0, (1 << 63) - 1), "bytes that the guest has"),),
+        is_limited=True,
+    ),
+    Event(
+        WATCHDOG,
+        "The guest has not fed its watchdog.",
+        (Field("action", Choice(*WATCHDOGS), "what the monitor does about it"),),
         is_limited=True,
     ),
 )

@@ -252,6 +252,9 @@ if TYPE_CHECKING:
         def inject_nmi(self) -> None:
             """Raise a non-maskable interrupt in every vCPU."""
 
+        def set_watchdog_action(self, action: str) -> None:
+            """Say what is done about a guest that does not feed its watchdog."""
+
         def guest_memory(self) -> int:
             """Return the bytes of RAM that are not in the balloon; QmpError: there is none."""
 

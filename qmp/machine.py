@@ -60,6 +60,7 @@ _ENDS = {
     end.DEBUG_EXIT: (True, events.GUEST_SHUTDOWN),
     end.TRIPLE_FAULT: (True, events.GUEST_PANIC),
     end.GUEST_PANIC: (True, events.GUEST_PANIC),
+    end.WATCHDOG: (True, events.GUEST_SHUTDOWN),
     end.CRASH: (False, events.HOST_ERROR),
     end.HOST: (False, events.HOST_SIGNAL),
 }
@@ -308,7 +309,11 @@ class MachineHost:
 
     def inject_nmi(self) -> None:
         """Raise an NMI everywhere."""
-        inspection.inject_nmi(self._machine)
+        self._machine.inject_nmi()
+
+    def set_watchdog_action(self, action: str) -> None:
+        """Have the machine do that."""
+        self._machine.reaction.watchdog = action
 
     def _find_balloon(self) -> Balloon | None:
         from ..devices.virtio.balloon import Balloon  # noqa: PLC0415  (few machines have one)

@@ -8,6 +8,7 @@ from .topology import Topology
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..devices.nic import NicConfig
+    from ..devices.rtc import RtcConfig
     from ..devices.virtio.block import BlockConfig
     from ..devices.virtio.device import DeviceConfig
     from .cpu_model import CpuModel
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 VCPUS_MAX = 254
 DISCOVERIES = ("auto", "acpi", "cmdline")
+IB700, ACPI_WATCHDOG = "ib700", "acpi-watchdog"
+WATCHDOGS = (IB700, ACPI_WATCHDOG)
 
 
 class MachineConfig:
@@ -43,11 +46,13 @@ class MachineConfig:
         "pit",
         "prealloc",
         "read_exits",
+        "rtc",
         "share",
         "testdev",
         "topology",
         "uuid",
         "vcpus",
+        "watchdog",
     )
 
     def __init__(
@@ -78,6 +83,8 @@ class MachineConfig:
         content: Content | None = None,
         prealloc: bool = False,
         numa: Numa | None = None,
+        rtc: RtcConfig | None = None,
+        watchdog: str = "",
     ) -> None:
         """`memory` is in bytes, 128 MiB to 512 GiB; `vcpus` 1 to 254; `frozen` starts paused.
 
@@ -96,6 +103,7 @@ class MachineConfig:
         or a memfd with `share`. `content` is what is in anonymous memory from the start on, None
         for zeroes. `prealloc` has the host provide all of it before the guest starts.
         `numa` is None for one node; it takes ACPI to tell of more.
+        `rtc` is the real-time clock, `watchdog` one of WATCHDOGS; there is none otherwise.
         """
         self.kernel = kernel
         self.initrd = initrd
@@ -125,3 +133,5 @@ class MachineConfig:
         self.content = content
         self.prealloc = prealloc
         self.numa = numa
+        self.rtc = rtc
+        self.watchdog = watchdog

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
         def pause(self) -> None:
             """Pause it."""
 
+        def power_button(self) -> None:
+            """Press it."""
+
+        def inject_nmi(self) -> None:
+            """Interrupt every vCPU."""
+
         def tell(self, event: str, **data: Any) -> None:
             """Tell the listeners."""
 
@@ -45,6 +51,7 @@ class End:
 
 GUEST_SHUTDOWN = "guest-shutdown"  # ACPI S5, or as with Bochs
 GUEST_RESET = "guest-reset"  # ACPI reset register, i8042
+WATCHDOG = "watchdog"  # of the guest's, where that ends the run
 GUEST_PANIC = "guest-panic"  # of its kernel, where that ends the run
 DEBUG_EXIT = "debug-exit"
 TRIPLE_FAULT = "triple-fault"
@@ -54,20 +61,31 @@ HOST = "host"  # asked for from outside
 REBOOTS = ("shutdown", "reset")
 SHUTDOWNS = ("poweroff", "pause")
 PANICS = ("none", "pause", "shutdown", "exit-failure")
+WATCHDOGS = ("reset", "shutdown", "poweroff", "pause", "debug", "none", "inject-nmi")
 
 
 class Actions:
-    """What is done about a guest that resets, switches off or panics, as of `-action`."""
+    """What is done about a guest that resets, switches off, panics or hangs, as of `-action`."""
 
-    __slots__ = ("panic", "reboot", "shutdown")
+    __slots__ = ("panic", "reboot", "shutdown", "watchdog")
 
     def __init__(
-        self, *, reboot: str = REBOOTS[0], shutdown: str = SHUTDOWNS[0], panic: str = PANICS[0]
+        self,
+        *,
+        reboot: str = REBOOTS[0],
+        shutdown: str = SHUTDOWNS[0],
+        panic: str = PANICS[0],
+        watchdog: str = WATCHDOGS[0],
     ) -> None:
-        """Each is one of the words above; "none" leaves a panic to the guest itself."""
+        """Each is one of the words above; "none" leaves a panic to the guest itself.
+
+        A watchdog's "reset" is one of the guest's, about which `reboot` says more; its "shutdown"
+        presses the power button.
+        """
         self.reboot = reboot
         self.shutdown = shutdown
         self.panic = panic
+        self.watchdog = watchdog
 
 
 class Reaction:
@@ -76,13 +94,25 @@ class Reaction:
     So those are done on a thread of their own, one at a time, and the vCPUs stand until then.
     """
 
-    __slots__ = ("_actions", "_life", "_lock", "_log", "because", "is_busy")
+    __slots__ = (
+        "_actions",
+        "_life",
+        "_lock",
+        "_log",
+        "_log_some",
+        "because",
+        "is_busy",
+        "watchdog",
+    )
 
     def __init__(self, actions: Actions, life: Life, log: Log) -> None:
-        self.because = ""  # it is paused: "shutdown", "guest-panicked", "" for another reason
+        # It is paused: "shutdown", "guest-panicked", "watchdog", "" for another reason.
+        self.because = ""
+        self.watchdog = actions.watchdog  # which may be set anew; any thread
         self._actions = actions
         self._life = life
         self._log = log
+        self._log_some = log.limited()
         self._lock = _thread.allocate_lock()
         self.is_busy = False  # the guest has asked for something that is not over
 
@@ -120,6 +150,23 @@ class Reaction:
             self._life.tell("GUEST_PANICKED", action="poweroff")
             self._life.finish(End(GUEST_PANIC, int(action == "exit-failure")))
 
+    def on_watchdog(self) -> None:
+        """Act on a guest that has not fed its watchdog; on a thread of that."""
+        action = self.watchdog
+        if action != "none":
+            self._log_some(f"the guest's watchdog has fired: {action}")
+        self._life.tell("WATCHDOG", action=action)
+        if action == "reset":
+            self.on_reset()
+        elif action == "poweroff":
+            self._life.finish(End(WATCHDOG))
+        elif action == "pause":
+            self._ask(self._bark)
+        elif action == "shutdown":
+            self._carry_out(self._life.power_button)
+        elif action == "inject-nmi":
+            self._carry_out(self._life.inject_nmi)
+
     def done(self) -> None:
         """Forget what was asked: the machine starts anew, or runs on."""
         self.because = ""
@@ -153,6 +200,10 @@ class Reaction:
     def _shut_down(self) -> None:
         self.because = "shutdown"
         self._life.tell("SHUTDOWN", guest=True, reason=GUEST_SHUTDOWN)
+        self._life.pause()
+
+    def _bark(self) -> None:
+        self.because = "watchdog"
         self._life.pause()
 
     def _panic(self) -> None:

@@ -84,16 +84,6 @@ def save_core(machine: Machine, path: str) -> None:
     machine.standing(save)
 
 
-def inject_nmi(machine: Machine) -> None:
-    """Raise a non-maskable interrupt in every vCPU: Linux says where it was, if told to."""
-
-    def inject() -> None:
-        for vcpu in machine.vcpus:
-            kvm.NMI(vcpu.fd)
-
-    machine.standing(inject)
-
-
 def _memory(machine: Machine) -> GuestMemory:
     assert machine.memory is not None
     return machine.memory

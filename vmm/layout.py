@@ -68,6 +68,9 @@ VIRTIO_GSIS = (5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23)
 RAM_MEMSLOT = 0  # and 1
 VIRTIO_MEMSLOT = 8
 
+RTC = 0x70  # the index, and the register behind it
+RTC_CENTURY = 0x32  # its register of that
+RTC_IRQ = 8
 COM1 = 0x3F8
 COM1_IRQ = 4
 DEBUG_EXIT = 0xF4
@@ -94,6 +97,8 @@ GED_IRQ = 9
 GED_POWER_BUTTON = 1 << 0
 GED_GENERATION = 1 << 1
 PANIC = 0x608  # pvpanic's events, a byte
+IB700 = 0x441  # a watchdog of old: stop, and, two ports further, start
+ACPI_WATCHDOG = 0x610  # the registers of devices/watchdog.py
 
 # e820 types, as the boot protocols use them.
 E820_RAM = 1

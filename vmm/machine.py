@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .config import MachineConfig
     from .log import Log
     from .ports import Part
+    from .timed import TimedDevices
     from .vcpu import Vcpu
 
 
@@ -71,6 +72,7 @@ class Machine:
         self.on_reset: list[Callable[[], None]] = []
         # What has a state beside vCPUs and slots, by the name that it has in a snapshot.
         self.parts: dict[str, Part] = {}
+        self._timed: TimedDevices | None = None
         self._virtio = list(virtio)
         self._log = log
         self._mark = mark
@@ -152,6 +154,20 @@ class Machine:
         )
         if self.config.testdev:
             self._add_testdev()
+        if self.config.watchdog or self.config.rtc:
+            self._add_timed()
+
+    def _add_timed(self) -> None:
+        from .timed import TimedDevices  # noqa: PLC0415  (few machines have one)
+
+        self._timed = TimedDevices(
+            self.config,
+            self.bus,
+            lambda irq: self.interrupt_line(irq).fd,
+            self.reaction.on_watchdog,
+        )
+        self.on_reset.append(self._timed.reset)
+        self.parts |= self._timed.parts()
 
     def _add_testdev(self) -> None:
         from . import testdev  # noqa: PLC0415  (few machines have one)
@@ -265,6 +281,8 @@ class Machine:
             self._state = PAUSED
             lib.pv_gate_close(self._gate)
             self._kick()
+            if self._timed is not None:
+                self._timed.freeze()
         lib.pv_gate_wait_parked(self._gate)
         return True
 
@@ -295,6 +313,8 @@ class Machine:
             if self._state != PAUSED:
                 return False
             self._state = RUNNING
+            if self._timed is not None:
+                self._timed.thaw()
             lib.pv_gate_open(self._gate)
             return True
 
@@ -405,6 +425,8 @@ class Machine:
                 self._state = RUNNING
                 # What the guest has asked for comes first, and pauses by itself.
                 if not self.reaction.is_busy:
+                    if self._timed is not None:
+                        self._timed.thaw()
                     lib.pv_gate_open(self._gate)
 
     def end_save(self) -> None:
@@ -441,6 +463,15 @@ class Machine:
         assert self.memory is not None
         self.memory.write(layout.GENERATION_ID, os.urandom(layout.GENERATION_ID_SIZE))
         self._events.tell_generation()
+
+    def inject_nmi(self) -> None:
+        """Raise a non-maskable interrupt in every vCPU: Linux says where it was, if told to."""
+
+        def inject() -> None:
+            for vcpu in self.vcpus:
+                kvm.NMI(vcpu.fd)
+
+        self.standing(inject)
 
     def _check_alive(self) -> None:
         if self._state == ENDED:
@@ -506,6 +537,8 @@ class Machine:
         """Stop the machine and give everything back."""
         self.stop()
         self._cancel_save()
+        if self._timed is not None:
+            self._timed.close()
         with self._saving, self._change:
             self._close()
 

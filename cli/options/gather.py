@@ -27,6 +27,7 @@ _OF_DISKS, _OF_NICS = ("disk", "drive"), ("net", "netdev")
 _DISK, _NIC = "virtio-blk-device", "virtio-net-device"
 _OF_MONITORS = ("qmp", "api-channel", "mon")
 _TEST_DRIVERS = ("pc-testdev", "isa-debug-exit")
+_WATCHDOGS = ("acpi-watchdog", "ib700")
 # The other devices: the module of this folder whose `read` makes configurations of the values of
 # -device with one of its drivers. They take slots in this order.
 _READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -67,6 +68,7 @@ class Gathered:
         "shares",
         "terminal",
         "testdev",
+        "watchdog",
     )
 
     def __init__(self, given: Given) -> None:
@@ -81,6 +83,7 @@ class Gathered:
         self.terminal: ChardevConfig | None = None
         self.shares: tuple[str, ...] = ()  # the tags
         self.testdev = False
+        self.watchdog = ""
         if any(name in _OLDER for name, _ in given):
             from .older import expand
 
@@ -96,6 +99,7 @@ class Gathered:
         self._read_shares(given)
         self._check_ids()
         self._read_testdev(given)
+        self._read_watchdog(given)
         self.chardevs = parts.chardevs.taken()
         self._read_terminal()
         self._read_monitors(given, parts)
@@ -200,6 +204,13 @@ class Gathered:
 
             self.testdev = parse(devices)
 
+    def _read_watchdog(self, given: Given) -> None:
+        devices = _devices_of(given, _WATCHDOGS)
+        if devices:
+            from .timed import watchdog
+
+            self.watchdog = watchdog(devices)
+
     def _read_monitors(self, given: Given, parts: Parts) -> None:
         words = [(name, text) for name, text in given if name in _OF_MONITORS]
         if words:
@@ -226,7 +237,7 @@ def _parts(given: Given) -> Parts:
 
 def _check_drivers(given: Given) -> None:
     others = [driver for _, drivers in _READERS for driver in drivers]
-    known = (_DISK, _NIC, *others, *_TEST_DRIVERS)
+    known = (_DISK, _NIC, *others, *_WATCHDOGS, *_TEST_DRIVERS)
     for name, text in given:
         driver = text.partition(",")[0]
         if name == "device" and driver not in known:

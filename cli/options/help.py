@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .syntax import texts
 from .table import TABLE
 
 if TYPE_CHECKING:
@@ -44,14 +45,19 @@ def groups() -> Iterator[tuple[str, list[Option]]]:
     yield title, options
 
 
+def heads(option: Option) -> list[str]:
+    """Return the option with each form of its value."""
+    gap = "" if option.value.startswith("[=") else " "
+    return [f"-{option.name}{gap}{form}".rstrip() for form in texts(option.value)]
+
+
 def usage() -> str:
     """Return the help text, made from the table."""
     lines = ["usage: pyvirt run [OPTIONS]", "", "Without -kernel, a small Debian guest to a shell."]
     for title, options in groups():
         lines += ["", f"{title}:"]
         for option in options:
-            gap = "" if option.value.startswith("[=") else " "
-            lines.append(f"  -{option.name}{gap}{option.value}".rstrip())
+            lines += [f"  {head}" for head in heads(option)]
             lines.append(f"      {option.doc}")
     lines += ["", "exit status:", *(f"  {name}: {text}" for name, text in STATUSES.items()), ""]
     return "\n".join(lines)

@@ -38,6 +38,8 @@ def read(options: Options, text: str) -> None:
             options.accel = one_of("-machine accel", value, ACCELERATORS)
         elif key == "memory-backend":
             options.memory_backend = members.name(f"-machine {key}", value)
+        elif key == "rtc":
+            options.rtc_switch = one_of("-machine rtc", value, ("auto", "on", "off"))
         elif key in _SWITCHES:
             is_on = members.switch(f"-machine {key}", value)
             if _SWITCHES[key]:

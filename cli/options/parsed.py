@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ...devices.iothread import IoThread
     from ...devices.nic import NicConfig
+    from ...devices.rtc import RtcConfig
     from ...devices.virtio.block import BlockConfig
     from ...devices.virtio.device import DeviceConfig
     from ...qmp.listener import ListenerConfig
@@ -71,6 +72,8 @@ class Options:
         "prealloc",
         "print_config",
         "root",
+        "rtc",
+        "rtc_switch",
         "serial",
         "share",
         "shares",
@@ -81,6 +84,7 @@ class Options:
         "timeline",
         "topology",
         "uuid",
+        "watchdog",
     )
 
     def __init__(self) -> None:
@@ -117,6 +121,8 @@ class Options:
         self.prealloc = False
         self.print_config: str | None = None
         self.root = ""
+        self.rtc: RtcConfig | None = None
+        self.rtc_switch = "auto"
         # What the guest's ttyS0 is on. Where none is given: stdin and stdout, unless another has
         # these, or they are left.
         self.serial = ChardevConfig("serial0", STDIO, option="-serial stdio")
@@ -130,3 +136,4 @@ class Options:
         self.timeline: str | None = None
         self.topology: Topology | None = None
         self.uuid = ""
+        self.watchdog = ""

@@ -61,7 +61,7 @@ def kind(name: str, text: str) -> str:
     for word in words:
         if (found := _KINDS.get(word.partition(".")[0])) is not None:
             return found
-    return text if all(_WORD.fullmatch(word) for word in words) else ANY
+    return "|".join(word for word in words if _WORD.fullmatch(word)) or ANY
 
 
 def _split(text: str) -> list[str]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ...devices.chardev import NULL, STDIO, ChardevConfig
 from ...errors import ConfigError
-from ...vmm.config import VCPUS_MAX
-from ...vmm.end import PANICS, REBOOTS, SHUTDOWNS
+from ...vmm.config import ACPI_WATCHDOG, VCPUS_MAX
+from ...vmm.end import PANICS, REBOOTS, SHUTDOWNS, WATCHDOGS
 from . import members
 from .members import one_of, pairs
 from .option import Option
@@ -29,7 +29,7 @@ _IGNORED = (
     *("omit_vm_memory", "enable-kvm"),
 )
 _IGNORED_VALUED = (
-    *("overcommit", "sandbox", "msg", "rtc", "boot", "realtime", "display", "vga", "global"),
+    *("overcommit", "sandbox", "msg", "boot", "realtime", "display", "vga", "global"),
     "trace",
 )
 _HELP = ("h", "help")
@@ -68,12 +68,22 @@ def _cpu(options: Options, text: str) -> None:
 
 
 def _action(options: Options, text: str) -> None:
-    words = {"reboot": REBOOTS, "shutdown": SHUTDOWNS, "panic": PANICS}
+    words = {"reboot": REBOOTS, "shutdown": SHUTDOWNS, "panic": PANICS, "watchdog": WATCHDOGS}
     for key, value in pairs("-action", text, ""):
         if key not in words:
             known = ", ".join(words)
             raise ConfigError(f"-action {text}: no such event as {key}; there are {known}")
         setattr(options.actions, key, one_of(f"-action {key}", value, words[key]))
+
+
+def _watchdog_action(options: Options, text: str) -> None:
+    options.actions.watchdog = one_of("-watchdog-action", text, WATCHDOGS)
+
+
+def _rtc(options: Options, text: str) -> None:
+    from .timed import rtc
+
+    options.rtc = rtc(text)
 
 
 def _no_reboot(options: Options, _: str) -> None:
@@ -199,10 +209,17 @@ TABLE = (
     Option(
         "machine",
         "[type=]microvm[,discovery=auto|acpi|cmdline][,mem-share=on|off][,dump-guest-core=on|off]"
-        "[,pit=on|off][,memory-backend=ID]",
+        "[,pit=on|off][,rtc=auto|on|off][,memory-backend=ID]",
         "how the guest finds its devices; memory as a memfd for other processes, and in core "
-        "dumps; whether the timer of old is there",
+        "dumps; whether the timer of old is there, and the real-time clock",
         _machine,
+    ),
+    Option(
+        "rtc",
+        "[base=utc|localtime|DATE][,clock=host|rt|vm]",
+        "what the real-time clock shows (DATE is 2026-01-31, or 2026-01-31T12:00:00), and whether "
+        "it stands while the machine is paused (vm); there is one if that is not the default",
+        _rtc,
     ),
     Option(
         "cpu",
@@ -264,12 +281,13 @@ TABLE = (
         "[,id=ID] | "
         "virtio-balloon-device[,id=ID][,deflate-on-oom=on|off][,free-page-reporting=on|off]"
         "[,auto-balloon=on|off][,membuf-percent=N][,monitor-interval=SECONDS] | "
-        "python,file=FILE[,class=NAME][,id=ID][,KEY=VALUE] | pc-testdev | isa-debug-exit",
+        "python,file=FILE[,class=NAME][,id=ID][,KEY=VALUE] | "
+        "acpi-watchdog[,id=ID] | ib700[,id=ID] | pc-testdev | isa-debug-exit",
         "a disk from the drive, a NIC from the netdev, a port or console to the chardev of that"
         " id (all are on the one virtio-serial-device), the guest's sockets, behind Unix "
         "sockets or in the host's kernel, a file system or a disk that another process serves, "
         "which listens on the chardev's path, or a device that is a class in a file of Python, "
-        "which gets the keys; or what kvm-unit-tests take for granted",
+        "which gets the keys; a watchdog; or what kvm-unit-tests take for granted",
         _later,
         repeats=True,
     ),
@@ -372,10 +390,18 @@ TABLE = (
     Option("uuid", "UUID", "UUID of the machine, for those who ask its monitor", _uuid),
     Option(
         "action",
-        "reboot=shutdown|reset[,shutdown=poweroff|pause][,panic=none|pause|shutdown|exit-failure]",
-        "what a guest's reset, power-off and panic lead to (default: the first of each)",
+        "reboot=shutdown|reset[,shutdown=poweroff|pause][,panic=none|pause|shutdown|exit-failure]"
+        "[,watchdog=reset|shutdown|poweroff|pause|debug|none|inject-nmi]",
+        "what a guest's reset, power-off and panic, and a watchdog that it does not feed lead to "
+        "(default: the first of each)",
         _action,
         repeats=True,
+    ),
+    Option(
+        "watchdog-action",
+        "reset|shutdown|poweroff|pause|debug|none|inject-nmi",
+        "the same as -action watchdog=",
+        _watchdog_action,
     ),
     Option("no-reboot", "", "the same as -action reboot=shutdown", _no_reboot),
     Option("no-shutdown", "", "the same as -action shutdown=pause", _no_shutdown),
@@ -436,6 +462,10 @@ def parse(argv: list[str]) -> Options:
     for option, text in given:
         members.placed(text, option.store, options)
         options.given.append((option.name, text))
+    if options.rtc is not None or options.rtc_switch == "on":
+        from .timed import place_rtc
+
+        place_rtc(options)
     _check_together(options)
     other: ChardevConfig | None = None
     serial = dict(options.given).get("serial")
@@ -443,6 +473,11 @@ def parse(argv: list[str]) -> Options:
     if serial not in {None, *_SERIAL_WORDS} or needs_more or options.memory_backend:
         other = _take_devices(options)
     _take_terminal(options, other, is_given=serial is not None)
+    if options.watchdog == ACPI_WATCHDOG and options.discovery == "cmdline":
+        raise ConfigError(
+            f"-device {ACPI_WATCHDOG}: not with -machine discovery=cmdline, which has no ACPI; "
+            "give -device ib700"
+        )
     return options
 
 
@@ -486,6 +521,7 @@ def _take_devices(options: Options) -> ChardevConfig | None:
     options.disks, options.iothreads, options.nics = found.disks, found.iothreads, found.nics
     options.devices, options.chardevs = found.devices, found.chardevs
     options.monitors, options.testdev = found.monitors, found.testdev
+    options.watchdog = found.watchdog
     options.shares = found.shares
     options.serial = found.serial or options.serial
     has_numa = any(name == "numa" for name, _ in options.given)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import QmpError
+from ...vmm.end import WATCHDOGS
 from ..host import ENDED, PAUSED, RUNNING
-from ..schema import Arguments, Command
+from ..schema import Arguments, Choice, Command, Field, Struct
 
 if TYPE_CHECKING:
     from ..host import Host
@@ -49,6 +50,11 @@ def _powerdown(session: Session, _: Arguments) -> object:
     return {}
 
 
+def _watchdog(session: Session, given: Arguments) -> object:
+    session.monitor.host.set_watchdog_action(given.action)
+    return {}
+
+
 def _reset(session: Session, _: Arguments) -> object:
     _living(session).reset()
     return {}
@@ -58,8 +64,8 @@ COMMANDS = (
     Command(
         "query-status",
         "Returns whether the vCPUs run: `running`, `paused`, or `shutdown` when the machine has "
-        "ended and the monitor is about to. With `-action` also `shutdown` and `guest-panicked` "
-        "for what has paused it.",
+        "ended and the monitor is about to. With `-action` also `shutdown`, `guest-panicked` and "
+        "`watchdog` for what has paused it.",
         _status,
         example=("", '{"running": true, "singlestep": false, "status": "running"}'),
     ),
@@ -102,5 +108,21 @@ COMMANDS = (
         since="v2",
         answer_first=True,
         example=("", "{}"),
+    ),
+    Command(
+        "watchdog-set-action",
+        "Sets what is done about a guest that does not feed its watchdog, in place of `-action "
+        "watchdog=`. WATCHDOG tells when it is.",
+        _watchdog,
+        Struct(
+            Field(
+                "action",
+                Choice(*WATCHDOGS),
+                "`reset` as the guest's own, `shutdown` by the power button, `poweroff`, `pause`, "
+                "`inject-nmi`, a line in the log (`debug`), or nothing (`none`)",
+            ),
+        ),
+        since="pyvirt",
+        example=('{"action": "pause"}', "{}"),
     ),
 )

@@ -63,6 +63,7 @@ def session(folder: Path) -> list[tuple[str, dict[str, Any]]]:
         ("block_resize", {"device": "d", "size": 8192}),
         ("set_link", {"name": "n", "up": False}),
         ("balloon", {"value": 128 << 20}),
+        ("watchdog-set-action", {"action": "inject-nmi"}),
         ("qom-set", {**BALLOON, "property": "guest-stats-polling-interval", "value": 2}),
         ("qom-get", {**BALLOON, "property": "guest-stats"}),
         ("query-blockstats", {"query-nodes": True}),

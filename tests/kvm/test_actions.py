@@ -14,6 +14,7 @@ from .conftest import Make
 from .support import MAILBOX, PATIENCE, Guest
 
 OUT_8 = 4  # of script.S, which ends with status 0 where its memory is empty: after a reset
+HALT = 15
 SLEEP_CONTROL, RESET, I8042, PANIC = (0x600, 0x34), (0x602, 1), (0x64, 0xFE), (0x608, 1)
 
 
@@ -113,6 +114,90 @@ def test_a_panic_pauses(make: Make) -> None:
     assert told.events == [("GUEST_PANICKED", {"action": "pause"}), ("STOP", {})]
     assert (guest.state, guest.reaction.because) == (PAUSED, "guest-panicked")
     guest.resume()
+    assert guest.wait().reason == "debug-exit"
+
+
+# Of an ib700: no time at all, and half a minute, which is up to its machine's end.
+BARK, FEED = (0x443, 15), (0x443, 0)
+
+
+def watched(make: Make, actions: Actions, *writes: tuple[int, int]) -> tuple[Guest, Told]:
+    """Start a guest that writes its watchdog's ports, and runs on."""
+    guest = make("script", actions=actions, watchdog="ib700")
+    words = [word for port, value in writes for word in (OUT_8, port, value, 0)]
+    guest.write_words(MAILBOX, *words, HALT, 0, 0, 0)
+    told = Told(guest)
+    guest.start()
+    return guest, told
+
+
+def test_a_watchdog_resets(make: Make) -> None:
+    guest, told = watched(make, Actions(reboot="reset"), FEED, BARK)
+    assert guest.wait().reason == "debug-exit"
+    assert [name for name, _ in told.events] == ["WATCHDOG", "RESET", "SHUTDOWN"]
+    assert told.events[:2] == [("WATCHDOG", {"action": "reset"}), ("RESET", {"guest": True})]
+    assert guest.log_text() == "pyvirt: the guest's watchdog has fired: reset\n"
+
+
+def test_a_watchdogs_reset_is_what_the_guests_own_is(make: Make) -> None:
+    guest, _ = watched(make, Actions(), BARK)
+    end = guest.wait()
+    assert (end.reason, end.status) == ("guest-reset", 0)
+
+
+def test_a_watchdog_pauses(make: Make) -> None:
+    guest, told = watched(make, Actions(watchdog="pause"), BARK)
+    told.wait_for("STOP")
+    assert told.events == [("WATCHDOG", {"action": "pause"}), ("STOP", {})]
+    assert (guest.state, guest.reaction.because) == (PAUSED, "watchdog")
+    guest.resume()
+    assert guest.state == "running"
+
+
+def test_a_watchdog_switches_off(make: Make) -> None:
+    guest, told = watched(make, Actions(watchdog="poweroff"), BARK)
+    end = guest.wait()
+    assert (end.reason, end.status) == ("watchdog", 0)
+    assert told.events[0] == ("WATCHDOG", {"action": "poweroff"})
+
+
+@pytest.mark.parametrize(("action", "event"), [("shutdown", "POWERDOWN"), ("none", "WATCHDOG")])
+def test_a_watchdog_asks(make: Make, action: str, event: str) -> None:
+    guest, told = watched(make, Actions(watchdog=action), BARK)
+    told.wait_for(event)
+    assert guest.state == "running"
+    assert (guest.log_text() == "") == (action == "none")
+
+
+def test_a_watchdog_injects_an_nmi(make: Make) -> None:
+    """A guest without an interrupt table triple-faults."""
+    guest, told = watched(make, Actions(watchdog="inject-nmi"), BARK)
+    assert guest.wait().reason in {"triple-fault", "crash"}  # the latter where KVM is emulated
+    assert told.events[0] == ("WATCHDOG", {"action": "inject-nmi"})
+
+
+def test_a_watchdog_stands_while_the_machine_does(make: Make) -> None:
+    guest, told = watched(make, Actions(watchdog="none"), FEED)
+    assert guest._timed is not None
+    assert guest._timed.watchdog is not None
+    timer = guest._timed.watchdog.timer
+    while timer.left() is None:
+        threading.Event().wait(0.01)
+    guest.pause()
+    left = timer.left()
+    assert left is not None
+    assert 0 < left < 30 * 10**9
+    assert timer.left() == left
+    guest.resume()
+    while timer.left() == left:
+        threading.Event().wait(0.01)
+    guest.reset()
+    assert timer.left() is None
+    assert "WATCHDOG" not in [name for name, _ in told.events]
+
+
+def test_a_machine_without_a_watchdog_has_no_port_of_one(make: Make) -> None:
+    guest, _ = writing(make, Actions(watchdog="poweroff"), BARK)
     assert guest.wait().reason == "debug-exit"
 
 

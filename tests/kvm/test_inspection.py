@@ -72,7 +72,7 @@ def test_memory_of_a_running_guest(machine: Make, tmp_path: Path) -> None:
     assert core.stat().st_size > MEMORY
     assert guest.state == RUNNING
     guest.pause()
-    inspection.inject_nmi(guest)
+    guest.inject_nmi()
     assert guest.state == PAUSED
 
 
@@ -97,7 +97,7 @@ def test_an_nmi_reaches_the_guest(machine: Make) -> None:
     guest = machine("spin")
     guest.start()
     wait_until(lambda: guest.read_words(MAILBOX, 1)[0], "the guest runs")
-    inspection.inject_nmi(guest)
+    guest.inject_nmi()
     end = guest.wait()
     assert end.reason in {"triple-fault", "crash"}  # the latter where KVM is emulated
 

@@ -81,7 +81,7 @@ def _rsdp(xsdt: int) -> bytes:
     return new + bytes((_checksum(new),)) + bytes(3)
 
 
-def _fadt(dsdt: int) -> bytes:
+def _fadt(dsdt: int, *, rtc: bool) -> bytes:
     flags = (
         _WBINVD
         | _NO_FIXED_POWER_BUTTON
@@ -89,12 +89,13 @@ def _fadt(dsdt: int) -> bytes:
         | _RESET_REG_SUP
         | _HW_REDUCED_ACPI
     )
-    # The runs of zeros are the fixed hardware (SCI_INT to CENTURY, X_PM1a_EVT_BLK to
+    # The runs of zeros are the fixed hardware (SCI_INT to MON_ALRM, X_PM1a_EVT_BLK to
     # X_GPE1_BLK), which a hardware-reduced machine does not have; nor has it a FACS.
     body = pack(
-        "<4xI2x63xHxI12sB2xB8xQ96x12s12s8s",
+        "<4xI2x62xBHxI12sB2xB8xQ96x12s12s8s",
         dsdt,
-        _NO_VGA | _NO_MSI | _NO_ASPM | _NO_CMOS_RTC,
+        layout.RTC_CENTURY if rtc else 0,
+        _NO_VGA | _NO_MSI | _NO_ASPM | (0 if rtc else _NO_CMOS_RTC),
         flags,
         _io_byte(layout.RESET),
         layout.RESET_VALUE,
@@ -196,12 +197,21 @@ def _virtio(index: int, window: VirtioMmio) -> bytes:
     )
 
 
-def _dsdt(devices: Sequence[VirtioMmio]) -> bytes:
+def _rtc() -> bytes:
+    return aml.device(
+        "RTC",
+        aml.name("_HID", aml.eisa_id("PNP0B00")),
+        aml.name("_CRS", aml.resource_template(aml.io(layout.RTC, 2), aml.irq(layout.RTC_IRQ))),
+    )
+
+
+def _dsdt(devices: Sequence[VirtioMmio], *, rtc: bool) -> bytes:
     # \_S5: of the package only the first value counts, the type for the sleep control register.
     off = aml.package(aml.integer(layout.SLEEP_TYPE_S5), aml.ZERO, aml.ZERO, aml.ZERO)
-    virtio = [_virtio(index, window) for index, window in enumerate(devices)]
+    more = [_rtc()] if rtc else []
+    more += [_virtio(index, window) for index, window in enumerate(devices)]
     body = aml.name("\\_S5", off) + aml.scope(
-        "\\_SB", _com1(), _power_button(), _generation(), _event_device(), _panic(), *virtio
+        "\\_SB", _com1(), _power_button(), _generation(), _event_device(), _panic(), *more
     )
     return table(b"DSDT", 2, body)
 
@@ -211,13 +221,15 @@ def build(
     apic_ids: Sequence[int],
     devices: Sequence[VirtioMmio] = (),
     others: Sequence[bytes] = (),
+    rtc: bool = False,
     address: int = layout.ACPI,
 ) -> tuple[bytes, int]:
     """Return the tables, to be placed at `address`, and the RSDP's physical address.
 
     `address` is a multiple of 16 below 4 GiB, and within 0xe0000..0xfffff if the guest is to
     find the RSDP by itself. `apic_ids` are the vCPUs', ascending, and `others` are tables beside
-    those made here. ValueError when tables at the usual address would run into the MP table.
+    those made here; `rtc` says that there is a clock. ValueError when tables at the usual address
+    would run into the MP table.
     """
     image = bytearray(_RSDP_SIZE)
 
@@ -227,7 +239,7 @@ def build(
         image.extend(data)
         return at
 
-    fadt = place(_fadt(place(_dsdt(devices))))
+    fadt = place(_fadt(place(_dsdt(devices, rtc=rtc)), rtc=rtc))
     found = [fadt, place(_madt(apic_ids)), *map(place, others)]
     xsdt = place(table(b"XSDT", 1, pack(f"<{len(found)}Q", *found)))
     image[:_RSDP_SIZE] = _rsdp(xsdt)

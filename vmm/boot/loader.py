@@ -6,7 +6,7 @@ import os
 
 from ...errors import ConfigError
 from .. import layout
-from ..config import MachineConfig
+from ..config import ACPI_WATCHDOG, MachineConfig
 from ..memory import GuestMemory
 from . import acpi, bios, bzimage, elf, entry, mptable, multiboot, params, raw
 from .kernel import MULTIBOOT, PVH, Kernel, KernelFile
@@ -84,12 +84,18 @@ def _write_tables(
     if config.discovery == "cmdline":
         return 0
     apic_ids = config.topology.apic_ids
-    others: Sequence[bytes] = ()
+    others: list[bytes] = []
     if config.numa is not None:
         from . import numa  # noqa: PLC0415  (few machines have nodes)
 
-        others = numa.tables(config.numa, apic_ids)
-    tables, rsdp = acpi.build(apic_ids=apic_ids, devices=devices, others=others)
+        others += numa.tables(config.numa, apic_ids)
+    if config.watchdog == ACPI_WATCHDOG:
+        from . import wdat  # noqa: PLC0415  (few machines have one)
+
+        others.append(wdat.build())
+    tables, rsdp = acpi.build(
+        apic_ids=apic_ids, devices=devices, others=others, rtc=config.rtc is not None
+    )
     memory.write(layout.ACPI, tables)
     memory.write(layout.GENERATION_ID, os.urandom(layout.GENERATION_ID_SIZE))
     return rsdp

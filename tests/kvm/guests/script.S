@@ -1,6 +1,6 @@
 /* Carries out the accesses that the mailbox lists, one after another. A record has four 64-bit
  * words: operation (index into the table below), address or port, value (a read puts its result
- * there), and a word that becomes 1 when the access is done. Operation 0 ends with status 0. */
+ * there), and a word that becomes 1 when the access is done. Operation 0 ends with status 0, 15 halts. */
 #include "guest.h"
 
 	.globl _start
@@ -81,3 +81,4 @@ table:
 	.quad out_8, out_16, out_32
 	.quad read_8, read_16, read_32, read_64
 	.quad write_8, write_16, write_32, write_64
+	.quad halt

@@ -133,7 +133,17 @@ def test_every_member_that_is_offered_is_taken(option: str, form: syntax.Form) -
 # Other names for what is offered, and what others pass by habit.
 NOT_OFFERED = {
     *("addr.path", "addr.type", "server", "script", "downscript", "host_mtu", "vhostfds", "if"),
-    *("vhostforce", "seal", "dump", "merge", "prealloc-threads", "bus", "hugetlb", "hugetlbsize"),
+    *(
+        "vhostforce",
+        "seal",
+        "dump",
+        "merge",
+        "prealloc-threads",
+        "bus",
+        "driftfix",
+        "hugetlb",
+        "hugetlbsize",
+    ),
     *("file", "path", "ifname"),  # the first word
 }
 

@@ -222,6 +222,9 @@ class FakeHost:
     def cancel_save(self) -> None:
         self.calls.append("cancel_save")
 
+    def set_watchdog_action(self, action: str) -> None:
+        self.calls.append(f"watchdog {action}")
+
     def guest_memory(self) -> int:
         if self.ballooned is None:
             raise QmpError("No balloon device has been activated", "DeviceNotActive")

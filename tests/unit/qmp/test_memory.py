@@ -44,6 +44,11 @@ def test_registers_and_nmi(bench: Bench) -> None:
     assert bench.host.calls == ["nmi"]
 
 
+def test_watchdog_action(bench: Bench) -> None:
+    assert bench.do("watchdog-set-action", action="pause") == {}
+    assert bench.host.calls == ["watchdog pause"]
+
+
 SIZE_TEXT = "expected a number from 1 to 65536 for `size`"
 
 

@@ -89,6 +89,7 @@ def test_what_a_guest_can_cause_is_limited(event: Any) -> None:
         "GUEST_CRASHLOADED",
         "NIC_RX_FILTER_CHANGED",
         "BALLOON_CHANGED",
+        "WATCHDOG",
     }
     by_clients_or_once = {"STOP", "RESUME", "SHUTDOWN", "RESET", "POWERDOWN", "DEVICE_DELETED"}
     assert event.name in (by_guest if event.is_limited else by_clients_or_once)

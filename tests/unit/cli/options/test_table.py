@@ -142,6 +142,15 @@ def test_actions() -> None:
     assert actions("-action", "reboot=reset", "-no-reboot")[0] == "shutdown"
 
 
+def test_watchdog_action() -> None:
+    assert parse([]).actions.watchdog == "reset"
+    for word in ("reset", "shutdown", "poweroff", "pause", "debug", "none", "inject-nmi"):
+        assert parse(["-action", f"watchdog={word}"]).actions.watchdog == word
+        assert parse(["-watchdog-action", word]).actions.watchdog == word
+    message = "-watchdog-action bark: not one of reset, shutdown, poweroff, pause, debug, none, "
+    assert refusal(lambda: parse(["-watchdog-action", "bark"])).startswith(message)
+
+
 def test_what_was_given_is_kept_as_written() -> None:
     argv = ["--m=1G", "-append", "a", "b", "-freeze", "-smp", "cpus=2", "-nographic"]
     assert parse(argv).given == [("m", "1G"), ("append", "a b"), ("S", ""), ("smp", "cpus=2")]
@@ -157,7 +166,7 @@ def test_habits_of_others_ask_for_nothing(word: str) -> None:
     [
         ["-overcommit", "mem-lock=off"],
         ["-sandbox=on,obsolete=deny"],
-        ["-msg", "timestamp=on", "-rtc", "base=utc", "-boot", "strict=on"],
+        ["-msg", "timestamp=on", "-boot", "strict=on"],
         ["-display", "none", "-global", "driver.x=y", "-trace"],
     ],
 )
@@ -258,10 +267,10 @@ def test_vcpu_count_out_of_range(count: str) -> None:
         (["-accel", "KVM"], "-accel KVM: not one of auto, kvm, lab"),
         (["-action", "reboot=pause"], "-action reboot pause: not one of shutdown, reset"),
         (
-            ["-action", "watchdog=reset"],
+            ["-action", "hang=reset"],
             (
-                "-action watchdog=reset: no such event as watchdog; "
-                "there are reboot, shutdown, panic"
+                "-action hang=reset: no such event as hang; "
+                "there are reboot, shutdown, panic, watchdog"
             ),
         ),
         (["-name", "x" * 256], "-name: 256 characters, 255 is the most; shorten it"),

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyvirt.devices.watchdog import AcpiWatchdog
 from pyvirt.vmm import layout
-from pyvirt.vmm.boot import acpi
+from pyvirt.vmm.boot import acpi, wdat
 
 VCPUS = (1, 2, 8, 254)
 SLOTS = [
@@ -119,6 +120,12 @@ def test_fadt_is_hardware_reduced() -> None:
     assert not any(fadt[148:244]), "fixed hardware, 64-bit"
 
 
+def test_fadt_tells_of_a_clock_where_there_is_one() -> None:
+    image, rsdp = acpi.build(apic_ids=range(1), rtc=True)
+    century, boot = struct.unpack("<BH", walk(image, layout.ACPI, rsdp)["FACP"][108:111])
+    assert (century, boot) == (0x32, 0b011100)
+
+
 def _at_home(vcpus: int) -> tuple[bytes, int, int]:
     image, rsdp = acpi.build(apic_ids=range(vcpus), devices=SLOTS)
     return image, layout.ACPI, rsdp
@@ -208,9 +215,39 @@ def test_acpica_sees_the_devices(tmp_path: Path) -> None:
         assert f"{interrupt} {{ 0x{slot.gsi:08X}, }}" in device
 
 
-@pytest.mark.parametrize("signature", ["FACP", "APIC"])
+def test_acpica_sees_the_clock(tmp_path: Path) -> None:
+    image, rsdp = acpi.build(apic_ids=range(1), rtc=True)
+    (tmp_path / "dsdt.aml").write_bytes(walk(image, layout.ACPI, rsdp)["DSDT"])
+    _iasl(tmp_path, "-d", "dsdt.aml")
+    source = " ".join((tmp_path / "dsdt.dsl").read_text().split())
+    device = source[source.index('EisaId ("PNP0B00")') :]
+    assert "IO (Decode16, 0x0070, // Range Minimum 0x0070, // Range Maximum" in device
+    assert "IRQ (Edge, ActiveHigh, Exclusive, ) {8}" in device
+
+
+def test_the_watchdogs_table_names_its_registers() -> None:
+    image, rsdp = acpi.build(apic_ids=range(1), others=[wdat.build()])
+    table = walk(image, layout.ACPI, rsdp)["WDAT"]
+    size, *pci, period, most, least, flags, count = struct.unpack("<IHBBB3xIIIB3xI", table[36:68])
+    assert (size, pci, flags) == (32, [0xFF] * 4, 1)
+    assert (period, most, least) == (100, 0xFFFF, 1)
+    found = {}
+    for at in range(68, len(table), 24):
+        action, instruction, space, bits, shift, width, place, value, mask = struct.unpack(
+            "<BB2xBBBBQII", table[at : at + 24]
+        )
+        assert (space, bits, shift, width, mask) == (1, 8 * width, 0, width, (1 << bits) - 1)
+        found[action] = (instruction, place - layout.ACPI_WATCHDOG, width, value)
+    assert len(found) == count == 10
+    # Linux runs the first, and goes without those that it does not find.
+    assert (found[1], found[6]) == ((2, AcpiWatchdog.KICK, 1, 1), (3, AcpiWatchdog.COUNTDOWN, 2, 0))
+    assert (found[9], found[11]) == ((2, AcpiWatchdog.RUN, 1, 1), (2, AcpiWatchdog.RUN, 1, 0))
+
+
+@pytest.mark.parametrize("signature", ["FACP", "APIC", "WDAT"])
 def test_acpica_decodes_the_data_tables(signature: str, tmp_path: Path) -> None:
-    (tmp_path / "table.aml").write_bytes(walk(*_at_home(3))[signature])
+    image, rsdp = acpi.build(apic_ids=range(3), devices=SLOTS, others=[wdat.build()])
+    (tmp_path / "table.aml").write_bytes(walk(image, layout.ACPI, rsdp)[signature])
     _iasl(tmp_path, "-d", "table.aml")
     decoded = (tmp_path / "table.dsl").read_text()
     assert "Unknown" not in decoded
