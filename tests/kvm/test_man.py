@@ -11,7 +11,7 @@ import pytest
 from pyvirt.cli.man import EXAMPLES
 
 from .support import PATIENCE
-from .test_run import PYVIRT, STATUS, TEXT
+from .test_run import PYVIRT, STATUS, TEXT, wait_for
 
 # The tiny guest is not for the nested lab, wherever pyvirt would run a real one.
 SHELL = (
@@ -32,6 +32,8 @@ def test_an_example(typed: tuple[str, ...], kernel: Callable[[str], Path], tmp_p
     if is_background:
         assert done.returncode == 0
         assert b'"status": "running"' in done.stdout
+        # The answer comes first, and then the end.
+        wait_for(lambda: not (tmp_path / "web.pid").exists(), "the end of the machine")
         assert not (tmp_path / "web.sock").exists()
     else:
         assert (done.returncode, done.stdout) == (STATUS, TEXT)
