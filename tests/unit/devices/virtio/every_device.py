@@ -51,7 +51,8 @@ class Subject(NamedTuple):
     queues that it looks at when it is kicked, whatever came before: it must find what is wrong
     with their rings, and complete what is right, but for those that it `keeps` buffers of. Of the
     others it need only survive what is wrong. It needs memory that is `shared`, or not. `traffic`
-    has for each queue what a chain says that it takes without complaint, and the room in it.
+    has for each queue what a chain says that it takes without complaint, and the room in it. Those
+    of the queues that it `completes` come back: None are all that are `served` and not kept.
     """
 
     make: Callable[[ExitStack], Device]
@@ -59,6 +60,7 @@ class Subject(NamedTuple):
     keeps: tuple[int, ...] = ()
     traffic: Mapping[int, Chain] = MappingProxyType({0: (b"", 64)})
     shared: bool = False
+    completes: tuple[int, ...] | None = None
 
 
 class _Echo(PythonDevice):
@@ -153,6 +155,13 @@ EVERY = {
     ),
     "vsock": Subject(_vsock, (1,), traffic={0: _ROOM, 1: _RST, 2: _INPUT}),
     "python": Subject(_python, (0, 1), traffic={0: (b"abc", 3), 1: (b"", 5)}),
+    "vhost-user disk": Subject(
+        vhost_user.disk,
+        (),
+        traffic=dict.fromkeys(range(2), (b"abc", 3)),
+        shared=True,
+        completes=(0, 1),
+    ),
     "vhost-user NIC": Subject(
         vhost_user.nic,
         (vhost_user.CONTROL,),
@@ -161,5 +170,6 @@ EVERY = {
             vhost_user.CONTROL: _PROMISCUOUS,
         },
         shared=True,
+        completes=tuple(range(vhost_user.CONTROL + 1)),
     ),
 }

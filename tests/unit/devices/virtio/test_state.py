@@ -78,7 +78,9 @@ class Pair:
 
     def finish(self) -> None:
         """See that everything comes back of the queues that keep nothing."""
-        waited = [q for q in self.subject.served if q not in self.subject.keeps]
+        waited = self.subject.completes
+        if waited is None:
+            waited = tuple(q for q in self.subject.served if q not in self.subject.keeps)
 
         def done() -> bool:
             self.collect()

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pyvirt.devices.vhost_user import protocol as p
+from pyvirt.devices.vhost_user.block import BlockConfig
 from pyvirt.devices.vhost_user.net import NetConfig
 from pyvirt.devices.vhost_user.socket import SocketBackEnd
 from pyvirt.devices.virtio.device import Device
@@ -26,6 +27,14 @@ class _Careful(BackEnd):
     def _serve(self, index: int) -> None:
         with contextlib.suppress(DriverError):  # and so says each later look at it
             super()._serve(index)
+
+
+def disk(stack: ExitStack) -> Device:
+    """Return a disk; its back end echoes what is in each queue."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    back_end = _Careful(Path(folder, "s"))
+    stack.callback(back_end.die)
+    return BlockConfig("u", SocketBackEnd("-chardev id=c", f"{folder}/s"), queues=2).make()
 
 
 def nic(stack: ExitStack) -> Device:
