@@ -28,7 +28,7 @@ from ...native import check, ffi, lib
 from . import registers as r
 from . import turn
 from .device import Activation, Queue
-from .queue_registers import QueueRegisters
+from .register_page import STEPS, RegisterPage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,17 +38,8 @@ if TYPE_CHECKING:
     from ...state import Fields
     from .device import Device
     from .fault import Faults
+    from .queue_registers import QueueRegisters
 
-# Bits of Status, each with the one that it follows.
-_STEPS = (
-    (r.ACKNOWLEDGE, 0),
-    (r.DRIVER, r.ACKNOWLEDGE),
-    (r.FEATURES_OK, r.DRIVER),
-    (r.DRIVER_OK, r.FEATURES_OK),
-    (r.FAILED, 0),
-)
-_STATUS_MAX = 0xFF
-_FEATURES_MAX = (1 << 32 * r.FEATURE_WORDS) - 1
 _TRANSPORT = r.VERSION_1 | r.INDIRECT_DESC | r.EVENT_IDX
 
 
@@ -65,23 +56,16 @@ class Mmio:
         "_clearable",
         "_config_due",
         "_config_length",
-        "_device_features_sel",
-        "_driver_features",
-        "_driver_features_sel",
-        "_driver_strays",
         "_exclusively",
         "_irq",
         "_is_dormant",
         "_is_standing",
         "_kicks",
         "_memory",
-        "_offered",
         "_page",
-        "_queue_sel",
-        "_queues",
+        "_registers",
         "_turn",
         "_warn",
-        "_words",
         "device",
         "is_given_up",
         "reads",
@@ -120,7 +104,7 @@ class Mmio:
         self._is_standing = False  # by `drain`
         self._is_dormant = False  # restored, and not yet begun
         self._page = page
-        self._words = page.cast("I")
+        self._registers = RegisterPage(page, device.queue_sizes)
         self._memory = memory
         self._kicks = kicks
         self._warn = warn
@@ -130,10 +114,6 @@ class Mmio:
         )
         self._turn = turn.Turn(device.name, self._show_change)
         self._active: list[Queue | None] | None = None
-        self._queues: list[QueueRegisters] = []
-        self._queue_sel = self._driver_features = self._driver_features_sel = 0
-        self._driver_strays = False  # bits beyond the 128 that can be offered
-        self._offered = self._device_features_sel = 0
         self._config_due = False  # a change that the driver is to be told of at DRIVER_OK
         self._config_length = len(device.config())
         if self._config_length > r.CONFIG_SIZE or len(kicks) != len(device.queue_sizes):
@@ -154,20 +134,16 @@ class Mmio:
             (r.SHM_BASE, r.WORD),
             (r.SHM_BASE + 4, r.WORD),
         ):
-            self._set(offset, value)
+            self._registers.set(offset, value)
         self._forget()
         device.config_changed = self.config_changed
         device.exchange = self.exchange
         device.faults = self.faults
 
-    def _set(self, offset: int, value: int) -> None:
-        """Let a register read as `value`; one store of four bytes."""
-        self._words[offset // 4] = value
-
     @property
     def status(self) -> int:
         """Return the Status register."""
-        return self._words[r.STATUS // 4]
+        return self._registers.status
 
     def read(self, offset: int, size: int) -> int:
         """Answer a read that did not find the page in the guest's memory."""
@@ -185,71 +161,12 @@ class Mmio:
                 return
             elif offset in self._WRITES:
                 self._WRITES[offset](self, value)
-            elif offset in r.QUEUE_ADDRESSES:
-                self._write_queue_address(offset, value)
+            else:
+                self._registers.write(offset, value)
 
-    # Features
-
-    def _offer(self) -> None:
-        self._offered = self.device.offer() | r.VERSION_1 | self.device.ring_features()
-        self._select_device_features(self._device_features_sel)
-
-    def _select_device_features(self, value: int) -> None:
-        self._device_features_sel = value
-        shown = self._offered >> 32 * value & r.WORD if value < r.FEATURE_WORDS else 0
-        self._set(r.DEVICE_FEATURES, shown)
-
-    def _select_driver_features(self, value: int) -> None:
-        self._driver_features_sel = value
-
-    def _write_driver_features(self, value: int) -> None:
-        if self.status & (r.DRIVER | r.FEATURES_OK | r.FAILED) != r.DRIVER:
-            return
-        if self._driver_features_sel >= r.FEATURE_WORDS:
-            self._driver_strays = self._driver_strays or value != 0
-            return
-        shift = 32 * self._driver_features_sel
-        self._driver_features = self._driver_features & ~(r.WORD << shift) | value << shift
-
-    def _features_fit(self) -> bool:
-        if self._driver_strays or self._driver_features & ~self._offered:
-            self._warn(f"{self.device.name}: the driver accepts features that were not offered")
-            return False
-        if not self._driver_features & r.VERSION_1:
-            self._warn(f"{self.device.name}: the driver does not accept VERSION_1 (virtio 1.0)")
-            return False
-        return True
-
-    # Queues
-
-    def _select_queue(self, value: int) -> None:
-        self._queue_sel = value
-        there = value < len(self._queues)
-        self._set(r.QUEUE_NUM_MAX, self.device.queue_sizes[value] if there else 0)
-        self._set(r.QUEUE_READY, int(there and self._queues[value].ready))
-
-    def _queue_in_setup(self) -> QueueRegisters | None:
-        """Return the selected queue if its registers may be written now, QueueReady among them."""
-        stage = self.status & (r.FEATURES_OK | r.DRIVER_OK | r.FAILED)
-        if stage != r.FEATURES_OK or self._queue_sel >= len(self._queues):
-            return None
-        return self._queues[self._queue_sel]
-
-    def _write_queue_num(self, value: int) -> None:
-        queue = self._queue_in_setup()
-        if queue and not queue.ready:
-            queue.num = value
-
-    def _write_queue_address(self, register: int, value: int) -> None:
-        queue = self._queue_in_setup()
-        if queue and not queue.ready:
-            queue.addresses[register] = value
-
-    def _write_queue_ready(self, value: int) -> None:
-        queue = self._queue_in_setup()
-        if queue:
-            queue.ready = bool(value & 1)
-            self._set(r.QUEUE_READY, int(queue.ready))
+    def _features(self) -> int:
+        """Return what a driver is offered that begins now."""
+        return self.device.offer() | r.VERSION_1 | self.device.ring_features()
 
     def _notify_queue(self, value: int) -> None:
         # Only where no ioeventfd took the write.
@@ -269,12 +186,13 @@ class Mmio:
         kept = now & ~r.NEEDS_RESET
         if now & r.FAILED or kept & ~value:
             return
-        for bit, before in _STEPS:
+        for bit, before in STEPS:
             if value & ~now & bit and self.status & before == before:
                 self._advance(bit)
 
     def _advance(self, bit: int) -> None:
-        if bit == r.FEATURES_OK and not self._features_fit():
+        if bit == r.FEATURES_OK and (misfit := self._registers.misfit()):
+            self._warn(f"{self.device.name}: {misfit}")
             return
         lib.pv_virtio_irq_add_status(self._irq, bit)
         if bit == r.DRIVER_OK:
@@ -296,17 +214,19 @@ class Mmio:
     def _make_queues(self) -> list[Queue | None]:
         active: list[Queue | None] = []
         self._active = active
-        for index, registers in enumerate(self._queues):
+        for index, registers in enumerate(self._registers.queues):
             active.append(self._make_queue(index, registers) if registers.ready else None)
         return active
 
     def _begin(self, active: list[Queue | None]) -> None:
-        self.device.activate(Activation(self._driver_features, active, self._irq, self._memory))
+        features = self._registers.driver_features
+        self.device.activate(Activation(features, active, self._irq, self._memory))
 
     def _make_queue(self, index: int, registers: QueueRegisters) -> Queue:
         most, name = self.device.queue_sizes[index], self.device.name
+        features = self._registers.driver_features
         ring = registers.make_ring(
-            self._memory, self._driver_features, most, f"{name}: the driver's queue {index}"
+            self._memory, features, most, f"{name}: the driver's queue {index}"
         )
         return Queue(index, ring, self._kicks[index])
 
@@ -339,13 +259,8 @@ class Mmio:
 
     def _forget(self) -> None:
         """Let everything that the driver wrote be unwritten."""
-        self._driver_features = self._driver_features_sel = 0
-        self._driver_strays = False
         self._config_due = False
-        self._queues = [QueueRegisters() for _ in self.device.queue_sizes]
-        self._device_features_sel = 0
-        self._offer()
-        self._select_queue(0)
+        self._registers.forget(self._features())
         self._publish_config()
         lib.pv_virtio_irq_reset(self._irq)
 
@@ -363,7 +278,8 @@ class Mmio:
 
     def _publish_change(self) -> None:
         self._publish_config()
-        self._set(r.CONFIG_GENERATION, self._words[r.CONFIG_GENERATION // 4] + 1 & r.WORD)
+        before = self._registers.get(r.CONFIG_GENERATION)
+        self._registers.set(r.CONFIG_GENERATION, before + 1 & r.WORD)
 
     def _show_change(self) -> None:
         """Let the guest find a new configuration and generation, both or none, and tell it."""
@@ -388,10 +304,12 @@ class Mmio:
         """Let the device change as Pluggable says, and show the driver what there is then."""
         with self._turn.soon():
             self._check_kept()
+            if self._is_standing:
+                raise BackendError(f"{self.device.name}: stands to be saved; ask again later")
             is_bound = bool(self.status & r.DRIVER)
             change(is_bound)
             if not is_bound:
-                self._offer()
+                self._registers.offer(self._features())
             self._show_change()
 
     # The monitor's side
@@ -478,7 +396,9 @@ class Mmio:
     def _wake(self) -> None:
         """Begin where another device stood; drivers get the interrupts that it may have missed."""
         self._is_dormant = False
-        if self._words[r.INTERRUPT_STATUS // 4] & r.INTERRUPT_CONFIG:
+        if self.status & r.NEEDS_RESET:
+            lib.pv_virtio_irq_broken(self._irq, ffi.NULL)
+        elif self._registers.get(r.INTERRUPT_STATUS) & r.INTERRUPT_CONFIG:
             lib.pv_virtio_irq_config(self._irq)
         if self._active is None:
             self.device.reset(turn.LIMIT_S)
@@ -497,20 +417,12 @@ class Mmio:
         """
         with self._turn.soon():
             rings = [queue.handle if queue else ffi.NULL for queue in self._active or ()]
-            rings += [ffi.NULL] * (len(self._queues) - len(rings))
+            rings += [ffi.NULL] * (len(self._kicks) - len(rings))
             return {
                 "device_type": self.device.device_type,
-                "status": self.status,
-                "interrupt_status": self._words[r.INTERRUPT_STATUS // 4],
-                "offered": self._offered,
-                "driver_features": self._driver_features,
-                "driver_strays": self._driver_strays,
-                "device_features_sel": self._device_features_sel,
-                "driver_features_sel": self._driver_features_sel,
-                "queue_sel": self._queue_sel,
-                "queues": [q.save(ring) for q, ring in zip(self._queues, rings, strict=True)],
+                **self._registers.save(rings),
                 "config": self._page[r.CONFIG : r.CONFIG + self._config_length].hex(),
-                "config_generation": self._words[r.CONFIG_GENERATION // 4],
+                "config_generation": self._registers.get(r.CONFIG_GENERATION),
                 "config_due": self._config_due,
                 "device": self.device.save(),
             }
@@ -523,73 +435,41 @@ class Mmio:
         with self._turn.soon():
             if fields.integer("device_type", 0, r.WORD) != self.device.device_type:
                 raise fields.wrong("device_type", f"this device is a {self.device.device_type}")
-            status = self._restore_status(fields)
             self.device.restore(fields.section("device"))
-            self._restore_features(fields, status)
-            self._restore_queues(fields, status)
+            places = self._registers.restore(fields, self._offer_again)
+            if self.status & (r.DRIVER_OK | r.NEEDS_RESET) == r.DRIVER_OK:
+                self._restore_queues(fields, places)
             self._restore_config(fields)
-            # Whoever breaks needs its reset, however it was restored.
-            if status & r.NEEDS_RESET:
-                lib.pv_virtio_irq_broken(self._irq, ffi.NULL)
             self._is_dormant = True
 
-    def _restore_status(self, fields: Fields) -> int:
-        status = fields.integer("status", 0, _STATUS_MAX)
-        known = r.NEEDS_RESET
-        for bit, before in _STEPS:
-            known |= bit if status & before == before else 0
-        if status & ~known:
-            raise fields.wrong("status", f"{status:#x} is none that a driver comes to")
-        lib.pv_virtio_irq_add_status(self._irq, status & ~r.NEEDS_RESET)
-        pending = fields.integer("interrupt_status", 0, r.INTERRUPT_USED | r.INTERRUPT_CONFIG)
-        self._set(r.INTERRUPT_STATUS, pending)
-        return status
-
-    def _restore_features(self, fields: Fields, status: int) -> None:
+    def _offer_again(self, features: int) -> int:
         ours = r.VERSION_1 | self.device.ring_features()
-        offered = fields.integer("offered", 0, _FEATURES_MAX)
-        self._offered = offered & ours | self.device.offer_again(offered & ~_TRANSPORT)
-        self._driver_features = fields.integer("driver_features", 0, _FEATURES_MAX)
-        self._driver_strays = fields.flag("driver_strays")
-        if status & r.FEATURES_OK:
-            lacking = self._driver_features & ~self._offered
-            if lacking:
-                raise fields.wrong(
-                    "driver_features",
-                    f"the guest uses features that {self.device.name} does not have here: "
-                    f"{lacking:#x}",
-                )
-            if self._driver_strays or not self._driver_features & r.VERSION_1:
-                raise fields.wrong("driver_features", "no driver comes to FEATURES_OK with these")
-        self._select_device_features(fields.integer("device_features_sel", 0, r.WORD))
-        self._select_driver_features(fields.integer("driver_features_sel", 0, r.WORD))
+        return features & ours | self.device.offer_again(features & ~_TRANSPORT)
 
-    def _restore_queues(self, fields: Fields, status: int) -> None:
-        found = fields.items("queues", len(self._queues))
-        if len(found) != len(self._queues):
-            raise fields.wrong("queues", f"has {len(found)} entries, not {len(self._queues)}")
-        places = [q.restore(each) for q, each in zip(self._queues, found, strict=True)]
-        if status & (r.DRIVER_OK | r.NEEDS_RESET) == r.DRIVER_OK:
-            try:
-                active = self._make_queues()
-            except GuestError as error:
-                self._free_queues()
-                raise fields.wrong("queues", str(error)) from None
-            for queue, place in zip(active, places, strict=True):
-                if queue:
-                    lib.pv_virtqueue_restore(queue.handle, *place)
-            self._is_standing = True
-        self._select_queue(fields.integer("queue_sel", 0, r.WORD))
+    def _restore_queues(self, fields: Fields, places: list[tuple[int, int]]) -> None:
+        try:
+            active = self._make_queues()
+        except GuestError as error:
+            self._free_queues()
+            raise fields.wrong("queues", str(error)) from None
+        for queue, place in zip(active, places, strict=True):
+            if queue:
+                lib.pv_virtqueue_restore(queue.handle, *place)
+        self._is_standing = True
 
     def _restore_config(self, fields: Fields) -> None:
         before = fields.data("config", self._config_length)
-        self._set(r.CONFIG_GENERATION, fields.integer("config_generation", 0, r.WORD))
+        registers = self._registers
+        registers.set(r.CONFIG_GENERATION, fields.integer("config_generation", 0, r.WORD))
         self._config_due = fields.flag("config_due")
         if before == self.device.config():
             self._publish_config()
-        else:
-            self._publish_change()
-            self._tell_config()
+            return
+        self._publish_change()
+        self._config_due |= self.status & (r.DRIVER | r.DRIVER_OK) == r.DRIVER
+        if self.status & r.DRIVER_OK:
+            pending = registers.get(r.INTERRUPT_STATUS)
+            registers.set(r.INTERRUPT_STATUS, pending | r.INTERRUPT_CONFIG)
 
     def reset(self) -> None:
         """Reset the device as a driver would; it begins anew, unless it is given up."""
@@ -611,17 +491,11 @@ class Mmio:
         self.report()
         if done:
             ffi.release(self._irq)
-            self._words.release()
+            self._registers.release()
             self._page.release()
         return done
 
     _WRITES: ClassVar[dict[int, Callable[[Mmio, int], None]]] = {
-        r.DEVICE_FEATURES_SEL: _select_device_features,
-        r.DRIVER_FEATURES: _write_driver_features,
-        r.DRIVER_FEATURES_SEL: _select_driver_features,
-        r.QUEUE_SEL: _select_queue,
-        r.QUEUE_NUM: _write_queue_num,
-        r.QUEUE_READY: _write_queue_ready,
         r.QUEUE_NOTIFY: _notify_queue,
         r.INTERRUPT_ACK: _acknowledge,
         r.STATUS: _write_status,

@@ -569,6 +569,7 @@ def test_whatever_a_driver_does(steps: list[Write | Describe | Offer | Poke]) ->
                 step.do(bench)
             said(bench)
             check_as_new(bench)
+        del bench  # and the descriptor of its memory, before those of the next one are counted
 
 
 def test_there_is_a_line_for_each_device() -> None:

@@ -239,7 +239,7 @@ def test_queues_cannot_be_set_up_before_features_are_agreed_on(bench: Bench) -> 
 
 def queue_fields(bench: Bench) -> list[int]:
     """Return the registers of queue 0 as the transport holds them: they cannot be read back."""
-    queue = bench.transport._queues[0]
+    queue = bench.transport._registers.queues[0]
     return [queue.num, *queue.addresses.values()]
 
 
@@ -606,7 +606,7 @@ def test_whatever_a_driver_writes_the_rules_hold(
         running = bool(status & r.DRIVER_OK) and not status & r.NEEDS_RESET
         assert running == (bench.device.activation is not None)
         if status & r.FEATURES_OK:
-            features = bench.transport._driver_features
+            features = bench.transport._registers.driver_features
             assert features & r.VERSION_1
             assert features & ~OFFERED == 0
         lives = bench.device.calls.count("activate")

@@ -162,7 +162,7 @@ def test_features_that_the_new_device_lacks(
     bench = QueueBench(memory_disk(64, queues=2))
     benches.append(bench)
     bench.start(1 << 12)  # MQ
-    text = "the guest uses features that disk d does not have here: 0x1000"
+    text = "the guest uses features that there are not here: 0x1000"
     assert refused(bench, memory_disk(64)) == f"state: driver_features: {text}"
 
 
@@ -487,9 +487,9 @@ def test_a_class_that_holds_chains_is_not_saved(benches: list[Any]) -> None:
     bench.start()
     bench.add(0, 16, writable=True)
     _wait_for(lambda: len(device.held) == 1)
-    with pytest.raises(BackendError) as caught:
+    # Without a name: its frames would keep what serves the queues, and its descriptor.
+    with pytest.raises(BackendError, match=r"^slow: its class has not completed 1 chains within"):
         bench.transport.drain(0.05)
-    assert str(caught.value) == "slow: its class has not completed 1 chains within 0.05 s"
     # It goes on, and so does a save once they are complete.
     bench.add(0, 16, writable=True)
     _wait_for(lambda: len(device.held) == 2)

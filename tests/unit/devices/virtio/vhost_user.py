@@ -32,7 +32,7 @@ class _Careful(BackEnd):
 def disk(stack: ExitStack) -> Device:
     """Return a disk; its back end echoes what is in each queue."""
     folder = stack.enter_context(tempfile.TemporaryDirectory())
-    back_end = _Careful(Path(folder, "s"))
+    back_end = _Careful(Path(folder, "s"), protocol=p.MQ | p.REPLY_ACK | p.CONFIG)
     stack.callback(back_end.die)
     return BlockConfig("u", SocketBackEnd("-chardev id=c", f"{folder}/s"), queues=2).make()
 
