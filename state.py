@@ -9,7 +9,7 @@ descriptor, no pickle. Whoever has a state has these four, each in its own docst
     restore(fields)  take one, newly made and by the same configuration; StateError
     resume()         go on, after `drain` or `restore`
 
-What does nothing by itself has no `drain`, and `resume` only where it has an interrupt to raise.
+What does nothing by itself has no `drain`; its `resume` raises again what may not have been seen.
 With the vCPUs stopped a machine drains everything, saves everything, and resumes everything,
 whatever became of the state. To restore, it makes everything as always, restores everything, KVM's
 part last, and resumes everything before the first vCPU runs: only then does a device touch guest

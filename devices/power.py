@@ -31,6 +31,9 @@ class Stateless:
     def restore(self, fields: Fields) -> None:
         """Take none."""
 
+    def resume(self) -> None:
+        """Nothing was on its way."""
+
 
 class AcpiPower(Stateless):
     """Sleep control, sleep status and reset register, one byte each in this order."""

@@ -43,6 +43,9 @@ class SlowMemory:
         """Take what `save` returned; StateError."""
         self._bytes[:] = fields.data("bytes", len(self._bytes))
 
+    def resume(self) -> None:
+        """Nothing was on its way."""
+
     def reset(self) -> None:
         """Forget all."""
         self._bytes[:] = bytes(len(self._bytes))

@@ -37,6 +37,42 @@ static void test_a_host_that_keeps_a_thread(void)
 	bench_unmake(&b);
 }
 
+/* Whoever asked for a pause too soon finds a device that goes on, on all its threads. */
+static void test_a_drain_that_the_host_keeps(void)
+{
+	struct bench b;
+	char *page;
+	int held;
+
+	bench_make(&b, PV_NET_TAP, (struct pv_net_config){0});
+	bench_start(&b, F(CTRL_VQ) | F(MQ), BENCH_PAIRS);
+	page = (char *)data_at(&b, 0x2000);
+	held = hold_page(page);
+	memset(data_at(&b, 0), 0, PV_NET_HEADER);
+	offer(&b.queues[TX], (struct part[]){{0, PV_NET_HEADER, false}, {0x2000, 60, false}}, 2);
+	CHECK(readable(held, 10000));
+	CHECK_EQ(pv_net_drain(b.net, 1000000), -ETIMEDOUT);
+	CHECK_EQ(pv_virtio_irq_is_broken(b.guest.irq), 0);
+	release_page(held, page);
+	CHECK_EQ(host_gets(&b, packet, sizeof(packet)), PV_NET_HEADER + 60);
+	WAIT_FOR(used(&b.queues[TX]) == 1);
+	for (unsigned i = 0; i < 3; i++) {
+		struct pv_net_state state;
+
+		CHECK_EQ(pv_net_drain(b.net, PV_FOREVER), 0);
+		CHECK_EQ(pv_net_drain(b.net, PV_FOREVER), 0);
+		pv_net_save(b.net, &state);
+		CHECK_EQ(state.pairs, 1);
+		for (unsigned q = 0; q < 2 * BENCH_PAIRS; q++)
+			CHECK_EQ(pv_virtqueue_in_flight(b.queues[q].ring), 0);
+		CHECK_EQ(pv_net_resume(b.net), 0);
+		offer(&b.queues[TX], (struct part[]){{0, PV_NET_HEADER, false}, {0x2000, 60, false}},
+		      2);
+		CHECK_EQ(host_gets(&b, packet, sizeof(packet)), PV_NET_HEADER + 60);
+	}
+	bench_unmake(&b);
+}
+
 static void test_started_and_stopped_a_hundred_times(void)
 {
 	struct bench b;
@@ -320,6 +356,7 @@ int main(void)
 {
 	RUN(test_started_and_stopped_a_hundred_times);
 	RUN(test_a_host_that_keeps_a_thread);
+	RUN(test_a_drain_that_the_host_keeps);
 	RUN(test_stopped_while_it_sends);
 	RUN(test_a_host_that_goes_away_is_told_of_once);
 	RUN(test_a_host_that_goes_away_while_it_is_full);

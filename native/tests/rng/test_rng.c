@@ -3,6 +3,7 @@
 #include <fcntl.h>
 
 #include "rng/internal.h"
+#include "tests/stuck.h"
 #include "tests/virtio/guest.h"
 
 enum { RAM = 1 << 20, BUFFERS = 1 << 19, LENGTH = 4096 };
@@ -216,6 +217,38 @@ static void test_a_broken_device_stops_and_starts(void)
 	unmake(&b);
 }
 
+/* A drain that comes to nothing leaves a thread that goes on. */
+static void test_a_drain_that_the_host_keeps(void)
+{
+	struct bench b;
+	char *page;
+	int held;
+
+	make(&b, 0);
+	start(&b);
+	page = b.guest.ram + BUFFERS;
+	held = hold_page(page);
+	ask(&b, LENGTH, true);
+	kick(&b.queue);
+	write_all(b.feed, "x", 1);
+	CHECK(readable(held, 10000));
+	CHECK_EQ(pv_rng_drain(b.rng, 1000000), -ETIMEDOUT);
+	release_page(held, page);
+	WAIT_FOR(used(&b.queue) == 1);
+	for (uint16_t turn = 2; turn < 10; turn++) {
+		ask(&b, LENGTH, true);
+		kick(&b.queue);
+		CHECK_EQ(pv_rng_drain(b.rng, PV_FOREVER), 0);
+		CHECK_EQ(pv_rng_drain(b.rng, PV_FOREVER), 0);
+		CHECK_EQ(pv_virtqueue_in_flight(b.queue.ring), 0);
+		start(&b);
+		write_all(b.feed, "x", 1);
+		WAIT_FOR(used(&b.queue) == turn);
+	}
+	stop(&b);
+	unmake(&b);
+}
+
 int main(void)
 {
 	RUN(test_a_limit_holds_within_5_percent);
@@ -223,5 +256,6 @@ int main(void)
 	RUN(test_it_stops_whatever_it_waits_for);
 	RUN(test_a_source_that_only_says_it_has_bytes_is_not_asked_for_ever);
 	RUN(test_a_broken_device_stops_and_starts);
+	RUN(test_a_drain_that_the_host_keeps);
 	return 0;
 }

@@ -104,23 +104,31 @@ class DeviceBench:
     def move(self, device: Device) -> dict[str, Any]:
         """Let another device go on, and this one stand for good; return the state."""
         state = self.state()
-        transport, before, page = self.transport, self.device, self.map
-        fds = (self.irq_fd, self.broken_fd, *self.kicks)
-
-        def close() -> None:
-            transport.close()
-            before.close()
-            page.close()
-            for fd in fds:
-                os.close(fd)
-
-        self._before.callback(close)
+        self._let_go(self._before)
         self._put(device)
+        self._go_on(state)
+        return state
+
+    def move_on(self, make: Callable[[], Device]) -> None:
+        """Let another device go on that can be made only when this one is closed."""
+        state = self.state()
+        with ExitStack() as stack:
+            self._let_go(stack)
+        self._put(make())
+        self._go_on(state)
+
+    def _let_go(self, stack: ExitStack) -> None:
+        """Have the device closed with the stack."""
+        for fd in (self.irq_fd, self.broken_fd, *self.kicks):
+            stack.callback(os.close, fd)
+        for close in (self.map.close, self.device.close, self.transport.close):
+            stack.callback(close)
+
+    def _go_on(self, state: dict[str, Any]) -> None:
         fields = Fields(state)
         self.transport.restore(fields)
         fields.done()
         self.transport.resume()
-        return state
 
     def get(self, offset: int, size: int = 4) -> int:
         """Read as a guest would."""
