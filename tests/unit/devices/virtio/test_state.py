@@ -273,3 +273,58 @@ def test_a_state_that_somebody_has_changed(name: str, data: st.DataObject) -> No
         pair.now.transport.save()
         pair.now.transport.resume()
         check_as_new(pair.now)
+
+
+QUEUE = {
+    "num": 16,
+    "ready": True,
+    "desc": RINGS,
+    "driver": RINGS + 0x4000,
+    "device": RINGS + 0x8000,
+}
+QUEUE |= {"next_avail": 0, "next_used": 0}
+PLACE = "virtio-rng r: the driver's queue 0 has a size or an address that cannot be"
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"device_type": 2}, "device_type: this device is a 4"),
+        ({"status": r.DRIVER_OK}, "status: 0x4 is none that a driver comes to"),
+        ({"status": 0x1F}, "status: 0x1f is none that a driver comes to"),
+        ({"status": 0xD}, "status: 0xd is none that a driver comes to"),
+        ({"interrupt_status": 4}, "interrupt_status: 4 is not between 0 and 3"),
+        ({"driver_features": 0}, "driver_features: the driver does not accept VERSION_1"),
+        (
+            {"driver_features": r.VERSION_1 | 1 << 50},
+            "driver_features: the guest uses features that there are not here: 0x4000000000000",
+        ),
+        (
+            {"offered": r.EVENT_IDX},
+            "driver_features: the guest uses features that there are not here: 0x110000000",
+        ),
+        ({"driver_strays": True}, "driver_features: the driver accepts features that were not"),
+        ({"queues": []}, "queues: has 0 entries, not 1"),
+        ({"queues": [QUEUE, QUEUE]}, "queues: has 2 entries, and 1 are the most"),
+        ({"queues": [QUEUE | {"num": 3}]}, f"queues: {PLACE}"),
+        ({"queues": [QUEUE | {"num": 128}]}, f"queues: {PLACE}"),
+        ({"queues": [QUEUE | {"desc": RINGS + 8}]}, f"queues: {PLACE}"),
+        ({"queues": [QUEUE | {"device": 1 << 63}]}, f"queues: {PLACE}"),
+        (
+            {"queues": [QUEUE | {"next_avail": 70000}]},
+            "queues.0.next_avail: 70000 is not between 0 and 65535",
+        ),
+        ({"config": "00"}, "config: has 1 bytes, not 0"),
+        ({"device": {"seed": 1}}, "device.seed: is no field that this pyvirt knows"),
+        ({"colour": 1}, "colour: is no field that this pyvirt knows"),
+    ],
+)
+def test_a_transport_that_cannot_be(change: dict[str, Any], text: str) -> None:
+    with ExitStack() as stack:
+        pair = Pair(EVERY["rng"], stack)
+        pair.start()
+        state = pair.save()
+        assert state["queues"] == [QUEUE]
+        with pytest.raises(StateError) as caught:
+            pair.restore(state | change)
+        assert str(caught.value).startswith(f"state: {text}")
