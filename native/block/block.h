@@ -102,7 +102,4 @@ void pv_block_stats(const struct pv_block *block, struct pv_block_stats *stats);
  * the kernel does not tell, what a read shows. -EINVAL: direct I/O does not work there. */
 int pv_block_alignment(int fd, uint32_t *offset_align, uint32_t *memory_align);
 
-/* 0, or why this process may not use io_uring: -ENOSYS, -EPERM, -ENOMEM, ... */
-int pv_uring_probe(void);
-
 #endif

@@ -5,8 +5,8 @@
 #include <stdatomic.h>
 
 #include "block/fault_internal.h"
-#include "block/iothread_internal.h"
 #include "block/work_internal.h"
+#include "iothread/internal.h"
 #include "thread_internal.h"
 #include "throttle_internal.h"
 

@@ -5,7 +5,7 @@
 #include <stdbool.h>
 
 #include "block/block.h"
-#include "block/io_internal.h"
+#include "iothread/io_internal.h"
 #include "virtio/virtqueue.h"
 
 #define PV_SECTOR 512

@@ -13,7 +13,7 @@
 #include <stdbool.h>
 #include <string.h>
 
-#include "block/io_internal.h"
+#include "iothread/io_internal.h"
 #include "tests/virtio/guest.h"
 
 enum { QUEUES = 4, SIZE = QUEUE_SIZE, RAM = 16 << 20, SECTORS = 2048, DATA = 64 * 1024 };

@@ -3,7 +3,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "block/iothread.h"
+#include "iothread/iothread.h"
 #include "tests/block/device.h"
 
 static struct pv_iothread *make_thread(void)

@@ -15,7 +15,7 @@ from pyvirt.native.build import HEADERS_ALL, HERE, SOURCES
 # Each room uses those of the lines before its own; "": beside the rooms.
 LAYERS = (
     ("",),
-    ("vcpu", "console"),
+    ("vcpu", "console", "iothread"),
     ("virtio",),
     ("balloon", "block", "net", "port", "rng", "vsock"),
 )

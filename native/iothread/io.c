@@ -1,4 +1,4 @@
-#include "block/io_internal.h"
+#include "iothread/io_internal.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -14,8 +14,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "block/io_internal.h"
 #include "crash_internal.h"
+#include "iothread/io_internal.h"
 #include "thread_internal.h"
 
 #define THREADS 16

@@ -1,4 +1,4 @@
-#include "block/iothread.h"
+#include "iothread/iothread.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -9,8 +9,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "block/iothread_internal.h"
 #include "crash_internal.h"
+#include "iothread/internal.h"
 #include "thread_internal.h"
 
 #define TURNS 8 /* of busy members, until what is complete is looked at */

@@ -2,8 +2,8 @@
 #ifndef PV_IOTHREAD_INTERNAL_H
 #define PV_IOTHREAD_INTERNAL_H
 
-#include "block/io_internal.h"
-#include "block/iothread.h"
+#include "iothread/io_internal.h"
+#include "iothread/iothread.h"
 
 #define PV_SERVE_END (PV_FOREVER - 1) /* of what pv_member_ops.serve returns: it is over */
 

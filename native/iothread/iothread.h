@@ -13,4 +13,7 @@ void pv_iothread_free(struct pv_iothread *thread);
 /* Its id, as gettid(2) has it; 0 while it does not run. Any thread. */
 int pv_iothread_tid(const struct pv_iothread *thread);
 
+/* 0, or why this process may not use io_uring: -ENOSYS, -EPERM, -ENOMEM, ... */
+int pv_uring_probe(void);
+
 #endif

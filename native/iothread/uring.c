@@ -10,8 +10,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "block/block.h"
-#include "block/io_internal.h"
+#include "iothread/io_internal.h"
+#include "iothread/iothread.h"
 
 #define SUBMISSIONS 128  /* prepared between two system calls */
 #define COMPLETIONS 2048 /* more than one queue can have in flight; the kernel keeps what is beyond */
