@@ -1,4 +1,4 @@
-"""A thread that devices share, as of `-object iothread`; native/iothread/iothread.h has the rules."""
+"""A thread that devices share (`-object iothread`); native/iothread/iothread.h has the rules."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from .virtio.net import Net, NetConfig
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .iothread import IoThread
     from .passt import PasstConfig
     from .stream import StreamConfig
     from .tap import TapConfig
@@ -22,6 +23,7 @@ class NicConfig:
 
     __slots__ = (
         "id",
+        "iothread",
         "is_whole",
         "mac",
         "mtu",
@@ -46,13 +48,14 @@ class NicConfig:
         tx_bytes: int = 0,
         tx_packets: int = 0,
         is_whole: bool = False,
+        iothread: IoThread | None = None,
     ) -> None:
         """`netdev` is opened by `make`; the device has as many pairs of queues.
 
         Without `mac` the address is made from the names of host, machine, NIC and netdev. `mtu`
         is in bytes; 0: what the netdev's link has, where that is not the usual 1500. The limits
         are of a second, 0: none; rx is what the guest receives. `is_whole` says that it was given
-        in one option, `-net`.
+        in one option, `-net`. `iothread` serves all its queues; without one each pair has a thread.
         """
         self.id = id
         self.netdev = netdev
@@ -64,6 +67,7 @@ class NicConfig:
         self.tx_bytes = tx_bytes
         self.tx_packets = tx_packets
         self.is_whole = is_whole
+        self.iothread = iothread
 
     def as_given(self, message: str) -> str:
         """Return a message about the netdev with the option that the user wrote."""
@@ -95,6 +99,7 @@ def make(config: NicConfig, machine: str) -> Net:
             rx_packets=config.rx_packets,
             tx_bytes=config.tx_bytes,
             tx_packets=config.tx_packets,
+            iothread=config.iothread,
         )
         return Net(device, backend)
     except BaseException:

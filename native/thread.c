@@ -142,6 +142,11 @@ int pv_thread_run(struct pv_thread *thread, void *(*run)(void *), void *argument
 	return result;
 }
 
+void pv_thread_stand_in(struct pv_thread *thread)
+{
+	atomic_store(&thread->order, GO_ON);
+}
+
 void pv_thread_ask(struct pv_thread *thread)
 {
 	int before = GO_ON;

@@ -32,6 +32,9 @@ struct pv_thread {
 /* As pv_thread_start. */
 int pv_thread_run(struct pv_thread *thread, void *(*run)(void *), void *argument);
 
+/* In place of pv_thread_run, for what is done on a thread of others: it is asked as one, too. */
+void pv_thread_stand_in(struct pv_thread *thread);
+
 /* Ask it to end, as it finds when it calls pv_thread_is_to_end; the caller then wakes it. Any thread,
  * from pv_thread_run until pv_thread_wait has returned 0. */
 void pv_thread_ask(struct pv_thread *thread);

@@ -400,8 +400,10 @@ class MachineHost:
             raise
 
     def _iothread(self, device: Device) -> IoThread | None:
-        """Return the thread that a disk asks for; QmpError where its requests cannot go there."""
-        chosen = next((one for one in self._iothreads if one.id == device.iothread), None)
+        return next((one for one in self._iothreads if one.id == device.iothread), None)
+
+    def _check_engine(self, device: Device) -> None:
+        """Raise QmpError where a disk's requests cannot go to the thread that it asks for."""
         image = device.backend.resource
         assert isinstance(image, OpenImage)
         for other in self.inventory.devices(BLOCK):
@@ -414,16 +416,17 @@ class MachineHost:
                     f"`iothread` {device.iothread} serves {other.id} by {theirs.engine}; give "
                     f"blockdev-add `aio` {theirs.engine} as well, or leave `iothread` out"
                 )
-        return chosen
 
     def attach(self, device: Device) -> None:
         """Put the backend behind the slot."""
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"iothread": self._iothread(device)}
         backend = device.backend
         if backend.kind == NET:
-            options = {"id": device.id, "mac": mac.parse("mac", device.mac) if device.mac else b""}
+            address = mac.parse("mac", device.mac) if device.mac else b""
+            options |= {"id": device.id, "mac": address}
         else:
-            options = {"serial": device.serial, "iothread": self._iothread(device)}
+            self._check_engine(device)
+            options |= {"serial": device.serial}
         self._machine.attach(_KINDS[backend.kind], device.slot, backend.resource, **options)
 
     def detach(self, device: Device) -> None:

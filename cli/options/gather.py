@@ -132,10 +132,10 @@ class Gathered:
         if words:
             from .nics import Nics
 
-            cards = Nics()
+            cards = Nics(self.iothreads)
             for name, text in words:
                 placed(text, cards.add, name)
-            self.nics = cards.nics({thread.id for thread in self.iothreads})
+            self.nics = cards.nics()
 
     def _read_serial(self, given: Given, parts: Parts) -> None:
         for name, text in given:

@@ -20,9 +20,10 @@ from .pairing import Pairing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
+    from ...devices.iothread import IoThread
     from ...devices.nic import Netdev
 
 _MTU_MIN, _MTU_MAX = 68, 65535
@@ -81,7 +82,6 @@ _QUEUE_SIZE = (
     "queue_size",
     members.queue_size(net.QUEUE_SIZE_MIN, net.QUEUE_SIZE_MAX),
 )
-# Each pair of queues has a thread of its own, whoever is to be the one of a device.
 _IOTHREAD = ("iothread", "iothread", members.name)
 _LIMITS: tuple[members.Member, ...] = (
     ("throttling.rx-bytes", "rx_bytes", _rate),
@@ -128,16 +128,18 @@ _DEVICE: tuple[members.Member, ...] = (
     _IOTHREAD,
 )
 _NET = (_NAME, *_TAP, _MAC, _MTU, _QUEUE_SIZE, _IOTHREAD, *_LIMITS)
-_NET_USER = (_NAME, _MAC, _MTU, _QUEUE_SIZE, *_LIMITS)
+_NET_USER = (_NAME, _MAC, _MTU, _QUEUE_SIZE, _IOTHREAD, *_LIMITS)
 _OF_NIC = {field for _, field, _ in (_MAC, _MTU, _QUEUE_SIZE, *_LIMITS)} | {"is_whole"}
 
 
 class Nics:
     """What the options say so far, in their order."""
 
-    __slots__ = ("_pairing",)
+    __slots__ = ("_iothreads", "_pairing")
 
-    def __init__(self) -> None:
+    def __init__(self, iothreads: Iterable[IoThread]) -> None:
+        """`iothreads` are those that a NIC may name."""
+        self._iothreads = {thread.id: thread for thread in iothreads}
         self._pairing = Pairing("netdev", "net")
 
     def add(self, option: str, text: str) -> None:
@@ -179,18 +181,21 @@ class Nics:
         fields = members.read("-device", pairs("-device", rest, "") if rest else [], _DEVICE)
         self._pairing.add_device(text, fields)
 
-    def nics(self, threads: Container[str] = ()) -> tuple[NicConfig, ...]:
+    def nics(self) -> tuple[NicConfig, ...]:
         """Return the NICs in the order of their options; ConfigError when they do not match.
 
-        A netdev that no device names is a NIC by itself, in its own place. `threads` are the ids
-        that an `iothread` may have.
+        A netdev that no device names is a NIC by itself, in its own place.
         """
-        nics = tuple(_nic(given, netdev, threads) for given, netdev in self._pairing.devices())
+        nics = tuple(
+            _nic(given, netdev, self._iothreads) for given, netdev in self._pairing.devices()
+        )
         _check_unique(nics)
         return nics
 
 
-def _nic(given: dict[str, Any], netdev: dict[str, Any], threads: Container[str]) -> NicConfig:
+def _nic(
+    given: dict[str, Any], netdev: dict[str, Any], iothreads: Mapping[str, IoThread]
+) -> NicConfig:
     if "mac" in given and "mac" in netdev:
         raise ConfigError(
             f"-device netdev={given['netdev']}: the MAC address is given with the "
@@ -203,11 +208,18 @@ def _nic(given: dict[str, Any], netdev: dict[str, Any], threads: Container[str])
         )
     fields = netdev | given
     name = fields.get("iothread")
-    if name is not None and name not in threads:
-        raise ConfigError(
-            f"iothread={name}: there is no such thread; add -object iothread,id={name}"
-        )
     words = {key: value for key, value in fields.items() if key in _OF_NIC}
+    if name is not None:
+        if name not in iothreads:
+            raise ConfigError(
+                f"iothread={name}: there is no such thread; add -object iothread,id={name}"
+            )
+        if getattr(fields["backend"], "vhost", False):
+            raise ConfigError(
+                f"iothread={name}: not with vhost=on, by which the kernel moves the packets; "
+                "give vhost=off or leave iothread out"
+            )
+        words["iothread"] = iothreads[name]
     return NicConfig(fields["id"], fields["backend"], **words)
 
 

@@ -248,7 +248,7 @@ TABLE = (
     Option(
         "net",
         "TAP[,id=ID][,mac=ADDRESS][,mtu=N][,queue-size=N][,iothread=ID][,...] | "
-        "user[,id=ID][,mac=ADDRESS][,mtu=N][,queue-size=N][,...]",
+        "user[,id=ID][,mac=ADDRESS][,mtu=N][,queue-size=N][,iothread=ID][,...]",
         "a NIC of the guest on a tap of this host, or for users without privileges through passt; "
         "also takes what -netdev takes; may be repeated, the first is eth0",
         _later,
@@ -324,8 +324,8 @@ TABLE = (
         "[,prealloc=on|off][,host-nodes=N[-N]][,policy=bind|interleave|preferred] | "
         "memory-backend-ram,id=ID,size=SIZE[,share=on|off][,prealloc=on|off]"
         "[,host-nodes=N[-N]][,policy=bind|interleave|preferred]",
-        "a thread for all queues of the disks with iothread=ID, in place of one for each queue; or "
-        "a source of random bytes, /dev/urandom unless told otherwise; or memory, for -machine "
+        "a thread for all queues of the disks and NICs with iothread=ID, in place of one for each; "
+        "or a source of random bytes, /dev/urandom unless told otherwise; or memory, for -machine "
         "memory-backend=ID or a -numa node",
         _later,
         repeats=True,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from ...state import Fields
+    from ..iothread import IoThread
     from .device import Activation
 
     class Backend(Protocol):
@@ -90,6 +91,7 @@ class NetConfig:
 
     __slots__ = (
         "id",
+        "iothread",
         "mac",
         "mtu",
         "queue_pairs",
@@ -112,13 +114,14 @@ class NetConfig:
         rx_packets: int = 0,
         tx_bytes: int = 0,
         tx_packets: int = 0,
+        iothread: IoThread | None = None,
     ) -> None:
         """`mac` is six bytes, a unicast address.
 
         `mtu` is what the guest is advised of, 68 to 65535, or 0: nothing. `queue_pairs` is 1 to
-        64, each with a thread; `queue_size` is a power of two from 2 to 1024, of both queues of a
-        pair. The others limit bytes and packets a second, for all pairs together, 0: no limit; rx
-        is what the guest receives.
+        64, each with a thread or all on `iothread`; `queue_size` is a power of two from 2 to 1024,
+        of both queues of a pair. The others limit bytes and packets a second, for all pairs
+        together, 0: no limit; rx is what the guest receives.
         """
         self.id = id
         self.mac = mac
@@ -129,6 +132,7 @@ class NetConfig:
         self.rx_packets = rx_packets
         self.tx_bytes = tx_bytes
         self.tx_packets = tx_packets
+        self.iothread = iothread
 
     @property
     def is_limited(self) -> bool:
@@ -150,6 +154,7 @@ class Net(Pluggable):
         "_config",
         "_handle",
         "_id",
+        "_iothread",
         "_is_active",
         "_is_moved",
         "_lost",
@@ -176,6 +181,7 @@ class Net(Pluggable):
         self._config = config
         self._backend: Backend | None = None
         self._id = config.id
+        self._iothread: IoThread | None = None  # has to be there as long as the backend uses it
         self._mac = config.mac  # what a driver reads when it begins
         self._wanted = True  # the link, by set_link
         self._lost = False
@@ -194,7 +200,7 @@ class Net(Pluggable):
         check(lib.pv_net_new(ffi.new("struct pv_net_config *", words), handle), self.name)
         self._handle: Any = ffi.gc(handle[0], lib.pv_net_free)
         if backend:
-            self._attach(backend)
+            self._attach(backend, config.iothread)
 
     @property
     def link(self) -> bool:
@@ -300,12 +306,20 @@ class Net(Pluggable):
             check(lib.pv_net_restore(self._handle, state), self.name)
             self._is_active = self._is_moved = True
 
-    def attach(self, backend: Backend, *, id: str = "", mac: bytes = b"") -> None:  # noqa: A002
+    def attach(
+        self,
+        backend: Backend,
+        *,
+        id: str = "",  # noqa: A002  (the field's word)
+        mac: bytes = b"",
+        iothread: IoThread | None = None,
+    ) -> None:
         """Take over `backend` and bring the link up; as the constructor does.
 
-        `id` is how it is called from now on, and `mac` the address of this and later backends. A
-        driver reads that once, when it finds the device: another is refused while one is at work.
-        Such a one is asked to announce itself soon, as the network may be another one.
+        `iothread` serves it until it goes, or threads of its own do. `id` is how it is called from
+        now on, and `mac` the address of this and later backends. A driver reads that once, when it
+        finds the device: another is refused while one is at work. Such a one is asked to announce
+        itself soon, as the network may be another one.
         """
 
         def change(is_bound: bool) -> None:
@@ -317,7 +331,7 @@ class Net(Pluggable):
                     "guest (ip link set dev NAME address MAC), or unbind the driver there first"
                 )
             with self._turn.soon():
-                self._attach(backend)
+                self._attach(backend, iothread)
                 self._id = id or self._id
                 if mac not in {b"", self._mac}:
                     self._mac = mac
@@ -326,7 +340,7 @@ class Net(Pluggable):
 
         self.exchange(change)
 
-    def _attach(self, backend: Backend) -> None:
+    def _attach(self, backend: Backend, iothread: IoThread | None) -> None:
         config = self._config
         kind = lib.PV_NET_TAP if backend.kind == "tap" else lib.PV_NET_STREAM
         if self._backend:
@@ -343,10 +357,21 @@ class Net(Pluggable):
             )
         if backend.vhost_fds and config.is_limited:
             raise ConfigError(f"{self.name}: vhost knows no limits; give vhost=off or drop them")
+        if backend.vhost_fds and iothread:
+            raise ConfigError(
+                f"{self.name}: with vhost the kernel moves the packets, and no iothread; "
+                "give vhost=off or leave iothread out"
+            )
         # These arrays live until the call returns, which copies them.
         fds = ffi.new("int[]", backend.fds)
         vhost_fds = ffi.new("int[]", backend.vhost_fds) if backend.vhost_fds else ffi.NULL
-        words = {"kind": kind, "count": len(backend.fds), "fds": fds, "vhost_fds": vhost_fds}
+        words = {
+            "kind": kind,
+            "count": len(backend.fds),
+            "fds": fds,
+            "vhost_fds": vhost_fds,
+            "iothread": iothread.handle if iothread else ffi.NULL,
+        }
         # Before: who is told that it has gone is to find it.
         self._lost = False
         self._backend = backend
@@ -355,6 +380,8 @@ class Net(Pluggable):
         )
         if result < 0:
             self._backend = None
+        else:
+            self._iothread = iothread
         self._check(result, "cannot use its backend")
 
     def detach(self) -> Backend | None:

@@ -12,6 +12,11 @@
 
 #define ALIGN_MAX 4096
 
+static pv_engine_make *engine_of(const struct pv_block *b)
+{
+	return b->file.flags & PV_BLOCK_THREADS ? pv_pool_new : pv_uring_new;
+}
+
 int pv_block_new(const struct pv_block_config *config, struct pv_block **out)
 {
 	uint32_t aligns = config->offset_align | config->memory_align;
@@ -37,6 +42,8 @@ int pv_block_new(const struct pv_block_config *config, struct pv_block **out)
 	b->limits.sectors = config->sectors;
 	b->limits.readonly = (config->flags & PV_BLOCK_READONLY) != 0;
 	b->iothread = config->iothread;
+	if (b->iothread)
+		pv_iothread_prefer(b->iothread, engine_of(b));
 	pv_throttle_init(&b->throttle, config->iops);
 	*out = b;
 	return 0;
@@ -76,7 +83,9 @@ static int start_worker(struct pv_block *b, uint32_t index, const struct pv_queu
 	int result;
 
 	w->member.ops = &PV_BLOCK_OPS;
-	w->member.kick.fd = queue->kick_fd;
+	w->kick.fd = queue->kick_fd;
+	w->member.watches = &w->kick;
+	w->member.watch_count = 1;
 	w->member.device = pv_virtio_irq_name(b->irq);
 	w->block = b;
 	w->ring = queue->ring;
@@ -88,9 +97,7 @@ static int start_worker(struct pv_block *b, uint32_t index, const struct pv_queu
 		return -ENOMEM;
 	result = w->thread ? 0 : make_thread(w);
 	if (result == 0)
-		result = pv_iothread_attach(
-			w->thread, b->file.flags & PV_BLOCK_THREADS ? pv_pool_new : pv_uring_new,
-			&w->member);
+		result = pv_iothread_attach(w->thread, engine_of(b), &w->member);
 	if (result < 0)
 		drop_worker(w);
 	return result;
@@ -104,7 +111,7 @@ static uint32_t give_order(struct pv_block *b, enum pv_block_phase phase)
 	order = (order / PV_BLOCK_PHASES + 1) * PV_BLOCK_PHASES + phase;
 	atomic_store(&b->order, order);
 	for (uint32_t i = 0; i < b->count; i++)
-		(void)eventfd_write(b->workers[i].member.kick.fd, 1);
+		(void)eventfd_write(b->workers[i].kick.fd, 1);
 	return order;
 }
 

@@ -24,6 +24,7 @@ struct pv_block_counters {
 /* What serves one queue; its thread's alone while that runs, the counters apart. */
 struct pv_block_worker {
 	struct pv_member member; /* first, so that one is found by the other */
+	struct pv_watch kick;
 	struct pv_iothread *thread;
 	struct pv_block *block;
 	struct pv_virtqueue *ring;

@@ -57,7 +57,8 @@ bool pv_io_is_cached(int fd)
 
 void pv_engine_watch(struct pv_engine *engine, struct pv_watch *watch)
 {
-	watch->armed = watch->leaving = false;
+	watch->armed = watch->added = watch->leaving = watch->over = false;
+	watch->seen = 0;
 	watch->next = engine->watches;
 	engine->watches = watch;
 }

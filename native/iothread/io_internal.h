@@ -44,11 +44,18 @@ bool pv_io_is_cached(int fd);
 /* fallocate(2)'s mode for PV_IO_PUNCH or PV_IO_ZERO. */
 int pv_io_mode(enum pv_io_kind kind);
 
-/* An eventfd, borrowed, every write to which ends an engine's wait. It is never read. */
+/* A descriptor, borrowed, that ends an engine's wait: an eventfd with every write, any other each
+ * time that it becomes ready; being so from the first counts, too. The engine never reads it. */
 struct pv_watch {
 	int fd;
+	short events; /* of poll(2), of which `seen` tells; 0: POLLIN, of which nothing does */
+	short seen;   /* until its owner clears it; POLLERR, POLLHUP and POLLNVAL come unasked, once */
+	bool once;    /* once each time that its owner sets `wanted` */
+	bool wanted;
 	bool armed; /* the engine's from here on */
+	bool added;
 	bool leaving;
+	bool over;
 	struct pv_watch *next;
 };
 

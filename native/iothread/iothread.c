@@ -21,6 +21,7 @@ struct pv_iothread {
 	pthread_mutex_t control; /* held while the thread is started or ended */
 	uint32_t attached;
 	pv_engine_make *make; /* what made the engine */
+	pv_engine_make *preferred;
 	struct pv_engine *engine;
 	struct pv_thread thread;
 	atomic_int tid;       /* 0 while there is none */
@@ -87,7 +88,9 @@ static bool look_around(struct pv_iothread *t)
 		t->joining = member->next;
 		member->next = t->members;
 		t->members = member;
-		pv_engine_watch(t->engine, &member->kick);
+		for (uint32_t i = 0; i < member->watch_count; i++)
+			if (member->watches[i].fd >= 0)
+				pv_engine_watch(t->engine, &member->watches[i]);
 	}
 	ending = t->ending;
 	pthread_mutex_unlock(&t->lock);
@@ -105,6 +108,19 @@ static void dismiss(struct pv_iothread *t, struct pv_member **place)
 	pthread_mutex_unlock(&t->lock);
 }
 
+/* False: some are watched still. */
+static bool unwatch(struct pv_iothread *t, struct pv_member *member)
+{
+	while (member->watch_count > 0) {
+		struct pv_watch *last = &member->watches[member->watch_count - 1];
+
+		if (last->fd >= 0 && !t->engine->ops->unwatch(t->engine, last))
+			return false;
+		member->watch_count--;
+	}
+	return true;
+}
+
 /* Call each member once; how long to wait then. */
 static uint64_t serve(struct pv_iothread *t)
 {
@@ -118,7 +134,7 @@ static uint64_t serve(struct pv_iothread *t)
 		pv_crash_device(member->device);
 		asked = member->over ? PV_SERVE_END : member->ops->serve(member);
 		member->over = asked == PV_SERVE_END;
-		if (member->over && t->engine->ops->unwatch(t->engine, &member->kick)) {
+		if (member->over && unwatch(t, member)) {
 			dismiss(t, place);
 			continue;
 		}
@@ -183,14 +199,34 @@ static int start(struct pv_iothread *t, pv_engine_make *make)
 	return result;
 }
 
+/* The same with any. */
+static int start_any(struct pv_iothread *t)
+{
+	int result = -ENOSYS;
+
+	if (t->preferred != pv_pool_new)
+		result = start(t, pv_uring_new);
+	if (result == -ENOSYS || result == -EPERM || result == -ENOMEM)
+		result = start(t, pv_pool_new);
+	return result;
+}
+
+void pv_iothread_prefer(struct pv_iothread *t, pv_engine_make *make)
+{
+	pthread_mutex_lock(&t->control);
+	if (!t->preferred)
+		t->preferred = make;
+	pthread_mutex_unlock(&t->control);
+}
+
 int pv_iothread_attach(struct pv_iothread *t, pv_engine_make *make, struct pv_member *member)
 {
 	int result = 0;
 
 	pthread_mutex_lock(&t->control);
 	if (t->attached == 0)
-		result = start(t, make);
-	else if (t->make != make)
+		result = make ? start(t, make) : start_any(t);
+	else if (make && t->make != make)
 		result = -EINVAL;
 	if (result == 0) {
 		t->attached++;

@@ -1,4 +1,4 @@
-/* A thread that serves the queues of any number of devices.
+/* A thread that serves the queues of any number of devices: disks and NICs.
  *
  * It runs while a queue is with it, as a C thread that never touches Python. */
 #ifndef PV_IOTHREAD_H

@@ -31,6 +31,7 @@ struct pool {
 	struct pv_watch done_watch; /* written when something is done and the user sleeps */
 	/* The user's own. */
 	int epoll_fd; /* of what is watched */
+	bool tells;          /* something is watched that is to be told what it was ready for */
 	struct list started; /* to be handed over */
 	struct pv_io *ready; /* done at once */
 	/* Everybody's. */
@@ -177,12 +178,20 @@ static struct pv_io *exchange(struct pool *p, bool sleep)
 /* Edge by edge, so that nothing need be read. */
 static void arm(struct pool *p)
 {
+	p->tells = false;
 	for (struct pv_watch *watch = p->engine.watches; watch; watch = watch->next) {
-		struct epoll_event event = {.events = EPOLLIN | EPOLLET};
+		struct epoll_event event = {
+			.events = (watch->events ? (uint32_t)watch->events : EPOLLIN) |
+			          (watch->once ? EPOLLONESHOT : EPOLLET),
+			.data.ptr = watch,
+		};
+		int how = watch->added ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
 
-		if (!watch->armed)
-			watch->armed =
-				epoll_ctl(p->epoll_fd, EPOLL_CTL_ADD, watch->fd, &event) == 0;
+		p->tells |= watch->events != 0;
+		if (watch->armed || watch->over || (watch->once && !watch->wanted))
+			continue;
+		watch->armed = epoll_ctl(p->epoll_fd, how, watch->fd, &event) == 0;
+		watch->added |= watch->armed;
 	}
 }
 
@@ -190,19 +199,32 @@ static bool unwatch(struct pv_engine *engine, struct pv_watch *watch)
 {
 	struct pool *p = (struct pool *)engine;
 
-	if (watch->armed)
+	if (watch->added)
 		(void)epoll_ctl(p->epoll_fd, EPOLL_CTL_DEL, watch->fd, NULL);
 	pv_engine_forget(engine, watch);
 	return true;
 }
 
-static void sleep_for(struct pool *p, uint64_t timeout_ns)
+static void take_watch(const struct epoll_event *event)
+{
+	struct pv_watch *watch = event->data.ptr;
+
+	watch->seen |= (short)event->events;
+	watch->over = (event->events & (EPOLLERR | EPOLLHUP)) != 0;
+	if (watch->once)
+		watch->armed = watch->wanted = false;
+}
+
+/* Until something that is watched is ready, to the end of the time at most. */
+static void look(struct pool *p, uint64_t timeout_ns)
 {
 	struct epoll_event events[16];
-	uint64_t ms = timeout_ns / NS_PER_MS + 1;
+	uint64_t ms = timeout_ns / NS_PER_MS + (timeout_ns > 0);
+	int count = epoll_wait(p->epoll_fd, events, sizeof(events) / sizeof(events[0]),
+	                       timeout_ns == PV_FOREVER ? -1 : (int)(ms < INT_MAX ? ms : INT_MAX));
 
-	(void)epoll_wait(p->epoll_fd, events, sizeof(events) / sizeof(events[0]),
-	                 timeout_ns == PV_FOREVER ? -1 : (int)(ms < INT_MAX ? ms : INT_MAX));
+	for (int i = 0; i < count; i++)
+		take_watch(&events[i]);
 }
 
 static struct pv_io *wait(struct pv_engine *engine, uint64_t timeout_ns)
@@ -213,8 +235,10 @@ static struct pv_io *wait(struct pv_engine *engine, uint64_t timeout_ns)
 	arm(p);
 	done = exchange(p, !p->ready && timeout_ns > 0);
 	if (!done && !p->ready && timeout_ns > 0) {
-		sleep_for(p, timeout_ns);
+		look(p, timeout_ns);
 		done = exchange(p, false);
+	} else if (p->tells) {
+		look(p, 0);
 	}
 	while (p->ready) {
 		struct pv_io *io = p->ready;

@@ -1,7 +1,7 @@
 /* The engine that io_uring(7) is: operations and the wait for them are one system call.
  *
  * What is watched is polled by the ring itself, again and again with one request: each write to an
- * eventfd is a completion. */
+ * eventfd is a completion, and so is each time that another descriptor becomes ready. */
 #include <errno.h>
 #include <liburing.h>
 #include <poll.h>
@@ -109,11 +109,17 @@ static uint64_t data_of(struct pv_watch *watch, uint64_t bit)
 static void arm(struct uring *u)
 {
 	for (struct pv_watch *watch = u->engine.watches; watch; watch = watch->next) {
-		struct io_uring_sqe *sqe = watch->armed || watch->leaving ? NULL : next_sqe(u);
+		bool rests = watch->armed || watch->leaving || watch->over ||
+		             (watch->once && !watch->wanted);
+		struct io_uring_sqe *sqe = rests ? NULL : next_sqe(u);
+		unsigned events = watch->events ? (unsigned)watch->events : POLLIN;
 
 		if (!sqe)
 			continue;
-		io_uring_prep_poll_multishot(sqe, watch->fd, POLLIN);
+		if (watch->once)
+			io_uring_prep_poll_add(sqe, watch->fd, events);
+		else
+			io_uring_prep_poll_multishot(sqe, watch->fd, events);
 		io_uring_sqe_set_data64(sqe, data_of(watch, WATCH));
 		watch->armed = true;
 	}
@@ -142,10 +148,17 @@ static void take_watch(const struct io_uring_cqe *cqe)
 {
 	struct pv_watch *watch = (void *)(uintptr_t)(cqe->user_data & ~(WATCH | UNWATCH));
 
-	if (cqe->user_data & WATCH)
-		watch->armed = (cqe->flags & IORING_CQE_F_MORE) != 0;
-	else
+	if (cqe->user_data & UNWATCH) {
 		watch->leaving = false;
+		return;
+	}
+	watch->armed = (cqe->flags & IORING_CQE_F_MORE) != 0;
+	if (cqe->res < 0)
+		return;
+	watch->wanted = false;
+	watch->seen |= (short)cqe->res;
+	/* It would be so for ever. */
+	watch->over = (cqe->res & (POLLERR | POLLHUP | POLLNVAL)) != 0;
 }
 
 static struct pv_io *take(struct uring *u)

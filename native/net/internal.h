@@ -1,7 +1,7 @@
 /* What the parts of the network device share, each of which uses those before it: the ports to the
  * host (tap.c, stream.c), limits (limit.c), what the driver wants to receive (mode.c), counters and
  * flags (state.c), both directions (rx.c, tx.c), the control queue (ctrl.c), the threads
- * (worker.c), vhost (vhost.c) and the device's life (net.c). */
+ * (worker.c), of their own or shared (member.c), vhost (vhost.c) and the device's life (net.c). */
 #ifndef PV_NET_INTERNAL_H
 #define PV_NET_INTERNAL_H
 
@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
+#include "iothread/internal.h"
 #include "net/net.h"
 #include "thread_internal.h"
 #include "throttle_internal.h"
@@ -168,8 +169,23 @@ struct pv_net_tx {
 	uint64_t bytes;
 };
 
+/* What ends the wait of a shared thread. */
+enum pv_net_watch {
+	PV_NET_WAKE,
+	PV_NET_RX,
+	PV_NET_TX,
+	PV_NET_CTRL,
+	PV_NET_READABLE, /* the port */
+	PV_NET_WRITABLE, /* the same, by a descriptor of our own: epoll(7) takes one once */
+	PV_NET_WATCHES,
+};
+
 /* What serves a pair of queues; its thread's alone while that runs, the counters apart. */
 struct pv_net_worker {
+	struct pv_member member; /* first, so that one is found by the other */
+	struct pv_watch watches[PV_NET_WATCHES];
+	struct pv_iothread *shared; /* while it runs there */
+	bool more;                  /* to do, when it was looked at last */
 	struct pv_net *net;
 	uint32_t index;
 	bool running;
@@ -203,6 +219,7 @@ struct pv_net {
 	uint32_t port_count; /* 0: there is none */
 	int vhost_fds[PV_NET_PAIRS];
 	bool has_vhost;
+	struct pv_iothread *iothread;
 
 	/* From start to stop. */
 	uint64_t features;
@@ -254,8 +271,18 @@ void pv_net_end_announcements(struct pv_net *net);
 void pv_net_receive(struct pv_net_worker *w);
 void pv_net_send(struct pv_net_worker *w);
 
+/* Do what there is to do, up to the budgets; false: there is no more. */
+bool pv_net_pass(struct pv_net_worker *w, bool has_polled);
+/* Take what poll(2) says of the port. */
+void pv_net_look_at_port(struct pv_net_worker *w, short events);
+/* Nanoseconds until one of the limits allows for more, or it is time for something. */
+uint64_t pv_net_delay(const struct pv_net_worker *w);
 /* The thread. */
 void *pv_net_run(void *worker);
+/* Be served by a shared thread. What pv_iothread_attach says, or fcntl(2). */
+int pv_net_join(struct pv_net_worker *w, struct pv_iothread *thread);
+/* No more, once the device stops. -ETIMEDOUT: it goes on; ask again. */
+int pv_net_leave(struct pv_net_worker *w, uint64_t deadline);
 
 /* Become the owner; what the ioctl says. */
 int pv_net_vhost_open(int vhost_fd);

@@ -39,10 +39,16 @@ void pv_net_free(struct pv_net *net)
 
 static int start_thread(struct pv_net_worker *w)
 {
-	int result = pv_thread_run(&w->thread, pv_net_run, w);
+	struct pv_iothread *shared = w->net->vhost ? NULL : w->net->iothread;
+	int result = shared ? pv_net_join(w, shared) : pv_thread_run(&w->thread, pv_net_run, w);
 
 	w->running = result == 0;
 	return result;
+}
+
+static int end_thread(struct pv_net_worker *w, uint64_t deadline)
+{
+	return w->shared ? pv_net_leave(w, deadline) : pv_thread_wait(&w->thread, deadline);
 }
 
 /* What was in flight is as if it had never been popped; a packet that was held is lost. */
@@ -74,7 +80,7 @@ static int pause_threads(struct pv_net *net, uint64_t deadline)
 	for (uint32_t i = 0; i < net->count; i++) {
 		struct pv_net_worker *w = net->workers[i];
 
-		if (w->running && pv_thread_wait(&w->thread, deadline) < 0)
+		if (w->running && end_thread(w, deadline) < 0)
 			result = -ETIMEDOUT;
 		else
 			w->running = false;
@@ -130,7 +136,7 @@ static int spare_threads(struct pv_net *net)
 		if (w->running && pv_thread_spare(&w->thread))
 			continue;
 		if (w->running)
-			result = pv_thread_wait(&w->thread, pv_deadline(SPARE_NS));
+			result = end_thread(w, pv_deadline(SPARE_NS));
 		if (result == 0)
 			result = start_thread(w);
 	}
@@ -253,6 +259,7 @@ static void close_ports(struct pv_net *net)
 		*port = (struct pv_net_port){0};
 	}
 	net->has_vhost = false;
+	net->iothread = NULL;
 	pv_net_end_announcements(net);
 	atomic_store(&net->lost, false);
 	atomic_store(&net->news, false);
@@ -278,6 +285,8 @@ static int open_port(struct pv_net *net, const struct pv_net_backend *backend, u
 
 static bool is_valid(const struct pv_net_backend *backend)
 {
+	if (backend->iothread && backend->vhost_fds)
+		return false;
 	if (backend->kind == PV_NET_STREAM)
 		return backend->count == 1 && !backend->vhost_fds;
 	return backend->kind == PV_NET_TAP && backend->count > 0 && backend->count <= PV_NET_PAIRS;
@@ -334,6 +343,7 @@ int pv_net_attach(struct pv_net *net, const struct pv_net_backend *backend, uint
 	result = pause_or_break(net, pv_deadline(timeout_ns));
 	if (result < 0)
 		return result;
+	net->iothread = backend->iothread;
 	for (uint32_t i = 0; i < backend->count && result == 0; i++)
 		result = open_port(net, backend, i);
 	if (result == 0 && net->count > 0)

@@ -1,11 +1,12 @@
 /* A virtio network device's data path: between the rings and a tap or a socket of the host
  * (virtio 1.2, 5.1).
  *
- * Each pair of queues has a thread in C. It reads packets from the host straight into the driver's
- * receive buffers and writes the driver's packets straight to the host, in bursts, each with one
- * publish and at most one interrupt. The first thread serves the control queue, too. None of them
- * touches Python. A packet that asks for what it may not have is dropped and counted; a ring or a
- * buffer that breaks the rules breaks the device.
+ * Each pair of queues has a thread in C, or all of them are on one that other devices share. It
+ * reads packets from the host straight into the driver's receive buffers and writes the driver's
+ * packets straight to the host, in bursts, each with one publish and at most one interrupt. The
+ * first thread serves the control queue, too. None of them touches Python. A packet that asks for
+ * what it may not have is dropped and counted; a ring or a buffer that breaks the rules breaks the
+ * device.
  *
  * The device outlives its activations and its backends: both come and go, in any order. Without a
  * backend, and while the link is down, packets are dropped. */
@@ -26,6 +27,7 @@
 #define PV_NET_TAP 1    /* tap queues with IFF_VNET_HDR and headers of 12 bytes */
 #define PV_NET_STREAM 2 /* a stream socket; each packet behind its length, 4 bytes, big-endian */
 
+struct pv_iothread;
 struct pv_memory;
 struct pv_net;
 struct pv_virtio_irq;
@@ -45,6 +47,7 @@ struct pv_net_backend {
 	uint32_t count;       /* of pairs; a stream has one */
 	const int *fds;       /* one for each pair */
 	const int *vhost_fds; /* the same, of /dev/vhost-net, for taps only; NULL: the threads do it */
+	struct pv_iothread *iothread; /* that serves all pairs; NULL, or vhost: each has its own */
 };
 
 struct pv_net_pair {

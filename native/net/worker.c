@@ -95,8 +95,7 @@ static bool serve_ctrl(struct pv_net_worker *w)
 	return more;
 }
 
-/* Do what there is to do, up to the budgets; false: there is no more. */
-static bool pass(struct pv_net_worker *w, bool has_polled)
+bool pv_net_pass(struct pv_net_worker *w, bool has_polled)
 {
 	struct pv_net *net = w->net;
 	bool more = false;
@@ -129,7 +128,7 @@ static void take_kick(struct pv_net_worker *w, const struct pollfd *fd)
 	pv_net_count(w, PV_KICKS, 1);
 }
 
-static void look_at_port(struct pv_net_worker *w, short events)
+void pv_net_look_at_port(struct pv_net_worker *w, short events)
 {
 	if (events & POLLIN && w->rx.wait == PV_WAIT_PORT)
 		w->rx.wait = PV_WAIT_NONE;
@@ -139,18 +138,23 @@ static void look_at_port(struct pv_net_worker *w, short events)
 		w->tx.wait = PV_WAIT_NONE;
 }
 
-/* Until one of the limits allows for more, or it is time for something; NULL: for ever. A tap that is removed wakes only those
- * who wait for packets, so others look once a second. */
-static const struct timespec *limit(const struct pv_net_worker *w, const struct pollfd *port,
-                                    struct timespec *time)
+uint64_t pv_net_delay(const struct pv_net_worker *w)
 {
 	uint64_t rx = w->rx.wait == PV_WAIT_TIME ? w->rx.delay_ns : UINT64_MAX;
 	uint64_t tx = w->tx.wait == PV_WAIT_TIME ? w->tx.delay_ns : UINT64_MAX;
 	uint64_t delay = rx < tx ? rx : tx;
 	uint64_t announcement = w->index == 0 ? pv_net_announcement_delay(w->net) : UINT64_MAX;
 
-	if (announcement < delay)
-		delay = announcement;
+	return announcement < delay ? announcement : delay;
+}
+
+/* So long; NULL: for ever. A tap that is removed wakes only those who wait for packets, so others
+ * look once a second. */
+static const struct timespec *limit(const struct pv_net_worker *w, const struct pollfd *port,
+                                    struct timespec *time)
+{
+	uint64_t delay = pv_net_delay(w);
+
 	if (port->fd >= 0 && !(port->events & POLLIN) && delay > NS_PER_S)
 		delay = NS_PER_S;
 	if (delay == UINT64_MAX)
@@ -187,7 +191,7 @@ static void wait(struct pv_net_worker *w)
 		return;
 	if (fds[WAKE].revents & POLLIN)
 		(void)eventfd_read(w->wake_fd, &value);
-	look_at_port(w, fds[PORT].revents);
+	pv_net_look_at_port(w, fds[PORT].revents);
 	take_kick(w, &fds[RX]);
 	take_kick(w, &fds[TX]);
 	take_kick(w, &fds[CTRL]);
@@ -205,7 +209,7 @@ void *pv_net_run(void *worker)
 	/* Does not cut in on a busy sender, whose packets then come in bursts. */
 	(void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
 	while (!pv_thread_is_to_end(&w->thread)) {
-		has_polled = atomic_load(&w->net->broken) || !pass(w, has_polled);
+		has_polled = atomic_load(&w->net->broken) || !pv_net_pass(w, has_polled);
 		if (has_polled)
 			wait(w);
 	}

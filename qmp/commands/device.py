@@ -130,7 +130,7 @@ COMMANDS = (
             Field(
                 "iothread",
                 Text(),
-                "the `-object iothread` for the disk's requests; no effect on a NIC",
+                "the `-object iothread` for the disk's requests or the NIC's packets",
                 optional=True,
             ),
             *(

@@ -341,8 +341,8 @@ COMMANDS = (
     Command("query-target", "Returns the guest's architecture.", _target, since="v2"),
     Command(
         "query-iothreads",
-        "Returns the threads of `-object iothread`; `thread-id` is 0 while the guest uses none of "
-        "their disks.",
+        "Returns the threads of `-object iothread`; `thread-id` is 0 while the guest uses nothing "
+        "that is on it.",
         _iothreads,
         since="v2",
     ),

@@ -32,6 +32,9 @@ struct part {
 	bool writable;
 };
 
+/* That serves every device, or NULL: each has threads of its own. */
+static struct pv_iothread *bench_thread;
+
 static const uint8_t BENCH_MAC[6] = {0x02, 0, 0, 0, 0, 0x01};
 
 static inline char *data_at(const struct bench *b, uint32_t offset)
@@ -81,7 +84,8 @@ static inline void bench_connect(struct bench *b, uint32_t pair, uint32_t kind)
 
 static inline int bench_attach(struct bench *b, uint32_t kind, uint32_t pairs)
 {
-	struct pv_net_backend backend = {.kind = kind, .count = pairs, .fds = b->own};
+	struct pv_net_backend backend = {
+		.kind = kind, .count = pairs, .fds = b->own, .iothread = bench_thread};
 
 	return pv_net_attach(b->net, &backend, PV_FOREVER);
 }
@@ -222,6 +226,23 @@ static inline void check_loss(struct bench *b)
 	CHECK_EQ(pv_net_take_lost(b->net), 1);
 	CHECK_EQ(pv_net_take_lost(b->net), 0);
 	check_reason(b->guest.irq, NULL);
+}
+
+/* With threads of each device's own, and on one that is shared, of either engine. */
+static inline void on_each_thread(void (*tests)(void))
+{
+	pv_engine_make *makes[] = {pv_uring_new, pv_pool_new};
+
+	tests();
+	for (unsigned i = 0; i < 2; i++) {
+		printf("shared, engine %u\n", i);
+		CHECK_EQ(pv_iothread_new("shared", &bench_thread), 0);
+		pv_iothread_prefer(bench_thread, makes[i]);
+		tests();
+		CHECK_EQ(pv_iothread_tid(bench_thread), 0);
+		pv_iothread_free(bench_thread);
+		bench_thread = NULL;
+	}
 }
 
 /* A packet of the driver still goes through. */

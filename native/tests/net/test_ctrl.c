@@ -381,7 +381,7 @@ static void test_an_announcement_is_asked_for_until_it_is_acknowledged(void)
 	bench_unmake(&b);
 }
 
-int main(void)
+static void run_all(void)
 {
 	RUN(test_everything_is_received_at_first);
 	RUN(test_addresses_are_filtered);
@@ -397,5 +397,10 @@ int main(void)
 	RUN(test_a_command_without_an_answer_breaks_the_device);
 	RUN(test_a_command_without_a_header_breaks_the_device);
 	RUN(test_an_announcement_is_asked_for_until_it_is_acknowledged);
+}
+
+int main(void)
+{
+	on_each_thread(run_all);
 	return 0;
 }

@@ -90,10 +90,15 @@ static void test_broken_from_outside(void)
 	bench_unmake(&b);
 }
 
-int main(void)
+static void run_all(void)
 {
 	RUN(test_every_tenth_to_the_host);
 	RUN(test_every_tenth_to_the_driver);
 	RUN(test_broken_from_outside);
+}
+
+int main(void)
+{
+	on_each_thread(run_all);
 	return 0;
 }

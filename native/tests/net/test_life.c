@@ -227,7 +227,7 @@ static void test_a_vhost_that_is_none_is_refused(void)
 	bench_run(&b, 0);
 	CHECK_EQ(pv_net_detach(b.net, PV_FOREVER), 0);
 	none[0] = b.guest.irq_fd;
-	struct pv_net_backend backend = {PV_NET_TAP, 1, b.own, none};
+	struct pv_net_backend backend = {PV_NET_TAP, 1, b.own, none, NULL};
 	CHECK_EQ(pv_net_attach(b.net, &backend, PV_FOREVER), -ENOTTY);
 	CHECK_EQ(bench_attach(&b, PV_NET_TAP, 1), 0);
 	check_lives(&b);
@@ -352,7 +352,7 @@ static void test_changes_under_traffic(void)
 	bench_unmake(&b);
 }
 
-int main(void)
+static void run_all(void)
 {
 	RUN(test_started_and_stopped_a_hundred_times);
 	RUN(test_a_host_that_keeps_a_thread);
@@ -368,5 +368,10 @@ int main(void)
 	RUN(test_only_pairs_in_use_are_served);
 	RUN(test_endless_sending_does_not_keep_packets_from_the_driver);
 	RUN(test_changes_under_traffic);
+}
+
+int main(void)
+{
+	on_each_thread(run_all);
 	return 0;
 }

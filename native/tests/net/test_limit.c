@@ -83,10 +83,15 @@ static void test_a_limit_does_not_keep_it_from_stopping(void)
 	bench_unmake(&b);
 }
 
-int main(void)
+static void run_all(void)
 {
 	RUN(test_the_rate_of_what_is_charged);
 	RUN(test_limits_hold);
 	RUN(test_a_limit_does_not_keep_it_from_stopping);
+}
+
+int main(void)
+{
+	on_each_thread(run_all);
 	return 0;
 }

@@ -392,7 +392,7 @@ static void test_event_indexes_hold_interrupts_back(void)
 	bench_unmake(&b);
 }
 
-int main(void)
+static void run_all(void)
 {
 	RUN(test_a_packet_goes_into_a_buffer);
 	RUN(test_a_large_packet_goes_into_one_chain);
@@ -412,5 +412,10 @@ int main(void)
 	RUN(test_only_a_driver_that_asked_is_told_of_good_checksums);
 	RUN(test_a_burst_has_one_interrupt);
 	RUN(test_event_indexes_hold_interrupts_back);
+}
+
+int main(void)
+{
+	on_each_thread(run_all);
 	return 0;
 }

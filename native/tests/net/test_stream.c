@@ -108,11 +108,16 @@ static void test_a_stream_with_a_length_that_cannot_be_is_given_up(void)
 	bench_unmake(&b);
 }
 
-int main(void)
+static void run_all(void)
 {
 	RUN(test_a_stream_carries_packets_both_ways);
 	RUN(test_a_stream_may_come_in_pieces);
 	RUN(test_a_full_stream_loses_nothing);
 	RUN(test_a_stream_with_a_length_that_cannot_be_is_given_up);
+}
+
+int main(void)
+{
+	on_each_thread(run_all);
 	return 0;
 }

@@ -371,7 +371,7 @@ static void test_while_packets_flow_no_kick_is_asked_for(void)
 	bench_unmake(&b);
 }
 
-int main(void)
+static void run_all(void)
 {
 	RUN(test_a_packet_reaches_the_host);
 	RUN(test_header_and_frame_split_anyhow);
@@ -388,5 +388,10 @@ int main(void)
 	RUN(test_a_full_host_makes_packets_wait);
 	RUN(test_the_header_that_was_checked_is_the_one_that_is_sent);
 	RUN(test_while_packets_flow_no_kick_is_asked_for);
+}
+
+int main(void)
+{
+	on_each_thread(run_all);
 	return 0;
 }

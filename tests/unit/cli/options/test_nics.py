@@ -23,7 +23,7 @@ DEVICE = "virtio-net-device,netdev=n0"
 
 def fields(thing: object) -> dict[str, object]:
     slots = type(thing).__slots__  # type: ignore[attr-defined]
-    return {name: getattr(thing, name) for name in slots if name != "is_whole"}
+    return {name: getattr(thing, name) for name in slots if name not in {"is_whole", "iothread"}}
 
 
 def shown(config: NicConfig) -> dict[str, object]:
@@ -212,6 +212,28 @@ def test_members_of_a_device(text: str, changed: dict[str, Any]) -> None:
 )
 def test_refused(argv: list[str], words: str) -> None:
     assert words in refusal(lambda: parse(argv))
+
+
+def test_nics_and_disks_may_share_a_thread() -> None:
+    words = ["-netdev", TAP, "-device", f"{DEVICE},iothread=io1", "-net", "tap1"]
+    words += ["-net", "user,iothread=io1", "-disk", "/a,iothread=io1"]
+    options = parse(["-object", "iothread,id=io1", *words])
+    assert [nic.iothread and nic.iothread.id for nic in options.nics] == ["io1", None, "io1"]
+    assert options.nics[0].iothread is options.disks[0].iothread is options.iothreads[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-net", "tap0,iothread=x,vhost=on"],
+        ["-netdev", f"{TAP},vhost=on", "-device", f"{DEVICE},iothread=x"],
+    ],
+)
+def test_a_thread_for_packets_that_the_kernel_moves_is_refused(words: list[str]) -> None:
+    assert refusal(lambda: parse(["-object", "iothread,id=x", *words])) == (
+        "iothread=x: not with vhost=on, by which the kernel moves the packets; give vhost=off or "
+        "leave iothread out"
+    )
 
 
 @pytest.mark.parametrize(

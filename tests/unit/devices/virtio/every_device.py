@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pyvirt.devices import nic
 from pyvirt.devices.chardev import RINGBUF, ChardevConfig
+from pyvirt.devices.iothread import IoThread
 from pyvirt.devices.stream import Stream
 from pyvirt.devices.virtio.balloon import BalloonConfig
 from pyvirt.devices.virtio.block import Block, BlockConfig
@@ -28,6 +29,7 @@ from . import vhost_user
 Chain = tuple[bytes, int]  # what it says, and the room behind that
 
 _MAC = bytes.fromhex("525400000001")
+_SHARED = IoThread("io")
 
 
 # A block request that reads a sector, with the room for that and the status.
@@ -137,6 +139,12 @@ EVERY = {
     "empty disk slot": Subject(lambda _: Block(None, 0), traffic={0: _READ}),
     "net": Subject(
         lambda stack: Net(NetConfig("n", _MAC), Stream(_socket(stack), "s")),
+        (1, 2),
+        keeps=(1,),
+        traffic=_NIC,
+    ),
+    "net on a shared thread": Subject(
+        lambda stack: Net(NetConfig("n", _MAC, iothread=_SHARED), Stream(_socket(stack), "s")),
         (1, 2),
         keeps=(1,),
         traffic=_NIC,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pyvirt.devices.iothread import IoThread
 from pyvirt.devices.virtio import net
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.net import Net, NetConfig
@@ -19,6 +20,7 @@ from ...refusal import refusal
 from .bench import take
 from .nic_bench import NicBench, SocketBackend, frame
 
+SHARED = IoThread("io")
 MAC, OTHER = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 BITS = {
     "csum": 0,
@@ -128,10 +130,11 @@ def test_close_closes_the_backend() -> None:
         assert backend.closed == 1
 
 
-@pytest.fixture
-def bench() -> Iterator[NicBench]:
+@pytest.fixture(params=["own thread", "shared thread"])
+def bench(request: pytest.FixtureRequest) -> Iterator[NicBench]:
+    iothread = SHARED if request.param == "shared thread" else None
     with SocketBackend(offloads=net.TAP_OFFLOADS) as backend:
-        bench = NicBench(NetConfig("n", MAC), backend)
+        bench = NicBench(NetConfig("n", MAC, iothread=iothread), backend)
         yield bench
         bench.close()
 
@@ -177,6 +180,30 @@ def test_packets_both_ways(bench: NicBench) -> None:
     assert bench.receive() == (b"\0" * 10 + b"\1\0", frame(MAC, 900))
     stats = bench.nic.stats()
     assert (stats.rx_packets, stats.rx_bytes, stats.tx_packets, stats.tx_bytes) == (1, 900, 1, 100)
+
+
+def test_a_thread_serves_as_long_as_the_backend_that_names_it() -> None:
+    with SocketBackend(offloads=net.TAP_OFFLOADS) as backend:
+        bench = NicBench(NetConfig("n", MAC), backend)
+        bench.start()
+        for chosen in (SHARED, None, SHARED):
+            bench.nic.detach()
+            assert SHARED.thread_id == 0
+            bench.nic.attach(backend, iothread=chosen)
+            bench.send(frame(MAC, 100))
+            assert backend.peers[0].recv(4096) == bytes(12) + frame(MAC, 100)
+            assert bool(SHARED.thread_id) == (chosen is not None)
+        bench.close()
+
+
+def test_the_kernels_data_path_has_no_iothread() -> None:
+    with SocketBackend(offloads=net.TAP_OFFLOADS) as backend:
+        backend.vhost_fds = backend.fds
+        nic = Net(NetConfig("n", MAC))
+        assert refusal(lambda: nic.attach(backend, iothread=SHARED)) == (
+            "NIC n: with vhost the kernel moves the packets, and no iothread; give vhost=off or "
+            "leave iothread out"
+        )
 
 
 def test_a_driver_without_queues_needs_a_reset(bench: NicBench) -> None:
