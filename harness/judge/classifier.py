@@ -1,7 +1,7 @@
 """Finds the kernel's reports about itself in its log, as that comes; see splat.py for the kinds.
 
-A report ends with a line that ends its kind, half a second of silence, or LINES_MAX lines. It is
-kept for half a second more, or as many lines: a panic that comes then belongs to it, and the two
+A report ends with a line that ends its kind, QUIET_S of silence, or LINES_MAX lines. It is kept
+for QUIET_S more, or as many lines: a panic that comes then belongs to it, and the two
 are one report, a panic's.
 
 What programs print to the same console is told apart by printk's time stamps: where one of the
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 QUIET_S = 0.5
+QUIET_EMULATED_S = 1.5  # of an emulated machine, which on a busy host stands still now and then
 LINES_MAX = 200
 LINE_MAX = 2048  # bytes, of which those at the end count; printk's own limit is about 1000
 # That many reports; then as many panics more, and then no more is looked for: a flood of reports
@@ -104,8 +105,10 @@ class _Report:
 class Classifier:
     """Takes the log as it comes and tells of each report when it is complete; one thread."""
 
-    def __init__(self, tell: Callable[[Splat], None]) -> None:
+    def __init__(self, tell: Callable[[Splat], None], quiet: float = QUIET_S) -> None:
+        """Have `tell` called with each report, which `quiet` seconds of silence end."""
         self._tell = tell
+        self._quiet = quiet
         self._told = 0
         self._finder: re.Pattern[bytes] | None = _finder(stamped=False, panics=False)
         self._is_stamped = False
@@ -131,7 +134,7 @@ class Classifier:
         """Close the report that has had its time; return how long the open one still has."""
         if self._report is None:
             return None
-        left = self._report.last_at + QUIET_S - at
+        left = self._report.last_at + self._quiet - at
         if left > 0:
             return left
         self._close()

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from ..agent.client import Agent
 from ..agent.protocol import AgentError
+from ..judge.classifier import QUIET_EMULATED_S, QUIET_S
 from . import config
 from .console import Console
 from .fork_server import Process
 from .monitor import Monitor
+from .place import is_emulated
 from .watch import Watch, open_log
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class Boot:
         self.taint = 0  # when the agent came up
         self._qmp: Monitor | None = None
         self._limit = limits.boot
-        self.console = Console(console)
+        self.console = Console(console, QUIET_EMULATED_S if is_emulated() else QUIET_S)
         try:
             self.process = Process(server, [*words, *config.CHANNELS], config.STREAMS)
         except BaseException:

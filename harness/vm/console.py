@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from ...errors import PyvirtError
-from ..judge.classifier import Classifier
+from ..judge.classifier import QUIET_S, Classifier
 from ..text import Line, clean
 
 if TYPE_CHECKING:
@@ -46,14 +46,18 @@ class ConsoleEndedError(ConsoleError):
 class Console:
     """One console. One thread calls `feed`, `poll` and `close`; any thread the rest."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        """Write all that comes to a new file `path`; OSError when it cannot be made."""
+    def __init__(self, path: Path | None = None, quiet: float = QUIET_S) -> None:
+        """Write all that comes to a new file `path`; OSError when it cannot be made.
+
+        A report is over after `quiet` seconds without a byte.
+        """
+        self.quiet = quiet
         self.splats: list[Splat] = []
         # Called with each report on the feeding thread, as soon as the report is complete.
         self.on_splat: Callable[[Splat], None] | None = None
         self.last_byte_at = time.monotonic()
         self._file = path.open("wb", buffering=0) if path else None
-        self._classifier = Classifier(self._on_report)
+        self._classifier = Classifier(self._on_report, quiet)
         self._changed = threading.Condition()
         self._kept = bytearray()
         self._base = 0  # position of the first byte of that

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .place import Place
 
 SETTLE_S = 2.0  # for the kernel to say what is wrong when it is known that something is
-_REPORT_S = 0.6  # without a byte, and a report is over (console.py)
+_REPORT_S = 0.1  # after the silence that ends a report
 _SYMBOLS_S = 20.0  # for a guest to tell its symbols, of which the larger kernels have megabytes
 _KALLSYMS = "/proc/kallsyms"
 _POLL_S = (0.01, 0.5)  # between looks at what a verb waits for: the first, and at most
@@ -302,7 +302,8 @@ class Life:
     def _let_console_end(self) -> None:
         """Wait for reports that are still on their way here."""
         until = time.monotonic() + SETTLE_S
-        while time.monotonic() < min(until, self.console.last_byte_at + _REPORT_S):
+        quiet = self.console.quiet + _REPORT_S
+        while time.monotonic() < min(until, self.console.last_byte_at + quiet):
             time.sleep(_POLL_S[0])
 
     def evidence(self) -> dict[str, str]:

@@ -33,7 +33,9 @@ _MESSAGES_MAX = 1 << 20  # bytes of the monitor's messages that are kept
 _LINE_MAX = 1 << 20
 _EVENTS_MAX = 10_000
 _DRAIN_S = 1.0  # for the channels, when the monitor is gone
-_REPORT_S = 0.7  # for the kernel's own words, when pvpanic or the agent's end came first
+# After the silence that ends a report, for the kernel's own words, when pvpanic or the agent's end
+# came first.
+_REPORT_S = 0.2
 _TICK_S = 1.0
 _TRIPLE_FAULT = "the guest triple-faulted"
 GOOD_ENDS = {
@@ -225,7 +227,7 @@ class Watch:
     def _consider(self, end: End) -> None:
         """Finish for this cause in a moment, unless a better one comes until then."""
         if self._weak is None or end.verdict == Verdict.PANICKED:
-            self._weak = (time.monotonic() + _REPORT_S, end)
+            self._weak = (time.monotonic() + self._console.quiet + _REPORT_S, end)
 
     def _on_console(self, data: bytes) -> None:
         if self._echo is not None:

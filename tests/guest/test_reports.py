@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pyvirt.harness.guest import initramfs
 from pyvirt.harness.judge import evidence
+from pyvirt.harness.judge.classifier import QUIET_EMULATED_S
 from pyvirt.harness.judge.symbols import Symbols, for_kernel
 from pyvirt.harness.judge.verdict import Verdict
 from pyvirt.harness.vm.console import Console
@@ -33,7 +34,7 @@ class Guest:
     """A guest whose console is classified as it comes."""
 
     def __init__(self, kernel: Kernel, folder: Path, script: str, append: str = "") -> None:
-        self.console = Console(folder / "console")
+        self.console = Console(folder / "console", QUIET_EMULATED_S)
         self.socket = str(folder / "qmp")
         initrd = initramfs.build(kernel, script=script)
         options = ["-initrd", str(initrd), "-qmp", f"unix:{self.socket},server,nowait,throttle=off"]
