@@ -6,12 +6,13 @@ import select
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from pyvirt.devices.tap import TapConfig
 from pyvirt.devices.virtio import net
 from pyvirt.devices.virtio import registers as r
-from pyvirt.devices.virtio.net import NetConfig
+from pyvirt.devices.virtio.net import Net, NetConfig
 from pyvirt.harness.lab import module
 
 from ..unit.devices.virtio.nic_bench import NicBench, frame
@@ -115,6 +116,25 @@ def test_commands_are_served_beside_it() -> None:
         bench.send(frame(HOST, 100), pair=1)
         assert bench.command(4, 4, 0, b"\1\0") == 0
         exchange(bench)
+
+
+def test_another_device_goes_on_where_the_kernel_stood() -> None:
+    """And the kernel where another device stood, or that one itself."""
+    with running(net.MRG_RXBUF | r.EVENT_IDX) as bench:
+
+        def make(vhost: bool) -> Net:
+            bench.nic = Net(NetConfig("n", MAC), TapConfig("tap0", vhost=vhost).open())
+            return bench.nic
+
+        for vhost in (True, False, True, True):
+            exchange(bench)
+            queues = bench.state()["queues"]
+            assert all(queue["next_avail"] > 0 for queue in queues[:2])
+            assert queues[1]["next_avail"] == bench.drivers[1].ring.used_idx
+            bench.transport.resume()
+            exchange(bench)
+            bench.move_on(partial(make, vhost))
+            exchange(bench)
 
 
 def test_a_broken_ring_needs_a_reset() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -22,8 +23,9 @@ from pyvirt.harness.guest import kernel
 from pyvirt.harness.guest.program import program
 from pyvirt.harness.lab import module
 
+from ..unit.devices.virtio.vsock_bench import BUFFERS, EVENT, REQUEST, RESPONSE, RST, TX, VsockBench
+from ..unit.devices.virtio.vsock_bench import CID as BENCH_CID
 from ..unit.devices.virtio.vsock_bench import SECONDS as BENCH_SECONDS
-from ..unit.devices.virtio.vsock_bench import TX, VsockBench
 from .conftest import PYVIRT
 from .live import Live, live
 
@@ -33,6 +35,7 @@ ECHO, SINK, SOURCE, HOST, NOBODY = 1, 2, 3, 4, 5
 BYTES = 16 * MIB + 12345
 MANY = 250
 SECONDS = 60.0
+_SHUTDOWN = 4
 MODULES = ("virtio_mmio", "vmw_vsock_virtio_transport", "vsock_loopback")
 SERVERS = (
     f"peer echo vsock:-1:{ECHO}",
@@ -272,4 +275,28 @@ def test_a_ring_that_the_kernel_finds_broken() -> None:
             "vsock v: vhost-vsock found a ring whose rules are broken; it needs a reset"
         )
         bench.set(r.STATUS, 0)
+    bench.close()
+
+
+def test_another_device_goes_on_where_the_kernel_stood() -> None:
+    """A connection goes on with the same device; with another one the driver is told to end it."""
+    bench = VsockBench(vhost(BENCH_CID).make())
+    bench.start()
+    for _ in range(2):
+        with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as client:
+            client.setblocking(False)
+            assert client.connect_ex((BENCH_CID, 99)) == errno.EINPROGRESS
+            header = bench.hear()
+            assert header[6] == REQUEST
+            bench.state()
+            bench.transport.resume()
+            bench.say(RESPONSE, 99, header[2])
+            assert select.select([], [client], [], BENCH_SECONDS)[1]
+            assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        assert bench.hear()[6] in {_SHUTDOWN, RST}
+        events = bench.drivers[EVENT]
+        events.add(writable=[(BUFFERS + 0x10_0000, 8)])
+        events.publish()
+        bench.move_on(lambda: vhost(BENCH_CID).make())
+        assert [length for _, length in events.collect()] == [4]
     bench.close()
