@@ -1,0 +1,240 @@
+"""Snapshots of stock kernels: what was at work goes on in other processes, at the right time.
+
+One boot; the guests of the tests are restored from its snapshot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from pyvirt.harness.guest import initramfs, kernel
+from pyvirt.qmp.client import Client
+
+from .conftest import PYVIRT
+from .live import BOOT_SECONDS, SCRIPT, SECONDS, Live
+
+MIB = 1 << 20
+DISK = 16 * MIB
+ROUNDS = 4
+PATTERN = random.Random(1).randbytes(MIB)
+# Blocks of noise go to the disk, each with its checksum noted when it is there for good.
+WRITER = (
+    """(
+n=0
+while [ ! -e /tmp/stop ]; do
+    dd if=/dev/urandom of=/tmp/block bs=64k count=4 2>/dev/null
+    dd if=/tmp/block of=/dev/vda bs=64k seek=$((64 + n % 48 * 4)) conv=notrunc,fsync 2>/dev/null &&
+        echo "$n $(md5sum </tmp/block)" >>/tmp/noted
+    n=$((n + 1))
+done
+touch /tmp/stopped
+) &""".replace("\n", " ; ")
+    .replace("do ;", "do")
+    .replace("( ;", "(")
+    .replace("&& ;", "&&")
+)
+
+
+class Process(Live):
+    """A guest in a process of its own, its console and monitor on sockets."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+        self.process = process
+        self.path = str(folder / "qmp")
+        until = time.monotonic() + BOOT_SECONDS
+        while not (folder / "qmp").exists():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < until, "no monitor"
+            time.sleep(0.01)
+        self._console = socket.socket(socket.AF_UNIX)
+        self._console.connect(str(folder / "console"))
+        self._text = ""
+        self.client = Client(self.path, lambda _: None)
+
+    def end(self) -> None:
+        """End the process, and see that it told of nothing but the progress of snapshots."""
+        self.client.execute("quit")
+        self.client.close()
+        self._console.close()
+        told = self.process.communicate(timeout=BOOT_SECONDS)[1].splitlines()
+        assert [line for line in told if not line.startswith("pyvirt: snapshot: ")] == []
+
+
+@pytest.fixture(scope="module")
+def words(micro: kernel.Kernel) -> list[str]:
+    initrd = initramfs.build(micro, script=SCRIPT)
+    append = "console=ttyS0 quiet panic=-1"
+    return ["-kernel", str(micro.image), "-initrd", str(initrd), f"-append={append}"]
+
+
+def devices(folder: Path, image: Path, tap: str) -> list[str]:
+    """Return the options of a disk, a NIC and a port."""
+    return [
+        *("-disk", str(image), "-net", tap),
+        *("-chardev", f"socket,id=p,path={folder}/port,server,nowait"),
+        *("-device", "virtio-serial-device", "-device", "virtserialport,chardev=p,name=test"),
+    ]
+
+
+@contextmanager
+def started(command: list[str], image: Path | None = None, tap: str = "") -> Iterator[Process]:
+    """Run `pyvirt COMMAND` with a disk, a NIC and a port, or without."""
+    # Not every file system of the lab takes sockets.
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        folder = Path(name)
+        options = [
+            *("-accel", "kvm", "-serial", f"socket,path={folder}/console,server,nowait"),
+            *("-qmp", f"unix:{folder}/qmp,server,nowait"),
+            *(devices(folder, image, tap) if image else ()),
+        ]
+        process = subprocess.Popen(
+            [str(PYVIRT), *command, *options], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        try:
+            guest = Process(process, folder)
+            yield guest
+            guest.end()
+        finally:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def taps() -> Iterator[list[str]]:
+    names = [f"snap{os.getpid() % 10000}{n}" for n in range(2)]
+    for n, name in enumerate(names):
+        ip = f"ip tuntap add dev {name} mode tap && ip addr add 10.77.{n}.1/24 dev {name}"
+        subprocess.run(f"{ip} && ip link set {name} up", shell=True, check=True, timeout=SECONDS)
+    yield names
+    for name in names:
+        subprocess.run(["ip", "link", "del", name], check=True, timeout=SECONDS)
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name)
+
+
+def snapshot(guest: Process, folder: Path) -> None:
+    subprocess.run(
+        [str(PYVIRT), "snapshot", guest.path, str(folder)],
+        check=True, timeout=BOOT_SECONDS, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+class Base:
+    """The snapshot and its disk."""
+
+    def __init__(self, folder: Path, image: Path) -> None:
+        self.folder = folder
+        self.image = image
+
+    def copy(self, name: str) -> Path:
+        """Return a copy of the disk, as it was."""
+        path = self.image.with_name(name)
+        shutil.copy2(self.image, path)
+        return path
+
+
+@pytest.fixture(scope="module")
+def base(words: list[str], folder: Path, taps: list[str]) -> Base:
+    image = folder / "disk"
+    image.write_bytes(PATTERN)
+    os.truncate(image, DISK)
+    with started(["run", "-smp", "2", *words], image, taps[0]) as guest:
+        guest.ready()
+        guest.run("ip addr add 10.77.0.2/24 dev eth0 && ip link set eth0 up")
+        guest.run("ping -c 1 -W 10 10.77.0.1 >/dev/null")
+        guest.run(f"date -s @{int(time.time())} >/dev/null; echo kept >/tmp/file")
+        snapshot(guest, folder / "snapshot")
+        assert guest.client.execute("query-status")["status"] == "paused"
+    return Base(folder / "snapshot", image)
+
+
+def check_alive(guest: Process) -> None:
+    assert guest.run("cat /tmp/file") == "kept"
+    digest = hashlib.md5(PATTERN, usedforsecurity=False).hexdigest()
+    guest.run("echo 3 >/proc/sys/vm/drop_caches")
+    assert guest.run(f"head -c {MIB} /dev/vda | md5sum").split()[0] == digest
+    assert guest.run("nproc") == "2"
+
+
+def test_what_was_at_work_goes_on(base: Base, words: list[str], taps: list[str]) -> None:
+    image = base.copy("first")
+    command = ["restore", str(base.folder), *words]
+    with started(command, image, taps[0]) as guest:
+        asked = time.time()
+        now = int(guest.run("date +%s"))
+        assert asked - 2 < now < time.time() + 1
+        check_alive(guest)
+        assert guest.client.execute("query-migrate") == {"status": "completed"}
+
+
+def test_twice_at_once_and_a_reset(base: Base, words: list[str], taps: list[str]) -> None:
+    images = [base.copy("second"), base.copy("third")]
+    command = ["run", "-incoming", f"file:{base.folder}", *words]
+    with started(command, images[0], taps[0]) as one, started(command, images[1], taps[1]) as two:
+        for guest, name in ((one, "one"), (two, "two")):
+            guest.run(f"echo {name} >/tmp/name")
+        for guest, name in ((one, "one"), (two, "two")):
+            assert guest.run("cat /tmp/name") == name
+            check_alive(guest)
+        two.client.execute("system_reset")
+        two.ready()
+        two.run("! [ -e /tmp/file ]")
+        assert two.run("nproc") == "2"
+
+
+def test_no_write_is_lost_in_rounds(
+    base: Base, words: list[str], taps: list[str], folder: Path
+) -> None:
+    image, source = base.copy("rounds"), base.folder
+    moments = random.Random(5)
+    for number in range(ROUNDS):
+        with started(["restore", str(source), *words], image, taps[0]) as guest:
+            if number == 0:
+                guest.run(WRITER)
+            time.sleep(moments.uniform(0.5, 2))
+            if number < ROUNDS - 1:
+                source = folder / f"round{number}"
+                snapshot(guest, source)
+                continue
+            guest.run("touch /tmp/stop; until [ -e /tmp/stopped ]; do sleep 0.1; done")
+            noted = guest.run("tail -n 48 /tmp/noted").splitlines()
+            assert len(noted) > 4
+    data = image.read_bytes()
+    for line in noted:
+        block_number, digest = line.split()[:2]
+        at = (64 + int(block_number) % 48 * 4) * 65536
+        block = data[at : at + 4 * 65536]
+        assert hashlib.md5(block, usedforsecurity=False).hexdigest() == digest, line
+
+
+def test_a_clone_draws_other_random_numbers(folder: Path) -> None:
+    """Linux is told by the VM generation ID, and says so; with a kernel that has the driver."""
+    generic = kernel.find("generic")
+    initrd = initramfs.build(generic, script=SCRIPT)
+    options = ["-append=console=ttyS0 quiet panic=-1", "-initrd", str(initrd)]
+    with started(["run", "-kernel", str(generic.image), *options]) as guest:
+        guest.ready()
+        guest.run("! dmesg | grep 'virtual machine fork'")
+        snapshot(guest, folder / "generic")
+    drawn = set()
+    for _ in range(2):
+        with started(["restore", str(folder / "generic")]) as guest:
+            guest.run("until dmesg | grep -q 'virtual machine fork'; do sleep 0.1; done")
+            drawn.add(guest.run("head -c 16 /dev/urandom | md5sum"))
+    assert len(drawn) == 2
