@@ -15,19 +15,18 @@ end has gone:
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import os
-import select
 import time
 
-from ...errors import BackendError, ConfigError, unexpected
+from ...errors import BackendError, ConfigError
 from ...native import ffi, lib
 from ..virtio import registers as r
 from ..virtio import turn
 from ..virtio.device import Device
 from ..virtio.served import Vacant
 from . import protocol as p
+from .attendant import Attendant
 from .connection import Connection, GoneError, TooLateError, discard
 from .layout import regions, ring
 from .session import Inflight, Session
@@ -41,24 +40,22 @@ if TYPE_CHECKING:
 _RETRY_S = 0.1
 _NEWS = 4  # lines that wait to be logged
 _MESSAGES = 16  # of a back end's own requests, in a turn
-_PAUSE_S = 0.01  # after a turn in which it used them up
 _RING_FEATURES = r.INDIRECT_DESC | r.EVENT_IDX
 _PROTOCOL = p.MQ | p.REPLY_ACK | p.INFLIGHT_SHMFD
 
 
 class VhostUser(Device):
-    """Owns the back end's place, its connection, and a thread that looks after it until `close`."""
+    """Owns the back end's place, its connection, and who looks after it until `close`."""
 
     __slots__ = (
         "_activation",
+        "_attendant",
         "_back_end",
         "_config",
         "_config_due",
         "_counters",
-        "_ended",
         "_inflight",
         "_is_broken",
-        "_is_closing",
         "_is_halting",
         "_is_late",
         "_is_standing",
@@ -70,7 +67,6 @@ class VhostUser(Device):
         "_session",
         "_turn",
         "_vacant",
-        "_wake",
     )
     CONFIG_SIZE = 0  # bytes of the back end's configuration space that the device shows
     NEEDED = r.VERSION_1  # features that a back end must have
@@ -100,14 +96,15 @@ class VhostUser(Device):
         self._own = own
         self._news: list[str] = []
         self._counters = {"connected": 0, "connections": 0, "config_changes": 0}
-        self._is_broken = self._is_closing = self._is_halting = self._is_stopping = False
+        self._is_broken = self._is_halting = self._is_stopping = False
         self._is_standing = False  # by `drain`
         self._is_late = False  # a `drain` took too long; to go on once the back end has answered
         self._lost_at = 0.0
         self._vacant = Vacant(name, self.VACANT)
         self._turn = turn.Turn(name)
-        self._ended = _thread.allocate_lock()
-        self._wake = -1
+        self._attendant = Attendant(
+            name, self._turn, sources=self._sources, attend=self._attend, fail=self._fail
+        )
         super().__init__(name, device_type=device_type, features=own, queue_sizes=queue_sizes)
         try:
             session = self._begin()
@@ -115,11 +112,9 @@ class VhostUser(Device):
             self._session = session
             self.features |= session.features & known
             self._ring_features = session.features & _RING_FEATURES
-            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._ended.acquire()
-            _thread.start_new_thread(self._look_after, ())
+            self._attendant.start()
         except BaseException:
-            self._release()
+            self.close()
             raise
 
     def _begin(self) -> Session:
@@ -223,7 +218,7 @@ class VhostUser(Device):
             self._activation = activation
             if self._config_due:
                 self._show_config()
-        self._stir()
+        self._attendant.stir()
 
     def _reconnect(self, deadline: float) -> None:
         """Connect again; OSError, BackendError."""
@@ -275,7 +270,7 @@ class VhostUser(Device):
             self._is_stopping = self._is_standing = self._is_late = False
             self._activation = None
             self._close_inflight()
-        self._stir()
+        self._attendant.stir()
 
     def _stop(self, session: Session, limit: float) -> None:
         self._is_stopping = True
@@ -317,7 +312,7 @@ class VhostUser(Device):
             session.stop(deadline)
         except TooLateError as error:
             self._is_late = self._is_stopping
-            self._stir()
+            self._attendant.stir()
             raise BackendError(f"{self.name}: its back end {error}; see to it") from None
         except BackendError as error:
             self._is_stopping = False
@@ -351,7 +346,7 @@ class VhostUser(Device):
         with self._turn.soon():
             self._is_standing = False
             self._go_on(is_known=True)
-        self._stir()
+        self._attendant.stir()
 
     def _go_on(self, *, is_known: bool) -> None:
         self._vacant.resume()
@@ -404,18 +399,10 @@ class VhostUser(Device):
 
     def close(self) -> None:
         """End the thread, and let go of the back end."""
-        self._is_closing = True
-        self._stir()
-        if self._ended.acquire(timeout=turn.LIMIT_S):
-            self._release()
-
-    def _release(self) -> None:
-        self._drop()
-        self._close_inflight()
-        self._back_end.close()
-        if self._wake >= 0:
-            os.close(self._wake)
-            self._wake = -1
+        if self._attendant.close():
+            self._drop()
+            self._close_inflight()
+            self._back_end.close()
 
     def _close_inflight(self) -> None:
         before, self._inflight = self._inflight, None
@@ -430,47 +417,20 @@ class VhostUser(Device):
 
     # The thread's side
 
-    def _stir(self) -> None:
-        """Have the thread look at what has changed."""
-        os.eventfd_write(self._wake, 1)
-
-    def _look_after(self) -> None:
-        lib.pv_crash_thread(self.name.encode(errors="replace"))
-        is_busy = False
-        try:
-            while not self._is_closing:
-                self._wait(0 if is_busy else None)
-                try:
-                    with self._turn.soon():
-                        is_busy = self._attend()
-                except BackendError:
-                    continue  # whoever has the turn waits for the back end
-                if is_busy:
-                    time.sleep(_PAUSE_S)
-        except BaseException as error:  # noqa: BLE001  (one device's fault is not to cost the machine)
-            self._fail(unexpected(error))
-        finally:
-            self._ended.release()
-
-    def _wait(self, limit: int | None) -> None:
-        """Wait until there is something to do, for `limit` ms; None: as long as that takes.
-
-        What is closed meanwhile does no harm.
-        """
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        session, is_waiting = self._session, self._is_waiting
+    def _sources(self) -> tuple[list[int], float | None]:
+        """Return what the thread is to wait for, and for how many ms."""
+        session = self._session
+        fds: list[int] = []
+        limit = _RETRY_S * 1000 if self._is_waiting else None
         if session is not None and not self._is_standing and self._is_late >= self._is_stopping:
             for connection in (session.connection, session.channel):
                 fd = connection.fd if connection is not None else -1
                 if fd >= 0:
-                    poll.register(fd, select.POLLIN)
+                    fds.append(fd)
         control = self.control()
         if control is not None:
-            poll.register(control.kick_fd, select.POLLIN)
-        poll.poll(_RETRY_S * 1000 if is_waiting and limit is None else limit)
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
+            fds.append(control.kick_fd)
+        return fds, limit
 
     @property
     def _is_waiting(self) -> bool:
@@ -480,7 +440,7 @@ class VhostUser(Device):
 
     def _attend(self) -> bool:
         """Do what is to do in a turn; return whether there may be more at once."""
-        if self._is_closing or self._is_standing:
+        if self._is_standing:
             return False
         if self._is_late and self._session is not None:
             self._try_again(self._session)
