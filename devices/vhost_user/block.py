@@ -77,18 +77,18 @@ class Block(VhostUser):
 
     def config(self) -> bytes:
         """Return struct virtio_blk_config as the back end tells it, but for the queues."""
-        space = bytearray(self._config)
+        space = bytearray(self._link.config)
         space[_NUM_QUEUES] = self._queues.to_bytes(2, "little")
         return bytes(space)
 
     def save(self) -> dict[str, object]:
         """Return the size, and whether the back end caches writes, which a driver may switch."""
-        sectors = int.from_bytes(self._config[_CAPACITY], "little")
-        return {**super().save(), "sectors": sectors, "write_cache": bool(self._config[_WCE])}
+        sectors = int.from_bytes(self._link.config[_CAPACITY], "little")
+        return {**super().save(), "sectors": sectors, "write_cache": bool(self._link.config[_WCE])}
 
     def restore(self, fields: Fields) -> None:
         """Take what `save` returned; the disk may have become larger."""
-        sectors = int.from_bytes(self._config[_CAPACITY], "little")
+        sectors = int.from_bytes(self._link.config[_CAPACITY], "little")
         before = fields.integer("sectors", 0, (1 << 64) - 1)
         if before > sectors:
             raise fields.wrong(
@@ -97,7 +97,7 @@ class Block(VhostUser):
                 "saved",
             )
         cache = fields.flag("write_cache")
-        if cache != bool(self._config[_WCE]):
+        if cache != bool(self._link.config[_WCE]):
             self.write_config(_WCE, bytes([cache]))
 
     def write_config(self, offset: int, data: bytes) -> None:
@@ -106,10 +106,10 @@ class Block(VhostUser):
             return
         deadline = time.monotonic() + turn.LIMIT_S
         with self._turn:
-            if self._session is None:
+            if self._link.session is None:
                 return
             try:
-                self._session.write_config(offset, data, deadline)
-                self._config = self._session.config(self.CONFIG_SIZE, deadline)
+                self._link.session.write_config(offset, data, deadline)
+                self._link.config = self._link.session.config(self.CONFIG_SIZE, deadline)
             except BackendError as error:
                 self._lose(error)

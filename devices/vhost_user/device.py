@@ -25,23 +25,21 @@ from ..virtio import registers as r
 from ..virtio import turn
 from ..virtio.device import Device
 from ..virtio.served import Vacant
-from . import protocol as p
 from .attendant import Attendant
-from .connection import Connection, GoneError, TooLateError, discard
+from .connection import GoneError, TooLateError
 from .layout import regions, ring
-from .session import Inflight, Session
+from .link import Link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ...state import Fields
     from ..virtio.device import Activation, Queue
     from .back_end import BackEnd
+    from .session import Session
 
 _RETRY_S = 0.1
 _NEWS = 4  # lines that wait to be logged
-_MESSAGES = 16  # of a back end's own requests, in a turn
 _RING_FEATURES = r.INDIRECT_DESC | r.EVENT_IDX
-_PROTOCOL = p.MQ | p.REPLY_ACK | p.INFLIGHT_SHMFD
 
 
 class VhostUser(Device):
@@ -50,21 +48,17 @@ class VhostUser(Device):
     __slots__ = (
         "_activation",
         "_attendant",
-        "_back_end",
-        "_config",
         "_config_due",
-        "_counters",
-        "_inflight",
         "_is_broken",
         "_is_halting",
         "_is_late",
         "_is_standing",
         "_is_stopping",
+        "_link",
         "_lost_at",
         "_news",
         "_own",
         "_ring_features",
-        "_session",
         "_turn",
         "_vacant",
     )
@@ -87,15 +81,11 @@ class VhostUser(Device):
         Of the back end's features the driver is offered those that are `known`, and with them its
         `own`, which the back end does not see.
         """
-        self._back_end = back_end
-        self._session: Session | None = None
+        self._link = Link(back_end, self.CONFIG_SIZE)
         self._activation: Activation | None = None
-        self._inflight: Inflight | None = None
-        self._config = b""
         self._config_due = False
         self._own = own
         self._news: list[str] = []
-        self._counters = {"connected": 0, "connections": 0, "config_changes": 0}
         self._is_broken = self._is_halting = self._is_stopping = False
         self._is_standing = False  # by `drain`
         self._is_late = False  # a `drain` took too long; to go on once the back end has answered
@@ -107,9 +97,9 @@ class VhostUser(Device):
         )
         super().__init__(name, device_type=device_type, features=own, queue_sizes=queue_sizes)
         try:
-            session = self._begin()
+            session = self._link.begin()
             self.check(session)
-            self._session = session
+            self._link.session = session
             self.features |= session.features & known
             self._ring_features = session.features & _RING_FEATURES
             self._attendant.start()
@@ -117,23 +107,9 @@ class VhostUser(Device):
             self.close()
             raise
 
-    def _begin(self) -> Session:
-        """Connect for the first time."""
-        where = self._back_end.where
-        try:
-            return self._connect(time.monotonic() + self._back_end.patience)
-        except OSError as error:
-            raise ConfigError(f"{where}: {error.strerror}; {self._back_end.mend}") from None
-        except BackendError as error:
-            raise BackendError(f"{where}: {self._back_end.who} {error}{self._why()}") from None
-
-    def _why(self) -> str:
-        why = self._back_end.why()
-        return f": {why}" if why else ""
-
     def check(self, session: Session) -> None:
         """Raise ConfigError unless the back end can be that of this device."""
-        where, queues = self._back_end.where, self.needed_queues()
+        where, queues = self._link.where, self.needed_queues()
         if self.NEEDED & ~session.features:
             lacks = f"the features {self.NEEDED & ~session.features:#x}"
         elif 0 < session.queue_max < queues:
@@ -144,19 +120,6 @@ class VhostUser(Device):
             return
         session.close()
         raise ConfigError(f"{where}: the back end lacks {lacks}; give one that fits the device")
-
-    def _connect(self, deadline: float) -> Session:
-        """Return a session with whoever is there; OSError, BackendError."""
-        wanted = _PROTOCOL | (p.CONFIG | p.BACKEND_REQ if self.CONFIG_SIZE else 0)
-        session = Session(Connection(self._back_end.connect()), wanted, deadline)
-        try:
-            if self.CONFIG_SIZE and session.has_config:
-                self._config = session.config(self.CONFIG_SIZE, deadline)
-        except BaseException:
-            session.close()
-            raise
-        self._counters["connections"] += 1
-        return session
 
     # The transport's side
 
@@ -183,7 +146,7 @@ class VhostUser(Device):
     @property
     def is_connected(self) -> bool:
         """Tell whether there is a back end; any thread."""
-        return self._session is not None
+        return self._link.session is not None
 
     def connection_changed(self) -> None:
         """Take note that a back end has come or gone."""
@@ -208,13 +171,13 @@ class VhostUser(Device):
             deadline = time.monotonic() + turn.LIMIT_S
             self._is_broken = False
             try:
-                if self._session is None:
+                if self._link.session is None:
                     self._reconnect(deadline)
                 self._start(activation, deadline, is_known=True)
             except (OSError, BackendError) as error:
-                self._drop()
+                self._link.drop()
                 text = f"has gone ({error.strerror})" if isinstance(error, OSError) else str(error)
-                raise BackendError(f"{self.name}: its back end {text}{self._why()}") from None
+                raise BackendError(f"{self.name}: its back end {text}{self._link.why()}") from None
             self._activation = activation
             if self._config_due:
                 self._show_config()
@@ -222,14 +185,14 @@ class VhostUser(Device):
 
     def _reconnect(self, deadline: float) -> None:
         """Connect again; OSError, BackendError."""
-        before = self._config
-        session = self._connect(deadline)
+        before = self._link.config
+        session = self._link.connect(deadline)
         known = self._shared(self.features | self._ring_features) | self.NEEDED
         if known & ~session.features:
             session.close()
             raise BackendError("is another than before: it lacks features that the guest knows")
-        self._session = session
-        if self._config != before:
+        self._link.session = session
+        if self._link.config != before:
             self._show_config()
         self.connection_changed()
 
@@ -239,12 +202,11 @@ class VhostUser(Device):
 
     def _start(self, activation: Activation, deadline: float, *, is_known: bool) -> None:
         """Give the queues to the back end; `is_known`: they know how far they are served."""
-        assert self._session is not None
         queues = self.given(activation)
         if not queues:
             return
         call_fd = lib.pv_virtio_irq_lend(activation.irq)
-        self._inflight = self._session.start(
+        self._link.start(
             self._shared(activation.features),
             regions(activation.memory),
             [
@@ -252,7 +214,6 @@ class VhostUser(Device):
                 for queue in queues
             ],
             len(self.queue_sizes),
-            self._inflight,
             deadline,
         )
         for queue in queues:
@@ -265,11 +226,11 @@ class VhostUser(Device):
         """Have the back end let go of the queues."""
         with self._turn.soon(limit):
             self._vacant.stop(limit)
-            if self._session is not None and self._activation is not None:
-                self._stop(self._session, limit)
+            if self._link.session is not None and self._activation is not None:
+                self._stop(self._link.session, limit)
             self._is_stopping = self._is_standing = self._is_late = False
             self._activation = None
-            self._close_inflight()
+            self._link.forget()
         self._attendant.stir()
 
     def _stop(self, session: Session, limit: float) -> None:
@@ -283,9 +244,9 @@ class VhostUser(Device):
                     "see to that process"
                 ) from None
             # At the machine's end nobody is there to use its memory for something else.
-            self._drop()
+            self._link.drop()
         except BackendError:
-            self._drop()
+            self._link.drop()
 
     def halt(self) -> None:
         """Do not wait for ever at the machine's end."""
@@ -299,8 +260,8 @@ class VhostUser(Device):
             if activation is None:
                 return
             self._vacant.drain(limit)
-            if self._session is not None:
-                self._drain(self._session, activation, deadline)
+            if self._link.session is not None:
+                self._drain(self._link.session, activation, deadline)
             self._take_back(activation)
             self._is_standing = True
 
@@ -325,7 +286,7 @@ class VhostUser(Device):
                 f"{self.name}: its back end has stopped, and not completed what it has begun with; "
                 "see to it"
             )
-        self._close_inflight()
+        self._link.forget()
 
     def _is_done(self, session: Session, activation: Activation) -> bool:
         """Tell whether the back end left nothing in the queues that it let go of."""
@@ -336,7 +297,7 @@ class VhostUser(Device):
 
     def _take_back(self, activation: Activation) -> None:
         """Let the queues know how far they are served."""
-        bases = self._session.bases if self._session is not None else {}
+        bases = self._link.session.bases if self._link.session is not None else {}
         for queue in self.given(activation):
             served = lib.pv_virtqueue_served(queue.handle)
             lib.pv_virtqueue_seek(queue.handle, bases.get(queue.index, served))
@@ -350,7 +311,7 @@ class VhostUser(Device):
 
     def _go_on(self, *, is_known: bool) -> None:
         self._vacant.resume()
-        if self._session is None or self._activation is None or self._is_broken:
+        if self._link.session is None or self._activation is None or self._is_broken:
             return
         try:
             deadline = time.monotonic() + turn.LIMIT_S
@@ -380,7 +341,7 @@ class VhostUser(Device):
 
     def config(self) -> bytes:
         """Return what the back end has said last."""
-        return self._config
+        return self._link.config
 
     def news(self) -> str:
         """Return what has become of the back end; show its configuration."""
@@ -395,31 +356,22 @@ class VhostUser(Device):
 
         Requests and interrupts are for the back end to count.
         """
-        return {**self._counters, "connected": int(self.is_connected)}
+        return {
+            "connected": int(self.is_connected),
+            "connections": self._link.connections,
+            "config_changes": self._link.config_changes,
+        }
 
     def close(self) -> None:
         """End the thread, and let go of the back end."""
         if self._attendant.close():
-            self._drop()
-            self._close_inflight()
-            self._back_end.close()
-
-    def _close_inflight(self) -> None:
-        before, self._inflight = self._inflight, None
-        if before is not None:
-            before.close()
-
-    def _drop(self) -> None:
-        """Close the connection."""
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
+            self._link.close()
 
     # The thread's side
 
     def _sources(self) -> tuple[list[int], float | None]:
         """Return what the thread is to wait for, and for how many ms."""
-        session = self._session
+        session = self._link.session
         fds: list[int] = []
         limit = _RETRY_S * 1000 if self._is_waiting else None
         if session is not None and not self._is_standing and self._is_late >= self._is_stopping:
@@ -436,54 +388,35 @@ class VhostUser(Device):
     def _is_waiting(self) -> bool:
         """Tell whether a driver's requests wait for a back end."""
         is_idle = self._is_broken or self._is_standing
-        return self._session is None and self._activation is not None and not is_idle
+        return self._link.session is None and self._activation is not None and not is_idle
 
     def _attend(self) -> bool:
         """Do what is to do in a turn; return whether there may be more at once."""
         if self._is_standing:
             return False
-        if self._is_late and self._session is not None:
-            self._try_again(self._session)
+        if self._is_late and self._link.session is not None:
+            self._try_again(self._link.session)
         if self._is_stopping:
             return False
         if self._is_waiting:
             self._retry()
         is_busy = self.serve_control()
-        session = self._session
+        session = self._link.session
         if session is None:
             return is_busy
+        before = self._link.config
         try:
-            session.look()
-            return self._hear(session) or is_busy
+            is_busy |= self._link.hear(session)
         except BackendError as error:
             self._lose(error)
-        return is_busy
-
-    def _hear(self, session: Session) -> bool:
-        """Take the back end's own requests."""
-        channel, changed, taken = session.channel, False, 0
-        while channel is not None and taken < _MESSAGES and (got := channel.receive()):
-            taken += 1
-            if got.fds:
-                discard(got)
-                raise p.ProtocolError(f"sends open files with message {got.request}")
-            known = got.request == p.BACKEND_CONFIG_CHANGE
-            channel.acknowledge(got, int(not known))
-            changed |= known
-        if changed:
-            self._read_config(session)
-        return taken == _MESSAGES
-
-    def _read_config(self, session: Session) -> None:
-        self._counters["config_changes"] += 1
-        config = session.config(self.CONFIG_SIZE, time.monotonic() + turn.LIMIT_S)
-        if config != self._config:
-            self._config = config
+            return is_busy
+        if self._link.config != before:
             self._show_config()
+        return is_busy
 
     def _lose(self, error: BackendError) -> None:
         """Go on without the back end, and wait for another if it has gone by itself."""
-        self._drop()
+        self._link.drop()
         self.connection_changed()
         if self._activation is None:
             return
@@ -492,7 +425,7 @@ class VhostUser(Device):
             return
         self._lost_at = time.monotonic()
         self._say(
-            f"its back end {error}{self._why()}; requests wait {turn.LIMIT_S:g} s for another"
+            f"its back end {error}{self._link.why()}; requests wait {turn.LIMIT_S:g} s for another"
         )
 
     def _say(self, text: str) -> None:
@@ -510,13 +443,13 @@ class VhostUser(Device):
             self._reconnect(deadline)
             self._start(activation, deadline, is_known=False)
         except (OSError, GoneError):
-            self._drop()
+            self._link.drop()
             if time.monotonic() - self._lost_at >= turn.LIMIT_S:
-                self._fail(f"no back end has come within {turn.LIMIT_S:g} s{self._why()}")
+                self._fail(f"no back end has come within {turn.LIMIT_S:g} s{self._link.why()}")
                 self._start_vacant(activation)
             return
         except BackendError as error:
-            self._drop()
+            self._link.drop()
             self._fail(f"its back end {error}")
             return
         except ConfigError as error:

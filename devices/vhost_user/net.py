@@ -111,7 +111,7 @@ class Net(VhostUser):
         if self._asked.pairs > 1 and session.queue_max == 0:
             session.close()
             raise ConfigError(
-                f"{self._back_end.where}: the back end has one pair of queues; leave queues out"
+                f"{self._link.where}: the back end has one pair of queues; leave queues out"
             )
 
     def config(self) -> bytes:
@@ -207,9 +207,9 @@ class Net(VhostUser):
         first, last = sorted((before, pairs))
         try:
             for index in range(2 * first, 2 * last):
-                if self._session is not None:
+                if self._link.session is not None:
                     deadline = time.monotonic() + turn.LIMIT_S
-                    self._session.enable(index, pairs > before, deadline)
+                    self._link.session.enable(index, pairs > before, deadline)
         except BackendError as error:
             self._lose(error)
         return _OK
