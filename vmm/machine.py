@@ -1,8 +1,7 @@
 """One virtual machine and its life: created, running or paused, ended.
 
-Threads: each vCPU has one; it runs the guest in C without the GIL and comes here only for exits
-that end the guest. Every other method may be called from any thread but a vCPU's, one caller at
-a time, unless it says otherwise; `finish`, `stop` and `close` at any time, though.
+Every method may be called from any thread but a vCPU's, one caller at a time, unless it says
+otherwise; `finish`, `stop` and `close` at any time, though.
 """
 
 from __future__ import annotations
@@ -13,11 +12,12 @@ import os
 
 from ..devices.debug import BootTimer
 from ..devices.power import EventDevice
-from ..errors import ConfigError, GuestError, PyvirtError, unexpected
-from ..native import check, ffi, lib
-from . import bus, kvm, layout, ports, report, slots
+from ..errors import ConfigError, PyvirtError
+from ..native import ffi, lib
+from . import bus, kvm, layout, ports, slots
 from .boot import loader
-from .end import CRASH, DEBUG_EXIT, HOST, TRIPLE_FAULT, End, Reaction
+from .end import CRASH, DEBUG_EXIT, HOST, End, Reaction
+from .execution import Execution
 from .memory import GuestMemory
 from .vm import InterruptLine, Vm, check_kvm
 
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from .ports import Part
     from .timed import TimedDevices
     from .vcpu import Vcpu
-
-
-RUNNING, PAUSED, ENDED = "running", "paused", "ended"
 
 
 class Machine:
@@ -57,14 +54,10 @@ class Machine:
         the machine. ConfigError or KvmError; nothing stays behind then.
         """
         self.config = config
-        self.end: End | None = None
         self.is_kept = False  # closed, and what is behind its slots has to stay
-        self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.bus = bus.Bus()
         self.memory: GuestMemory | None = None
         self.slots: slots.Slots | None = None
-        # Of the vCPUs' threads, as the kernel counts them; 0 before they run.
-        self.thread_ids = [0] * config.vcpus
         # Called with the name and data of each of QMP's events that happens here, on the thread
         # where it happens, without a lock held.
         self.listeners: list[Callable[[str, dict[str, Any]], None]] = []
@@ -77,22 +70,16 @@ class Machine:
         self._log = log
         self._mark = mark
         self.reaction = Reaction(config.actions, self, log)
-        self._fault_log = log.limited()
         self._lines: list[InterruptLine] = []
-        self._state = PAUSED
         self._first_run_ns = 0  # before the first reset
         self._is_stopped = False
         self._saving = _thread.allocate_lock()  # held while a snapshot is written
         self._cancel_save: Callable[[], None] = lambda: None
-        # Guards the state, the reason and which VM it is; the vCPU threads stand at the gate.
-        self._lock = _thread.allocate_lock()
         # Held while a slot or the whole machine changes, which may wait for requests in flight.
         self._change = _thread.allocate_lock()
-        gate = ffi.new("struct pv_gate **")
-        check(lib.pv_gate_new(gate), "machine")
-        self._gate = ffi.gc(gate[0], lib.pv_gate_free)
         self._vm: Vm | None = None
         self._kvm_fd = -1
+        self._execution = Execution(config.vcpus, lambda: self.vcpus, self.reaction, log, mark)
         try:
             self._kvm_fd = kvm.open_device(device)
             self._create()
@@ -160,7 +147,7 @@ class Machine:
     def _add_timed(self) -> None:
         from .timed import TimedDevices  # noqa: PLC0415  (few machines have one)
 
-        self._timed = TimedDevices(
+        self._timed = self._execution.timed = TimedDevices(
             self.config,
             self.bus,
             lambda irq: self.interrupt_line(irq).fd,
@@ -250,53 +237,41 @@ class Machine:
 
     def start(self) -> None:
         """Start the vCPU threads; the guest runs unless the configuration says `frozen`."""
-        for vcpu in self.vcpus:
-            lib.pv_gate_enter(self._gate)
-            try:
-                _thread.start_new_thread(self._run_vcpu, (vcpu,))
-            except RuntimeError as error:
-                lib.pv_gate_leave(self._gate)
-                raise PyvirtError(f"vCPU {vcpu.index}: {error}; raise ulimit -u") from None
+        self._execution.start()
         if not self.config.frozen:
-            self._set_running()
+            self._execution.resume()
 
     @property
     def state(self) -> str:
         """Return RUNNING, PAUSED or ENDED; any thread."""
-        return self._state
+        return self._execution.state
+
+    @property
+    def end(self) -> End | None:
+        """Return why the machine has ended; any thread."""
+        return self._execution.end
+
+    @property
+    def ended_fd(self) -> int:
+        """Return a descriptor that is readable when the machine has ended."""
+        return self._execution.ended_fd
+
+    @property
+    def thread_ids(self) -> list[int]:
+        """Return those of the vCPUs' threads, as the kernel counts them; 0 before they run."""
+        return self._execution.thread_ids
 
     def pause(self) -> None:
         """Stop all vCPUs between two instructions; return when they stand.
 
         No exit is lost: what a vCPU was doing is complete. Nothing happens when paused or ended.
         """
-        if self._set_paused():
+        if self._execution.pause():
             self.tell("STOP")
 
-    def _set_paused(self) -> bool:
-        """Pause; return whether the guest was running."""
-        with self._lock:
-            if self._state != RUNNING:
-                return False
-            self._state = PAUSED
-            lib.pv_gate_close(self._gate)
-            self._kick()
-            if self._timed is not None:
-                self._timed.freeze()
-        lib.pv_gate_wait_parked(self._gate)
-        return True
-
     def hold(self) -> bool:
-        """Have the vCPUs stand before their next instruction, until somebody lets them run.
-
-        For a vCPU's thread, which cannot wait for that. False: the machine has ended.
-        """
-        with self._lock:
-            if self._state == ENDED:
-                return False
-            lib.pv_gate_close(self._gate)
-            self._kick()
-            return True
+        """Have the vCPUs stand; see Execution."""
+        return self._execution.hold()
 
     def resume(self) -> None:
         """Let a paused guest run on; PyvirtError when it has switched itself off, or is saved."""
@@ -304,19 +279,8 @@ class Machine:
         if self.reaction.because == "shutdown":
             raise PyvirtError("the guest has switched itself off; reset the machine first")
         self.reaction.done()
-        if self._set_running():
+        if self._execution.resume():
             self.tell("RESUME")
-
-    def _set_running(self) -> bool:
-        """Resume; return whether the guest was paused."""
-        with self._lock:
-            if self._state != PAUSED:
-                return False
-            self._state = RUNNING
-            if self._timed is not None:
-                self._timed.thaw()
-            lib.pv_gate_open(self._gate)
-            return True
 
     def reset(self, *, by_guest: bool = False) -> None:
         """Start the machine anew, as from its power-on; what is behind its slots stays there.
@@ -326,17 +290,17 @@ class Machine:
         """
         self._check_not_saved()
         with self._change:
-            self._check_alive()
+            self._execution.check_alive()
             assert self.memory is not None
-            was_running = self._set_paused()
+            was_running = self._execution.pause()
             # At its end the vCPU threads do not stand, they leave.
-            self._check_alive()
+            self._execution.check_alive()
             try:
                 vm = self._prepare_anew(self.memory)
             except BaseException:
                 # A guest that asked for it does not expect to go on.
                 if was_running and not by_guest:
-                    self._set_running()
+                    self._execution.resume()
                 raise
             try:
                 self._begin_anew(vm)
@@ -345,7 +309,7 @@ class Machine:
                 raise
             self.reaction.done()
             if was_running:
-                self._set_running()
+                self._execution.resume()
         self.tell("RESET", guest=by_guest)
 
     def _prepare_anew(self, memory: GuestMemory) -> Vm:
@@ -365,7 +329,7 @@ class Machine:
         assert self.memory is not None
         self.slots.reset()
         self._first_run_ns = self.first_run_ns()
-        with self._lock:
+        with self._execution.lock:
             before, self._vm = self._vm, vm
         assert before is not None
         before.close()
@@ -386,13 +350,13 @@ class Machine:
         """
         self._check_not_saved()
         with self._change:
-            was_running = self._set_paused()
+            was_running = self._execution.pause()
             try:
-                self._check_alive()
+                self._execution.check_alive()
                 return look()
             finally:
                 if was_running:
-                    self._set_running()
+                    self._execution.resume()
 
     def begin_save(self, cancel: Callable[[], None]) -> None:
         """Pause, and have all devices stand, so that the machine can be looked at as it is.
@@ -403,31 +367,21 @@ class Machine:
         """
         self._check_not_saved()
         with self._change:
-            self._check_alive()
+            self._execution.check_alive()
             assert self.slots is not None
-            was_running = self._set_paused()
+            was_running = self._execution.pause()
             try:
                 if self.reaction.is_busy:
                     raise PyvirtError("the guest has reset itself, switched itself off or panicked")
                 self.slots.drain()
             except BaseException:
                 if was_running:
-                    self._take_pause_back()
+                    self._execution.take_pause_back()
                 raise
             self._saving.acquire()
             self._cancel_save = cancel
         if was_running:
             self.tell("STOP")
-
-    def _take_pause_back(self) -> None:
-        with self._lock:
-            if self._state == PAUSED:
-                self._state = RUNNING
-                # What the guest has asked for comes first, and pauses by itself.
-                if not self.reaction.is_busy:
-                    if self._timed is not None:
-                        self._timed.thaw()
-                    lib.pv_gate_open(self._gate)
 
     def end_save(self) -> None:
         """Let the devices go on; the machine stays paused."""
@@ -454,7 +408,7 @@ class Machine:
 
     def power_button(self) -> None:
         """Press the guest's power button; a guest that heeds it switches itself off later."""
-        self._check_alive()
+        self._execution.check_alive()
         self._events.press_power_button()
         self.tell("POWERDOWN")
 
@@ -473,10 +427,6 @@ class Machine:
 
         self.standing(inject)
 
-    def _check_alive(self) -> None:
-        if self._state == ENDED:
-            raise PyvirtError("the machine has ended; start another")
-
     def slot(self, kind: str, addr: int) -> Pluggable:
         """Return the device in slot `addr` of a kind ("block", "net"); ConfigError."""
         devices = self.slots.pluggable(kind) if self.slots is not None else []
@@ -488,7 +438,7 @@ class Machine:
         """Put `backend` behind a slot, as its device's `attach` says; the guest is told."""
         self._check_not_saved()
         with self._change:
-            self._check_alive()
+            self._execution.check_alive()
             self.slot(kind, addr).attach(backend, **options)
 
     def detach(self, kind: str, addr: int) -> Any:
@@ -498,7 +448,7 @@ class Machine:
         """
         self._check_not_saved()
         with self._change:
-            self._check_alive()
+            self._execution.check_alive()
             device = self.slot(kind, addr)
             device.faults().clear()
             return device.detach()
@@ -507,27 +457,18 @@ class Machine:
         """Let `change` change the device in a slot, while nothing else does."""
         self._check_not_saved()
         with self._change:
-            self._check_alive()
+            self._execution.check_alive()
             change(self.slot(kind, addr))
 
     def finish(self, end: End) -> None:
         """End the machine for the reason given; the first reason holds. Any thread."""
-        with self._lock:
-            if self._state == ENDED:
-                return
-            self.end = end
-            self._state = ENDED
-            self._mark("end")
-            lib.pv_gate_end(self._gate)
-            self._kick()
-            # Under the lock: who sees the end may close the descriptor.
-            os.eventfd_write(self.ended_fd, 1)
+        self._execution.finish(end)
 
     def stop(self) -> None:
         """End the machine if nothing has, and wait until its vCPU threads are gone."""
         self.finish(End(HOST))
-        lib.pv_gate_wait_left(self._gate)
-        with self._lock:
+        self._execution.wait_left()
+        with self._execution.lock:
             is_first, self._is_stopped = not self._is_stopped, True
         if is_first and self.end is not None:
             by_guest = self.end.reason != HOST
@@ -557,10 +498,10 @@ class Machine:
         if self._vm is not None:
             self._vm.close()
             self._vm = None
-        for fd in (self._kvm_fd, self.ended_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._kvm_fd = self.ended_fd = -1
+        if self._kvm_fd >= 0:
+            os.close(self._kvm_fd)
+            self._kvm_fd = -1
+        self._execution.close()
         if self.memory is not None:
             self.memory.close()
             self.memory = None
@@ -585,40 +526,3 @@ class Machine:
         stats = ffi.new("struct pv_vcpu_stats *")
         lib.pv_vcpu_read_stats(self.vcpus[0].handle, stats)
         return int(stats.first_run_ns)
-
-    def _kick(self) -> None:
-        for vcpu in self.vcpus:
-            vcpu.kick()
-
-    def _run_vcpu(self, vcpu: Vcpu) -> None:
-        self.thread_ids[vcpu.index] = _thread.get_native_id()
-        lib.pv_crash_thread(f"vcpu{vcpu.index}".encode())
-        try:
-            while lib.pv_gate_pass(self._gate):
-                # After a reset it is another.
-                vcpu = self.vcpus[vcpu.index]
-                reason = vcpu.run()
-                if reason != lib.KVM_EXIT_INTR:
-                    self._judge(vcpu, reason)
-        except PyvirtError as error:
-            self._log.error(f"vCPU {vcpu.index}: {error}\n{report.registers(vcpu)}")
-        except BaseException as error:  # noqa: BLE001  (a fault of ours ends this guest, in one line)
-            self._log.error(f"vCPU {vcpu.index}: {unexpected(error)}; please report")
-        finally:
-            # Of a machine that has ended already, the reason stays.
-            self.finish(End(CRASH, 1))
-            lib.pv_gate_leave(self._gate)
-
-    def _judge(self, vcpu: Vcpu, reason: int) -> None:
-        """Handle an exit that no device serves: each of them ends or resets the guest."""
-        if reason == lib.KVM_EXIT_SHUTDOWN:
-            if self.reaction.on_triple_fault():
-                self._fault_log(f"vCPU {vcpu.index}: the guest triple-faulted, and is reset")
-                return
-            end = End(TRIPLE_FAULT, 1)
-            error = GuestError("the guest triple-faulted")
-        else:
-            end = End(CRASH, 1)
-            error = GuestError(report.describe_exit(vcpu, reason))
-        self._log.error(f"vCPU {vcpu.index}: {error}\n{report.registers(vcpu)}")
-        self.finish(end)

@@ -13,7 +13,7 @@ import pytest
 from pyvirt.devices.virtio.block import BlockConfig, Image
 from pyvirt.errors import PyvirtError
 from pyvirt.harness.guest import kernel
-from pyvirt.vmm.machine import ENDED, PAUSED, RUNNING
+from pyvirt.vmm.execution import ENDED, PAUSED, RUNNING
 
 from ..kvm.support import wait_readable
 from .live import Live, live

@@ -9,7 +9,7 @@ from pathlib import Path
 from pyvirt.devices.rtc import RtcConfig
 from pyvirt.harness.guest import kernel
 from pyvirt.vmm.end import Actions
-from pyvirt.vmm.machine import PAUSED
+from pyvirt.vmm.execution import PAUSED
 
 from .live import SECONDS, Live, live
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pyvirt.errors import BackendError, PyvirtError
 from pyvirt.vmm.end import Actions
-from pyvirt.vmm.machine import ENDED, PAUSED
+from pyvirt.vmm.execution import ENDED, PAUSED
 
 from .conftest import Make
 from .support import MAILBOX, PATIENCE, Guest

@@ -13,8 +13,9 @@ import pytest
 from pyvirt.errors import BackendError, ConfigError, KvmError, PyvirtError
 from pyvirt.vmm import kvm
 from pyvirt.vmm.config import MachineConfig
+from pyvirt.vmm.execution import ENDED
 from pyvirt.vmm.log import Log
-from pyvirt.vmm.machine import ENDED, Machine
+from pyvirt.vmm.machine import Machine
 
 from .conftest import Make
 from .support import MEMORY

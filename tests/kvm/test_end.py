@@ -7,7 +7,7 @@ import re
 import pytest
 from pyvirt.errors import KvmError
 from pyvirt.vmm import kvm, layout
-from pyvirt.vmm.machine import ENDED
+from pyvirt.vmm.execution import ENDED
 from pyvirt.vmm.vcpu import Vcpu
 
 from .conftest import Make

@@ -16,8 +16,8 @@ from pyvirt.devices.virtio.block import BlockConfig
 from pyvirt.devices.virtio.queue import DESC, DESC_INDIRECT, DESC_NEXT, DESC_WRITE
 from pyvirt.errors import BackendError
 from pyvirt.vmm.config import MachineConfig
+from pyvirt.vmm.execution import RUNNING
 from pyvirt.vmm.log import Log
-from pyvirt.vmm.machine import RUNNING
 from pyvirt.vmm.snapshot.save import Saver
 
 from ..unit.devices.virtio.bench import RUNNING as DRIVER_RUNS

@@ -15,7 +15,7 @@ from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.block import Block, BlockConfig, Image
 from pyvirt.errors import ConfigError, KvmError, PyvirtError
 from pyvirt.vmm.end import End
-from pyvirt.vmm.machine import ENDED, PAUSED, RUNNING
+from pyvirt.vmm.execution import ENDED, PAUSED, RUNNING, Execution
 
 from ..unit.devices.virtio.bench import RUNNING as DRIVER_RUNS
 from .support import MAILBOX, PATIENCE, Guest
@@ -242,13 +242,13 @@ def test_a_reset_that_finds_the_end_does_nothing(
 ) -> None:
     guest = make("spin")
     guest.start()
-    pause, vcpus = guest._set_paused, list(guest.vcpus)
+    pause, vcpus = Execution.pause, list(guest.vcpus)
 
-    def pause_late() -> bool:
+    def pause_late(execution: Execution) -> bool:
         guest.finish(End("host"))
-        return pause()
+        return pause(execution)
 
-    monkeypatch.setattr(guest, "_set_paused", pause_late)
+    monkeypatch.setattr(Execution, "pause", pause_late)
     with pytest.raises(PyvirtError, match="the machine has ended"):
         guest.reset()
     assert guest.vcpus == vcpus

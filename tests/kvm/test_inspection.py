@@ -12,7 +12,7 @@ from pyvirt.devices.virtio.block import BlockConfig
 from pyvirt.errors import PyvirtError
 from pyvirt.vmm import inspection, layout
 from pyvirt.vmm.config import MachineConfig
-from pyvirt.vmm.machine import PAUSED, RUNNING
+from pyvirt.vmm.execution import PAUSED, RUNNING
 
 from .conftest import Make
 from .support import MAILBOX, MEMORY, Guest

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 from pyvirt.vmm import bus
 from pyvirt.vmm.end import End
-from pyvirt.vmm.machine import ENDED, PAUSED, RUNNING
+from pyvirt.vmm.execution import ENDED, PAUSED, RUNNING
 
 from .conftest import Make
 from .support import BUFFER, MAILBOX, MMIO, PATIENCE, PORT, Guest

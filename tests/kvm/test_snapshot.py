@@ -22,8 +22,8 @@ from pyvirt.qmp.client import CommandError
 from pyvirt.vmm import bus, kvm, layout
 from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.cpu_model import FEATURES, CpuModel
+from pyvirt.vmm.execution import PAUSED, RUNNING
 from pyvirt.vmm.log import Log
-from pyvirt.vmm.machine import PAUSED, RUNNING
 from pyvirt.vmm.snapshot import clock, ioctls, state_file, structs, vcpu
 from pyvirt.vmm.snapshot.restore import Incoming
 from pyvirt.vmm.snapshot.save import Saver
