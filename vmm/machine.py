@@ -7,7 +7,6 @@ otherwise; `finish`, `stop` and `close` at any time, though.
 from __future__ import annotations
 
 import _thread
-import errno
 import os
 
 from ..devices.debug import BootTimer
@@ -199,25 +198,8 @@ class Machine:
         """Log what devices have to say: that a driver broke one, that an image failed."""
         if self.slots is None or not self.slots.report():
             return
-        for transport in self.slots.transports:
-            for name, data in transport.device.take_events():
-                self.tell(name, **data)
-        for device in self.slots.pluggable("block"):
-            failure = device.take_failure()
-            if failure is not None:
-                operation, error = failure
-                self.slots.warn(device, f"{operation}: {os.strerror(error)}")
-                self.tell(
-                    "BLOCK_IO_ERROR",
-                    **{"device": device.backend, "node-name": device.backend},
-                    operation="read" if operation == "read" else "write",
-                    action="report",
-                    nospace=error == errno.ENOSPC,
-                    reason=os.strerror(error),
-                )
-        for device in self.slots.pluggable("net"):
-            if device.take_filter_change() and device.backend:
-                self.tell("NIC_RX_FILTER_CHANGED", name=device.backend, path=device.backend)
+        for name, data in self.slots.take_events():
+            self.tell(name, **data)
 
     def load(self) -> None:
         """Load the guest that the configuration names, and say what it will not find here."""

@@ -10,6 +10,7 @@ KVM_IOEVENTFD.
 from __future__ import annotations
 
 import _thread
+import errno
 import mmap
 import os
 import time
@@ -24,7 +25,7 @@ from .boot.acpi import VirtioMmio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from ..devices.nic import NicConfig
@@ -260,6 +261,33 @@ class Slots:
         for transport in self.transports:
             transport.report()
         return True
+
+    def take_events(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the name and data of each of QMP's events that devices have for it since the last.
+
+        A failure of an image is logged, too.
+        """
+        for transport in self.transports:
+            yield from transport.device.take_events()
+        for device in self.pluggable("block"):
+            failure = device.take_failure()
+            if failure is not None:
+                operation, error = failure
+                self.warn(device, f"{operation}: {os.strerror(error)}")
+                yield (
+                    "BLOCK_IO_ERROR",
+                    {
+                        "device": device.backend,
+                        "node-name": device.backend,
+                        "operation": "read" if operation == "read" else "write",
+                        "action": "report",
+                        "nospace": error == errno.ENOSPC,
+                        "reason": os.strerror(error),
+                    },
+                )
+        for device in self.pluggable("net"):
+            if device.take_filter_change() and device.backend:
+                yield "NIC_RX_FILTER_CHANGED", {"name": device.backend, "path": device.backend}
 
     def warn(self, device: Device, text: str) -> None:
         """Log a line that a device's driver may have caused; any thread."""
