@@ -96,22 +96,12 @@ class Machine:
             memdevs=config.memdevs,
             content=config.content,
         )
-        self._populate(self.memory)
+        self.memory.preallocate(config.memdevs, self._log.notice, everything=config.prealloc)
         self._vm = Vm(self._kvm_fd, self.memory, config, self.bus)
         self._add_devices()
         slots.fill(config, self._virtio)
         self._add_slots(self._vm, self.memory)
         self._mark("vm-ready")
-
-    def _populate(self, memory: GuestMemory) -> None:
-        if self.config.prealloc:
-            memory.populate(self._log.notice)
-            return
-        at = 0
-        for memdev in self.config.memdevs:
-            if memdev.prealloc:
-                memory.populate(self._log.notice, at, memdev.size)
-            at += memdev.size
 
     @property
     def vm(self) -> Vm:

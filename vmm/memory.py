@@ -187,6 +187,22 @@ class GuestMemory:
                 file = ffi.new("struct pv_memory_file *", place)
                 check(lib.pv_memory_share(self._native, file), "guest memory")
 
+    def preallocate(
+        self, memdevs: Sequence[Memdev], tell: Callable[[str], None], *, everything: bool
+    ) -> None:
+        """Have the host provide now what is to be there from the start, as `populate` says.
+
+        That is `everything`, or what those of the `memdevs` have that say so.
+        """
+        if everything:
+            self.populate(tell)
+            return
+        at = 0
+        for memdev in memdevs:
+            if memdev.prealloc:
+                self.populate(tell, at, memdev.size)
+            at += memdev.size
+
     def populate(self, tell: Callable[[str], None], at: int = 0, size: int = 0) -> None:
         """Have the host provide all of it now; `tell` gets a line each second that it takes.
 
