@@ -144,6 +144,11 @@ class VhostUser(Device):
         return len(self.queue_sizes)
 
     @property
+    def where(self) -> str:
+        """Return where its back end is, for messages."""
+        return self._link.where
+
+    @property
     def is_connected(self) -> bool:
         """Tell whether there is a back end; any thread."""
         return self._link.session is not None

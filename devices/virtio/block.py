@@ -11,7 +11,7 @@ from ...native import ffi, lib
 from ..disk import SECTOR, Disk
 from . import turn
 from .device import Pluggable
-from .served import Served, Vacant
+from .served import Lent, Served, Vacant
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from ...state import Fields
     from ..iothread import IoThread
     from .device import Activation
+    from .served import Export
 
 DEVICE_TYPE = 2
 QUEUES_MAX = 64
 QUEUE_SIZE, QUEUE_SIZE_MIN, QUEUE_SIZE_MAX = 256, 2, 1024
 PHYSICAL = 4096  # block size, in bytes, of a disk that is yet to come
+# What such a one can do in a request at least, that of another process included.
+SEGMENTS, RANGES, RANGE_SECTORS = 126, 1, 32768
 SERIAL_BYTES = 20
 LOGICAL_MAX, PHYSICAL_MAX = 4096, 65536  # bytes; Linux takes no larger logical blocks than a page
 IOPS_MAX = 1_000_000
@@ -148,6 +151,11 @@ class Image:
                 f"multiple of it; run: truncate -s %{config.logical_block} {config.path}"
             )
 
+    @property
+    def readonly(self) -> bool:
+        """Tell whether the guest only reads."""
+        return self.config.readonly
+
     def close(self) -> None:
         """Close and unlock the image; no device has it any more. Once is enough.
 
@@ -164,7 +172,8 @@ class Block(Pluggable):
     Without one its capacity is 0 and every request ends in an I/O error. Linux, and others, read
     all but the capacity only when their driver starts. So an image that comes later has the queues
     that are there, the block sizes that the driver knows (512 and 4096 bytes), and, as the one
-    thing that may be refused, the driver's idea of read-only.
+    thing that may be refused, the driver's idea of read-only. A disk of another process is as it
+    is, and refused unless all that the driver knows is true of it.
     """
 
     __slots__ = (
@@ -187,7 +196,7 @@ class Block(Pluggable):
         self._vacant = Vacant(f"disk slot {slot}")
         self._activation: Activation | None = None
         self._lock = _thread.allocate_lock()  # of `_served`, which `stats` looks at
-        self._served: Served | Vacant = self._vacant
+        self._served: Served | Vacant | Lent = self._vacant
         if config is not None:
             image = Image(config)
             try:
@@ -205,18 +214,35 @@ class Block(Pluggable):
 
     def offer(self) -> int:
         """Return the features of the image, or all that one may have."""
+        lent = self._served.lent
+        if lent is not None:
+            self._offered = self.features = lent.features
+            self._geometry = lent.config()[_CAPACITY.size :]
+            return self._offered
         image = self._served.image
+        assert image is None or isinstance(image, Image)
         self._offered = self.features = _features(image.config if image else None, self._queues)
         self._geometry = _geometry(image, self._queues, self.queue_sizes[0])
         return self._offered
 
     def config(self) -> bytes:
         """Return struct virtio_blk_config; nothing in it can be written."""
-        image = self._served.image
-        return _CAPACITY.pack(image.disk.sectors if image else 0) + self._geometry
+        return _CAPACITY.pack(self._served.sectors) + self._geometry
+
+    def ring_features(self) -> int:
+        """Return those that who serves the queues has."""
+        lent = self._served.lent
+        return lent.ring_features() if lent is not None else super().ring_features()
+
+    def news(self) -> str:
+        """Return what has become of another process that serves the queues."""
+        lent = self._served.lent
+        return lent.news() if lent is not None else ""
 
     def operations(self) -> tuple[str, ...]:
-        """Return the kinds of requests, and the interrupt."""
+        """Return the kinds of requests, and the interrupt; nothing where those are another's."""
+        if self._served.lent is not None:
+            return ()
         from .fault import DISK, INTERRUPT  # noqa: PLC0415  (only tests of drivers ask)
 
         return DISK + INTERRUPT
@@ -225,14 +251,8 @@ class Block(Pluggable):
         """Serve each queue that is ready."""
         if not any(activation.queues):
             raise BackendError(f"{self.name}: the driver made no queue ready")
-        self._start(self._served, activation)
+        self._served.activate(activation)
         self._activation = activation
-
-    @staticmethod
-    def _start(served: Served | Vacant, activation: Activation) -> None:
-        ready = [(queue.handle, queue.kick_fd) for queue in activation.queues if queue]
-        queues = ffi.new("struct pv_queue[]", ready)
-        served.start(activation.features, queues, activation.irq)
 
     def reset(self, limit: float) -> None:
         """Complete what is in flight and leave the threads."""
@@ -256,23 +276,27 @@ class Block(Pluggable):
 
         A limit begins anew. No write waits in the device: those that are complete are the host's.
         """
+        if self._served.lent is not None:
+            raise ConfigError(
+                f"{self.name}: was plugged, and a machine that is restored has no such disk in a "
+                "slot; unplug it, or have it from the start by -device"
+            )
         return {
-            "sectors": self._served.image.disk.sectors if self._served.image else 0,
+            "sectors": self._served.sectors,
             "readonly": bool(self._offered & RO),
             "geometry": self._geometry.hex(),
         }
 
     def restore(self, fields: Fields) -> None:
         """Take what `save` returned; the disk may have become larger, and an empty slot a disk."""
-        image = self._served.image
-        sectors = image.disk.sectors if image else 0
+        image, sectors = self._served.image, self._served.sectors
         before = fields.integer("sectors", 0, _SECTORS_MAX)
         if before > sectors:
             now = f"has {sectors} sectors of 512 bytes" if image else "is an empty slot"
             raise fields.wrong("sectors", f"{self.name} {now}, and had {before} when it was saved")
         readonly = fields.flag("readonly")
-        if image and image.config.readonly != readonly:
-            now = "read-only" if image.config.readonly else "writable"
+        if image and image.readonly != readonly:
+            now = "read-only" if image.readonly else "writable"
             raise fields.wrong("readonly", f"{self.name} is {now}, which it was not when saved")
         # Linux asks for it when its driver starts, and never again.
         self._geometry = fields.data("geometry", _GEOMETRY.size)
@@ -285,7 +309,7 @@ class Block(Pluggable):
         return self._offered
 
     @property
-    def resource(self) -> Image | None:
+    def resource(self) -> Image | Export | None:
         """Return the image behind the device; None when there is none."""
         return self._served.image
 
@@ -294,24 +318,27 @@ class Block(Pluggable):
         """Return the image's id, "" without one."""
         return self._served.image.config.id if self._served.image else ""
 
-    def attach(self, backend: Image, *, serial: str = "", iothread: IoThread | None = None) -> None:
+    def attach(
+        self, backend: Image | Export, *, serial: str = "", iothread: IoThread | None = None
+    ) -> None:
         """Put an image behind the device; it is the caller's to close, after `detach`.
 
-        `serial` and `iothread`, where they are given, stand for the image's own.
+        `serial` and `iothread`, where they are given, stand for the image's own. An Export, which
+        is a disk of another process, has neither.
         """
-        config = backend.config
         if self.resource is not None:
             raise ConfigError(f"{self.name}: is in this slot already; take it out first")
-        if config.queues > self._queues or config.queue_size > self.queue_sizes[0]:
-            raise ConfigError(
-                f"disk {config.id}: {config.queues} queues of {config.queue_size}: its slot has "
-                f"{self._queues} of {self.queue_sizes[0]}; give no more"
-            )
-        served = Served(backend, serial, iothread or config.iothread)
+        served: Served | Lent
+        if isinstance(backend, Image):
+            self._check_queues(backend.config)
+            served = Served(backend, serial, iothread or backend.config.iothread)
+        else:
+            backend.device.config_changed = self.config_changed
+            served = Lent(backend)
 
         def change(is_bound: bool) -> None:
-            if is_bound and config.readonly != bool(self._offered & RO):
-                raise ConfigError(_misfit(config))
+            if is_bound:
+                self._check_known(backend)
             self._replace(served)
 
         try:
@@ -323,7 +350,22 @@ class Block(Pluggable):
                 served.free()
             raise
 
-    def detach(self) -> Image | None:
+    def _check_queues(self, config: BlockConfig) -> None:
+        if config.queues > self._queues or config.queue_size > self.queue_sizes[0]:
+            raise ConfigError(
+                f"disk {config.id}: {config.queues} queues of {config.queue_size}: its slot has "
+                f"{self._queues} of {self.queue_sizes[0]}; give no more"
+            )
+
+    def _check_known(self, backend: Image | Export) -> None:
+        """Raise ConfigError where what the driver knows is not so."""
+        if backend.readonly != bool(self._offered & RO):
+            raise ConfigError(_misfit(backend.config.id, readonly=backend.readonly))
+        if not isinstance(backend, Image):
+            known = self._offered | super().ring_features()
+            backend.check(self._activation.features if self._activation else known, self.config())
+
+    def detach(self) -> Image | Export | None:
         """Take the image away; in-flight requests are complete, later ones end in errors.
 
         BackendError, and nothing has changed, when the host does not complete them.
@@ -347,7 +389,7 @@ class Block(Pluggable):
             if self._served is not before:
                 before.free()
 
-    def _replace(self, served: Served | Vacant) -> None:
+    def _replace(self, served: Served | Vacant | Lent) -> None:
         """Let another serve the queues from the request on that comes next."""
         before, activation = self._served, self._activation
         if activation is not None:
@@ -355,7 +397,7 @@ class Block(Pluggable):
             # A broken device is served by nobody before its reset.
             if not lib.pv_virtio_irq_is_broken(activation.irq):
                 try:
-                    self._start(served, activation)
+                    served.activate(activation)
                 except PyvirtError:
                     self._restart(before, activation)
                     raise
@@ -364,7 +406,7 @@ class Block(Pluggable):
         self.name = served.name
 
     @staticmethod
-    def _stop(served: Served | Vacant, activation: Activation) -> None:
+    def _stop(served: Served | Vacant | Lent, activation: Activation) -> None:
         """Stop what was drained; BackendError, and the device is broken."""
         try:
             served.stop(turn.LIMIT_S)
@@ -372,9 +414,9 @@ class Block(Pluggable):
             lib.pv_virtio_irq_broken(activation.irq, str(error).encode())
             raise
 
-    def _restart(self, served: Served | Vacant, activation: Activation) -> None:
+    def _restart(self, served: Served | Vacant | Lent, activation: Activation) -> None:
         try:
-            self._start(served, activation)
+            served.activate(activation)
         except PyvirtError as error:
             lib.pv_virtio_irq_broken(activation.irq, str(error).encode())
 
@@ -388,6 +430,8 @@ class Block(Pluggable):
         def change(_: bool) -> None:
             if isinstance(served, Vacant):
                 raise ConfigError("there is no image in the slot; plug one first")
+            if isinstance(served, Lent):
+                raise ConfigError("its back end says how large it is; see to that")
             activation = self._activation
             if activation is not None:
                 served.drain(turn.LIMIT_S)
@@ -437,10 +481,10 @@ def _engine(config: BlockConfig) -> str:
     return "threads" if failure < 0 or wanted == "threads" else "io_uring"
 
 
-def _misfit(config: BlockConfig) -> str:
-    how, known = ("read-only", "writable") if config.readonly else ("writable", "read-only")
+def _misfit(id: str, *, readonly: bool) -> str:  # noqa: A002
+    how, known = ("read-only", "writable") if readonly else ("writable", "read-only")
     return (
-        f"disk {config.id}: {how}, and the guest's driver took its slot for a {known} disk, which "
+        f"disk {id}: {how}, and the guest's driver took its slot for a {known} disk, which "
         f"it asks only when it starts; plug it {known}, or unbind the driver in the guest first"
     )
 
@@ -459,14 +503,18 @@ def _features(config: BlockConfig | None, queues: int) -> int:
 def _geometry(image: Image | None, queues: int, queue_size: int) -> bytes:
     """Return struct virtio_blk_config behind the capacity."""
     logical, physical = SECTOR, PHYSICAL
-    if image is not None:
+    segments = max(1, queue_size - 2)  # beside the header and the status
+    ranges, range_sectors = lib.PV_BLOCK_RANGES, lib.PV_BLOCK_RANGE_SECTORS
+    if image is None:
+        segments, ranges, range_sectors = min(segments, SEGMENTS), RANGES, RANGE_SECTORS
+    else:
         # Not what direct I/O asks of the host: partition tables count in logical blocks, and the
         # same image is to be the same disk wherever it lies.
         logical = image.config.logical_block
         physical = max(logical, image.config.physical_block or image.disk.block_size)
     return _GEOMETRY.pack(
         0,  # size_max
-        max(1, queue_size - 2),  # beside the header and the status
+        segments,
         0,  # geometry
         logical,
         (physical // logical).bit_length() - 1,
@@ -475,10 +523,10 @@ def _geometry(image: Image | None, queues: int, queue_size: int) -> bytes:
         0,  # best I/O size: nothing to say
         0,  # writeback
         queues,
-        lib.PV_BLOCK_RANGE_SECTORS,
-        lib.PV_BLOCK_RANGES,
+        range_sectors,
+        ranges,
         physical // SECTOR,
-        lib.PV_BLOCK_RANGE_SECTORS,
-        lib.PV_BLOCK_RANGES,
+        range_sectors,
+        ranges,
         image is None or image.config.unmap,
     )

@@ -1,6 +1,7 @@
 """What serves the queues of a block device, with an image behind it and without.
 
-That is native/block/block.h or native/virtio/vacant.h, under one interface.
+That is native/block/block.h, native/virtio/vacant.h or a device of another process's, under one
+interface.
 """
 
 from __future__ import annotations
@@ -13,15 +14,46 @@ from ...native import check, ffi, lib
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
 
     from ..iothread import IoThread
+    from .device import Activation, Device
+
+    class Export(Protocol):
+        """A disk of another process; its maker closes it."""
+
+        @property
+        def config(self) -> Any:
+            """Its `id`."""
+
+        @property
+        def device(self) -> Device:
+            """What serves it."""
+
+        @property
+        def is_connected(self) -> bool:
+            """Tell whether that process is there."""
+
+        @property
+        def readonly(self) -> bool:
+            """Tell whether the guest only reads."""
+
+        @property
+        def sectors(self) -> int:
+            """Return its size in units of 512 bytes."""
+
+        def check(self, features: int, known: bytes) -> None:
+            """Raise ConfigError unless a driver that knows these can have it."""
+
+        def close(self) -> None:
+            """Let go of the process; once is enough."""
 
 
 class Served:
     """The queues' service from an image (block.Image); owns the C side."""
 
     __slots__ = ("_engine", "_handle", "_iothread", "image", "name")
+    lent: Device | None = None
 
     def __init__(self, image: Any, serial: str, iothread: IoThread | None) -> None:
         config, disk = image.config, image.disk
@@ -47,8 +79,16 @@ class Served:
         check(lib.pv_block_new(ffi.new("struct pv_block_config *", words), handle), self.name)
         self._handle = handle[0]
 
-    def start(self, features: int, queues: Any, irq: Any) -> None:
-        """Serve each queue; `queues` is a struct pv_queue[]."""
+    @property
+    def sectors(self) -> int:
+        """Return the size in units of 512 bytes."""
+        return int(self.image.disk.sectors)
+
+    def activate(self, activation: Activation) -> None:
+        """Serve each queue that is ready."""
+        self._start(activation.features, _ready(activation), activation.irq)
+
+    def _start(self, features: int, queues: Any, irq: Any) -> None:
         result = lib.pv_block_start(self._handle, features, queues, len(queues), irq)
         check(result, f"{self.name}: cannot start {self._engine}")
 
@@ -99,6 +139,8 @@ class Vacant:
 
     __slots__ = ("_handle", "_kind", "_start_again", "name")
     image = None
+    lent: Device | None = None
+    sectors = 0
 
     def __init__(self, name: str, kind: int = lib.PV_VACANT_BLOCK) -> None:
         """`kind` is whose requests they are (native/virtio/vacant.h)."""
@@ -107,8 +149,12 @@ class Vacant:
         self._handle: Any = ffi.NULL
         self._start_again: Callable[[], None] | None = None  # after `drain`
 
+    def activate(self, activation: Activation) -> None:
+        """Serve each queue that is ready."""
+        self.start(activation.features, _ready(activation), activation.irq)
+
     def start(self, features: int, queues: Any, irq: Any) -> None:
-        """Start a thread for all queues."""
+        """Start a thread for all queues; `queues` is a struct pv_queue[]."""
         self._start_again = lambda: self.start(features, queues, irq)
         handle = ffi.new("struct pv_vacant **")
         result = lib.pv_vacant_start(self._kind, queues, len(queues), irq, handle)
@@ -147,3 +193,67 @@ class Vacant:
 
     def free(self) -> None:
         """Nothing is left."""
+
+
+class Lent:
+    """The queues' service from a device that takes the place of the one in the slot."""
+
+    __slots__ = ("image", "lent", "name")
+
+    def __init__(self, image: Export) -> None:
+        """`image` owns the device."""
+        self.image = image
+        self.lent = image.device
+        self.name = image.device.name
+
+    @property
+    def sectors(self) -> int:
+        """Return what the back end says, in units of 512 bytes."""
+        return self.image.sectors
+
+    def activate(self, activation: Activation) -> None:
+        """Give the queues to the back end; BackendError, and they can be served by another."""
+        try:
+            self.lent.activate(activation)
+        except BackendError:
+            # It may have used buffers before.
+            for queue in activation.queues:
+                if queue is not None:
+                    lib.pv_virtqueue_seek(queue.handle, lib.pv_virtqueue_served(queue.handle))
+            raise
+
+    def drain(self, limit: float) -> None:
+        """Have the back end let go of the queues; one that has gone did."""
+        try:
+            self.lent.drain(limit)
+        except BackendError:
+            if self.image.is_connected:
+                raise
+            self.lent.drain(limit)
+
+    def resume(self) -> None:
+        """Give them to it again."""
+        self.lent.resume()
+
+    def halt(self) -> None:
+        """Begin to stop."""
+        self.lent.halt()
+
+    def stop(self, limit: float) -> None:
+        """Have the back end let go of the queues; BackendError if it does not."""
+        self.lent.reset(limit)
+
+    def read_stats(self, stats: Any) -> None:
+        """Count nothing: requests are the back end's."""
+
+    def take_error(self, kind: Any) -> int:
+        """Tell of nothing: errors are the back end's, too."""
+        return 0
+
+    def free(self) -> None:
+        """Nothing is ours."""
+
+
+def _ready(activation: Activation) -> Any:
+    ready = [(queue.handle, queue.kick_fd) for queue in activation.queues if queue]
+    return ffi.new("struct pv_queue[]", ready)

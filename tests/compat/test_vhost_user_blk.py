@@ -13,8 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from pyvirt.devices.vhost_user.block import FLUSH
+from pyvirt.devices.vhost_user.block import FLUSH, BlockConfig
+from pyvirt.devices.vhost_user.plugged import Export
+from pyvirt.devices.vhost_user.socket import SocketBackEnd
 from pyvirt.devices.virtio import registers as r
+from pyvirt.devices.virtio.block import Block
 
 from ..unit.devices.vhost_user.bench import VhostUserBench, block, wait
 
@@ -53,12 +56,8 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-class Disk(VhostUserBench):
+class Driver(VhostUserBench):
     """A driver of disks."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(block(folder / "s", queues=QUEUES))
-        self.start(r.VERSION_1 | r.EVENT_IDX | r.INDIRECT_DESC | FLUSH)
 
     def read(self, sector: int, size: int, queue: int = 0) -> bytes:
         answer = self.offer(struct.pack("<IIQ", IN, 0, sector), queue, size + 1)
@@ -70,6 +69,23 @@ class Disk(VhostUserBench):
         answer = self.offer(struct.pack("<IIQ", OUT, 0, sector) + data, queue, 1)
         self.used(1, queue)
         assert self.memory.read(answer, 1) == b"\0"
+
+
+class Disk(Driver):
+    """One that is there for good."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(block(folder / "s", queues=QUEUES))
+        self.start(r.VERSION_1 | r.EVENT_IDX | r.INDIRECT_DESC | FLUSH)
+
+
+class Slot(Driver):
+    """An empty one, all of whose features the driver takes."""
+
+    def __init__(self) -> None:
+        self.block = Block(slot=1)
+        super().__init__(self.block)
+        self.start(self.block.features | r.VERSION_1 | r.EVENT_IDX | r.INDIRECT_DESC)
 
 
 def test_reads_and_writes(folder: Path) -> None:
@@ -88,6 +104,27 @@ def test_reads_and_writes(folder: Path) -> None:
         disk.close()
     written = b"".join(b"%08d" % sector * 512 for sector in range(0, 64, 8))
     assert image.read_bytes() == written + before[len(written) :]
+
+
+def test_is_plugged_into_a_slot_whose_driver_is_at_work(folder: Path) -> None:
+    image = (folder / "disk.img").read_bytes()
+    with daemon(folder):
+        slot = Slot()
+        for life in range(2):
+            where = SocketBackEnd("chardev c", f"{folder}/s")
+            export = Export(BlockConfig("d0", where, queue_size=256, config_wce=False))
+            slot.block.attach(export)
+            assert slot.get(r.CONFIG, 8) == SIZE // 512
+            assert slot.read(8, 4096) == image[4096:8192]
+            slot.write(life, bytes([life + 1]) * 512)
+            slot.block.detach()
+            export.close()
+            answer = slot.offer(struct.pack("<IIQ", IN, 0, 0), 0, 513)
+            slot.used()
+            assert slot.memory.read(answer + 512, 1) == b"\1"
+        assert slot.report() == []
+        slot.close()
+    assert (folder / "disk.img").read_bytes()[:1024] == b"\1" * 512 + b"\2" * 512
 
 
 def test_a_driver_comes_and_goes(folder: Path) -> None:

@@ -40,8 +40,8 @@ def block(path: Path, queues: int = 1) -> Block:
 class VhostUserBench(DeviceBench):
     """A driver that keeps the rules, for the device's queue 0 and those after it."""
 
-    def __init__(self, device: Device) -> None:
-        self.memory = GuestMemory(128 * MIB, shared=True)
+    def __init__(self, device: Device, *, shared: bool = True) -> None:
+        self.memory = GuestMemory(128 * MIB, shared=shared)
         super().__init__(self.memory, device)
         self.drivers: list[Driver] = []
         self._place = 0

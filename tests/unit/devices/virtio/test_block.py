@@ -101,7 +101,7 @@ class NoUring:
 def test_without_io_uring_threads_do(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_module, "lib", NoUring())
     block = Block(BlockConfig("d", str(image)))
-    assert block.resource
+    assert isinstance(block.resource, block_module.Image)
     assert block.resource.engine == "threads"
     block.close()
     message = refusal(lambda: Block(BlockConfig("d", str(image), engine="io_uring")))
@@ -129,7 +129,7 @@ def test_block_sizes_are_those_asked_for_not_those_of_the_storage(
     image: Path, options: dict[str, Any], sizes: tuple[int, int]
 ) -> None:
     block = Block(BlockConfig("d", str(image), **options))
-    assert block.resource
+    assert isinstance(block.resource, block_module.Image)
     disk = block.resource.disk
     for disk.offset_align, disk.block_size in ((1, 512), (512, 4096), (4096, 4096)):
         block.offer()
