@@ -279,6 +279,9 @@ if TYPE_CHECKING:
         def open_nic(self, request: NicRequest) -> Resource:
             """Open a NIC's other end."""
 
+        def open_export(self, id: str, chardev: str, path: str) -> Resource:  # noqa: A002
+            """Connect to a disk of another process, that of device `id`."""
+
         def attach(self, device: Device) -> None:
             """Give the slot the backend; the guest is told. The backend stays ours to close."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..devices import mac
 from ..devices.chardev import NULL
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ..devices.virtio.balloon import Balloon
     from ..devices.virtio.device import Device as VirtioDevice
     from ..devices.virtio.fault import Fault, FaultState
+    from ..devices.virtio.served import Export
     from ..vmm.hotplug import Device, Resource
     from ..vmm.machine import Machine
     from ..vmm.snapshot.save import Saver
@@ -367,8 +368,11 @@ class MachineHost:
         )
 
     def image(self, resource: Resource) -> Image:
-        """Tell about an open image."""
-        assert isinstance(resource, OpenImage)
+        """Tell about an open image, or a disk of another process."""
+        if not isinstance(resource, OpenImage):
+            export = cast("Export", resource)
+            name = export.config.back_end.where
+            return Image(name, export.sectors * SECTOR, export.readonly, direct=False)
         config, disk = resource.config, resource.disk
         return Image(
             config.path,
@@ -399,16 +403,32 @@ class MachineHost:
                 os.close(fd)
             raise
 
+    def open_export(self, id: str, chardev: str, path: str) -> Resource:  # noqa: A002
+        """Connect to a back end that listens on `path`."""
+        from ..devices.vhost_user.block import BlockConfig as ExportConfig  # noqa: PLC0415
+        from ..devices.vhost_user.plugged import QUEUE_SIZE, Export  # noqa: PLC0415  (few have any)
+        from ..devices.vhost_user.socket import SocketBackEnd  # noqa: PLC0415
+
+        if not all(one.shared for one in self.memory_backends()):
+            raise QmpError(
+                f"Device {id}: guest memory is this process's alone, and a back end has to see it; "
+                "start the machine with -machine mem-share=on"
+            )
+        back_end = SocketBackEnd(f"chardev {chardev}", path)
+        return Export(ExportConfig(id, back_end, queue_size=QUEUE_SIZE, config_wce=False))
+
     def _iothread(self, device: Device) -> IoThread | None:
         return next((one for one in self._iothreads if one.id == device.iothread), None)
 
     def _check_engine(self, device: Device) -> None:
         """Raise QmpError where a disk's requests cannot go to the thread that it asks for."""
         image = device.backend.resource
-        assert isinstance(image, OpenImage)
+        if not isinstance(image, OpenImage):
+            return
         for other in self.inventory.devices(BLOCK):
             theirs = other.backend.resource
-            assert isinstance(theirs, OpenImage)
+            if not isinstance(theirs, OpenImage):
+                continue
             named = theirs.config.iothread.id if theirs.config.iothread else ""
             is_shared = device.iothread and device.iothread == (other.iothread or named)
             if is_shared and theirs.engine != image.engine:

@@ -26,16 +26,25 @@ BLOCK, NET = "blk", "net"
 SLOTS = {BLOCK: 6, NET: 2}
 _BACKENDS_MAX = sum(SLOTS.values())
 _WITHDRAWN_MAX = 64
+_CHARDEVS_MAX = 64
 _WORDS = {BLOCK: "block", NET: "net"}
 
 
 class Backend:
     """A registered backend; owns `resource` until it is removed."""
 
-    __slots__ = ("device", "id", "kind", "resource")
+    __slots__ = ("chardev", "device", "id", "kind", "resource")
 
-    def __init__(self, kind: str, id: str, resource: Resource) -> None:  # noqa: A002
+    def __init__(
+        self,
+        kind: str,
+        id: str,  # noqa: A002
+        resource: Resource,
+        chardev: str = "",
+    ) -> None:
+        """`chardev` is the id of the one that it has to itself."""
         self.kind = kind
+        self.chardev = chardev
         self.id = id
         self.resource = resource
         self.device: Device | None = None
@@ -110,22 +119,65 @@ def kind_of(driver: str) -> str:
 class Inventory:
     """Backends and devices of one machine; owns the backends' resources until `close`."""
 
-    __slots__ = ("_backends", "_devices", "_withdrawn")
+    __slots__ = ("_backends", "_chardevs", "_devices", "_withdrawn")
 
     def __init__(self) -> None:
         self._backends: dict[str, Backend] = {}
         self._devices: dict[str, Device] = {}
+        self._chardevs: dict[str, str] = {}  # ids and paths of sockets that others listen on
         # Kinds and ids of the backends that went with their devices last. QEMU's clients remove
         # those next, which then has been done, once.
         self._withdrawn: dict[tuple[str, str], None] = {}
 
-    def add(self, kind: str, id: str, open_it: Callable[[], Resource]) -> Backend:  # noqa: A002
-        """Register a backend; `open_it` opens what it stands for, once nothing else is wrong."""
+    def add_chardev(self, id: str, path: str) -> None:  # noqa: A002
+        """Register a socket that a back end listens on; nobody connects yet."""
+        if id in self._chardevs:
+            raise QmpError(f"Chardev {id} is there already; send chardev-remove first")
+        if len(self._chardevs) >= _CHARDEVS_MAX:
+            raise QmpError(f"there are {_CHARDEVS_MAX} chardevs, the most; remove one first")
+        self._chardevs[id] = path
+
+    def remove_chardev(self, id: str) -> None:  # noqa: A002
+        """Forget a socket that no device has."""
+        self._free_chardev(id, "send device_del for that first")
+        del self._chardevs[id]
+
+    def _free_chardev(self, id: str, mend: str) -> str:  # noqa: A002
+        if id not in self._chardevs:
+            raise QmpError(f"Chardev {id} not found; make it with chardev-add")
+        user = self.user_of(id)
+        if user:
+            raise QmpError(f"Chardev {id} is in use by device {user}; {mend}")
+        return self._chardevs[id]
+
+    def user_of(self, chardev: str) -> str:
+        """Return the id of the device that has a chardev, "" for none."""
+        users = (one.id for one in self._backends.values() if one.chardev == chardev)
+        return next(users, "")
+
+    def chardevs(self) -> dict[str, str]:
+        """Return the paths of the sockets, by id."""
+        return dict(self._chardevs)
+
+    def add(
+        self,
+        kind: str,
+        id: str,  # noqa: A002
+        open_it: Callable[[], Resource],
+        *,
+        chardev: str = "",
+    ) -> Backend:
+        """Register a backend; `open_it` opens what it stands for, once nothing else is wrong.
+
+        It may have a chardev to itself, which stays when it goes.
+        """
         if id in self._backends:
             raise QmpError(f"{id} is already registered.")
         if len(self._backends) >= _BACKENDS_MAX:
             raise QmpError(f"A maximum of {_BACKENDS_MAX} replaceable devices are supported.")
-        backend = Backend(kind, id, open_it())
+        if chardev:
+            self._free_chardev(chardev, "give each device its own")
+        backend = Backend(kind, id, open_it(), chardev)
         self._backends[id] = backend
         for each in SLOTS:
             self._withdrawn.pop((each, id), None)

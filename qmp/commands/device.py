@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..session import Session
 
 _SERIAL_MAX = 20
+_VHOST_USER = "vhost-user"
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 _NO_PCI = "slots are no PCI devices"
 _FIXED = "the guest learns the slot's when its driver starts"
@@ -58,8 +59,39 @@ class _DeviceMembers(Struct):
         return super().read(value, field)
 
 
+def _plug_export(session: Session, given: Arguments) -> object:
+    """Plug a disk of another process, whose chardev stands for its backend."""
+    host, driver = session.monitor.host, given.driver
+    if kind_of(driver) != BLOCK:
+        raise QmpError(
+            f"driver {driver} is not for slots; disks of vhost-user can be plugged, and its NICs "
+            "are for the command line"
+        )
+    for name in ("drive", "netdev", "serial", "mac", "iothread"):
+        if getattr(given, name):
+            raise QmpError(f"`{name}` is not for driver {driver}; leave it out")
+    if not given.chardev:
+        raise QmpError(f"driver {driver} needs `chardev`; give the id of one of chardev-add")
+    inventory = host.inventory
+    path = inventory.chardevs().get(given.chardev, "")
+    inventory.add(
+        BLOCK,
+        given.id,
+        lambda: host.open_export(given.id, given.chardev, path),
+        chardev=given.chardev,
+    )
+    try:
+        inventory.plug(given.id, driver, host.attach, addr=given.addr, lun=given.lun)
+    except BaseException:
+        inventory.remove(BLOCK, given.id)
+        raise
+    return {}
+
+
 def _device_add(session: Session, given: Arguments) -> object:
     host = session.monitor.host
+    if _VHOST_USER in given.driver:
+        return _plug_export(session, given)
     kind = kind_of(given.driver)
     for name, owner in (
         ("drive", BLOCK), ("serial", BLOCK), ("mac", NET), ("netdev", NET), ("chardev", NET)
@@ -108,7 +140,7 @@ COMMANDS = (
             Field(
                 "id", Text(), "the device's name, that of its backend unless the latter is given"
             ),
-            Field("driver", Text(), "virtio-blk-mmio or virtio-net-mmio"),
+            Field("driver", Text(), "virtio-blk-mmio, virtio-net-mmio or vhost-user-blk-device"),
             Field("addr", Text(), "the slot, decimal, or hexadecimal after 0x", optional=True),
             Field(
                 "lun",
@@ -126,7 +158,13 @@ COMMANDS = (
                 "a driver of the guest has the slot, as it asks only when it starts",
                 optional=True,
             ),
-            Field("chardev", Text(), "as `netdev`, the word of StratoVirt 2.5", optional=True),
+            Field(
+                "chardev",
+                Text(),
+                "the back end of a vhost-user disk, of chardev-add; else as `netdev`, the word of "
+                "StratoVirt 2.5",
+                optional=True,
+            ),
             Field(
                 "iothread",
                 Text(),

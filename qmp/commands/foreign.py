@@ -39,8 +39,6 @@ def _returns(value: object) -> Callable[[Session, Arguments], object]:
 
 
 _REFUSED = (
-    ("chardev-add", "chardev_add not supported yet for microVM", "", "v2"),
-    ("chardev-remove", "chardev_remove not supported yet for microVM", "", "v2"),
     ("cameradev_add", "cameradev_add not supported for MicroVM", "", "v2"),
     ("cameradev_del", "cameradev_del not supported for MicroVM", "", "v2"),
     ("query-display-image", "query-display-image is not supported", "", "v2"),

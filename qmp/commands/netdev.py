@@ -43,6 +43,11 @@ def _names(given: Arguments, one: str, several: str) -> list[str]:
 
 def _netdev_add(session: Session, given: Arguments) -> object:
     host, descriptors = session.monitor.host, session.descriptors
+    if given.type == "vhost-user" or given.chardev:
+        raise QmpError(
+            "a vhost-user NIC cannot be plugged into a running machine; start it with -netdev "
+            "vhost-user, or plug a tap"
+        )
     names = _names(given, "fd", "fds")
     vhost_names = _names(given, "vhostfd", "vhostfds")
     if given.ifname and names:
@@ -100,7 +105,14 @@ COMMANDS = (
             Field(
                 "fds", Text(), "open queues of a tap, names with colons between them", optional=True
             ),
-            Field("type", Choice("tap"), "the kind of backend", optional=True),
+            Field(
+                "type",
+                Choice("tap", "vhost-user"),
+                "the kind of backend; `vhost-user` is refused, as its NICs are for the command "
+                "line",
+                optional=True,
+            ),
+            Field("chardev", Text(), "of `vhost-user`", optional=True),
             Field(
                 "vhost",
                 Boolean(words=True),

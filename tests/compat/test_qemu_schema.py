@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .qemu_schema import Entity
 
 REFUSED = {
-    "chardev-add", "chardev-remove", "migrate-incoming",
+    "migrate-incoming",
     "query-vnc", "query-sev-capabilities", "object-add", "object-del",
 }  # fmt: skip
 
@@ -51,6 +51,8 @@ def session(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     file = {"driver": "file", "filename": image}
     disk = {"id": "d", "driver": "virtio-blk-mmio", "iothread": "io0"}
     saved = {"val": 0, "size": 8, "filename": str(folder / "saved")}
+    address = {"type": "unix", "data": {"path": f"{folder}/s"}}
+    socket = {"addr": address, "server": False}
     return [
         ("qmp_capabilities", {}),
         ("blockdev-add", {"node-name": "d", "driver": "raw", "file": file}),
@@ -62,6 +64,8 @@ def session(folder: Path) -> list[tuple[str, dict[str, Any]]]:
         ("device_add", {"id": "m", "driver": "virtio-net-mmio"}),
         ("block_resize", {"device": "d", "size": 8192}),
         ("set_link", {"name": "n", "up": False}),
+        ("chardev-add", {"id": "c", "backend": {"type": "socket", "data": socket}}),
+        ("chardev-remove", {"id": "c"}),
         ("balloon", {"value": 128 << 20}),
         ("watchdog-set-action", {"action": "inject-nmi"}),
         ("qom-set", {**BALLOON, "property": "guest-stats-polling-interval", "value": 2}),

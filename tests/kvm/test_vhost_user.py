@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from pyvirt.devices.vhost_user.fs import FsConfig
 from pyvirt.devices.vhost_user.virtiofsd import Virtiofsd
+from pyvirt.qmp.client import CommandError
 from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.inspection import counters
 from pyvirt.vmm.log import Log
 from pyvirt.vmm.machine import Machine
 
 from .support import MEMORY, PATIENCE
+from .test_qmp_run import Monitored
 from .test_run import (
     STATUS,
     TEXT,
@@ -123,3 +125,57 @@ def test_monitors_see_whether_there_is_a_back_end(kernel: Kernel, tmp_path: Path
         assert counted["virtio-fs share0"]["given-up"] == 0
     finally:
         machine.close()
+
+
+@pytest.fixture
+def daemon(folder: Path) -> Iterator[Path]:
+    """Return the socket of a storage daemon with a disk of 1 MiB."""
+    (folder / "disk.img").write_bytes(bytes(1 << 20))
+    export = f"vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path={folder}/s,writable=on"
+    process = subprocess.Popen(
+        [
+            *("qemu-storage-daemon", "--pidfile", f"{folder}/pid"),
+            *("--blockdev", f"driver=file,node-name=n,filename={folder}/disk.img"),
+            *("--export", export),
+        ]
+    )
+    try:
+        wait_for((folder / "pid").exists, "the storage daemon")
+        yield folder / "s"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def add_chardev(guest: Monitored, path: Path) -> None:
+    address = {"type": "unix", "data": {"path": str(path)}}
+    backend = {"type": "socket", "data": {"addr": address, "server": False}}
+    guest.client.execute("chardev-add", {"id": "c", "backend": backend})
+
+
+DISK = {"id": "d", "driver": "vhost-user-blk-mmio", "chardev": "c"}
+
+
+def test_a_disk_is_plugged_and_unplugged(kernel: Kernel, daemon: Path) -> None:
+    with Monitored(kernel("spin"), "-machine", "mem-share=on") as guest:
+        ask = guest.client.execute
+        add_chardev(guest, daemon)
+        for _ in range(2):
+            ask("device_add", DISK | {"addr": "0x3"})
+            (disk,) = ask("query-block")
+            assert disk["device"] == "d"
+            assert disk["inserted"]["image"]["virtual-size"] == 1 << 20
+            assert disk["inserted"]["file"] == f"chardev c: {daemon}"
+            ask("device_del", {"id": "d"})
+            assert guest.names()[-1] == "DEVICE_DELETED"
+            assert ask("query-block") == []
+        ask("chardev-remove", {"id": "c"})
+
+
+def test_a_disk_needs_memory_that_it_can_see(kernel: Kernel, daemon: Path) -> None:
+    with Monitored(kernel("spin")) as guest:
+        add_chardev(guest, daemon)
+        with pytest.raises(CommandError, match="start the machine with -machine mem-share=on"):
+            guest.client.execute("device_add", DISK)
+        assert guest.client.execute("query-block") == []
+        guest.client.execute("chardev-remove", {"id": "c"})

@@ -87,6 +87,20 @@ class Tap:
             os.close(self.fds.pop())
 
 
+class Export:
+    """A connection to a back end."""
+
+    def __init__(self, path: str, connected: list[str]) -> None:
+        if not os.path.exists(path):
+            raise BackendError(f"{path}: nobody listens")
+        self.path = path
+        self._connected = connected
+        connected.append(path)
+
+    def close(self) -> None:
+        self._connected.remove(self.path)
+
+
 class FakeHost:
     """What `qmp.host.Host` asks for; `slots` is what the guest would see."""
 
@@ -99,6 +113,7 @@ class FakeHost:
         self.inventory = Inventory()
         self.slots: dict[tuple[str, int], Device] = {}
         self.taps: set[str] = set()
+        self.exports: list[str] = []  # paths of the back ends that are connected
         self.calls: list[str] = []
         self.asked: list[tuple[str, FaultState]] = []  # faults
         self.ringbufs = {"log": b""}
@@ -247,12 +262,17 @@ class FakeHost:
         return File(request)
 
     def image(self, resource: Resource) -> Image:
+        if isinstance(resource, Export):
+            return Image(resource.path, 512, readonly=False, direct=False)
         assert isinstance(resource, File)
         disk, request = resource.disk, resource.request
         return Image(request.path, disk.sectors * SECTOR, request.readonly, disk.direct)
 
     def open_nic(self, request: NicRequest) -> Resource:
         return Tap(request, self.taps)
+
+    def open_export(self, id: str, chardev: str, path: str) -> Resource:  # noqa: A002
+        return Export(path, self.exports)
 
     def attach(self, device: Device) -> None:
         if self.refusal is not None:

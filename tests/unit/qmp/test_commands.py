@@ -392,8 +392,6 @@ def test_migration_has_no_capabilities(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("command", "kind", "text"),
     [
-        ("chardev-add", GENERIC, "chardev_add not supported yet for microVM"),
-        ("chardev-remove", GENERIC, "chardev_remove not supported yet for microVM"),
         ("cameradev_add", GENERIC, "cameradev_add not supported for MicroVM"),
         ("cameradev_del", GENERIC, "cameradev_del not supported for MicroVM"),
         ("query-vnc", GENERIC, "The service of VNC is not supported"),
