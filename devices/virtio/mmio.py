@@ -104,7 +104,7 @@ class Mmio:
         self._is_standing = False  # by `drain`
         self._is_dormant = False  # restored, and not yet begun
         self._page = page
-        self._registers = RegisterPage(page, device.queue_sizes)
+        self._registers = RegisterPage(page, device.device_type, device.queue_sizes)
         self._memory = memory
         self._kicks = kicks
         self._warn = warn
@@ -123,18 +123,6 @@ class Mmio:
             check(lib.pv_virtio_irq_new(start, irq_fd, broken_fd, irq), device.name)
         self._irq: Any = ffi.gc(irq[0], lib.pv_virtio_irq_free)
         lib.pv_virtio_irq_set_name(self._irq, (place or device.name).encode(errors="replace"))
-        for offset, value in (
-            (r.MAGIC_VALUE, r.MAGIC),
-            (r.VERSION, 2),
-            (r.DEVICE_ID, device.device_type),
-            (r.VENDOR_ID, r.VENDOR),
-            # No shared memory region has length and base of all ones.
-            (r.SHM_LENGTH, r.WORD),
-            (r.SHM_LENGTH + 4, r.WORD),
-            (r.SHM_BASE, r.WORD),
-            (r.SHM_BASE + 4, r.WORD),
-        ):
-            self._registers.set(offset, value)
         self._forget()
         device.config_changed = self.config_changed
         device.exchange = self.exchange

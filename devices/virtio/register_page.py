@@ -1,4 +1,4 @@
-"""The registers of virtio-mmio by which a driver negotiates features and sets up queues.
+"""The registers of virtio-mmio: what they say of the device, its features, and its queues.
 
 They stand in a page that holds the words as they read at this moment. Which writes count, and when,
 are the rules of mmio.py. Source: virtio 1.2, 4.2.2.
@@ -43,8 +43,11 @@ class RegisterPage:
         "queues",
     )
 
-    def __init__(self, page: memoryview, sizes: Sequence[int]) -> None:
-        """`sizes` are the largest of each queue; the page is the caller's, but for a view of it."""
+    def __init__(self, page: memoryview, device_type: int, sizes: Sequence[int]) -> None:
+        """`sizes` are the largest of each queue; the page is the caller's, but for a view of it.
+
+        What never changes reads as it does from here on, the rest with `forget`.
+        """
         self._words = page.cast("I")
         self._sizes = sizes
         self.queues: list[QueueRegisters] = []
@@ -52,6 +55,18 @@ class RegisterPage:
         self._driver_features_sel = self._device_features_sel = self._queue_sel = 0
         self._strays = False  # bits beyond the 128 that can be offered
         self._offered = 0
+        for offset, value in (
+            (r.MAGIC_VALUE, r.MAGIC),
+            (r.VERSION, 2),
+            (r.DEVICE_ID, device_type),
+            (r.VENDOR_ID, r.VENDOR),
+            # No shared memory region has length and base of all ones.
+            (r.SHM_LENGTH, r.WORD),
+            (r.SHM_LENGTH + 4, r.WORD),
+            (r.SHM_BASE, r.WORD),
+            (r.SHM_BASE + 4, r.WORD),
+        ):
+            self.set(offset, value)
 
     def set(self, offset: int, value: int) -> None:
         """Let a register read as `value`; one store of four bytes."""
