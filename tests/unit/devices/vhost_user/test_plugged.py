@@ -272,6 +272,27 @@ def test_one_that_fails_as_it_gets_the_queues_leaves_the_slot_as_it_was(
     assert slot.report() == []
 
 
+def test_what_one_has_answered_before_it_failed_is_not_answered_again(
+    make: Make, slot: Slot, export: Callable[[], Export]
+) -> None:
+    back_end = make(features=ALL, config=space())
+    slot.start(ACCEPTED)
+    disk = export()
+
+    def answer_and_fail(_: bytes) -> None:
+        slot.offer(b"y")
+        back_end._serve(0)
+        back_end.say(p.GET_FEATURES)
+
+    back_end.answers[p.GET_FEATURES] = answer_and_fail
+    with pytest.raises(BackendError, match="vhost-user-blk d1: its back end"):
+        slot.block.attach(disk)
+    disk.close()
+    assert [length for _, length in slot.used()] == [1]
+    assert slot.answer_of_nobody() == bytes([IOERR])
+    assert slot.report() == []
+
+
 def test_memory_that_it_cannot_see(make: Make, export: Callable[[], Export]) -> None:
     make(features=ALL, config=space())
     slot = Slot(shared=False)
