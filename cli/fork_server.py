@@ -67,8 +67,8 @@ _PR_SET_PDEATHSIG = 1
 _PRELOADED = (
     *("cli.run", "cli.control", "cli.registry", "cli.options.gather", "cli.options.chardevs"),
     *("cli.options.disks", "cli.options.monitors", "cli.options.nics", "cli.options.objects"),
-    *("cli.options.ports", "cli.options.sockets", "devices.chardev", "devices.nic"),
-    *("devices.unix_socket", "devices.virtio.block", "devices.virtio.console"),
+    *("cli.options.ports", "cli.options.sizes", "cli.options.sockets", "devices.chardev"),
+    *("devices.nic", "devices.unix_socket", "devices.virtio.block", "devices.virtio.console"),
     *("devices.virtio.net", "qmp.host", "qmp.machine", "qmp.server", "vmm.boot.acpi"),
     *("vmm.boot.bzimage", "vmm.boot.elf", "vmm.boot.mptable"),
 )

@@ -21,7 +21,7 @@ from ..vmm.log import Log
 from ..vmm.machine import Machine
 from .control import Control
 from .daemon import PidFile, Starter, daemonize
-from .options import table as run_options
+from .options.parse import parse
 from .timeline import Timeline
 
 TYPE_CHECKING = False
@@ -60,7 +60,7 @@ def _with_default_guest(argv: list[str], options: Options) -> Options:
     words = ["-kernel", str(kernel), "-initrd", str(initrd)]
     if options.append is None:
         words += ["-append", default.CMDLINE]
-    completed = run_options.parse(argv + words)
+    completed = parse(argv + words)
     completed.append = default.cmdline(completed.append or "", options.shares)
     return completed
 
@@ -72,7 +72,7 @@ def _with_root(argv: list[str], options: Options) -> Options:
     if root.is_complete(options):
         return options
     words, cmdline = root.words(options)
-    completed = run_options.parse(argv + words)
+    completed = parse(argv + words)
     completed.append = cmdline
     return completed
 
@@ -277,7 +277,7 @@ def main(argv: list[str]) -> int:
     """Run `pyvirt run` with the words after it; return the exit status."""
     timeline = Timeline()
     timeline.mark("imports")
-    options = run_options.parse(argv)
+    options = parse(argv)
     if options.help:
         from .options.help import usage
 
@@ -285,8 +285,9 @@ def main(argv: list[str]) -> int:
         return 0
     if options.print_config is not None:
         from .options.config_print import show
+        from .options.table import BY_NAME
 
-        sys.stdout.write(show(options.given, run_options.BY_NAME, options.print_config))
+        sys.stdout.write(show(options.given, BY_NAME, options.print_config))
         return 0
     log = Log()
     if options.log:

@@ -1,20 +1,15 @@
-"""The options of `pyvirt run`: StratoVirt's names, one table for parsing, help and documentation.
-
-Each may be written with one dash or two; its value follows as the next word or after `=` (only
-so when it begins with a dash).
-"""
+"""The options of `pyvirt run`: StratoVirt's names, one table for parsing, help and manuals."""
 
 from __future__ import annotations
 
 from ...devices.chardev import NULL, STDIO, ChardevConfig
 from ...errors import ConfigError
-from ...vmm.config import ACPI_WATCHDOG, VCPUS_MAX
+from ...vmm.config import VCPUS_MAX
 from ...vmm.end import PANICS, REBOOTS, SHUTDOWNS, WATCHDOGS
 from . import members
 from .members import one_of, pairs
 from .option import Option
 from .parsed import ACCELERATORS, Options
-from .sizes import memory_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,18 +17,7 @@ if TYPE_CHECKING:
 
 _NAME_MAX = 255
 _UUID_GROUPS = [8, 4, 4, 4, 12]  # digits
-# Options of other monitors that tools pass by habit and that ask for nothing here, and those of
-# them that have a value.
-_IGNORED = (
-    *("nodefaults", "no-user-config", "nographic", "disable-seccomp", "usb"),
-    *("omit_vm_memory", "enable-kvm"),
-)
-_IGNORED_VALUED = (
-    *("overcommit", "sandbox", "msg", "boot", "realtime", "display", "vga", "global"),
-    "trace",
-)
-_HELP = ("h", "help")
-_SERIAL_WORDS = (STDIO, NULL, "none")
+SERIAL_WORDS = (STDIO, NULL, "none")
 
 
 def _smp(options: Options, text: str) -> None:
@@ -49,6 +33,8 @@ def _smp(options: Options, text: str) -> None:
 
 
 def _memory(options: Options, text: str) -> None:
+    from .sizes import memory_size
+
     given = pairs("-m", text, "size")
     if [key for key, _ in given] != ["size"]:
         raise ConfigError(f"-m {text}: give -m [size=]N[M|G]")
@@ -146,8 +132,8 @@ def _monitor(_options: Options, text: str) -> None:
 
 
 def _serial(options: Options, text: str) -> None:
-    """Take what is no more than a word; the rest is left as by `_later`."""
-    if text in _SERIAL_WORDS:
+    """Take what is no more than a word; the rest is left as by `later`."""
+    if text in SERIAL_WORDS:
         kind = STDIO if text == STDIO else NULL
         options.serial = ChardevConfig("serial0", kind, option=f"-serial {text}")
 
@@ -164,7 +150,7 @@ def _root(options: Options, text: str) -> None:
     options.root = text
 
 
-def _later(_options: Options, _text: str) -> None:
+def later(_options: Options, _text: str) -> None:
     """Leave a value in `given` for when all of them are known."""
 
 
@@ -196,7 +182,7 @@ TABLE = (
         "cpu,node-id=N[,socket-id=N][,die-id=N][,core-id=N][,thread-id=N]",
         "nodes of vCPUs and memory, each with the -object of that id; how far one is from another, "
         "10 to 255; may be repeated",
-        _later,
+        later,
         repeats=True,
     ),
     Option(
@@ -233,7 +219,7 @@ TABLE = (
         "FILE[,id=ID][,readonly=on|off][,serial=TEXT][,...]",
         "a disk of the guest from a raw image or block device; also takes what -drive and -device "
         "take; may be repeated, the first is /dev/vda",
-        _later,
+        later,
         repeats=True,
     ),
     Option(
@@ -242,7 +228,7 @@ TABLE = (
         "[,throttling.iops-total=N][,discard=ignore|unmap][,detect-zeroes=off|on|unmap]"
         "[,format=raw][,serial=TEXT]",
         "an image for -device; a disk by itself when no -device names it",
-        _later,
+        later,
         repeats=True,
     ),
     Option(
@@ -251,7 +237,7 @@ TABLE = (
         "user[,id=ID][,mac=ADDRESS][,mtu=N][,queue-size=N][,iothread=ID][,...]",
         "a NIC of the guest on a tap of this host, or for users without privileges through passt; "
         "also takes what -netdev takes; may be repeated, the first is eth0",
-        _later,
+        later,
         repeats=True,
     ),
     Option(
@@ -261,7 +247,7 @@ TABLE = (
         "[,throttling.tx-bytes=N][,throttling.tx-packets=N] | vhost-user,id=ID,chardev=ID"
         "[,queues=N]",
         "the host's side of a NIC for -device; a NIC by itself when no -device names it",
-        _later,
+        later,
         repeats=True,
     ),
     Option(
@@ -288,7 +274,7 @@ TABLE = (
         "sockets or in the host's kernel, a file system or a disk that another process serves, "
         "which listens on the chardev's path, or a device that is a class in a file of Python, "
         "which gets the keys; a watchdog; or what kvm-unit-tests take for granted",
-        _later,
+        later,
         repeats=True,
     ),
     Option(
@@ -297,7 +283,7 @@ TABLE = (
         "share a folder of this host with the guest, through a virtiofsd of its own; the guest "
         "mounts it by its tag, share0 for the first (the guest that runs when none is named has it "
         "at /mnt/TAG); may be repeated",
-        _later,
+        later,
         repeats=True,
     ),
     Option(
@@ -327,16 +313,16 @@ TABLE = (
         "a thread for all queues of the disks and NICs with iothread=ID, in place of one for each; "
         "or a source of random bytes, /dev/urandom unless told otherwise; or memory, for -machine "
         "memory-backend=ID or a -numa node",
-        _later,
+        later,
         repeats=True,
     ),
-    Option("iothread", "id=ID", "the same, as it was called first", _later, repeats=True),
-    Option("balloon", "deflate-on-oom=on|off", "a balloon, as it was called first", _later),
+    Option("iothread", "id=ID", "the same, as it was called first", later, repeats=True),
+    Option("balloon", "deflate-on-oom=on|off", "a balloon, as it was called first", later),
     Option(
         "rng",
         "random_file=FILE[,bytes_per_sec=N]",
         "a source of entropy, as it was called first",
-        _later,
+        later,
     ),
     Option(
         "qmp",
@@ -344,10 +330,10 @@ TABLE = (
         "[,throttle=on|off][,events=first|last]",
         "a QMP monitor: on a socket (tcp without HOST: loopback), or on an inherited one; "
         "may be repeated",
-        _later,
+        later,
         repeats=True,
     ),
-    Option("api-channel", "unix:PATH", "the same, as it was called first", _later, repeats=True),
+    Option("api-channel", "unix:PATH", "the same, as it was called first", later, repeats=True),
     Option(
         "chardev",
         "socket,id=ID,path=PATH|host=HOST,port=PORT|fd=N[,server,nowait] | "
@@ -356,14 +342,14 @@ TABLE = (
         "ringbuf,id=ID[,size=N[K|M]]",
         "the host's end of a port, or of -serial chardev:ID; -mon takes a socket; a vhost-user "
         "device that on which its back end listens",
-        _later,
+        later,
         repeats=True,
     ),
     Option(
         "mon",
         "chardev=ID,mode=control[,throttle=on|off][,events=first|last]",
         "a QMP monitor on the -chardev of that id",
-        _later,
+        later,
         repeats=True,
     ),
     Option(
@@ -377,7 +363,7 @@ TABLE = (
         "FILE.toml|FILE.json",
         "take options from a file, by their names; those of the command line come before them. "
         "JSON may be that of StratoVirt 20.09",
-        _later,
+        later,
     ),
     Option(
         "print-config",
@@ -427,128 +413,4 @@ TABLE = (
         _text("timeline"),
     ),
 )
-_ALIASES = {"freeze": "S"}
 BY_NAME = {option.name: option for option in TABLE}
-
-
-def _take_value(option: Option, argv: list[str], at: int) -> tuple[str, int]:
-    """Return the value of the option whose name is at argv[at - 1], and where to go on."""
-    if not option.value or option.value.startswith("[="):
-        return "", at
-    present = at < len(argv) and not argv[at].startswith("-")
-    if option.name == "append" and present:
-        end = at + 1
-        while end < len(argv) and not argv[end].startswith("-"):
-            end += 1
-        return " ".join(argv[at:end]), end
-    if present:
-        return argv[at], at + 1
-    if option.is_bare:
-        return "", at
-    raise ConfigError(
-        f"-{option.name}: needs a value, {option.value}; one that begins with - goes after ="
-    )
-
-
-def parse(argv: list[str]) -> Options:
-    """Return what the words after `pyvirt run` ask for; ConfigError names the one at fault."""
-    options = Options()
-    given = _read(argv, options)
-    for option, text in given:
-        if option.name == "config":
-            from .config_file import complete
-
-            given = complete([one for one in given if one[0] is not option], text, BY_NAME)
-    for option, text in given:
-        members.placed(text, option.store, options)
-        options.given.append((option.name, text))
-    if options.rtc is not None or options.rtc_switch == "on":
-        from .timed import place_rtc
-
-        place_rtc(options)
-    _check_together(options)
-    other: ChardevConfig | None = None
-    serial = dict(options.given).get("serial")
-    needs_more = any(one.store is _later for one, _ in given) or options.mem_path or options.root
-    if serial not in {None, *_SERIAL_WORDS} or needs_more or options.memory_backend:
-        other = _take_devices(options)
-    _take_terminal(options, other, is_given=serial is not None)
-    if options.watchdog == ACPI_WATCHDOG and options.discovery == "cmdline":
-        raise ConfigError(
-            f"-device {ACPI_WATCHDOG}: not with -machine discovery=cmdline, which has no ACPI; "
-            "give -device ib700"
-        )
-    return options
-
-
-def _read(argv: list[str], options: Options) -> list[tuple[Option, str]]:
-    """Return each option with its value, "" for none; ConfigError."""
-    given: list[tuple[Option, str]] = []
-    at = 0
-    while at < len(argv):
-        word = argv[at]
-        at += 1
-        if not word.startswith("-"):
-            raise ConfigError(f"{word}: not an option; pyvirt run -help lists them")
-        name, equals, value = word.removeprefix("-").removeprefix("-").partition("=")
-        name = _ALIASES.get(name, name)
-        if name in _HELP:
-            options.help = True
-            continue
-        if name in _IGNORED or (name in _IGNORED_VALUED and equals):
-            continue
-        if name in _IGNORED_VALUED:
-            at += at < len(argv) and not argv[at].startswith("-")
-            continue
-        option = BY_NAME.get(name)
-        if option is None:
-            raise ConfigError(f"{word}: no such option; pyvirt run -help lists them")
-        if not option.repeats and any(one is option for one, _ in given):
-            raise ConfigError(f"-{name}: given twice; give it once")
-        if equals and not option.value:
-            raise ConfigError(f"-{name}: takes no value; leave {value} out")
-        if not equals:
-            value, at = _take_value(option, argv, at)
-        given.append((option, value))
-    return given
-
-
-def _take_devices(options: Options) -> ChardevConfig | None:
-    """Read what is read together; return the chardev on stdin and stdout, if there is one."""
-    from .gather import Gathered
-
-    found = Gathered(options.given)
-    options.disks, options.iothreads, options.nics = found.disks, found.iothreads, found.nics
-    options.devices, options.chardevs = found.devices, found.chardevs
-    options.monitors, options.testdev = found.monitors, found.testdev
-    options.watchdog = found.watchdog
-    options.shares = found.shares
-    options.serial = found.serial or options.serial
-    has_numa = any(name == "numa" for name, _ in options.given)
-    if options.mem_path or options.memory_backend or found.parts.objects.has_memory or has_numa:
-        from .memory import read
-
-        read(options, found.parts)
-    return found.terminal
-
-
-def _take_terminal(options: Options, other: ChardevConfig | None, *, is_given: bool) -> None:
-    """Say who has stdin and stdout: the serial port, which leaves them where it is not given.
-
-    ConfigError when they are about to go away.
-    """
-    if not is_given and (other or options.daemonize):
-        options.serial = ChardevConfig(options.serial.id, NULL, option="-serial none")
-    options.terminal = options.serial if options.serial.kind == STDIO else other
-    if options.daemonize and options.terminal:
-        raise ConfigError(
-            f"{options.terminal.option}: not with -daemonize, which leaves stdin and stdout; "
-            "give it a file, a socket or null"
-        )
-
-
-def _check_together(options: Options) -> None:
-    if options.initrd and not options.kernel and not options.root:
-        raise ConfigError(f"-initrd {options.initrd}: needs a -kernel to go with it")
-    if options.command is not None and not options.root:
-        raise ConfigError(f"-exec {options.command}: only with -root; add -root /")

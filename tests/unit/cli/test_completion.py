@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from pyvirt.cli import completion, grammar
 from pyvirt.cli.main import COMMANDS
-from pyvirt.cli.options import syntax, table
+from pyvirt.cli.options import syntax
+from pyvirt.cli.options.parse import parse
 from pyvirt.errors import ConfigError
 from pyvirt.qmp.table import BY_NAME as REQUESTS
 
@@ -109,7 +110,7 @@ def said_of(option: str, form: syntax.Form, member: str, value: str) -> str:
         words.append("cpus=1")
     words.append(f"{member}={value}" if value else member)
     try:
-        table.parse([f"{option}={','.join(words)}"])
+        parse([f"{option}={','.join(words)}"])
     except ConfigError as error:
         return str(error)
     return ""

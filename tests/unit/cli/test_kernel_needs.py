@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from pyvirt.cli import kernel_needs
-from pyvirt.cli.options.table import parse
+from pyvirt.cli.options.parse import parse
 from pyvirt.vmm.log import Log
 
 MPPARSE = "CONFIG_X86_MPPARSE"

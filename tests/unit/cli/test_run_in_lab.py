@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from pyvirt.cli import run_in_lab
-from pyvirt.cli.options.table import parse
+from pyvirt.cli.options.parse import parse
 from pyvirt.cli.run import config
 from pyvirt.devices.disk import Disk
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyvirt.cli import run
-from pyvirt.cli.options.table import parse
+from pyvirt.cli.options.parse import parse
 from pyvirt.devices.chardev import FILE, NULL, PTY, RINGBUF, SOCKET, STDIO, ChardevConfig
 
 from ...refusal import attempt, refusal

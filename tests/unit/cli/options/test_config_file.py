@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyvirt.cli.options import positions
 from pyvirt.cli.options.config_print import show
-from pyvirt.cli.options.table import BY_NAME, parse
+from pyvirt.cli.options.parse import parse
+from pyvirt.cli.options.table import BY_NAME
 
 from ...refusal import attempt, refusal
 from .test_table import fields, words

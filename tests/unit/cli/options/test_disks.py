@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyvirt.cli.options.objects import KINDS
-from pyvirt.cli.options.table import parse
+from pyvirt.cli.options.parse import parse
 from pyvirt.devices.virtio.block import BlockConfig
 
 from ...refusal import attempt, refusal

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from pyvirt.cli.options import incoming
-from pyvirt.cli.options.table import parse
+from pyvirt.cli.options.parse import parse
 from pyvirt.cli.run import config
 from pyvirt.errors import StateError
 from pyvirt.vmm.memory import MIB, GuestMemory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pyvirt.cli.options.table import parse
+from pyvirt.cli.options.parse import parse
 from pyvirt.vmm.memory import MIB
 
 from ...refusal import refusal

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyvirt.cli.options.table import parse
+from pyvirt.cli.options.parse import parse
 from pyvirt.devices.nic import NicConfig, make
 from pyvirt.devices.passt import PasstConfig
 from pyvirt.devices.stream import StreamConfig

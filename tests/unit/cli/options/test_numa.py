@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from pyvirt.cli.options.config_print import show
-from pyvirt.cli.options.table import BY_NAME, parse
+from pyvirt.cli.options.parse import parse
+from pyvirt.cli.options.table import BY_NAME
 from pyvirt.vmm.memory import MIB
 from pyvirt.vmm.numa import Numa
 

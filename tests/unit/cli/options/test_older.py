@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pyvirt.cli.options.table import parse
+from pyvirt.cli.options.parse import parse
 from pyvirt.devices.virtio.balloon import BalloonConfig
 from pyvirt.devices.virtio.rng import RngConfig
 

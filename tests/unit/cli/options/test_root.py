@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pyvirt.cli import run_in_lab
 from pyvirt.cli.options import root
-from pyvirt.cli.options.table import parse
+from pyvirt.cli.options.parse import parse
 from pyvirt.cli.run import _with_root, config
 from pyvirt.devices.vhost_user.fs import FsConfig
 from pyvirt.devices.vhost_user.virtiofsd import Virtiofsd

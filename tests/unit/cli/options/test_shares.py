@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from pyvirt.cli.options.table import parse
+from pyvirt.cli.options.parse import parse
 from pyvirt.cli.run import config
 from pyvirt.devices.vhost_user.fs import FsConfig
 from pyvirt.devices.vhost_user.virtiofsd import Virtiofsd

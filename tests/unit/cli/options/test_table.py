@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pyvirt.cli.options import table as options
 from pyvirt.cli.options.help import usage
+from pyvirt.cli.options.parse import parse
 from pyvirt.cli.options.parsed import ACCELERATORS, Options
 from pyvirt.cli.options.sizes import memory_size
-from pyvirt.cli.options.table import parse
 from pyvirt.vmm.memory import MIB
 
 from ...refusal import attempt, refusal

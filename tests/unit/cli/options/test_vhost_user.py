@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyvirt.cli.options.table import parse
+from pyvirt.cli.options.parse import parse
 from pyvirt.cli.run import config
 from pyvirt.devices.vhost_user.block import BlockConfig
 from pyvirt.devices.vhost_user.fs import FsConfig

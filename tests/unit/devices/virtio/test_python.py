@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyvirt.cli.options import table as run_options
+from pyvirt.cli.options.parse import parse
 from pyvirt.cli.options.python_devices import PythonDeviceConfig
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio import turn
@@ -561,7 +561,7 @@ def test_a_long_error_is_cut() -> None:
 
 def test_options() -> None:
     words = ["-device", "python,file=a.py,class=C,id=rng,some-key=1", "-device=python,file=b,,c.py"]
-    first, second = run_options.parse(words).devices
+    first, second = parse(words).devices
     assert isinstance(first, PythonDeviceConfig)
     assert isinstance(second, PythonDeviceConfig)
     assert (first.path, first.class_name, first.id, first.options) == (
@@ -570,7 +570,7 @@ def test_options() -> None:
     assert (second.path, second.class_name, second.id, second.options) == (
         "b,c.py", "", "python1", {}
     )  # fmt: skip
-    assert run_options.parse([]).devices == ()
+    assert parse([]).devices == ()
 
 
 @pytest.mark.parametrize(
@@ -586,12 +586,12 @@ def test_options() -> None:
     ],
 )
 def test_options_that_are_refused(text: str, message: str) -> None:
-    assert refusal(lambda: run_options.parse(["-device", text])) == message
+    assert refusal(lambda: parse(["-device", text])) == message
 
 
 def test_two_of_a_name() -> None:
     words = ["-device", "python,file=a,id=x"] * 2
-    assert refusal(lambda: run_options.parse(words)) == (
+    assert refusal(lambda: parse(words)) == (
         "-device id=x: there is one of that name; give another"
     )
 
