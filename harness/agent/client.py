@@ -284,7 +284,8 @@ class Agent:
                 except BlockingIOError:
                     pass
                 except OSError as error:
-                    raise AgentError(f"{_GONE} ({error.strerror})") from None
+                    self.why = f"{_GONE} ({error.strerror})"
+                    raise AgentError(self.why) from None
             if sent < len(data):
                 self._unsent += memoryview(data)[sent:]
                 os.eventfd_write(self._wake, 1)

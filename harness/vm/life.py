@@ -255,7 +255,7 @@ class Life:
         except AgentTimeoutError:
             raise self._late(what, limit) from None
         except AgentError as failure:
-            if boot.agent.closed.is_set():
+            if boot.agent.why:
                 boot.watch.ended.wait(CLOSE_S)
             raise self._end_error() or failure from None
 

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,8 +26,10 @@ from .live import BOOT_SECONDS, SCRIPT, SECONDS, Live
 
 MIB = 1 << 20
 DISK = 16 * MIB
+SLEEP = 30  # seconds that a sleep in the guest takes
 ROUNDS = 4
 PATTERN = random.Random(1).randbytes(MIB)
+LOCKUP = "soft lockup|hung_task|rcu.*stall|blocked for more than"
 # Blocks of noise go to the disk, each with its checksum noted when it is there for good.
 WRITER = (
     """(
@@ -62,11 +64,14 @@ class Process(Live):
         self._text = ""
         self.client = Client(self.path, lambda _: None)
 
+    def close(self) -> None:
+        """End what is connected to it."""
+        self.client.close()
+        self._console.close()
+
     def end(self) -> None:
         """End the process, and see that it told of nothing but the progress of snapshots."""
         self.client.execute("quit")
-        self.client.close()
-        self._console.close()
         told = self.process.communicate(timeout=BOOT_SECONDS)[1].splitlines()
         assert [line for line in told if not line.startswith("pyvirt: snapshot: ")] == []
 
@@ -103,9 +108,9 @@ def started(command: list[str], image: Path | None = None, tap: str = "") -> Ite
             text=True,
         )  # fmt: skip
         try:
-            guest = Process(process, folder)
-            yield guest
-            guest.end()
+            with closing(Process(process, folder)) as guest:
+                yield guest
+                guest.end()
         finally:
             process.kill()
             process.communicate()
@@ -136,11 +141,12 @@ def snapshot(guest: Process, folder: Path) -> None:
 
 
 class Base:
-    """The snapshot and its disk."""
+    """The snapshot, its disk, and when the guest's sleep began."""
 
-    def __init__(self, folder: Path, image: Path) -> None:
+    def __init__(self, folder: Path, image: Path, began: int) -> None:
         self.folder = folder
         self.image = image
+        self.began = began
 
     def copy(self, name: str) -> Path:
         """Return a copy of the disk, as it was."""
@@ -158,10 +164,15 @@ def base(words: list[str], folder: Path, taps: list[str]) -> Base:
         guest.ready()
         guest.run("ip addr add 10.77.0.2/24 dev eth0 && ip link set eth0 up")
         guest.run("ping -c 1 -W 10 10.77.0.1 >/dev/null")
+        # A port can be opened once, and is at its end while nobody is connected.
+        echo = "while :; do read -r line && echo got $line || sleep 0.1; done"
+        guest.run(f"({echo}) <>$(ls /dev/vport*p1) >&0 &")
         guest.run(f"date -s @{int(time.time())} >/dev/null; echo kept >/tmp/file")
+        began = int(guest.run("date +%s"))
+        guest.run(f"(sleep {SLEEP}; date +%s >/tmp/slept) &")
         snapshot(guest, folder / "snapshot")
         assert guest.client.execute("query-status")["status"] == "paused"
-    return Base(folder / "snapshot", image)
+    return Base(folder / "snapshot", image, began)
 
 
 def check_alive(guest: Process) -> None:
@@ -181,6 +192,19 @@ def test_what_was_at_work_goes_on(base: Base, words: list[str], taps: list[str])
         assert asked - 2 < now < time.time() + 1
         check_alive(guest)
         assert guest.client.execute("query-migrate") == {"status": "completed"}
+        with socket.socket(socket.AF_UNIX) as port:
+            port.settimeout(SECONDS)
+            port.connect(guest.path.replace("qmp", "port"))
+            port.sendall(b"line\n")
+            assert port.recv(100) == b"got line\n"
+        guest.run("ping -c 1 -W 10 10.77.0.1 >/dev/null")
+        guest.run("echo written | dd of=/dev/vda bs=1M seek=2 conv=notrunc,fsync 2>/dev/null")
+        guest.run("while [ ! -e /tmp/slept ]; do sleep 0.1; done", SLEEP + SECONDS)
+        due = base.began + SLEEP
+        # Or as soon as it was there again.
+        assert due <= int(guest.run("cat /tmp/slept")) <= max(due, asked) + 5
+        guest.run(f"! dmesg | grep -E {LOCKUP!r}")
+    assert image.read_bytes()[2 * MIB : 2 * MIB + 7] == b"written"
 
 
 def test_twice_at_once_and_a_reset(base: Base, words: list[str], taps: list[str]) -> None:
