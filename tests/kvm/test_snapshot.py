@@ -446,8 +446,8 @@ def test_a_state_of_each_format_is_restored(
 
     def move(state: dict[str, Any]) -> None:
         state["vcpus"][0]["cpuid"] = rows
-        for name in ("xsave", "xcrs"):  # not every processor has them; the FPU's state is there
-            state["vcpus"][0][name] = None
+        if "PYVIRT_LAB" in os.environ:  # its processor has none
+            state["vcpus"][0]["xsave"] = state["vcpus"][0]["xcrs"] = None
         state["clock"]["tsc_khz"] = khz
 
     change(tmp_path, move)
