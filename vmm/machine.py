@@ -260,9 +260,8 @@ class Machine:
         A paused one stays paused. `by_guest` is for who listens. PyvirtError: it cannot be; the
         machine has ended if there is nothing to go back to.
         """
-        self._check_not_saved()
         with self._change:
-            self._execution.check_alive()
+            self._check_changeable()
             assert self.memory is not None
             was_running = self._execution.pause()
             # At its end the vCPU threads do not stand, they leave.
@@ -320,8 +319,8 @@ class Machine:
 
         PyvirtError when the machine has ended.
         """
-        self._check_not_saved()
         with self._change:
+            self._check_not_saved()
             was_running = self._execution.pause()
             try:
                 self._execution.check_alive()
@@ -337,9 +336,8 @@ class Machine:
         before that. PyvirtError: it has ended, or a device does not come to a stand; a guest that
         ran runs on then.
         """
-        self._check_not_saved()
         with self._change:
-            self._execution.check_alive()
+            self._check_changeable()
             assert self.slots is not None
             was_running = self._execution.pause()
             try:
@@ -360,6 +358,11 @@ class Machine:
         assert self.slots is not None
         self.slots.resume()
         self._saving.release()
+
+    def _check_changeable(self) -> None:
+        """Say why the machine cannot change, if so; to be asked with `_change` held."""
+        self._check_not_saved()
+        self._execution.check_alive()
 
     def _check_not_saved(self) -> None:
         if self._saving.locked():
@@ -408,9 +411,8 @@ class Machine:
 
     def attach(self, kind: str, addr: int, backend: Any, **options: Any) -> None:
         """Put `backend` behind a slot, as its device's `attach` says; the guest is told."""
-        self._check_not_saved()
         with self._change:
-            self._execution.check_alive()
+            self._check_changeable()
             self.slot(kind, addr).attach(backend, **options)
 
     def detach(self, kind: str, addr: int) -> Any:
@@ -418,18 +420,16 @@ class Machine:
 
         The slot's faults go first, so that no request stays behind.
         """
-        self._check_not_saved()
         with self._change:
-            self._execution.check_alive()
+            self._check_changeable()
             device = self.slot(kind, addr)
             device.faults().clear()
             return device.detach()
 
     def change(self, kind: str, addr: int, change: Callable[[Any], None]) -> None:
         """Let `change` change the device in a slot, while nothing else does."""
-        self._check_not_saved()
         with self._change:
-            self._execution.check_alive()
+            self._check_changeable()
             change(self.slot(kind, addr))
 
     def finish(self, end: End) -> None:
@@ -449,11 +449,13 @@ class Machine:
     def close(self) -> None:
         """Stop the machine and give everything back."""
         self.stop()
-        self._cancel_save()
         if self._timed is not None:
             self._timed.close()
-        with self._saving, self._change:
-            self._close()
+        # In the order in which `begin_save` takes them: it has begun, or it will find the end.
+        with self._change:
+            self._cancel_save()
+            with self._saving:
+                self._close()
 
     def _close(self) -> None:
         before, self.slots = self.slots, None

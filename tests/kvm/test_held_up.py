@@ -6,6 +6,9 @@ import os
 import struct
 import subprocess
 import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +17,21 @@ from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio import turn
 from pyvirt.devices.virtio.block import BlockConfig
 from pyvirt.devices.virtio.queue import DESC, DESC_INDIRECT, DESC_NEXT, DESC_WRITE
-from pyvirt.errors import BackendError
+from pyvirt.errors import BackendError, PyvirtError
 from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.execution import RUNNING
 from pyvirt.vmm.log import Log
 from pyvirt.vmm.snapshot.save import Saver
 
 from ..unit.devices.virtio.bench import RUNNING as DRIVER_RUNS
-from ..unit.devices.virtio.stuck import stuck
+from ..unit.devices.virtio.stuck import Stuck, stuck
 from .support import MEMORY, PATIENCE, Guest
 from .test_access import carry_out
+from .test_run import wait_for
 from .test_virtio_mmio import Access, driver, set_
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Make = Callable[..., Guest]
 
@@ -102,16 +106,23 @@ def read_something(guest: Guest) -> None:
     guest.slots.transports[0].kick()
 
 
-def test_storage_that_hangs_refuses_a_reset_of_the_machine(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For what it does in the end would be done to another guest's memory."""
-    guest = with_disk(make, tmp_path / "disk")
+@contextmanager
+def hanging(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stuck]:
+    """Have the host be at a request of the guest's, and a drain give up soon."""
     monkeypatch.setattr(turn, "LIMIT_S", 0.2)
     assert guest.memory
     with stuck(guest.memory, DATA) as page:
         read_something(guest)
         page.wait_for_somebody()
+        yield page
+
+
+def test_storage_that_hangs_refuses_a_reset_of_the_machine(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For what it does in the end would be done to another guest's memory."""
+    guest = with_disk(make, tmp_path / "disk")
+    with hanging(guest, monkeypatch) as page:
         with pytest.raises(BackendError, match="disk d: the host has not completed its requests"):
             guest.reset()
         assert guest.state == RUNNING
@@ -129,11 +140,7 @@ def test_storage_that_hangs_refuses_a_snapshot(
     """The guest runs on, and its request is completed; then there can be one."""
     guest, folder = with_disk(make, tmp_path / "disk"), tmp_path / "snapshot"
     saver = Saver(guest, Log())
-    monkeypatch.setattr(turn, "LIMIT_S", 0.2)
-    assert guest.memory
-    with stuck(guest.memory, DATA) as page:
-        read_something(guest)
-        page.wait_for_somebody()
+    with hanging(guest, monkeypatch) as page:
         with pytest.raises(BackendError, match="disk d: the host has not completed its requests"):
             saver.start(str(folder))
         assert (guest.state, folder.exists()) == (RUNNING, False)
@@ -188,3 +195,38 @@ def test_storage_that_hangs_lets_the_machine_end(
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_machine_is_closed_while_its_devices_come_to_a_stand(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither waits for the other, and nothing of the snapshot stays."""
+    guest, folder = make("spin"), tmp_path / "snapshot"
+    guest.start()
+    saver, slots = Saver(guest, Log()), guest.slots
+    assert slots
+    drains, may_go_on, drain = threading.Event(), threading.Event(), slots.drain
+
+    def slow_drain() -> None:
+        drains.set()
+        may_go_on.wait(PATIENCE)
+        drain()
+
+    def save() -> None:
+        with suppress(PyvirtError):
+            saver.start(str(folder))
+
+    monkeypatch.setattr(slots, "drain", slow_drain)
+    threads = [threading.Thread(target=do, daemon=True) for do in (save, guest.close)]
+    threads[0].start()
+    assert drains.wait(PATIENCE)
+    threads[1].start()
+    wait_for(lambda: guest.end is not None, "the end of the machine")
+    time.sleep(0.1)  # it may well wait for the snapshot by then
+    may_go_on.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    saver.wait()
+    assert saver.status in {"completed", "canceled", "failed", "none"}
+    assert folder.exists() == (saver.status == "completed")

@@ -44,7 +44,11 @@ class Writer:
         self._identity = identity
         self._tell = tell
         self.done = self.written = 0
-        self.is_cancelled = False  # set it, by any thread, to end `write`
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """Have `write` end soon, or not begin; any thread."""
+        self.is_cancelled = True
 
     def write(self, fd: int) -> None:
         """Fill an empty file; OSError, ECANCELED when it `is_cancelled`."""

@@ -75,12 +75,12 @@ class Saver:
         check(machine)
         folder.check(path)
         was_running = machine.state == "running"
-        machine.begin_save(self.cancel)
+        identity = os.urandom(IDENTITY_BYTES)
+        assert machine.memory is not None
+        writer = Writer(machine.memory, identity, self._log.notice)
+        machine.begin_save(writer.cancel)
         try:
-            identity = os.urandom(IDENTITY_BYTES)
             state = state_file.encode(fields(machine, identity))
-            assert machine.memory is not None
-            writer = Writer(machine.memory, identity, self._log.notice)
             self._writer, self.status, self.error = writer, ACTIVE, ""
             self._done.acquire()
             try:
@@ -118,7 +118,7 @@ class Saver:
     def cancel(self) -> None:
         """Have what is being written end soon, and leave nothing; never waits."""
         if self._writer is not None:
-            self._writer.is_cancelled = True
+            self._writer.cancel()
 
     def wait(self) -> None:
         """Wait for the end of what is being written."""

@@ -145,7 +145,7 @@ def test_one_that_is_cut_off_while_it_is_read(saved: Path) -> None:
 def test_it_can_be_cancelled(tmp_path: Path) -> None:
     memory = filled(GuestMemory(SIZE))
     writer = Writer(memory, IDENTITY)
-    writer.is_cancelled = True
+    writer.cancel()
     with open(tmp_path / "memory", "wb") as file, pytest.raises(OSError, match="canceled") as info:
         writer.write(file.fileno())
     assert info.value.errno == errno.ECANCELED
