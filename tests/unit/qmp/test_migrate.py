@@ -8,17 +8,10 @@ import pytest
 from pyvirt.errors import BackendError
 from pyvirt.qmp.host import Saving
 
-from .fake_machine import GENERIC, Bench
+from .fake_machine import GENERIC
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    bench = Bench()
-    yield bench
-    bench.close()
+    from .fake_machine import Bench
 
 
 def test_a_running_machine_is_stopped_first(bench: Bench) -> None:
