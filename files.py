@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 
+SOCKET_PATH_MAX = 107  # bytes of the path of a Unix socket: sockaddr_un without its terminator
 _HELD = (errno.EAGAIN, errno.EACCES)
 NO_LOCKS = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 

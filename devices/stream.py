@@ -11,8 +11,6 @@ import os
 
 from ..errors import ConfigError
 
-PATH_BYTES = 107  # sockaddr_un
-
 
 class StreamConfig:
     """A socket that somebody listens on, as it was asked for."""

@@ -14,7 +14,6 @@ import stat
 
 from .. import files
 
-PATH_BYTES = 107  # sockaddr_un without its terminator
 _LOCK, _NEW = ".lock", ".new"
 # What the host's file system answers to a process in the nested lab is ENXIO.
 _NO_SOCKETS = "this file system takes no sockets; in the nested lab, /dev/shm does"
@@ -89,7 +88,7 @@ class UnixListener:
 def _new_path(path: str) -> str:
     """Return where to bind first, in the same folder."""
     new = path + _NEW
-    if len(os.fsencode(new)) <= PATH_BYTES:
+    if len(os.fsencode(new)) <= files.SOCKET_PATH_MAX:
         return new
     import binascii  # noqa: PLC0415  (few paths are that long)
 
@@ -98,7 +97,7 @@ def _new_path(path: str) -> str:
 
 
 def _bind(server: socket.socket, path: str) -> None:
-    if len(os.fsencode(path)) <= PATH_BYTES:
+    if len(os.fsencode(path)) <= files.SOCKET_PATH_MAX:
         server.bind(path)
         return
     folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

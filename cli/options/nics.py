@@ -10,10 +10,11 @@ import os
 from ...devices import mac
 from ...devices.nic import NicConfig
 from ...devices.passt import PasstConfig
-from ...devices.stream import PATH_BYTES, StreamConfig
+from ...devices.stream import StreamConfig
 from ...devices.tap import NAME_BYTES, TapConfig
 from ...devices.virtio import net
 from ...errors import ConfigError
+from ...files import SOCKET_PATH_MAX
 from . import members
 from .members import pairs
 from .pairing import Pairing
@@ -58,8 +59,10 @@ def _fd(option: str, text: str) -> tuple[int, ...]:
 
 def _socket_path(option: str, text: str) -> str:
     size = len(os.fsencode(text))
-    if not 1 <= size <= PATH_BYTES:
-        raise ConfigError(f"{option} {text}: {size} bytes, a socket's path has 1 to {PATH_BYTES}")
+    if not 1 <= size <= SOCKET_PATH_MAX:
+        raise ConfigError(
+            f"{option} {text}: {size} bytes, a socket's path has 1 to {SOCKET_PATH_MAX}"
+        )
     return text
 
 

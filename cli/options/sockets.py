@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 
 from ...errors import ConfigError
+from ...files import SOCKET_PATH_MAX
 from .members import FALSE, TRUE, comma_hint, is_number, one_of
 
 PORT_MAX = 65535
 FD_MAX = 1 << 20
 LOOPBACK = "127.0.0.1"
-_PATH_MAX = 107  # bytes: sockaddr_un without its terminator
 _SWITCH = (*TRUE, *FALSE)
 
 
@@ -24,8 +24,8 @@ def number(option: str, text: str, least: int, most: int) -> int:
 def path(option: str, text: str) -> str:
     """Read the path of a Unix socket; ConfigError."""
     size = len(os.fsencode(text))
-    if not 1 <= size <= _PATH_MAX:
-        raise ConfigError(f"{option}: a socket's path has 1 to {_PATH_MAX} bytes, not {size}")
+    if not 1 <= size <= SOCKET_PATH_MAX:
+        raise ConfigError(f"{option}: a socket's path has 1 to {SOCKET_PATH_MAX} bytes, not {size}")
     return text
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from ...devices.unix_socket import UnixListener
 from ...errors import BackendError, ConfigError
+from ...files import SOCKET_PATH_MAX
 from . import image, qemu
 from .client import Client, Command, LinkClosedError
 from .machines import Machines
 from .protocol import TEXT_MAX
 from .signals import Signals
 
-SOCKET_PATH_MAX = 107
 _BACKLOG = 16
 
 

@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ...errors import QmpError
+from ...files import SOCKET_PATH_MAX
 from ..schema import (
     Arguments,
     Boolean,
@@ -36,9 +37,6 @@ _FORMAT = Field(
 _DEVICE = Field("device", Text(), "the id of a `-chardev ringbuf`")
 
 
-_SOCKET_PATH_MAX = 107  # bytes, sun_path
-
-
 def _list(session: Session, _: Arguments) -> object:
     host = session.monitor.host
     return [
@@ -56,10 +54,10 @@ def _list(session: Session, _: Arguments) -> object:
 
 def _add(session: Session, given: Arguments) -> object:
     host, path = session.monitor.host, given.backend.data.addr.data.path
-    if len(os.fsencode(path)) > _SOCKET_PATH_MAX:
+    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
         raise QmpError(
             f"`backend.data.addr.data.path` has {len(os.fsencode(path))} bytes, a socket's has "
-            f"{_SOCKET_PATH_MAX} at most; give a shorter one"
+            f"{SOCKET_PATH_MAX} at most; give a shorter one"
         )
     if any(one.label == given.id for one in host.chardevs()):
         raise QmpError(f"Chardev {given.id} is there from the start; give another id")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from pyvirt.devices import unix_socket
 from pyvirt.devices.unix_socket import UnixListener
+from pyvirt.files import SOCKET_PATH_MAX
 
 ROUNDS = 300
 STARTERS = 8
@@ -152,7 +153,7 @@ def test_what_has_taken_its_place_stays(tmp_path: Path) -> None:
     assert path.read_text() == "of another"
 
 
-@pytest.mark.parametrize("size", [unix_socket.PATH_BYTES, unix_socket.PATH_BYTES - 4, 100])
+@pytest.mark.parametrize("size", [SOCKET_PATH_MAX, SOCKET_PATH_MAX - 4, 100])
 @pytest.mark.parametrize("is_deep", [False, True])
 def test_a_path_as_long_as_can_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, is_deep: bool
