@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #include "fuzz/driver.h"
-#include "port/internal.h"
+#include "fuzz/ports.h"
 
 enum { MESSAGE_AT = 0x7000 };
 
@@ -131,20 +131,6 @@ static void host_closes(struct bench *bench, struct input *input)
 	}
 }
 
-/* As if poll(2) told that everything has moved. */
-static void serve(struct bench *bench)
-{
-	struct pv_ports *ports = bench->ports;
-
-	for (uint32_t i = 0; i < ports->count; i++) {
-		if (ports->port[i].in_wait != PV_PORT_IDLE)
-			ports->port[i].in_wait = PV_PORT_MORE;
-		ports->port[i].out_wait = PV_PORT_MORE;
-	}
-	ports->control_in_wait = ports->control_out_wait = PV_PORT_MORE;
-	pv_port_serve(ports);
-}
-
 static void check(struct bench *bench)
 {
 	struct pv_port *port = &bench->ports->port[1];
@@ -195,7 +181,7 @@ static void instruct(struct bench *bench, struct input *input)
 			pv_port_peer_closed(bench->ports, &bench->ports->port[1]);
 		break;
 	default:
-		serve(bench);
+		serve_ports(bench->ports);
 	}
 	check(bench);
 }

@@ -9,8 +9,8 @@
  * takes. */
 #include "console/uart.h"
 #include "fuzz/driver.h"
+#include "fuzz/ports.h"
 #include "net/internal.h"
-#include "port/internal.h"
 
 /* Fill anything from the input. */
 static void take_bytes(struct input *input, void *data, size_t size)
@@ -97,15 +97,9 @@ static void try_uart(struct input *input)
 	pv_console_free(console);
 }
 
-static void serve_ports(struct pv_ports *ports)
+static void serve_and_check(struct pv_ports *ports)
 {
-	for (uint32_t i = 0; i < ports->count; i++) {
-		if (ports->port[i].in_wait != PV_PORT_IDLE)
-			ports->port[i].in_wait = PV_PORT_MORE;
-		ports->port[i].out_wait = PV_PORT_MORE;
-	}
-	ports->control_in_wait = ports->control_out_wait = PV_PORT_MORE;
-	pv_port_serve(ports);
+	serve_ports(ports);
 	REQUIRE(ports->port[1].owed <= PV_PORT_OWES_ALL);
 }
 
@@ -141,7 +135,7 @@ static void try_ports(struct input *input)
 		if (code % 5 < 4)
 			drive(&driver, input, code % 5, code / 16 % QUEUES_MAX);
 		else
-			serve_ports(ports);
+			serve_and_check(ports);
 	}
 	pv_ports_free(ports);
 	driver_destroy(&driver);

@@ -1,10 +1,10 @@
 /* Block devices that share a thread: what happens to one is nothing to the other. */
-#include <dirent.h>
 #include <pthread.h>
 #include <stdatomic.h>
 
 #include "iothread/iothread.h"
 #include "tests/block/device.h"
+#include "tests/threads.h"
 
 static struct pv_iothread *make_thread(void)
 {
@@ -19,19 +19,6 @@ static void make_shared(struct device *d, struct pv_iothread *thread, uint32_t i
 	struct pv_block_config config = {.fd = -1, .iops = iops, .iothread = thread};
 
 	make(d, &config);
-}
-
-/* Of this process, whatever its tools have among them. */
-static unsigned threads(void)
-{
-	DIR *folder = opendir("/proc/self/task");
-	unsigned count = 0;
-
-	CHECK(folder);
-	while (readdir(folder))
-		count++;
-	closedir(folder);
-	return count - 2;
 }
 
 static void test_one_thread_for_all_queues_of_all_devices(void)

@@ -276,30 +276,14 @@ static void test_only_pairs_in_use_are_served(void)
 	bench_unmake(&b);
 }
 
-static struct queue *endless;
-
-/* A host that is so fast that the driver has always more to send. */
-static int send_endlessly(struct pv_net_port *port, const struct iovec *iov, int count)
-{
-	(void)port;
-	(void)iov;
-	(void)count;
-	add(endless, &(struct part){0, PV_NET_HEADER + 60, false}, 1);
-	show(endless);
-	return 0;
-}
-
 static void test_endless_sending_does_not_keep_packets_from_the_driver(void)
 {
 	struct pv_net_port_ops ops;
 	struct bench b;
 
 	bench_make(&b, PV_NET_TAP, (struct pv_net_config){0});
-	ops = *b.net->ports[0].ops;
-	ops.send = send_endlessly;
-	b.net->ports[0].ops = &ops;
+	bench_is_endless(&b, &ops);
 	bench_start(&b, MRG | F(CTRL_VQ), 1);
-	endless = &b.queues[TX];
 	make_frame(frame, 60, 1);
 	offer_buffers(&b, RX, 8, 0x200000, 500);
 	offer_packets(&b, 8, frame, 60);

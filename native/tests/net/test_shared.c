@@ -1,7 +1,6 @@
 /* NICs that share a thread: what happens to one is nothing to the other. */
-#include <dirent.h>
-
 #include "tests/net/bench.h"
+#include "tests/threads.h"
 
 static uint8_t frame[60000], packet[PV_NET_HEADER + PV_NET_FRAME_MAX];
 static const struct virtio_net_hdr_v1 PLAIN = {0};
@@ -21,18 +20,6 @@ static void host_is_heard(struct bench *b)
 	offer_buffers(b, RX, 1, 0x200000, 500);
 	host_sends(b, frame, 60, PLAIN);
 	WAIT_FOR(used(&b->queues[RX]) == (uint16_t)(before + 1));
-}
-
-static unsigned threads(void)
-{
-	DIR *folder = opendir("/proc/self/task");
-	unsigned count = 0;
-
-	CHECK(folder);
-	while (readdir(folder))
-		count++;
-	closedir(folder);
-	return count - 2;
 }
 
 static void test_one_thread_for_all_pairs_of_all_nics(void)
@@ -122,30 +109,15 @@ static void test_one_waits_for_its_limit_and_the_other_does_not(void)
 	bench_unmake(&b[1]);
 }
 
-static struct queue *endless;
-
-static int send_endlessly(struct pv_net_port *port, const struct iovec *iov, int count)
-{
-	(void)port;
-	(void)iov;
-	(void)count;
-	add(endless, &(struct part){0, PV_NET_HEADER + 60, false}, 1);
-	show(endless);
-	return 0;
-}
-
 static void test_one_sends_endlessly_and_the_other_lives(void)
 {
 	struct pv_net_port_ops ops;
 	struct bench b[2];
 
 	bench_make(&b[0], PV_NET_TAP, (struct pv_net_config){0});
-	ops = *b[0].net->ports[0].ops;
-	ops.send = send_endlessly;
-	b[0].net->ports[0].ops = &ops;
+	bench_is_endless(&b[0], &ops);
 	bench_start(&b[0], MRG, 1);
 	make_shared(&b[1], 1, (struct pv_net_config){0});
-	endless = &b[0].queues[TX];
 	make_frame(frame, 60, 1);
 	offer_packets(&b[0], 8, frame, 60);
 	WAIT_FOR(STAT(&b[0], tx_packets) > 1000);
