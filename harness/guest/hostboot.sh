@@ -35,15 +35,7 @@ ln -s fd/0 /dev/stdin
 ln -s fd/1 /dev/stdout
 ln -s fd/2 /dev/stderr
 
-if [ -s /lib/modules/load ]; then
-	while read -r module soft; do
-		if [ -n "$soft" ]; then
-			insmod "$module" 2>/dev/null
-		else
-			insmod "$module" || echo "init: module $module was not loaded"
-		fi
-	done </lib/modules/load
-fi
+[ -e /lib/modules/load.sh ] && . /lib/modules/load.sh
 
 tag=''
 read -r words </proc/cmdline

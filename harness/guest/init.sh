@@ -24,15 +24,7 @@ ln -s fd/1 /dev/stdout
 ln -s fd/2 /dev/stderr
 ip link set lo up 2>/dev/null
 
-if [ -s /lib/modules/load ]; then
-	while read -r module soft; do
-		if [ -n "$soft" ]; then
-			insmod "$module" 2>/dev/null
-		else
-			insmod "$module" || echo "init: module $module was not loaded"
-		fi
-	done </lib/modules/load
-fi
+[ -e /lib/modules/load.sh ] && . /lib/modules/load.sh
 
 # Folders of the host: pyvirt.share=TAG,TAG of the kernel's command line.
 for word in $(cat /proc/cmdline); do

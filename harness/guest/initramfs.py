@@ -34,6 +34,7 @@ INIT_FILES = {
 # The modules in the archive, in the order to load them: a path a line, with the word "soft"
 # after one that the kernel may refuse.
 LOAD_LIST = "/lib/modules/load"
+LOADER = "/lib/modules/load.sh"  # loads them, read in by an init that is a shell's
 SCRIPT = "/script"
 SCRIPT_MAX = 256 << 20  # bytes; it may be a program
 DIRECTORIES = (
@@ -116,6 +117,7 @@ def _add_modules(archive: Archive, kernel: Kernel, wanted: Sequence[str]) -> Non
         archive.file(path, _module(source))
         lines.append(f"{path} soft\n" if module.soft else f"{path}\n")
     archive.file(LOAD_LIST, "".join(lines).encode())
+    archive.file(LOADER, _HERE / "modules.sh")
 
 
 def _module(path: Path) -> bytes | Path:

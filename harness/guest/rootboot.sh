@@ -32,15 +32,7 @@ for word in $words; do
 done
 [ -n "$root" ] || fail "the kernel command line names no root; add one such as root=/dev/vda"
 
-if [ -s /lib/modules/load ]; then
-	while read -r module soft; do
-		if [ -n "$soft" ]; then
-			insmod "$module" 2>/dev/null
-		else
-			insmod "$module" || echo "init: module $module was not loaded"
-		fi
-	done </lib/modules/load
-fi
+[ -e /lib/modules/load.sh ] && . /lib/modules/load.sh
 
 # Disks come up in their own time.
 tries=0

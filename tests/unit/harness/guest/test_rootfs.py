@@ -327,7 +327,11 @@ def test_sizes_that_are_none(size: str) -> None:
 
 
 @pytest.mark.parametrize("shell", [["sh"], ["busybox", "sh"]])
-@pytest.mark.parametrize("script", [rootfs.HOOK, rootfs.EXT4, rootboot.INIT], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "script",
+    [rootfs.HOOK, rootfs.EXT4, rootboot.INIT, rootboot.INIT.with_name("modules.sh")],
+    ids=lambda p: p.name,
+)
 def test_scripts_parse(shell: list[str], script: Path) -> None:
     subprocess.run([*shell, "-n", str(script)], timeout=30, check=True)
 
@@ -400,6 +404,7 @@ def test_root_initramfs(tmp_path: Path) -> None:
     assert members["lib/modules/load"].data.decode().split() == [
         f"/lib/modules/6.1/{name}.ko" for name in names
     ]
+    assert b"done </lib/modules/load\n" in members["lib/modules/load.sh"].data
     assert members["etc/x"].data == b"y"
 
 
