@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     Kernel = Callable[[str], Path]
 
 
+pytestmark = pytest.mark.any_kvm
+
+
 @pytest.mark.parametrize(
     ("comm", "name", "number"),
     [

@@ -6,11 +6,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from ..effort import tries
 from ..unit.namespace import ip, network_namespace
 from ..unit.usage import usage
 from .test_qmp_run import Monitored
 
+pytestmark = pytest.mark.any_kvm
 MIB = 1 << 20
 # The lab is slow; tests/guest has more for it, under load.
 CYCLES = 20 if os.environ.get("PYVIRT_LAB") else tries(500)  # of disks, and as many of NICs

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from pyvirt.devices.virtio.net import Net
 
 
+pytestmark = pytest.mark.any_kvm
+
+
 class Other(PythonDevice):
     """A device that nobody can plug, with an ID and a word of others."""
 

@@ -13,6 +13,7 @@ from pyvirt.harness.vm.fork_server import ForkServer, Process
 from ..unit.fork_server import read_all, telling_of_imports
 from .support import PATIENCE
 
+pytestmark = pytest.mark.any_kvm
 Kernel = Callable[[str], Path]
 
 

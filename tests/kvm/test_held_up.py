@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     Make = Callable[..., Guest]
 
+pytestmark = pytest.mark.any_kvm
 QUEUE_SIZE = 256
 RINGS = 0x30_0000
 TABLE, HEADER, DATA = 0x32_0000, 0x33_0000, 0x400_0000

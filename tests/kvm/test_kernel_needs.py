@@ -7,9 +7,12 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from .support import PATIENCE, wait_readable
 from .test_run import command
 
+pytestmark = pytest.mark.any_kvm
 CONFIG = b"IKCFG_ST" + gzip.compress(b"CONFIG_64BIT=y\n") + b"IKCFG_ED"
 
 

@@ -12,6 +12,7 @@ from pyvirt.harness.collect import kvm_unit_expected, kvm_unit_tests
 
 from .support import GUESTS, PATIENCE, build
 
+pytestmark = pytest.mark.any_kvm
 pytest_plugins = ["pytester"]
 CONFTEST = """
 import pytest

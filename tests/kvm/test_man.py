@@ -14,6 +14,7 @@ from pyvirt.cli.man import EXAMPLES
 from .support import PATIENCE
 from .test_run import PYVIRT, STATUS, TEXT, wait_for
 
+pytestmark = pytest.mark.any_kvm
 # The tiny guest is not for the nested lab, wherever pyvirt would run a real one.
 SHELL = (
     f'pyvirt() {{ if [ "$1" = run ]; then shift; set -- run -accel kvm "$@"; fi; {PYVIRT} "$@"; }}'

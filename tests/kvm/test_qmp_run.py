@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     Kernel = Callable[[str], Path]
 
+pytestmark = pytest.mark.any_kvm
 QUERIES = (
     "query-status", "query-name", "query-uuid", "query-cpus-fast", "query-hotpluggable-cpus",
     "query-machines", "query-iothreads", "query-chardev", "query-block", "query-blockstats",

@@ -16,6 +16,7 @@ import pytest
 
 from .support import PATIENCE
 
+pytestmark = pytest.mark.any_kvm
 PYVIRT = Path(sys.executable).parent / "pyvirt"
 TEXT = b"hello from a tiny guest\nwith a second line\n"
 STATUS = 42

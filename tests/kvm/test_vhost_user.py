@@ -32,6 +32,7 @@ from .test_run import (
     wait_for_pid_file,
 )
 
+pytestmark = pytest.mark.any_kvm
 __all__ = ["start"]  # a fixture
 
 
