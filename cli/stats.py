@@ -110,7 +110,8 @@ def _back_end(stats: dict[str, int]) -> str:
     return (
         f"  back end {'there' if stats['connected'] else 'gone'}, "
         f"connections {stats['connections']}, "
-        f"changes of its configuration {stats['config_changes']}"
+        f"changes of its configuration {stats['config_changes']}, "
+        f"buffers in its queues {stats['waiting']}"
     )
 
 

@@ -282,6 +282,9 @@ if TYPE_CHECKING:
         def open_export(self, id: str, chardev: str, path: str) -> Resource:  # noqa: A002
             """Connect to a disk of another process, that of device `id`."""
 
+        def open_uplink(self, id: str, chardev: str, path: str) -> Resource:  # noqa: A002
+            """Connect to a switch of another process, for NIC `id`."""
+
         def attach(self, device: Device) -> None:
             """Give the slot the backend; the guest is told. The backend stays ours to close."""
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ..devices.chardev import Chardev as OpenChardev
     from ..devices.iothread import IoThread
     from ..devices.serial import Serial
+    from ..devices.vhost_user.back_end import BackEnd
     from ..devices.virtio.balloon import Balloon
     from ..devices.virtio.device import Device as VirtioDevice
     from ..devices.virtio.fault import Fault, FaultState
@@ -407,15 +408,28 @@ class MachineHost:
         """Connect to a back end that listens on `path`."""
         from ..devices.vhost_user.block import BlockConfig as ExportConfig  # noqa: PLC0415
         from ..devices.vhost_user.plugged import QUEUE_SIZE, Export  # noqa: PLC0415  (few have any)
-        from ..devices.vhost_user.socket import SocketBackEnd  # noqa: PLC0415
+
+        back_end = self._back_end(id, chardev, path)
+        return Export(ExportConfig(id, back_end, queue_size=QUEUE_SIZE, config_wce=False))
+
+    def open_uplink(self, id: str, chardev: str, path: str) -> Resource:  # noqa: A002
+        """Connect to a switch that listens on `path`."""
+        from ..devices.vhost_user.net import NetConfig  # noqa: PLC0415
+        from ..devices.vhost_user.plugged_nic import Uplink  # noqa: PLC0415  (few have any)
+
+        # The address is the slot's.
+        return Uplink(NetConfig(id, self._back_end(id, chardev, path), bytes(6)))
+
+    def _back_end(self, id: str, chardev: str, path: str) -> BackEnd:  # noqa: A002
+        """Return where one is; QmpError: it could not see guest memory."""
+        from ..devices.vhost_user.socket import SocketBackEnd  # noqa: PLC0415  (few have any)
 
         if not all(one.shared for one in self.memory_backends()):
             raise QmpError(
                 f"Device {id}: guest memory is this process's alone, and a back end has to see it; "
                 "start the machine with -machine mem-share=on"
             )
-        back_end = SocketBackEnd(f"chardev {chardev}", path)
-        return Export(ExportConfig(id, back_end, queue_size=QUEUE_SIZE, config_wce=False))
+        return SocketBackEnd(f"chardev {chardev}", path)
 
     def _iothread(self, device: Device) -> IoThread | None:
         return next((one for one in self._iothreads if one.id == device.iothread), None)

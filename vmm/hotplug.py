@@ -139,19 +139,20 @@ class Inventory:
 
     def remove_chardev(self, id: str) -> None:  # noqa: A002
         """Forget a socket that no device has."""
-        self._free_chardev(id, "send device_del for that first")
+        self._free_chardev(id, "send {} for that first")
         del self._chardevs[id]
 
     def _free_chardev(self, id: str, mend: str) -> str:  # noqa: A002
         if id not in self._chardevs:
             raise QmpError(f"Chardev {id} not found; make it with chardev-add")
-        user = self.user_of(id)
-        if user:
-            raise QmpError(f"Chardev {id} is in use by device {user}; {mend}")
+        user = next((one for one in self._backends.values() if one.chardev == id), None)
+        if user is not None:
+            what, rid = ("device", "device_del") if user.device else ("netdev", "netdev_del")
+            raise QmpError(f"Chardev {id} is in use by {what} {user.id}; {mend.format(rid)}")
         return self._chardevs[id]
 
     def user_of(self, chardev: str) -> str:
-        """Return the id of the device that has a chardev, "" for none."""
+        """Return the id of the backend that has a chardev, "" for none."""
         users = (one.id for one in self._backends.values() if one.chardev == chardev)
         return next(users, "")
 

@@ -61,6 +61,7 @@ class VhostUser(Device):
         "_ring_features",
         "_turn",
         "_vacant",
+        "_waiting",
     )
     CONFIG_SIZE = 0  # bytes of the back end's configuration space that the device shows
     NEEDED = r.VERSION_1  # features that a back end must have
@@ -90,6 +91,7 @@ class VhostUser(Device):
         self._is_standing = False  # by `drain`
         self._is_late = False  # a `drain` took too long; to go on once the back end has answered
         self._lost_at = 0.0
+        self._waiting = 0
         self._vacant = Vacant(name, self.VACANT)
         self._turn = turn.Turn(name)
         self._attendant = Attendant(
@@ -359,13 +361,23 @@ class VhostUser(Device):
     def stats(self) -> dict[str, int]:
         """Return whether there is a back end, how many there were, and what they told; any thread.
 
-        Requests and interrupts are for the back end to count.
+        With them the buffers that wait in its queues, as both sides say; what has passed through
+        them is for the back end to count, and so are kicks and interrupts, which it has itself.
         """
         return {
             "connected": int(self.is_connected),
             "connections": self._link.connections,
             "config_changes": self._link.config_changes,
+            "waiting": self._count_waiting(),
         }
+
+    def _count_waiting(self) -> int:
+        """Return the sum over the queues; that of before while somebody has the turn."""
+        with contextlib.suppress(BackendError), self._turn.soon(0):
+            activation = self._activation
+            queues = self.given(activation) if activation is not None else []
+            self._waiting = sum(lib.pv_virtqueue_waiting(queue.handle) for queue in queues)
+        return self._waiting
 
     def close(self) -> None:
         """End the thread, and let go of the back end."""

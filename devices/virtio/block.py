@@ -455,7 +455,13 @@ class Block(Pluggable):
         return (OPERATIONS.get(kind[0], "write"), error) if error else None
 
     def stats(self) -> Any:
-        """Return a struct pv_block_stats (native/block/block.h) of the image; any thread."""
+        """Return a struct pv_block_stats (native/block/block.h) of the image; any thread.
+
+        Of another process's disk what is known of that, as a dict.
+        """
+        lent: Any = self._served.lent
+        if lent is not None:
+            return lent.stats()
         stats = ffi.new("struct pv_block_stats *")
         with self._lock:
             self._served.read_stats(stats)

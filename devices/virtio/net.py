@@ -7,23 +7,28 @@ import struct
 
 from ...errors import BackendError, ConfigError
 from ...native import check, ffi, lib
-from . import turn
+from . import net_state, turn
 from .device import Pluggable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Protocol
+    from typing import Any, Protocol, TypeGuard
 
     from ...state import Fields
     from ..iothread import IoThread
     from .device import Activation
+    from .uplink import LentPair
 
     class Backend(Protocol):
         """The host's side of a NIC, opened; whoever holds it closes it."""
 
         @property
         def kind(self) -> str:
-            """`tap`: queues of a tap with headers of 12 bytes; `stream`: a connected socket."""
+            """What it is.
+
+            `tap`: queues of a tap with headers of 12 bytes; `stream`: a connected socket; `lent`:
+            an Uplink.
+            """
 
         @property
         def fds(self) -> tuple[int, ...]:
@@ -40,9 +45,23 @@ if TYPE_CHECKING:
         def close(self) -> None:
             """Give the descriptors back, and what else there is."""
 
+    class Uplink(Backend, Protocol):
+        """Another process that moves the packets."""
+
+        @property
+        def device(self) -> Any:
+            """What is to be given the first two queues (vhost_user/plugged_nic.py)."""
+
+        @property
+        def is_connected(self) -> bool:
+            """Tell whether that process is there."""
+
+        def check(self, features: int) -> None:
+            """Raise ConfigError unless a driver with these can have it."""
+
 
 DEVICE_TYPE = 1
-QUEUE_PAIRS_MAX = 64
+QUEUE_PAIRS_MAX = lib.PV_NET_PAIRS
 QUEUE_SIZE_MIN, QUEUE_SIZE_MAX = 2, 1024
 MTU_MIN, MTU_MAX = 68, 65535
 CTRL_QUEUE_SIZE = 64
@@ -68,7 +87,10 @@ MQ = 1 << 22
 CTRL_MAC_ADDR = 1 << 23
 GUEST_USO4, GUEST_USO6, HOST_USO = 1 << 54, 1 << 55, 1 << 56
 
-_ALWAYS = MAC | MRG_RXBUF | STATUS | CTRL_VQ | CTRL_RX | CTRL_VLAN | GUEST_ANNOUNCE | CTRL_MAC_ADDR
+_CONTROL = CTRL_VQ | CTRL_RX | CTRL_VLAN | GUEST_ANNOUNCE | CTRL_MAC_ADDR
+_ALWAYS = MAC | MRG_RXBUF | STATUS | _CONTROL
+# Features that are nothing to who moves the packets.
+CONTROL = _CONTROL | CTRL_GUEST_OFFLOADS | MTU | MQ
 # Offloads of the host, and the features that they make possible.
 _OFFLOADS = (
     (TUN_CSUM, CSUM | GUEST_CSUM | CTRL_GUEST_OFFLOADS),
@@ -78,10 +100,8 @@ _OFFLOADS = (
     (TUN_USO4 | TUN_USO6, GUEST_USO4 | GUEST_USO6 | HOST_USO),
 )
 
-_MAC_BYTES = 6
-_VLANS = 4096
-_OFFLOADS_MAX = (1 << 32) - 1
 _LINK_UP, _ANNOUNCE = 1, 2
+_KINDS = {"tap": lib.PV_NET_TAP, "stream": lib.PV_NET_STREAM, "lent": lib.PV_NET_LENT}
 # struct virtio_net_config to mtu, 5.1.4: mac, status, max_virtqueue_pairs, mtu.
 _CONFIG = struct.Struct("<6sHHH")
 
@@ -143,13 +163,15 @@ class NetConfig:
 class Net(Pluggable):
     """A NIC of the guest; owns its backend and the C side.
 
-    The link is up while there is a backend whose other side lives, unless `set_link` says down.
+    The link is up while there is a backend whose other side lives, unless `set_link` says down. An
+    Uplink has the first two queues to itself, and filters nothing.
     Backends come and go at any time: `attach`, `detach` and `set_link` are for any thread that has
     no turn at the transport, and wait for each other, LIMIT_S at most (BackendError); `news`,
     `stats` and all that only tells are for any thread, and do not wait.
     """
 
     __slots__ = (
+        "_activation",
         "_backend",
         "_config",
         "_handle",
@@ -157,8 +179,10 @@ class Net(Pluggable):
         "_iothread",
         "_is_active",
         "_is_moved",
+        "_lent",
         "_lost",
         "_mac",
+        "_offered",
         "_turn",
         "_wanted",
         "offloads",
@@ -179,7 +203,10 @@ class Net(Pluggable):
             queue_sizes=sizes,
         )
         self._config = config
+        self._offered = self.features
         self._backend: Backend | None = None
+        self._lent: LentPair | None = None  # with an Uplink
+        self._activation: Activation | None = None
         self._id = config.id
         self._iothread: IoThread | None = None  # has to be there as long as the backend uses it
         self._mac = config.mac  # what a driver reads when it begins
@@ -205,7 +232,8 @@ class Net(Pluggable):
     @property
     def link(self) -> bool:
         """Tell whether the guest sees a link."""
-        return self._backend is not None and self._wanted and not self._lost
+        lives = not self._lost and (self._lent is None or self._lent.is_connected)
+        return self._backend is not None and self._wanted and lives
 
     @property
     def backend(self) -> str:
@@ -226,11 +254,24 @@ class Net(Pluggable):
             status |= _ANNOUNCE
         return _CONFIG.pack(bytes(mac), status, self._config.queue_pairs, self._config.mtu)
 
+    def offer(self) -> int:
+        """Return the NIC's own features; with an Uplink, those that it has, too."""
+        self._offered = self.features
+        if self._lent is not None:
+            self._offered &= self._lent.lent.features | _ALWAYS & ~MRG_RXBUF
+        return self._offered
+
+    def ring_features(self) -> int:
+        """Return those that who serves the queues has."""
+        ours = super().ring_features()
+        return ours & self._lent.lent.ring_features() if self._lent is not None else ours
+
     def operations(self) -> tuple[str, ...]:
-        """Return both directions and the interrupt; nothing where vhost does all that."""
+        """Return both directions and the interrupt; nothing where another does all that."""
         from .fault import INTERRUPT, NIC  # noqa: PLC0415  (only tests of drivers ask)
 
-        return () if self._backend and self._backend.vhost_fds else NIC + INTERRUPT
+        is_away = self._lent is not None or (self._backend and self._backend.vhost_fds)
+        return () if is_away else NIC + INTERRUPT
 
     def activate(self, activation: Activation) -> None:
         """Start a thread for each pair of queues that is ready, up to the first that is not."""
@@ -257,6 +298,13 @@ class Net(Pluggable):
         with self._turn.soon():
             result = lib.pv_net_start(self._handle, ffi.new("struct pv_net_activation *", words))
             check(result, f"{self.name}: cannot start")
+            if self._lent is not None:
+                try:
+                    self._lent.lend(self._handle, activation, up=self._wanted)
+                except BaseException:
+                    self._check(lib.pv_net_stop(self._handle, _limit_ns()), "cannot stop")
+                    raise
+            self._activation = activation
             self._is_active = True
             if self._is_moved:
                 self._is_moved = False
@@ -265,8 +313,16 @@ class Net(Pluggable):
     def reset(self, limit: float) -> None:
         """End the threads; the driver's address is the configured one again."""
         with self._turn.soon(limit):
+            if self._lent is not None:
+                self._lent.stop(limit)
             self._check(lib.pv_net_stop(self._handle, int(limit * 1e9)), "cannot stop")
+            self._activation = None
             self._is_active = self._is_moved = False
+
+    def halt(self) -> None:
+        """Have another process not be waited for."""
+        if self._lent is not None:
+            self._lent.halt()
 
     def _check(self, result: int, what: str) -> None:
         """Raise BackendError for what the C side says of a call that may wait for the host."""
@@ -280,19 +336,33 @@ class Net(Pluggable):
     def drain(self, limit: float) -> None:
         """Pause the threads; a packet that was read and had no room yet is lost."""
         with self._turn.soon(limit):
-            self._check(lib.pv_net_drain(self._handle, int(limit * 1e9)), "cannot stop")
+            if self._lent is not None:
+                self._lent.drain(limit)
+            try:
+                self._check(lib.pv_net_drain(self._handle, int(limit * 1e9)), "cannot stop")
+            except BackendError:
+                if self._lent is not None:
+                    self._lent.resume()
+                raise
 
     def resume(self) -> None:
         """Let them go on."""
         with self._turn.soon():
             check(lib.pv_net_resume(self._handle), f"{self.name}: cannot go on")
+            if self._lent is not None:
+                self._lent.resume()
 
     def save(self) -> dict[str, object]:
         """Return what was set up: the link by a monitor, and what a driver at work receives.
 
         A limit begins anew; packets that the host has not taken are lost with their sender.
         """
-        driver = _save_driver(self._handle) if self._is_active else None
+        if self._lent is not None:
+            raise ConfigError(
+                f"NIC {self._id}: was plugged, and a machine that is restored has no such NIC in a "
+                "slot; unplug it, or have it from the start by -netdev"
+            )
+        driver = net_state.save(self._handle) if self._is_active else None
         return {"link": self._wanted, "driver": driver}
 
     def restore(self, fields: Fields) -> None:
@@ -302,7 +372,7 @@ class Net(Pluggable):
         driver = fields.optional("driver")
         if driver is not None:
             state = ffi.new("struct pv_net_state *")
-            _read_driver(driver, state)
+            net_state.read(driver, state)
             check(lib.pv_net_restore(self._handle, state), self.name)
             self._is_active = self._is_moved = True
 
@@ -331,6 +401,9 @@ class Net(Pluggable):
                     "guest (ip link set dev NAME address MAC), or unbind the driver there first"
                 )
             with self._turn.soon():
+                if is_bound and _is_uplink(backend):
+                    known = self._offered | super(Net, self).ring_features()
+                    backend.check(self._activation.features if self._activation else known)
                 self._attach(backend, iothread)
                 self._id = id or self._id
                 if mac not in {b"", self._mac}:
@@ -342,9 +415,16 @@ class Net(Pluggable):
 
     def _attach(self, backend: Backend, iothread: IoThread | None) -> None:
         config = self._config
-        kind = lib.PV_NET_TAP if backend.kind == "tap" else lib.PV_NET_STREAM
+        who, mover = ("vhost", "the kernel") if backend.vhost_fds else ("", "")
+        if _is_uplink(backend):
+            who, mover = "vhost-user", "another process"
         if self._backend:
             raise ConfigError(f"{self.name}: it has a backend; detach that first")
+        if config.queue_pairs > 1 and _is_uplink(backend):
+            raise ConfigError(
+                f"{self.name}: has {config.queue_pairs} pairs of queues, and what is plugged by "
+                "vhost-user has one; plug a tap"
+            )
         if len(backend.fds) != config.queue_pairs:
             raise ConfigError(
                 f"{self.name}: {config.queue_pairs} queue pairs need as many queues of the "
@@ -355,18 +435,18 @@ class Net(Pluggable):
                 f"{self.name}: the guest was offered offloads that this backend lacks "
                 f"({self.offloads & ~backend.offloads:#x}); attach a tap"
             )
-        if backend.vhost_fds and config.is_limited:
-            raise ConfigError(f"{self.name}: vhost knows no limits; give vhost=off or drop them")
-        if backend.vhost_fds and iothread:
+        if who and config.is_limited:
+            raise ConfigError(f"{self.name}: {who} knows no limits; give vhost=off or drop them")
+        if who and iothread:
             raise ConfigError(
-                f"{self.name}: with vhost the kernel moves the packets, and no iothread; "
+                f"{self.name}: with {who} {mover} moves the packets, and no iothread; "
                 "give vhost=off or leave iothread out"
             )
         # These arrays live until the call returns, which copies them.
         fds = ffi.new("int[]", backend.fds)
         vhost_fds = ffi.new("int[]", backend.vhost_fds) if backend.vhost_fds else ffi.NULL
         words = {
-            "kind": kind,
+            "kind": _KINDS[backend.kind],
             "count": len(backend.fds),
             "fds": fds,
             "vhost_fds": vhost_fds,
@@ -383,14 +463,44 @@ class Net(Pluggable):
         else:
             self._iothread = iothread
         self._check(result, "cannot use its backend")
+        if _is_uplink(backend):
+            self._borrow(backend)
+
+    def _borrow(self, uplink: Uplink) -> None:
+        """Let it have the queues; BackendError, and there is no backend."""
+        from .uplink import LentPair  # noqa: PLC0415  (few NICs are another process's)
+
+        lent, activation = LentPair(uplink), self._activation
+        uplink.device.config_changed = self.config_changed
+        # A broken device is served by nobody before its reset.
+        if activation is not None and not lib.pv_virtio_irq_is_broken(activation.irq):
+            try:
+                lent.lend(self._handle, activation, up=self._wanted)
+            except BaseException:
+                self._backend = None
+                self._check(lib.pv_net_detach(self._handle, _limit_ns()), "cannot go on")
+                raise
+        self._lent = lent
 
     def detach(self) -> Backend | None:
         """Take the link down and hand the backend over, which nothing uses any more."""
+        if self._lent is None:
+            return self._detach()
+        taken: list[Backend | None] = []
+        # What later drivers are offered changes with it.
+        self.exchange(lambda _: taken.append(self._detach()))
+        return taken[0]
+
+    def _detach(self) -> Backend | None:
         with self._turn.soon():
+            if self._lent is not None and self._activation is not None:
+                self._lent.drain(turn.LIMIT_S)
+                self._lent.stop(turn.LIMIT_S)
             result = lib.pv_net_detach(self._handle, _limit_ns())
             if result == -errno.ETIMEDOUT:
                 self._check(result, "")
             backend, self._backend = self._backend, None
+            self._lent = None
         self.config_changed()
         self._check(result, "cannot go on without its backend")
         return backend
@@ -402,6 +512,8 @@ class Net(Pluggable):
             self._wanted = up
             changed = self.link != before
             result = lib.pv_net_set_link(self._handle, up, _limit_ns())
+            if self._lent is not None:
+                self._lent.set_link(up=up)
         if changed:
             self.config_changed()
         self._check(result, "cannot set the link")
@@ -413,6 +525,9 @@ class Net(Pluggable):
         """
         if lib.pv_net_take_announcement(self._handle):
             self.config_changed()
+        lent = self._lent
+        if lent is not None:
+            return lent.news()
         backend = self._backend
         if backend is None or not lib.pv_net_take_lost(self._handle):
             return ""
@@ -432,10 +547,11 @@ class Net(Pluggable):
         return mode
 
     def stats(self) -> Any:
-        """Return a struct pv_net_stats (native/net/net.h) of this moment."""
+        """Return a struct pv_net_stats (native/net/net.h) of this moment; an Uplink's as a dict."""
+        lent = self._lent
         stats = ffi.new("struct pv_net_stats *")
         lib.pv_net_stats(self._handle, stats)
-        return stats
+        return stats if lent is None else lent.stats(int(stats.commands))
 
     def close(self) -> None:
         """Close the backend."""
@@ -445,52 +561,8 @@ class Net(Pluggable):
             backend.close()
 
 
-def _save_driver(handle: Any) -> dict[str, object]:
-    state = ffi.new("struct pv_net_state *")
-    lib.pv_net_save(handle, state)
-    mode = state.mode
-    return {
-        "pairs": state.pairs,
-        "mac": bytes(mode.mac).hex(),
-        "promiscuous": mode.promiscuous,
-        "all_multicast": mode.all_multicast,
-        "filters_vlans": mode.filters_vlans,
-        "offloads": mode.offloads,
-        "vlans": [n for n in range(_VLANS) if mode.vlans[n // 64] >> n % 64 & 1],
-        "unicast": _save_addresses(mode.unicast),
-        "multicast": _save_addresses(mode.multicast),
-    }
-
-
-def _save_addresses(addresses: Any) -> dict[str, object]:
-    data = bytes(ffi.buffer(addresses.list))[: addresses.count * _MAC_BYTES]
-    return {"all": addresses.all, "list": data.hex()}
-
-
-def _read_driver(fields: Fields, state: Any) -> None:
-    """Fill a struct pv_net_state."""
-    mode = state.mode
-    state.pairs = fields.integer("pairs", 1, QUEUE_PAIRS_MAX)
-    mode.mac = fields.data("mac", _MAC_BYTES)
-    if mode.mac[0] & 1:
-        raise fields.wrong("mac", "is the address of a group")
-    mode.promiscuous = fields.flag("promiscuous")
-    mode.all_multicast = fields.flag("all_multicast")
-    mode.filters_vlans = fields.flag("filters_vlans")
-    mode.offloads = fields.integer("offloads", 0, _OFFLOADS_MAX)
-    for vlan in fields.integers("vlans", 0, _VLANS - 1, most=_VLANS):
-        mode.vlans[vlan // 64] |= 1 << vlan % 64
-    _read_addresses(fields.section("unicast"), mode.unicast)
-    _read_addresses(fields.section("multicast"), mode.multicast)
-
-
-def _read_addresses(fields: Fields, addresses: Any) -> None:
-    addresses.all = fields.flag("all")
-    data = fields.data("list", most=lib.PV_NET_ADDRESSES * _MAC_BYTES)
-    if len(data) % _MAC_BYTES:
-        raise fields.wrong("list", f"has {len(data)} bytes, no multiple of {_MAC_BYTES}")
-    addresses.count = len(data) // _MAC_BYTES
-    ffi.buffer(addresses.list)[: len(data)] = data
+def _is_uplink(backend: Backend) -> TypeGuard[Uplink]:
+    return backend.kind == "lent"
 
 
 def _limit_ns() -> int:

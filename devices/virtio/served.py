@@ -1,7 +1,7 @@
 """What serves the queues of a block device, with an image behind it and without.
 
 That is native/block/block.h, native/virtio/vacant.h or a device of another process's, under one
-interface.
+interface; the last is for NICs as well.
 """
 
 from __future__ import annotations
@@ -19,12 +19,8 @@ if TYPE_CHECKING:
     from ..iothread import IoThread
     from .device import Activation, Device
 
-    class Export(Protocol):
-        """A disk of another process; its maker closes it."""
-
-        @property
-        def config(self) -> Any:
-            """Its `id`."""
+    class Loan(Protocol):
+        """Something of another process's for a slot."""
 
         @property
         def device(self) -> Device:
@@ -33,6 +29,13 @@ if TYPE_CHECKING:
         @property
         def is_connected(self) -> bool:
             """Tell whether that process is there."""
+
+    class Export(Loan, Protocol):
+        """A disk of another process; its maker closes it."""
+
+        @property
+        def config(self) -> Any:
+            """Its `id`."""
 
         @property
         def readonly(self) -> bool:
@@ -195,21 +198,20 @@ class Vacant:
         """Nothing is left."""
 
 
-class Lent:
+class LentQueues:
     """The queues' service from a device that takes the place of the one in the slot."""
 
-    __slots__ = ("image", "lent", "name")
+    __slots__ = ("_loan", "lent")
 
-    def __init__(self, image: Export) -> None:
-        """`image` owns the device."""
-        self.image = image
-        self.lent = image.device
-        self.name = image.device.name
+    def __init__(self, loan: Loan) -> None:
+        """`loan` owns the device."""
+        self._loan = loan
+        self.lent = loan.device
 
     @property
-    def sectors(self) -> int:
-        """Return what the back end says, in units of 512 bytes."""
-        return self.image.sectors
+    def is_connected(self) -> bool:
+        """Tell whether there is a back end."""
+        return self._loan.is_connected
 
     def activate(self, activation: Activation) -> None:
         """Give the queues to the back end; BackendError, and they can be served by another."""
@@ -227,7 +229,7 @@ class Lent:
         try:
             self.lent.drain(limit)
         except BackendError:
-            if self.image.is_connected:
+            if self._loan.is_connected:
                 raise
             self.lent.drain(limit)
 
@@ -242,6 +244,23 @@ class Lent:
     def stop(self, limit: float) -> None:
         """Have the back end let go of the queues; BackendError if it does not."""
         self.lent.reset(limit)
+
+
+class Lent(LentQueues):
+    """The same for a disk."""
+
+    __slots__ = ("image", "name")
+
+    def __init__(self, image: Export) -> None:
+        """`image` owns the device."""
+        super().__init__(image)
+        self.image = image
+        self.name = image.device.name
+
+    @property
+    def sectors(self) -> int:
+        """Return what the back end says, in units of 512 bytes."""
+        return self.image.sectors
 
     def read_stats(self, stats: Any) -> None:
         """Count nothing: requests are the back end's."""

@@ -143,7 +143,7 @@ static bool change_mode(struct pv_net *net, struct pv_net_mode *mode,
 		return PV_HAS(features, VIRTIO_NET_F_CTRL_VLAN) &&
 		       set_vlan(mode, header->cmd, reader);
 	case VIRTIO_NET_CTRL_GUEST_OFFLOADS:
-		return header->cmd == VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET &&
+		return header->cmd == VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET && !net->lent &&
 		       PV_HAS(features, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS) &&
 		       set_offloads(net, mode, reader);
 	default:

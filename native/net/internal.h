@@ -219,6 +219,7 @@ struct pv_net {
 	uint32_t port_count; /* 0: there is none */
 	int vhost_fds[PV_NET_PAIRS];
 	bool has_vhost;
+	bool lent; /* the pairs are another process's */
 	struct pv_iothread *iothread;
 
 	/* From start to stop. */
@@ -245,6 +246,12 @@ struct pv_net {
 
 	_Atomic uint64_t counters[PV_NET_PAIRS][PV_NET_COUNTERS];
 };
+
+/* Whether somebody else serves the pairs now. */
+static inline bool pv_net_is_away(const struct pv_net *net)
+{
+	return net->vhost || net->lent;
+}
 
 void pv_net_count(struct pv_net_worker *w, enum pv_net_counter counter, uint64_t more);
 /* Whether a fault loses this packet; `op` is PV_FAULT_RX or PV_FAULT_TX. */

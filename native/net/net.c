@@ -115,7 +115,7 @@ static int resume_threads(struct pv_net *net)
 	/* The kernel knows of no link that is down. */
 	if (net->has_vhost && atomic_load(&net->link))
 		result = pv_net_vhost_start(net);
-	for (uint32_t i = 0; i < (net->vhost ? 1 : net->count) && result == 0; i++)
+	for (uint32_t i = 0; i < (pv_net_is_away(net) ? 1 : net->count) && result == 0; i++)
 		result = start_thread(net->workers[i]);
 	if (result < 0)
 		(void)pause_threads(net, PV_FOREVER);
@@ -131,7 +131,7 @@ static int spare_threads(struct pv_net *net)
 	for (uint32_t i = 0; i < net->count && result == 0; i++) {
 		struct pv_net_worker *w = net->workers[i];
 
-		if (i > 0 && net->vhost)
+		if (i > 0 && pv_net_is_away(net))
 			break;
 		if (w->running && pv_thread_spare(&w->thread))
 			continue;
@@ -208,7 +208,8 @@ int pv_net_start(struct pv_net *net, const struct pv_net_activation *activation)
 	if (net->count > 0)
 		return -EBUSY;
 	if (activation->count == 0 || activation->count > PV_NET_PAIRS ||
-	    (net->has_vhost && activation->count > net->port_count))
+	    (net->has_vhost && activation->count > net->port_count) ||
+	    (net->lent && activation->count > 1))
 		return -EINVAL;
 	net->features = activation->features;
 	net->ctrl = activation->ctrl;
@@ -258,7 +259,7 @@ static void close_ports(struct pv_net *net)
 		port->ops->close(port);
 		*port = (struct pv_net_port){0};
 	}
-	net->has_vhost = false;
+	net->has_vhost = net->lent = false;
 	net->iothread = NULL;
 	pv_net_end_announcements(net);
 	atomic_store(&net->lost, false);
@@ -287,6 +288,8 @@ static bool is_valid(const struct pv_net_backend *backend)
 {
 	if (backend->iothread && backend->vhost_fds)
 		return false;
+	if (backend->kind == PV_NET_LENT)
+		return backend->count == 1 && !backend->iothread && !backend->vhost_fds;
 	if (backend->kind == PV_NET_STREAM)
 		return backend->count == 1 && !backend->vhost_fds;
 	return backend->kind == PV_NET_TAP && backend->count > 0 && backend->count <= PV_NET_PAIRS;
@@ -336,15 +339,17 @@ int pv_net_attach(struct pv_net *net, const struct pv_net_backend *backend, uint
 {
 	int result;
 
-	if (net->port_count > 0)
+	if (net->port_count > 0 || net->lent)
 		return -EBUSY;
-	if (!is_valid(backend) || (backend->vhost_fds && backend->count < net->count))
+	if (!is_valid(backend) || (backend->vhost_fds && backend->count < net->count) ||
+	    (backend->kind == PV_NET_LENT && net->count > 1))
 		return -EINVAL;
 	result = pause_or_break(net, pv_deadline(timeout_ns));
 	if (result < 0)
 		return result;
 	net->iothread = backend->iothread;
-	for (uint32_t i = 0; i < backend->count && result == 0; i++)
+	net->lent = backend->kind == PV_NET_LENT;
+	for (uint32_t i = 0; i < backend->count && !net->lent && result == 0; i++)
 		result = open_port(net, backend, i);
 	if (result == 0 && net->count > 0)
 		result = resume_threads(net);
@@ -359,7 +364,7 @@ int pv_net_detach(struct pv_net *net, uint64_t timeout_ns)
 {
 	int result;
 
-	if (net->port_count == 0)
+	if (net->port_count == 0 && !net->lent)
 		return 0;
 	result = pause_or_break(net, pv_deadline(timeout_ns));
 	if (result < 0)

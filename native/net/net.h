@@ -26,6 +26,9 @@
 
 #define PV_NET_TAP 1    /* tap queues with IFF_VNET_HDR and headers of 12 bytes */
 #define PV_NET_STREAM 2 /* a stream socket; each packet behind its length, 4 bytes, big-endian */
+/* Another process, which has the pairs' rings from pv_net_attach to pv_net_detach; what is here serves
+ * the control queue alone, whose driver cannot change offloads then. */
+#define PV_NET_LENT 3
 
 struct pv_iothread;
 struct pv_memory;
@@ -44,8 +47,8 @@ struct pv_net_config {
 /* Descriptors are borrowed until pv_net_detach; those of taps are made nonblocking. */
 struct pv_net_backend {
 	uint32_t kind;
-	uint32_t count;       /* of pairs; a stream has one */
-	const int *fds;       /* one for each pair */
+	uint32_t count;       /* of pairs; a stream has one, and so has what is lent */
+	const int *fds;       /* one for each pair; none where they are lent */
 	const int *vhost_fds; /* the same, of /dev/vhost-net, for taps only; NULL: the threads do it */
 	struct pv_iothread *iothread; /* that serves all pairs; NULL, or vhost: each has its own */
 };

@@ -105,7 +105,7 @@ bool pv_net_pass(struct pv_net_worker *w, bool has_polled)
 		atomic_store(&net->broken, true);
 		return false;
 	}
-	if (!net->vhost && w->index < atomic_load(&net->active)) {
+	if (!pv_net_is_away(net) && w->index < atomic_load(&net->active)) {
 		serve_pair(w, has_polled);
 		more = w->rx.wait == PV_WAIT_NONE || w->tx.wait == PV_WAIT_NONE;
 	} else {
@@ -169,7 +169,7 @@ static void wait(struct pv_net_worker *w)
 {
 	struct pv_net *net = w->net;
 	bool lives = !atomic_load(&net->broken);
-	bool kicks = lives && !net->vhost;
+	bool kicks = lives && !pv_net_is_away(net);
 	bool ctrl = lives && w->index == 0 && net->ctrl.ring;
 	enum { WAKE, PORT, RX, TX, CTRL, ERROR, FDS };
 	struct pollfd fds[FDS] = {

@@ -116,6 +116,13 @@ uint16_t pv_virtqueue_served(const struct pv_virtqueue *queue)
 	return load_acquire(&queue->used->idx);
 }
 
+uint16_t pv_virtqueue_waiting(const struct pv_virtqueue *queue)
+{
+	uint16_t served = load_acquire(&queue->used->idx);
+
+	return (uint16_t)(load_acquire(&queue->avail->idx) - served);
+}
+
 uint16_t pv_virtqueue_size(const struct pv_virtqueue *queue)
 {
 	return queue->size;

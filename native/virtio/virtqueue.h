@@ -109,6 +109,10 @@ void pv_virtqueue_place(const struct pv_virtqueue *queue, struct pv_virtqueue_co
  * no more to be trusted than the guest. Any thread. */
 uint16_t pv_virtqueue_served(const struct pv_virtqueue *queue);
 
+/* How many chains the driver has made available that are not used yet, as both rings say; no more to be
+ * trusted. Any thread. */
+uint16_t pv_virtqueue_waiting(const struct pv_virtqueue *queue);
+
 /* Entries of the queue: chains that can be in flight at most. */
 uint16_t pv_virtqueue_size(const struct pv_virtqueue *queue);
 

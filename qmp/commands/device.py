@@ -64,8 +64,8 @@ def _plug_export(session: Session, given: Arguments) -> object:
     host, driver = session.monitor.host, given.driver
     if kind_of(driver) != BLOCK:
         raise QmpError(
-            f"driver {driver} is not for slots; disks of vhost-user can be plugged, and its NICs "
-            "are for the command line"
+            f"driver {driver} is not for slots; send netdev_add with `type` vhost-user, and give "
+            "driver virtio-net-mmio"
         )
     for name in ("drive", "netdev", "serial", "mac", "iothread"):
         if getattr(given, name):

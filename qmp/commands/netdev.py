@@ -1,4 +1,4 @@
-"""Taps: netdev_add and netdev_del (vmm/hotplug.py has the rules)."""
+"""What is behind NICs: netdev_add and netdev_del (vmm/hotplug.py has the rules)."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..session import Session
 
 _IFNAME_MAX = 15
+_VHOST_USER = "vhost-user"
 # The command line's words for what is to be done, and ours.
 _NET_MENDS = {
     "give the number of one that is inherited": "send one with getfd",
@@ -41,21 +42,47 @@ def _names(given: Arguments, one: str, several: str) -> list[str]:
     return [single] if single else plural.split(":") if plural else []
 
 
-def _netdev_add(session: Session, given: Arguments) -> object:
-    host, descriptors = session.monitor.host, session.descriptors
-    if given.type == "vhost-user" or given.chardev:
-        raise QmpError(
-            "a vhost-user NIC cannot be plugged into a running machine; start it with -netdev "
-            "vhost-user, or plug a tap"
-        )
+def _tap_names(given: Arguments) -> list[str]:
+    """Return the descriptors' names of the tap, none for one by its own name."""
     names = _names(given, "fd", "fds")
-    vhost_names = _names(given, "vhostfd", "vhostfds")
     if given.ifname and names:
         raise QmpError("the tap is given by `ifname` and by `fd`; give one of them")
     if not (given.ifname or names):
         raise QmpError("no tap is given; name one by `ifname`, or send one with getfd for `fd`")
     if names and given.queues not in {None, len(names)}:
         raise QmpError(f"`queues` is {given.queues}, but there are {len(names)} in `fds`")
+    return names
+
+
+def _add_uplink(session: Session, given: Arguments) -> object:
+    """Connect to a switch, whose chardev was named before."""
+    host = session.monitor.host
+    for name in ("ifname", "fd", "fds", "vhost", "vhostfd", "vhostfds"):
+        if getattr(given, name):
+            raise QmpError(f"`{name}` is not for `type` {_VHOST_USER}; leave it out")
+    if not given.chardev:
+        raise QmpError(f"`type` {_VHOST_USER} needs `chardev`; give the id of one of chardev-add")
+    if given.queues not in {None, 1}:
+        raise QmpError(f"`queues` is {given.queues}, and slots have one pair; leave it out")
+    inventory = host.inventory
+    path = inventory.chardevs().get(given.chardev, "")
+    inventory.add(
+        NET,
+        given.id,
+        lambda: host.open_uplink(given.id, given.chardev, path),
+        chardev=given.chardev,
+    )
+    return {}
+
+
+def _netdev_add(session: Session, given: Arguments) -> object:
+    if given.type == _VHOST_USER:
+        return _add_uplink(session, given)
+    if given.chardev:
+        raise QmpError("`chardev` is of `type` vhost-user; give that too, or leave it out")
+    host, descriptors = session.monitor.host, session.descriptors
+    names = _tap_names(given)
+    vhost_names = _names(given, "vhostfd", "vhostfds")
     request = NicRequest(
         given.id,
         given.ifname or "",
@@ -96,7 +123,7 @@ COMMANDS = (
     Command(
         "netdev_add",
         "Opens a tap for a device_add of the same id: by its name, or as descriptors that `getfd` "
-        "has named.",
+        "has named; or connects to a switch that speaks vhost-user.",
         _netdev_add,
         Struct(
             Field("id", Text(), "the backend's name, and the id of its device"),
@@ -107,12 +134,16 @@ COMMANDS = (
             ),
             Field(
                 "type",
-                Choice("tap", "vhost-user"),
-                "the kind of backend; `vhost-user` is refused, as its NICs are for the command "
-                "line",
+                Choice("tap", _VHOST_USER),
+                "the kind of backend",
                 optional=True,
             ),
-            Field("chardev", Text(), "of `vhost-user`", optional=True),
+            Field(
+                "chardev",
+                Text(),
+                "where the switch listens, of chardev-add, for `vhost-user`",
+                optional=True,
+            ),
             Field(
                 "vhost",
                 Boolean(words=True),
@@ -138,13 +169,16 @@ COMMANDS = (
             Field("poll-us", Scalar(), "has no effect: nothing is polled", optional=True),
         ),
         departures=(
-            Departure("arguments.type", "only `tap`: what else there is, is for the command line"),
+            Departure(
+                "arguments.type",
+                "`tap` and `vhost-user`: what else there is, is for the command line",
+            ),
         ),
         example=('{"id": "net-0", "ifname": "tap0"}', "{}"),
     ),
     Command(
         "netdev_del",
-        "Closes a tap that no device has; see blockdev-del for one that a device has had.",
+        "Closes what no device has; see blockdev-del for one that a device has had.",
         _netdev_del,
         Struct(Field("id", Text(), "the backend's name")),
         example=('{"id": "net-0"}', "{}"),

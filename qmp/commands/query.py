@@ -386,7 +386,9 @@ COMMANDS = (
     Command(
         "x-query-stats",
         "Returns pyvirt's counters: exits, interrupts, requests. They only grow, until a device is "
-        "unplugged.",
+        "unplugged. Of one that another process serves they are what is known of that: whether it "
+        "is `connected`, how many `connections` and `config_changes` there were, and how many "
+        "buffers are `waiting` in its queues now, room for packets to come among them.",
         _stats,
         Struct(
             Field(

@@ -16,12 +16,16 @@ import pytest
 from pyvirt.devices.vhost_user.block import BlockConfig
 from pyvirt.devices.vhost_user.fs import FsConfig
 from pyvirt.devices.vhost_user.net import NetConfig
+from pyvirt.devices.vhost_user.plugged import QUEUE_SIZE, Export
+from pyvirt.devices.vhost_user.plugged_nic import Uplink
 from pyvirt.devices.vhost_user.socket import SocketBackEnd
 from pyvirt.devices.vhost_user.virtiofsd import Virtiofsd
 from pyvirt.harness.guest import kernel
+from pyvirt.vmm.inspection import counters
 
 from ..unit.devices.vhost_user.bench import wait
 from ..unit.devices.vhost_user.switch import PROTOCOL, Switch
+from ..unit.devices.vhost_user.test_plugged_nic import ALL
 from .live import Live, live, reporting
 
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
@@ -54,6 +58,34 @@ class Daemon:
             self._process.wait()
 
 
+class Storage:
+    """A storage daemon with an image, which serves whoever comes."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self._folder = folder
+        self.socket = folder / "s"
+        self.image = folder / "disk.img"
+        self.image.touch()
+        os.truncate(self.image, size)
+        self.start()
+
+    def start(self) -> None:
+        for name in ("s", "pid"):
+            (self._folder / name).unlink(missing_ok=True)
+        self._process = subprocess.Popen(
+            [
+                *("qemu-storage-daemon", "--pidfile", f"{self._folder}/pid"),
+                *("--blockdev", f"driver=file,node-name=n,filename={self.image},discard=unmap"),
+                *("--export", f"{EXPORT},addr.path={self.socket}"),
+            ]
+        )
+        wait((self._folder / "pid").exists)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
@@ -71,20 +103,9 @@ def daemon(folder: Path) -> Iterator[Daemon]:
 @pytest.fixture(scope="module")
 def image() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
-        path = Path(name, "disk.img")
-        path.touch()
-        os.truncate(path, 64 * MIB)
-        daemon = subprocess.Popen(
-            [
-                *("qemu-storage-daemon", "--pidfile", f"{name}/pid"),
-                *("--blockdev", f"driver=file,node-name=n,filename={path}"),
-                *("--export", f"{EXPORT},addr.path={name}/s"),
-            ]
-        )
-        wait((path.parent / "pid").exists)
-        yield path
-        daemon.kill()
-        daemon.wait()
+        storage = Storage(Path(name), 64 * MIB)
+        yield storage.image
+        storage.kill()
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +137,9 @@ def guest(
     logs = tmp_path_factory.mktemp("vu")
     append = "console=ttyS0 quiet panic=-1 pyvirt.share=share0"
     with (
-        live(micro, logs, modules=MODULES, devices=devices, cmdline=append) as running,
+        live(
+            micro, logs, modules=MODULES, devices=devices, hotplug=True, cmdline=append
+        ) as running,
         reporting(running.machine),
     ):
         running.run("mount -t virtiofs shared /mnt", SECONDS)
@@ -173,24 +196,93 @@ def test_a_shared_folder_is_there_when_the_script_begins(guest: Live, folder: Pa
 
 
 def test_a_disk_holds_a_file_system(guest: Live, image: Path) -> None:
-    guest.run("mke2fs -F -I 256 /dev/vda >/dev/null 2>&1 && mkdir -p /disk", SECONDS)
-    guest.run("mount -t ext4 /dev/vda /disk && echo kept >/disk/file && umount /disk", SECONDS)
+    guest.run("mke2fs -F -I 256 /dev/vdg >/dev/null 2>&1 && mkdir -p /disk", SECONDS)
+    guest.run("mount -t ext4 /dev/vdg /disk && echo kept >/disk/file && umount /disk", SECONDS)
     assert b"kept\n" in image.read_bytes()
-    guest.run("mount -t ext4 -o ro /dev/vda /disk", SECONDS)
+    guest.run("mount -t ext4 -o ro /dev/vdg /disk", SECONDS)
     assert guest.run("cat /disk/file; umount /disk", SECONDS) == "kept"
 
 
 def test_a_host_on_the_wire_answers(guest: Live) -> None:
-    guest.run("ip link set eth0 up && ip addr add 10.99.0.2/24 dev eth0")
-    shown = guest.run("cat /sys/class/net/eth0/address /sys/class/net/eth0/carrier")
+    guest.run("ip link set eth2 up && ip addr add 10.99.0.2/24 dev eth2")
+    shown = guest.run("cat /sys/class/net/eth2/address /sys/class/net/eth2/carrier")
     assert shown.split() == ["52:54:00:11:22:33", "1"]
     output = guest.run("ping -c 3 -s 1000 -W 20 10.99.0.1", SECONDS)
     assert "3 packets received" in output
 
 
+@pytest.fixture
+def storage() -> Iterator[Storage]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        storage = Storage(Path(name), 16 * MIB)
+        yield storage
+        storage.kill()
+
+
+def counted(guest: Live, name: str) -> dict[str, int]:
+    return next(values for _, one, values in counters(guest.machine) if one == name)
+
+
+def plugged(path: Path) -> Export:
+    where = SocketBackEnd("chardev c", str(path))
+    return Export(BlockConfig("d", where, queue_size=QUEUE_SIZE, config_wce=False))
+
+
+def test_a_plugged_disk(guest: Live, storage: Storage) -> None:
+    """Linux's driver took its slot when that was empty."""
+    size = "cat /sys/class/block/vdb/size"
+    text = "written by the guest\n"
+    for life in range(2):
+        disk = plugged(storage.socket)
+        guest.machine.attach("block", 1, disk)
+        guest.run(f"until [ $({size}) = {16 * MIB // 512} ]; do sleep 0.1; done", SECONDS)
+        if life == 0:
+            guest.run("mke2fs -F -I 256 /dev/vdb >/dev/null 2>&1", SECONDS)
+        guest.run("mount -t ext4 /dev/vdb /disk", SECONDS)
+        guest.run("echo written by the guest >/disk/file && sync", SECONDS)
+        assert text.encode() in storage.image.read_bytes()
+        storage.kill()
+        guest.begin("dd if=/dev/vdb of=/dev/null bs=1M count=4 iflag=direct 2>/dev/null")
+        storage.start()
+        assert guest.finish(SECONDS)[1] == 0
+        known = counted(guest, "vhost-user-blk d")
+        assert (known["connected"], known["connections"], known["waiting"]) == (1, 2, 0)
+        guest.run("umount /disk")
+        guest.machine.detach("block", 1)
+        disk.close()
+        guest.run(f"until [ $({size}) = 0 ]; do sleep 0.1; done", SECONDS)
+
+
+def test_a_plugged_nic(guest: Live, tmp_path: Path) -> None:
+    guest.run("ip addr flush dev eth2 && ip link set eth2 down")
+    guest.run("ip link set eth1 up && ip addr add 10.99.0.2/24 dev eth1")
+    carrier = "cat /sys/class/net/eth1/carrier"
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        switch = Switch(Path(name, "s"), features=ALL, protocol=PROTOCOL)
+        for _ in range(2):
+            assert guest.run(carrier) == "0"
+            where = SocketBackEnd("chardev c", str(switch.path))
+            way = Uplink(NetConfig("n", where, bytes(6)))
+            guest.machine.attach("net", 1, way)
+            guest.run(f"until [ $({carrier}) = 1 ]; do sleep 0.1; done", SECONDS)
+            output = guest.run("ping -c 3 -s 1000 -W 20 10.99.0.1", SECONDS)
+            assert "3 packets received" in output
+            known = counted(guest, "NIC slot 1")
+            assert (known["connected"], known["connections"]) == (1, 1)
+            assert known["waiting"] > 0  # room for frames
+            guest.machine.detach("net", 1)
+            way.close()
+            guest.run(f"until [ $({carrier}) = 0 ]; do sleep 0.1; done", SECONDS)
+        # Linux has told the network where it is.
+        arp = [frame for _, frame in switch.served if frame[12:14] == b"\x08\x06"]
+        assert any(frame[28:32] == frame[38:42] for frame in arp)
+        switch.die()
+
+
 def test_a_request_costs_no_exit_to_python(guest: Live) -> None:
     assert guest.machine.slots
-    transport = guest.machine.slots.transports[0]
+    transports = guest.machine.slots.transports
+    (transport,) = (one for one in transports if one.device.name == "virtio-fs fs0")
     guest.run("cat /mnt/host >/dev/null", SECONDS)
     before = transport.reads + transport.writes
     guest.run("cat /mnt/host >/dev/null; ls -l /mnt", SECONDS)

@@ -17,6 +17,8 @@ from pyvirt.vmm.inspection import counters
 from pyvirt.vmm.log import Log
 from pyvirt.vmm.machine import Machine
 
+from ..unit.devices.vhost_user.switch import PROTOCOL, Switch
+from ..unit.devices.vhost_user.test_plugged_nic import ALL
 from .support import MEMORY, PATIENCE
 from .test_qmp_run import Monitored
 from .test_run import (
@@ -171,6 +173,26 @@ def test_a_disk_is_plugged_and_unplugged(kernel: Kernel, daemon: Path) -> None:
             assert guest.names()[-1] == "DEVICE_DELETED"
             assert ask("query-block") == []
         ask("chardev-remove", {"id": "c"})
+
+
+def test_a_nic_is_plugged_and_unplugged(kernel: Kernel, folder: Path) -> None:
+    switch = Switch(folder / "s", features=ALL, protocol=PROTOCOL)
+    netdev = {"id": "n", "type": "vhost-user", "chardev": "c"}
+    try:
+        with Monitored(kernel("spin"), "-machine", "mem-share=on") as guest:
+            ask = guest.client.execute
+            add_chardev(guest, folder / "s")
+            for _ in range(2):
+                ask("netdev_add", netdev)
+                ask("device_add", {"id": "n", "driver": "virtio-net-mmio", "addr": "0x1"})
+                (counted,) = ask("x-query-stats", {"name": "n"})
+                values = {one["name"]: one["value"] for one in counted["stats"]}
+                assert (values["connected"], values["connections"]) == (1, 1)
+                ask("device_del", {"id": "n"})
+                assert guest.names()[-1] == "DEVICE_DELETED"
+            ask("chardev-remove", {"id": "c"})
+    finally:
+        switch.die()
 
 
 def test_a_disk_needs_memory_that_it_can_see(kernel: Kernel, daemon: Path) -> None:

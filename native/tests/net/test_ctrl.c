@@ -381,6 +381,51 @@ static void test_an_announcement_is_asked_for_until_it_is_acknowledged(void)
 	bench_unmake(&b);
 }
 
+/* The test stands for the process that has the rings: nobody else touches them meanwhile. */
+static void test_pairs_that_are_lent_have_their_commands_served(void)
+{
+	const struct pv_net_backend lent = {.kind = PV_NET_LENT, .count = 1};
+	const uint64_t offloads = F(GUEST_CSUM);
+	struct bench b;
+
+	bench_run(&b, CTRL_ALL);
+	CHECK_EQ(pv_net_detach(b.net, PV_FOREVER), 0);
+	CHECK_EQ(pv_net_attach(b.net, &lent, PV_FOREVER), 0);
+	CHECK_EQ(pv_net_attach(b.net, &lent, PV_FOREVER), -EBUSY);
+	CHECK_EQ(bench_attach(&b, PV_NET_TAP, 1), -EBUSY);
+	offer_packets(&b, 2, frame, sizeof(frame));
+	CHECK_EQ(set_switch(&b, VIRTIO_NET_CTRL_RX_PROMISC, 0), VIRTIO_NET_OK);
+	CHECK_EQ(command(&b, VIRTIO_NET_CTRL_GUEST_OFFLOADS, 0, &offloads, sizeof(offloads)),
+	         VIRTIO_NET_ERR);
+	CHECK_EQ(used(&b.queues[TX]), 0);
+	CHECK_EQ(pv_virtqueue_waiting(b.queues[TX].ring), 2);
+	/* It has sent one. */
+	b.queues[TX].used->ring[0].id = b.queues[TX].avail->ring[0];
+	__atomic_store_n(&b.queues[TX].used->idx, 1, __ATOMIC_RELEASE);
+	CHECK_EQ(pv_virtqueue_waiting(b.queues[TX].ring), 1);
+	pv_virtqueue_seek(b.queues[TX].ring, 1);
+	CHECK_EQ(pv_net_detach(b.net, PV_FOREVER), 0);
+	WAIT_FOR(used(&b.queues[TX]) == 2);
+	CHECK_EQ(STAT(&b, tx_no_link), 1);
+	CHECK_EQ(command(&b, VIRTIO_NET_CTRL_GUEST_OFFLOADS, 0, &offloads, sizeof(offloads)),
+	         VIRTIO_NET_OK);
+	CHECK_EQ(bench_attach(&b, PV_NET_TAP, 1), 0);
+	check_lives(&b);
+	bench_unmake(&b);
+}
+
+static void test_of_several_pairs_none_is_lent(void)
+{
+	const struct pv_net_backend lent = {.kind = PV_NET_LENT, .count = 1};
+	struct bench b;
+
+	bench_make(&b, PV_NET_TAP, (struct pv_net_config){0});
+	CHECK_EQ(pv_net_detach(b.net, PV_FOREVER), 0);
+	bench_start(&b, CTRL_ALL, 2);
+	CHECK_EQ(pv_net_attach(b.net, &lent, PV_FOREVER), -EINVAL);
+	bench_unmake(&b);
+}
+
 static void run_all(void)
 {
 	RUN(test_everything_is_received_at_first);
@@ -397,6 +442,8 @@ static void run_all(void)
 	RUN(test_a_command_without_an_answer_breaks_the_device);
 	RUN(test_a_command_without_a_header_breaks_the_device);
 	RUN(test_an_announcement_is_asked_for_until_it_is_acknowledged);
+	RUN(test_pairs_that_are_lent_have_their_commands_served);
+	RUN(test_of_several_pairs_none_is_lent);
 }
 
 int main(void)

@@ -202,14 +202,16 @@ static void test_a_backend_that_cannot_be(void)
 		{.kind = PV_NET_TAP, .count = PV_NET_PAIRS + 1, .fds = fds},
 		{.kind = PV_NET_STREAM, .count = 2, .fds = fds},
 		{.kind = PV_NET_STREAM, .count = 1, .fds = fds, .vhost_fds = fds},
-		{.kind = 3, .count = 1, .fds = fds},
+		{.kind = PV_NET_LENT, .count = 2},
+		{.kind = PV_NET_LENT, .count = 1, .vhost_fds = fds},
+		{.kind = 4, .count = 1, .fds = fds},
 	};
 	struct bench b;
 
 	bench_run(&b, 0);
 	CHECK_EQ(pv_net_detach(b.net, PV_FOREVER), 0);
 	CHECK_EQ(pv_net_detach(b.net, PV_FOREVER), 0);
-	for (unsigned i = 0; i < 5; i++)
+	for (unsigned i = 0; i < 7; i++)
 		CHECK_EQ(pv_net_attach(b.net, &backends[i], PV_FOREVER), -EINVAL);
 	backends[0].count = 1;
 	CHECK_EQ(pv_net_attach(b.net, &backends[0], PV_FOREVER), -EBADF);

@@ -274,6 +274,9 @@ class FakeHost:
     def open_export(self, id: str, chardev: str, path: str) -> Resource:  # noqa: A002
         return Export(path, self.exports)
 
+    def open_uplink(self, id: str, chardev: str, path: str) -> Resource:  # noqa: A002
+        return Export(path, self.exports)
+
     def attach(self, device: Device) -> None:
         if self.refusal is not None:
             raise self.refusal

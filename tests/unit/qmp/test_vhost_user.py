@@ -1,4 +1,4 @@
-"""Disks of other processes by QMP: chardevs, plugging, and what is refused in which words."""
+"""Disks and NICs of other processes by QMP: chardevs, plugging, and what is refused how."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_there_is_a_most_of_chardevs(bench: Bench, path: str) -> None:
         ({"drive": "image"}, "`drive` is not for driver vhost-user-blk-mmio; leave it out"),
         ({"serial": "s"}, "`serial` is not for driver vhost-user-blk-mmio; leave it out"),
         ({"iothread": "io0"}, "`iothread` is not for driver vhost-user-blk-mmio; leave it out"),
-        ({"driver": "vhost-user-net-mmio"}, "driver vhost-user-net-mmio is not for slots; disks"),
+        ({"driver": "vhost-user-net-mmio"}, "is not for slots; send netdev_add with `type` vhost"),
         ({"driver": "vhost-user-fs-device"}, "Unsupported replaceable device type."),
         ({"driver": "virtio-blk-mmio"}, "`chardev` is not for driver virtio-blk-mmio; leave it"),
     ],
@@ -172,10 +172,70 @@ def test_a_slot_that_refuses(bench: Bench, path: str) -> None:
     assert bench.host.exports == []
 
 
-@pytest.mark.parametrize("words", [{"type": "vhost-user", "chardev": "c"}, {"chardev": "c"}])
-def test_nics_are_for_the_command_line(bench: Bench, path: str, words: dict[str, Any]) -> None:
+NETDEV = {"id": "n", "type": "vhost-user", "chardev": "c"}
+NIC = "virtio-net-mmio"
+
+
+def test_a_nic_comes_and_goes(bench: Bench, path: str) -> None:
     add(bench, path)
-    assert bench.refused("netdev_add", id="n", queues=2, **words)[1] == (
-        "a vhost-user NIC cannot be plugged into a running machine; start it with -netdev "
-        "vhost-user, or plug a tap"
-    )
+    for _ in range(2):
+        bench.do("netdev_add", **NETDEV, queues=1, vhostforce=True)
+        assert bench.host.exports == [path]
+        assert labels(bench)["c"][0]
+        bench.do("device_add", id="n", driver=NIC, addr="0x1", mac="52:54:00:12:34:56")
+        assert bench.host.plugged() == {"blk": {}, "net": {1: "n"}}
+        bench.do("device_del", id="n")
+        assert bench.events.pop() == ("DEVICE_DELETED", {"device": "n", "path": "n"})
+        assert bench.host.exports == []
+        assert not labels(bench)["c"][0]
+    bench.do("netdev_add", **NETDEV)
+    bench.do("netdev_del", id="n")
+    assert bench.host.exports == []
+    bench.do("chardev-remove", id="c")
+
+
+@pytest.mark.parametrize(
+    ("members", "text"),
+    [
+        ({"chardev": None}, "`type` vhost-user needs `chardev`; give the id of one of chardev-add"),
+        ({"chardev": "x"}, "Chardev x not found; make it with chardev-add"),
+        ({"chardev": "used"}, "Chardev used is in use by netdev other; give each device its own"),
+        ({"chardev": "gone"}, "nobody listens"),
+        ({"id": "other"}, "other is already registered."),
+        ({"queues": 2}, "`queues` is 2, and slots have one pair; leave it out"),
+        ({"ifname": "tap0"}, "`ifname` is not for `type` vhost-user; leave it out"),
+        ({"fd": "f"}, "`fd` is not for `type` vhost-user; leave it out"),
+        ({"vhost": True}, "`vhost` is not for `type` vhost-user; leave it out"),
+        ({"type": None}, "`chardev` is of `type` vhost-user; give that too, or leave it out"),
+        ({"type": "tap"}, "`chardev` is of `type` vhost-user; give that too, or leave it out"),
+    ],
+)
+def test_netdevs_that_cannot_be(
+    bench: Bench, path: str, members: dict[str, Any], text: str
+) -> None:
+    """Nothing stays behind, and the chardev can be used."""
+    for name in ("c", "used"):
+        add(bench, path, name)
+    add(bench, "/nowhere/s", "gone")
+    bench.do("netdev_add", id="other", type="vhost-user", chardev="used")
+    before = bench.state()
+    given = {name: value for name, value in {**NETDEV, **members}.items() if value is not None}
+    assert text in bench.refused("netdev_add", **given)[1]
+    assert bench.state() == before
+    assert bench.host.exports == [path]
+    bench.do("netdev_add", **NETDEV)
+    text = "Chardev c is in use by netdev n; send netdev_del for that first"
+    assert bench.refused("chardev-remove", id="c")[1] == text
+
+
+def test_a_slot_that_refuses_a_nic(bench: Bench, path: str) -> None:
+    """As of a tap, its backend stays until netdev_del, or for another try."""
+    add(bench, path)
+    bench.do("netdev_add", **NETDEV)
+    bench.host.refusal = BackendError("does not fit")
+    assert bench.refused("device_add", id="n", driver=NIC)[1] == "does not fit"
+    assert bench.host.exports == [path]
+    bench.host.refusal = None
+    bench.do("device_add", id="n", driver=NIC)
+    bench.do("device_del", id="n")
+    assert bench.host.exports == []

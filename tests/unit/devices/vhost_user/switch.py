@@ -43,7 +43,7 @@ class Switch(BackEnd):
     """What the guest sends is answered through its receive queue."""
 
     def __init__(self, path: object, **options: object) -> None:
-        super().__init__(path, features=FEATURES, **options)  # type: ignore[arg-type]
+        super().__init__(path, **{"features": FEATURES, **options})  # type: ignore[arg-type]
 
     def _serve(self, index: int) -> None:
         ring = self._rings[index].ring
