@@ -52,6 +52,13 @@ WRITE_ZEROES = 1 << 14
 _CAPACITY = struct.Struct("<Q")
 _SECTORS_MAX = (1 << 64) // SECTOR - 1
 _GEOMETRY = struct.Struct("<IIIIBBHIBxHIIIIIB3x")
+# Of what a driver may ask an image for: where it is told, by which feature, and how much at most.
+_RANGES = (
+    (36, DISCARD, lib.PV_BLOCK_RANGE_SECTORS, "sectors in a discard"),
+    (40, DISCARD, lib.PV_BLOCK_RANGES, "ranges in a discard"),
+    (48, WRITE_ZEROES, lib.PV_BLOCK_RANGE_SECTORS, "sectors in a write of zeroes"),
+    (52, WRITE_ZEROES, lib.PV_BLOCK_RANGES, "ranges in a write of zeroes"),
+)
 
 
 class BlockConfig:
@@ -361,9 +368,12 @@ class Block(Pluggable):
         """Raise ConfigError where what the driver knows is not so."""
         if backend.readonly != bool(self._offered & RO):
             raise ConfigError(_misfit(backend.config.id, readonly=backend.readonly))
-        if not isinstance(backend, Image):
-            known = self._offered | super().ring_features()
-            backend.check(self._activation.features if self._activation else known, self.config())
+        known = self._offered | super().ring_features()
+        features = self._activation.features if self._activation else known
+        if isinstance(backend, Image):
+            _check_ranges(backend.config.id, features, self.config())
+        else:
+            backend.check(features, self.config())
 
     def detach(self) -> Image | Export | None:
         """Take the image away; in-flight requests are complete, later ones end in errors.
@@ -485,6 +495,17 @@ def _engine(config: BlockConfig) -> str:
             f"{config.option},aio=io_uring: {os.strerror(-failure)}; give aio=threads"
         )
     return "threads" if failure < 0 or wanted == "threads" else "io_uring"
+
+
+def _check_ranges(id: str, features: int, known: bytes) -> None:  # noqa: A002
+    """Raise ConfigError where the driver, from another process's disk, knows of larger ranges."""
+    for offset, feature, most, what in _RANGES:
+        least = int.from_bytes(known[offset : offset + 4], "little")
+        if features & feature and least > most:
+            raise ConfigError(
+                f"disk {id}: an image takes {most} {what}, and the slot's driver in the guest "
+                f"sends {least}, as the disk before took; unbind that first"
+            )
 
 
 def _misfit(id: str, *, readonly: bool) -> str:  # noqa: A002

@@ -6,9 +6,10 @@ interface; the last is for NICs as well.
 
 from __future__ import annotations
 
+import errno
 import os
 
-from ...errors import BackendError
+from ...errors import BackendError, ConfigError
 from ...native import check, ffi, lib
 
 TYPE_CHECKING = False
@@ -93,6 +94,12 @@ class Served:
 
     def _start(self, features: int, queues: Any, irq: Any) -> None:
         result = lib.pv_block_start(self._handle, features, queues, len(queues), irq)
+        if result == -errno.EINVAL and self._iothread is not None:
+            theirs = "io_uring" if self._engine == "threads" else "threads"
+            raise ConfigError(
+                f"{self.name}: the iothread {self._iothread.id} serves another device by {theirs}, "
+                f"and this disk's aio is {self._engine}; give it aio {theirs}, or another iothread"
+            )
         check(result, f"{self.name}: cannot start {self._engine}")
 
     def drain(self, limit: float) -> None:

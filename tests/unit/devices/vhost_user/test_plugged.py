@@ -12,7 +12,7 @@ from pyvirt.devices.vhost_user import protocol as p
 from pyvirt.devices.vhost_user.plugged import Export
 from pyvirt.devices.vhost_user.socket import SocketBackEnd
 from pyvirt.devices.virtio import registers as r
-from pyvirt.devices.virtio.block import Block, BlockConfig
+from pyvirt.devices.virtio.block import Block, BlockConfig, Image
 from pyvirt.errors import BackendError, ConfigError, PyvirtError
 
 from ...refusal import refusal
@@ -190,6 +190,39 @@ def test_what_the_driver_knows_has_to_be_so(
     make(features=ALL, config=space(**words))
     slot.start(ACCEPTED)
     assert why in refused(slot, export())
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ({"discard": 1 << 22}, "2097152 sectors in a discard"),
+        ({"discards": 17}, "16 ranges in a discard"),
+        ({"zeroes": 1 << 22}, "2097152 sectors in a write of zeroes"),
+        ({"zeroings": 17}, "16 ranges in a write of zeroes"),
+    ],
+)
+def test_an_image_under_a_driver_of_a_disk_that_took_more(
+    make: Make,
+    slot: Slot,
+    export: Callable[[], Export],
+    path: Path,
+    words: dict[str, int],
+    why: str,
+) -> None:
+    """Requests that the driver counts on would fail."""
+    make(features=ALL, config=space(**words))
+    slot.block.attach(export())
+    slot.start(ACCEPTED)
+    slot.unplug()
+    file = path.with_name("image")
+    file.write_bytes(bytes(1 << 20))
+    image = Image(BlockConfig("i", str(file)))
+    assert f"disk i: an image takes {why}, and the" in refusal(lambda: slot.block.attach(image))
+    assert slot.answer_of_nobody() == bytes([IOERR])
+    slot.set(r.STATUS, 0)
+    slot.block.attach(image)
+    slot.start(ACCEPTED)
+    slot.unplug()
 
 
 def test_a_slot_of_several_queues(make: Make, export: Callable[[], Export], path: Path) -> None:

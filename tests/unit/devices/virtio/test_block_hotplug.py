@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyvirt.devices.iothread import IoThread
 from pyvirt.devices.virtio import block as block_module
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio import served, turn
@@ -452,6 +453,37 @@ def test_what_is_in_flight_is_completed(guest: Guest, tmp_path: Path) -> None:
     guest.collect(1)
     assert [guest.status(place) for place in (first, held)] == [OK, OK]
     slow.close()
+
+
+@pytest.mark.parametrize(("aio", "theirs"), [("io_uring", "threads"), ("threads", "io_uring")])
+def test_an_iothread_that_serves_another_device_otherwise(
+    memory: GuestMemory, tmp_path: Path, aio: str, theirs: str
+) -> None:
+    """The slot stays empty and served, and the image can be plugged without it."""
+    thread = IoThread("io0")
+    first = BlockConfig("a", str(make_image(tmp_path / "a")), engine=theirs, iothread=thread)
+    other = GuestMemory(128 << 20)
+    one, two = Guest(other, Block(first)), Guest(memory, Block(slot=1))
+    image = Image(BlockConfig("d", str(make_image(tmp_path / "d")), engine=aio))
+    try:
+        one.bind()
+        two.bind()
+        assert refusal(lambda: two.block.attach(image, iothread=thread)) == (
+            f"disk d: the iothread io0 serves another device by {theirs}, and this disk's aio is "
+            f"{aio}; give it aio {theirs}, or another iothread"
+        )
+        assert two.block.resource is None
+        assert two.ask(IN, length=512) == IOERR
+        assert one.ask(IN, length=512) == OK
+        two.block.attach(image)
+        assert two.ask(IN, length=512) == OK
+        two.block.detach()
+    finally:
+        for guest in (one, two):
+            guest.close()
+            guest.block.close()
+        image.close()
+        other.close()
 
 
 @pytest.mark.parametrize("engine", ["io_uring", "threads"])
