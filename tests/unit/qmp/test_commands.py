@@ -390,8 +390,20 @@ def test_migration_has_no_capabilities(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
+    "command",
+    ["query-command-line-options", "query-gic-capabilities", "query-migrate-capabilities",
+     "query-tpm-models", "query-tpm-types", "query-block-jobs", "qom-list", "query-mem",
+     "device-list-properties"],
+)  # fmt: skip
+def test_what_there_is_nothing_of(bench: Bench, command: str) -> None:
+    nothing: object = {} if command == "query-mem" else []
+    assert bench.do(command) == bench.do(command, anything=1) == nothing
+
+
+@pytest.mark.parametrize(
     ("command", "kind", "text"),
     [
+        ("query-sev-capabilities", GENERIC, "SEV is not supported"),
         ("cameradev_add", GENERIC, "cameradev_add not supported for MicroVM"),
         ("cameradev_del", GENERIC, "cameradev_del not supported for MicroVM"),
         ("query-vnc", GENERIC, "The service of VNC is not supported"),
