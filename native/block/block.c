@@ -25,13 +25,15 @@ int pv_block_new(const struct pv_block_config *config, struct pv_block **out)
 	*out = NULL;
 	if (config->offset_align == 0 || config->memory_align == 0 || aligns >= 2 * ALIGN_MAX ||
 	    (config->offset_align & (config->offset_align - 1)) != 0 ||
-	    (config->memory_align & (config->memory_align - 1)) != 0)
+	    (config->memory_align & (config->memory_align - 1)) != 0 ||
+	    (config->overlay && config->overlay->sectors != config->sectors))
 		return -EINVAL;
 	b = calloc(1, sizeof(*b));
 	if (!b)
 		return -ENOMEM;
 	b->file.fd = config->fd;
 	b->file.flags = config->flags;
+	b->file.overlay = config->overlay;
 	b->file.offset_align = config->offset_align;
 	b->file.memory_align = config->memory_align;
 	b->file.cached = pv_io_is_cached(config->fd);
@@ -216,6 +218,11 @@ void pv_block_set_sectors(struct pv_block *b, uint64_t sectors)
 	b->limits.sectors = sectors;
 }
 
+void pv_block_set_overlay(struct pv_block *b, struct pv_overlay *overlay)
+{
+	b->file.overlay = overlay;
+}
+
 int pv_block_take_error(struct pv_block *b, uint32_t *type)
 {
 	uint64_t noted = atomic_exchange(&b->noted, 0);
@@ -227,6 +234,8 @@ int pv_block_take_error(struct pv_block *b, uint32_t *type)
 void pv_block_stats(const struct pv_block *b, struct pv_block_stats *stats)
 {
 	*stats = (struct pv_block_stats){0};
+	if (b->file.overlay)
+		stats->overlay_bytes = pv_overlay_bytes(b->file.overlay);
 	for (uint32_t i = 0; i < PV_BLOCK_QUEUES; i++) {
 		const struct pv_block_counters *c = &b->counters[i];
 

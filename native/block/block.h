@@ -25,9 +25,10 @@
 
 struct pv_block;
 struct pv_iothread;
+struct pv_overlay;
 struct pv_virtio_irq;
 
-/* `fd` and `iothread` are borrowed until pv_block_free. The alignments are those of its direct I/O,
+/* `fd`, `overlay` and `iothread` are borrowed until pv_block_free. The alignments are those of its direct I/O,
  * powers of two up to 4096, or 1; the length of the file is to be a multiple of `offset_align`. */
 struct pv_block_config {
 	int fd;
@@ -37,6 +38,7 @@ struct pv_block_config {
 	uint32_t memory_align; /* of a buffer's address */
 	uint32_t iops;         /* requests a second, at most 1,000,000; 0: no limit */
 	uint8_t id[20];        /* PV_BLOCK_ID_BYTES; padded with zeroes */
+	struct pv_overlay *overlay;   /* takes what is written, and the file is only read; or NULL */
 	struct pv_iothread *iothread; /* serves every queue; NULL: a thread for each */
 };
 
@@ -54,9 +56,10 @@ struct pv_block_stats {
 	uint64_t throttled;  /* requests that had to wait for a token */
 	uint64_t interrupts; /* batches that ended with an interrupt */
 	uint64_t suppressed; /* batches that the driver did not want one for */
+	uint64_t overlay_bytes; /* what the newest layer of an overlay takes of the host now */
 };
 
-/* -EINVAL for an alignment; -ENOMEM. */
+/* -EINVAL for an alignment, or an overlay of another size; -ENOMEM. */
 int pv_block_new(const struct pv_block_config *config, struct pv_block **out);
 /* The device is stopped. */
 void pv_block_free(struct pv_block *block);
@@ -89,6 +92,9 @@ int pv_block_stop(struct pv_block *block, uint64_t timeout_ns);
 
 /* The file has become longer or shorter; the device is stopped. */
 void pv_block_set_sectors(struct pv_block *block, uint64_t sectors);
+
+/* Another layer, over the one before, takes what is written; the device is drained or stopped. */
+void pv_block_set_overlay(struct pv_block *block, struct pv_overlay *overlay);
 
 /* The errno of a failure of the host's since the last call and the type of its request,
  * VIRTIO_BLK_T_IN and so on; 0: there was none. One a second is kept at most, and each that is

@@ -35,6 +35,7 @@ struct pv_block_request {
 	uint64_t offset;    /* in the file */
 	uint64_t length;    /* of the data, in bytes */
 	uint64_t done;      /* of it, or of the current range */
+	uint64_t wanted;    /* of it, by the operation under way, at most */
 	struct iovec *at;   /* where it goes on in `iov` */
 	uint32_t left;      /* segments from there */
 	uint32_t range;     /* the current one */
@@ -42,6 +43,8 @@ struct pv_block_request {
 	bool by_hand;       /* the file cannot zero a range: write zeroes */
 	bool synced;
 	bool misaligned;    /* the segments are not as direct I/O wants them */
+	bool bounced;       /* the operation under way is one on `bounce` */
+	bool here;          /* it is quick, and had better be carried out here and now */
 	void *bounce;       /* an aligned buffer, or NULL */
 	uint8_t *corrupt;   /* a fault: the byte of what is read that is to be wrong, or NULL */
 	uint32_t lost_by;   /* while a fault keeps it: the rule, */

@@ -11,6 +11,7 @@
 #define ZEROES_BYTES (64 * 1024)
 #define ZEROES_SEGMENTS 16
 #define OPERATION_BYTES (4 * 1024 * 1024) /* at most, so that none lasts for long */
+#define HERE_BYTES (64 * 1024) /* are moved in memory sooner than somebody else is told to */
 
 static const _Alignas(UNIT) uint8_t ZEROES[ZEROES_BYTES];
 
@@ -60,10 +61,16 @@ static void advance(struct pv_block_request *r, uint64_t bytes)
 	}
 }
 
+/* In what units that which is written to can be: an overlay always goes through the page cache. */
+static uint32_t unit_of_changes(const struct pv_block_file *file)
+{
+	return file->overlay ? 1 : file->offset_align;
+}
+
 /* Of what is to be discarded; the rest of it may stay. */
 static void keep_whole_units(const struct pv_block_file *file, struct pv_block_request *r)
 {
-	uint64_t mask = file->offset_align - 1;
+	uint64_t mask = unit_of_changes(file) - 1;
 	uint32_t kept = 0;
 
 	/* A driver may know of discards from an image that was there before, and kept no room. */
@@ -110,9 +117,9 @@ static bool has_bounce(struct pv_block_request *r)
 	return r->bounce != NULL;
 }
 
-static bool is_partial(const struct pv_block_file *file, uint64_t offset, uint64_t length)
+static bool is_partial(uint32_t unit, uint64_t offset, uint64_t length)
 {
-	return ((offset | length) & (file->offset_align - 1)) != 0;
+	return ((offset | length) & (unit - 1)) != 0;
 }
 
 static int read_unit(const struct pv_block_file *file, void *room, uint64_t offset)
@@ -176,13 +183,14 @@ static int write_edges(struct pv_block_file *file, struct pv_block_request *r)
 	return result;
 }
 
-/* Move what is left, or a part of it, through the aligned buffer; of a read all of the units that
+/* Move what is wanted, or a part of it, through the aligned buffer; of a read all of the units that
  * it is in, of a write those that it fills. */
 static bool next_bounced(const struct pv_block_file *file, struct pv_block_request *r)
 {
 	uint64_t mask = file->offset_align - 1;
-	uint64_t end = r->offset + r->length;
+	uint64_t end = r->io.offset + r->wanted;
 
+	r->bounced = true;
 	end = (r->type == VIRTIO_BLK_T_IN ? end + mask : end) & ~mask;
 	r->io.offset &= ~mask;
 	r->other = (struct iovec){r->bounce, smaller(end - r->io.offset, BOUNCE_MAX)};
@@ -193,30 +201,57 @@ static bool next_bounced(const struct pv_block_file *file, struct pv_block_reque
 	return true;
 }
 
-/* As many as make an operation. */
-static void next_segments(struct pv_block_request *r)
+/* As many as make an operation of at most `most` bytes. */
+static void next_segments(struct pv_block_request *r, uint64_t most)
 {
 	uint64_t bytes = 0;
 
+	r->bounced = false;
 	r->io.iov = r->at;
 	r->io.count = r->left;
-	if (r->length - r->done <= OPERATION_BYTES)
+	if (r->length - r->done <= most)
 		return;
-	for (r->io.count = 0; bytes + r->at[r->io.count].iov_len <= OPERATION_BYTES; r->io.count++)
+	for (r->io.count = 0; bytes + r->at[r->io.count].iov_len <= most; r->io.count++)
 		bytes += r->at[r->io.count].iov_len;
 	if (r->io.count == 0) {
-		r->other = (struct iovec){r->at->iov_base, OPERATION_BYTES};
+		r->other = (struct iovec){r->at->iov_base, most};
 		r->io.iov = &r->other;
 		r->io.count = 1;
 	}
 }
 
+/* With an overlay: write to that; read what is next in one file. */
+static bool next_in_layers(const struct pv_block_file *file, struct pv_block_request *r)
+{
+	const struct pv_overlay *layer = file->overlay;
+
+	r->wanted = smaller(r->wanted, OPERATION_BYTES);
+	if (r->type == VIRTIO_BLK_T_IN)
+		layer = pv_overlay_find(layer, r->io.offset, &r->wanted);
+	if (layer) {
+		r->io.fd = layer->fd;
+		r->io.cached = layer->cached;
+		r->here = layer->in_memory && r->wanted <= HERE_BYTES;
+	} else if (is_partial(file->offset_align, r->io.offset, r->wanted) ||
+	           is_misaligned(file, r)) {
+		return has_bounce(r) ? next_bounced(file, r) : fail(r, -ENOMEM);
+	}
+	next_segments(r, r->wanted);
+	return true;
+}
+
 static bool next_transfer(struct pv_block_file *file, struct pv_block_request *r)
 {
-	bool partial = is_partial(file, r->offset, r->length);
+	bool partial = is_partial(file->offset_align, r->offset, r->length);
 
 	if (r->done == r->length)
 		return false;
+	r->io.kind = r->type == VIRTIO_BLK_T_IN ? PV_IO_READ : PV_IO_WRITE;
+	r->io.offset = r->offset + r->done;
+	r->io.cached = file->cached;
+	r->wanted = r->length - r->done;
+	if (file->overlay)
+		return next_in_layers(file, r);
 	if ((partial || r->misaligned) && !has_bounce(r))
 		return fail(r, -ENOMEM);
 	if (partial && r->type == VIRTIO_BLK_T_OUT) {
@@ -224,13 +259,12 @@ static bool next_transfer(struct pv_block_file *file, struct pv_block_request *r
 
 		if (result < 0 || r->done == r->length)
 			return result < 0 ? fail(r, result) : false;
+		r->io.offset = r->offset + r->done;
+		r->wanted = r->length - r->done;
 	}
-	r->io.kind = r->type == VIRTIO_BLK_T_IN ? PV_IO_READ : PV_IO_WRITE;
-	r->io.offset = r->offset + r->done;
-	r->io.cached = file->cached;
 	if (r->bounce)
 		return next_bounced(file, r);
-	next_segments(r);
+	next_segments(r, OPERATION_BYTES);
 	return true;
 }
 
@@ -279,7 +313,7 @@ static bool next_range(struct pv_block_file *file, struct pv_block_request *r)
 	struct pv_block_range *range = &r->zero[r->range];
 
 	for (; r->range < r->ranges; range = &r->zero[++r->range]) {
-		int result = is_partial(file, range->offset, range->length)
+		int result = is_partial(unit_of_changes(file), range->offset, range->length)
 		                     ? zero_edges(file, r, range)
 		                     : 0;
 
@@ -293,6 +327,11 @@ static bool next_range(struct pv_block_file *file, struct pv_block_request *r)
 	r->io.offset = range->offset + r->done;
 	r->io.length = range->length - r->done;
 	r->io.kind = range->punch && (file->flags & PV_BLOCK_UNMAP) ? PV_IO_PUNCH : PV_IO_ZERO;
+	if (file->overlay) {
+		/* What is sparse from the first need keep no room for zeroes. */
+		r->io.kind = PV_IO_PUNCH;
+		r->io.fd = file->overlay->fd;
+	}
 	if (r->by_hand)
 		write_zeroes(r);
 	return true;
@@ -304,6 +343,10 @@ static bool next_sync(const struct pv_block_file *file, struct pv_block_request 
 
 	if (r->synced || !(r->type == VIRTIO_BLK_T_FLUSH || (changes && file->write_through)))
 		return false;
+	if (file->overlay && file->overlay->in_memory)
+		return false;
+	if (file->overlay)
+		r->io.fd = file->overlay->fd;
 	r->io.kind = PV_IO_SYNC;
 	return true;
 }
@@ -312,6 +355,8 @@ bool pv_block_next(struct pv_block_file *file, struct pv_block_request *r)
 {
 	bool more = false;
 
+	r->here = false;
+	r->io.fd = file->fd;
 	if (r->status == VIRTIO_BLK_S_OK && r->ranges > 0)
 		more = next_range(file, r);
 	else if (r->status == VIRTIO_BLK_S_OK &&
@@ -336,9 +381,18 @@ static bool is_unable(const struct pv_io *io)
 	        io->result == -EINVAL);
 }
 
-static void absorb_range(struct pv_block_request *r)
+/* What is read from now on is what was written. */
+static void show(const struct pv_block_file *file, const struct pv_block_request *r, uint64_t start,
+                 uint64_t bytes)
 {
-	uint64_t length = r->zero[r->range].length;
+	if (file->overlay && bytes > 0)
+		pv_overlay_mark(file->overlay, start + r->done, start + r->done + bytes);
+}
+
+static void absorb_range(const struct pv_block_file *file, struct pv_block_request *r)
+{
+	const struct pv_block_range *range = &r->zero[r->range];
+	uint64_t length = range->length;
 
 	if (is_unable(&r->io)) {
 		/* A discard asks for nothing that must happen. */
@@ -347,7 +401,10 @@ static void absorb_range(struct pv_block_request *r)
 	} else if (r->io.result < 0 || (r->io.kind == PV_IO_WRITE && r->io.result == 0)) {
 		fail(r, r->io.result);
 	} else {
-		r->done += r->io.kind == PV_IO_WRITE ? (uint64_t)r->io.result : r->io.length;
+		uint64_t bytes = r->io.kind == PV_IO_WRITE ? (uint64_t)r->io.result : r->io.length;
+
+		show(file, r, range->offset, bytes);
+		r->done += bytes;
 	}
 	if (r->done == length) {
 		r->done = 0;
@@ -355,7 +412,7 @@ static void absorb_range(struct pv_block_request *r)
 	}
 }
 
-static void absorb_transfer(struct pv_block_request *r)
+static void absorb_transfer(const struct pv_block_file *file, struct pv_block_request *r)
 {
 	uint64_t before = r->offset + r->done - r->io.offset; /* of a unit, and not asked for */
 	uint64_t bytes;
@@ -364,9 +421,11 @@ static void absorb_transfer(struct pv_block_request *r)
 		fail(r, r->io.result < 0 ? r->io.result : 0); /* the file has become shorter */
 		return;
 	}
-	bytes = smaller((uint64_t)r->io.result - before, r->length - r->done);
-	if (r->bounce && r->type == VIRTIO_BLK_T_IN)
+	bytes = smaller((uint64_t)r->io.result - before, r->wanted);
+	if (r->bounced && r->type == VIRTIO_BLK_T_IN)
 		pv_block_scatter(r->at, r->left, (char *)r->bounce + before, bytes);
+	if (r->type == VIRTIO_BLK_T_OUT)
+		show(file, r, r->offset, bytes);
 	advance(r, bytes);
 }
 
@@ -378,7 +437,7 @@ void pv_block_cut(struct pv_block_request *r)
 		r->status = VIRTIO_BLK_S_IOERR;
 }
 
-void pv_block_absorb(struct pv_block_request *r)
+void pv_block_absorb(struct pv_block_file *file, struct pv_block_request *r)
 {
 	if (r->io.result == -EINTR || r->io.result == -EAGAIN)
 		return;
@@ -387,8 +446,8 @@ void pv_block_absorb(struct pv_block_request *r)
 		if (r->io.result < 0)
 			fail(r, r->io.result);
 	} else if (r->ranges > 0) {
-		absorb_range(r);
+		absorb_range(file, r);
 	} else {
-		absorb_transfer(r);
+		absorb_transfer(file, r);
 	}
 }

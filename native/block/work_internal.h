@@ -4,12 +4,14 @@
 
 #include <pthread.h>
 
+#include "block/overlay_internal.h"
 #include "block/request_internal.h"
 
 /* The file, as all queues of a device see it. */
 struct pv_block_file {
 	int fd;
 	uint32_t flags; /* PV_BLOCK_... */
+	struct pv_overlay *overlay; /* has what is written, and nothing of the file changes; or NULL */
 	uint32_t offset_align;
 	uint32_t memory_align;
 	bool cached;        /* see struct pv_io */
@@ -26,7 +28,7 @@ void pv_block_prepare(const struct pv_block_file *file, struct pv_block_request 
 bool pv_block_next(struct pv_block_file *file, struct pv_block_request *request);
 
 /* Take the result of `request->io` into account. */
-void pv_block_absorb(struct pv_block_request *request);
+void pv_block_absorb(struct pv_block_file *file, struct pv_block_request *request);
 
 /* After pv_block_absorb: let a request fail that needs many more operations. */
 void pv_block_cut(struct pv_block_request *request);

@@ -9,6 +9,7 @@
 /* What a queue takes from its ring before others have their turn. */
 #define BATCH 128
 #define BATCH_BYTES (16 * 1024 * 1024)
+#define HERE_MAX 64 /* operations that a request has its queue's thread carry out in a row */
 
 static void count(_Atomic uint64_t *counter, uint64_t more)
 {
@@ -73,6 +74,18 @@ static void drop(struct pv_block_worker *w, struct pv_block_request *r)
 	count_in_flight(w, -1);
 }
 
+/* Carry the operation out, or have the engine do so; then false, and it is the engine's. */
+static bool carry_out(struct pv_block_worker *w, struct pv_block_request *r, bool here)
+{
+	int64_t result = here ? pv_io_run(&r->io)
+	                      : w->member.engine->ops->start(w->member.engine, &r->io);
+
+	if (!here && result == 0)
+		return false;
+	r->io.result = result;
+	return true;
+}
+
 /* Begin the next operation of a request, or answer it. */
 static void proceed(struct pv_block_worker *w, struct pv_block_request *r)
 {
@@ -80,13 +93,10 @@ static void proceed(struct pv_block_worker *w, struct pv_block_request *r)
 		drop(w, r);
 		return;
 	}
-	while (pv_block_next(&w->block->file, r)) {
-		int result = w->member.engine->ops->start(w->member.engine, &r->io);
-
-		if (result == 0)
+	for (unsigned here = 0; pv_block_next(&w->block->file, r); here++) {
+		if (!carry_out(w, r, r->here && here < HERE_MAX))
 			return;
-		r->io.result = result;
-		pv_block_absorb(r);
+		pv_block_absorb(&w->block->file, r);
 	}
 	answer(w, r);
 }
@@ -153,7 +163,6 @@ static bool take(struct pv_block_worker *w)
 	}
 	r->io.owner = &w->member;
 	r->io.device = w->member.device;
-	r->io.fd = w->block->file.fd;
 	count_in_flight(w, 1);
 	w->batch++;
 	w->batch_bytes += w->chain.readable_bytes + w->chain.writable_bytes;
@@ -186,7 +195,7 @@ static void complete(struct pv_member *member, struct pv_io *io)
 	enum pv_block_phase phase = pv_block_phase(w->block);
 
 	if (phase != PV_BLOCK_GIVEN_UP)
-		pv_block_absorb(r);
+		pv_block_absorb(&w->block->file, r);
 	/* Who waits for the end need not wait for all of a large one. */
 	if (phase == PV_BLOCK_STOPPING)
 		pv_block_cut(r);

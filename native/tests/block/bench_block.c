@@ -2,9 +2,9 @@
  * 4 KiB reads of a file in flight, and waits for an interrupt when it has nothing else to do.
  *
  *     $(.venv/bin/python -m pyvirt.native.program plain native/tests/block/bench_block.c) \
- *         FILE io_uring|threads direct|cached DEPTH SECONDS
+ *         FILE io_uring|threads direct|cached DEPTH SECONDS [empty|full]
  *
- * prints "REQUESTS_PER_SECOND CPU_NS_PER_REQUEST REQUESTS_PER_KICK REQUESTS_PER_INTERRUPT", the
+ * (with an overlay in memory, that has nothing of the file or all of it) prints "REQUESTS_PER_SECOND CPU_NS_PER_REQUEST REQUESTS_PER_KICK REQUESTS_PER_INTERRUPT", the
  * second of the device's threads alone. */
 #include <errno.h>
 #include <fcntl.h>
@@ -14,6 +14,7 @@
 #include <sys/resource.h>
 
 #include "block/block.h"
+#include "block/overlay_internal.h"
 #include "tests/virtio/driver.h"
 #include "thread_internal.h"
 #include "virtio/irq.h"
@@ -111,6 +112,21 @@ static double device_cpu_ns(void)
 	return cpu_ns(RUSAGE_SELF) - cpu_ns(RUSAGE_THREAD);
 }
 
+/* An overlay in memory; `full`: all that is read is there, and not in the file. */
+static struct pv_overlay *make_overlay(uint64_t sectors, bool full)
+{
+	char data[1 << 16] = {1};
+	struct pv_overlay *overlay;
+	int fd = memfd_create("overlay", MFD_CLOEXEC);
+
+	CHECK_EQ(pv_overlay_new(fd, sectors, NULL, &overlay), 0);
+	for (uint64_t at = 0; full && at < sectors * 512; at += sizeof(data)) {
+		CHECK_EQ(pwrite(fd, data, sizeof(data), (off_t)at), sizeof(data));
+		pv_overlay_mark(overlay, at, at + sizeof(data));
+	}
+	return overlay;
+}
+
 static void open_device(struct bench *b, char **argv, struct pv_block **block)
 {
 	int direct = strcmp(argv[3], "direct") == 0;
@@ -129,6 +145,8 @@ static void open_device(struct bench *b, char **argv, struct pv_block **block)
 	if (direct)
 		CHECK_EQ(pv_block_alignment(config.fd, &config.offset_align, &config.memory_align),
 		         0);
+	if (argv[6])
+		config.overlay = make_overlay(config.sectors, strcmp(argv[6], "full") == 0);
 	b->random = 88172645463325252;
 	b->irq_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	b->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -144,7 +162,7 @@ int main(int argc, char **argv)
 	uint64_t start;
 	double before, spent;
 
-	CHECK_EQ(argc, 6);
+	CHECK(argc == 6 || argc == 7);
 	b.buffers = driver_init(&b.driver, SIZE, 1, 1, (size_t)(SIZE + 1) * STRIDE);
 	b.buffers = (b.buffers + BYTES - 1) / BYTES * BYTES;
 	open_device(&b, argv, &block);
