@@ -163,7 +163,7 @@ def _open_disks(config: MachineConfig) -> list[Disk]:
         for wanted in config.disks:
             disk = Disk(
                 wanted.path,
-                readonly=wanted.readonly,
+                readonly=wanted.readonly or bool(wanted.overlay),
                 direct=False,
                 raw=wanted.raw,
                 option=wanted.option,

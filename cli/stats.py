@@ -48,7 +48,8 @@ def _disk(stats: Any) -> str:
         f"writes {stats.writes} ({stats.bytes_written / _MIB:.1f} MiB), "
         f"flushes {stats.flushes}, discards {stats.discards}, write-zeroes {stats.zeroes}, "
         f"others {stats.others}, errors {stats.errors}, throttled {stats.throttled}, "
-        f"batches with an interrupt {stats.interrupts}, without {stats.suppressed}"
+        f"batches with an interrupt {stats.interrupts}, without {stats.suppressed}, "
+        f"overlay {stats.overlay_bytes / _MIB:.1f} MiB"
     )
 
 

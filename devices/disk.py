@@ -89,7 +89,7 @@ class Disk:
         if not is_ours:
             raise InUseError(
                 f"{option}: in use by another process or drive; "
-                "end that one, or give readonly=on to both"
+                "end that one, or give readonly=on or overlay=memory to both"
             )
 
     def _check_format(self, option: str, path: str) -> None:

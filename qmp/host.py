@@ -26,7 +26,7 @@ class DiskRequest:
     """A disk image that is to be opened; `direct` None is direct I/O where it is possible.
 
     `engine` is io_uring, threads or auto, `iops` requests a second (0: no limit), `unmap`,
-    `detect_zeroes` and `raw` are as in BlockConfig.
+    `detect_zeroes`, `raw` and `overlay` are as in BlockConfig.
     """
 
     id: str
@@ -38,6 +38,7 @@ class DiskRequest:
     unmap: bool = False
     detect_zeroes: str = "off"
     raw: bool = False
+    overlay: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,10 @@ class Counters:
 
 @dataclass(frozen=True)
 class Image:
-    """What a client may know of an open disk image; `size` in bytes, the rest as in DiskRequest."""
+    """What a client may know of an open disk image; the rest as in DiskRequest.
+
+    `size` is in bytes, and so is `written`, what an overlay takes of the host.
+    """
 
     path: str
     size: int
@@ -99,6 +103,8 @@ class Image:
     direct: bool
     iops: int = 0
     detect_zeroes: str = "off"
+    overlay: str = ""
+    written: int = 0
 
 
 @dataclass(frozen=True)

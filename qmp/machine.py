@@ -365,6 +365,7 @@ class MachineHost:
                 unmap=request.unmap,
                 detect_zeroes=request.detect_zeroes,
                 raw=request.raw,
+                overlay=request.overlay,
             )
         )
 
@@ -382,6 +383,8 @@ class MachineHost:
             disk.direct,
             config.iops,
             config.detect_zeroes,
+            config.overlay,
+            resource.overlay.written if resource.overlay else 0,
         )
 
     def open_nic(self, request: NicRequest) -> Resource:

@@ -31,6 +31,12 @@ def _path(option: str, text: str) -> str:
     return text
 
 
+def _overlay(option: str, text: str) -> str:
+    if not text:
+        raise ConfigError(f"{option}: an empty name; give memory, or a folder")
+    return text
+
+
 def _engine(option: str, text: str) -> str:
     return _ENGINES[one_of(option, text, tuple(_ENGINES))]
 
@@ -78,6 +84,7 @@ _OF_IMAGE: tuple[members.Member, ...] = (
     ("detect-zeroes", "detect_zeroes", _detection),
     ("format", "raw", _raw),
     ("serial", "serial", _serial),
+    ("overlay", "overlay", _overlay),
 )
 _OF_DEVICE: tuple[members.Member, ...] = (
     ("serial", "serial", _serial),
@@ -179,6 +186,11 @@ def _check(option: str, fields: dict[str, Any]) -> None:
     if fields.get("detect_zeroes") == "unmap" and not fields.get("unmap"):
         where = f"{option} id={fields['id']}" if "id" in fields else fields["option"]
         raise ConfigError(f"{where}: detect-zeroes=unmap goes with discard=unmap; give both")
+    if fields.get("overlay") and fields.get("readonly"):
+        raise ConfigError(
+            f"{fields['option']},overlay={fields['overlay']}: nothing is written to a disk with "
+            "readonly=on; leave one of them out"
+        )
 
 
 def _check_engines(disks: tuple[block.BlockConfig, ...]) -> None:

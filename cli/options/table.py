@@ -216,7 +216,7 @@ TABLE = (
     ),
     Option(
         "disk",
-        "FILE[,id=ID][,readonly=on|off][,serial=TEXT][,...]",
+        "FILE[,id=ID][,readonly=on|off][,overlay=memory|FOLDER][,serial=TEXT][,...]",
         "a disk of the guest from a raw image or block device; also takes what -drive and -device "
         "take; may be repeated, the first is /dev/vda",
         later,
@@ -226,7 +226,7 @@ TABLE = (
         "drive",
         "id=ID,file=FILE[,readonly=on|off][,direct=on|off][,aio=io_uring|threads]"
         "[,throttling.iops-total=N][,discard=ignore|unmap][,detect-zeroes=off|on|unmap]"
-        "[,format=raw][,serial=TEXT]",
+        "[,format=raw][,serial=TEXT][,overlay=memory|FOLDER]",
         "an image for -device; a disk by itself when no -device names it",
         later,
         repeats=True,

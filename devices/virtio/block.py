@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ...state import Fields
     from ..iothread import IoThread
+    from ..overlay import Overlay
     from .device import Activation
     from .served import Export
 
@@ -71,8 +72,10 @@ class BlockConfig:
         "id",
         "iops",
         "iothread",
+        "layers",
         "logical_block",
         "option",
+        "overlay",
         "path",
         "physical_block",
         "queue_size",
@@ -101,6 +104,8 @@ class BlockConfig:
         logical_block: int = SECTOR,
         physical_block: int = 0,
         raw: bool = False,
+        overlay: str = "",
+        layers: tuple[int, ...] = (),
         option: str = "",
     ) -> None:
         """`path` is a raw image or a block device; `readonly` keeps the guest from writing.
@@ -114,7 +119,10 @@ class BlockConfig:
         to 1024. `logical_block` is in what units the guest may ask, a power of two from 512 to
         4096 bytes; `physical_block` in what units it had better ask, to 65536 bytes, 0: those of
         the storage. An image that looks like one of another format is opened only if `raw` insists
-        that it is none. `option` is how messages call the image.
+        that it is none. With an `overlay`, which is `memory` or a folder, what the guest writes
+        goes there, for as long as the machine is there, and the image is only read; `layers` are
+        descriptors of what Block.freeze has returned for such a disk with the same image, borrowed
+        until it is open. `option` is how messages call the image.
         """
         self.id = id
         self.path = path
@@ -131,13 +139,15 @@ class BlockConfig:
         self.logical_block = logical_block
         self.physical_block = physical_block
         self.raw = raw
+        self.overlay = overlay
+        self.layers = layers
         self.option = option or f"-drive file={path}"
 
 
 class Image:
     """An image as a Block can have it behind it: open, locked, measured; its maker closes it."""
 
-    __slots__ = ("config", "disk", "engine", "is_in_use")
+    __slots__ = ("config", "disk", "engine", "is_in_use", "overlay")
 
     def __init__(self, config: BlockConfig) -> None:
         """Open the image; ConfigError, and nothing stays behind."""
@@ -146,17 +156,23 @@ class Image:
         self.engine = _engine(config)
         self.disk = Disk(
             config.path,
-            readonly=config.readonly,
+            readonly=config.readonly or bool(config.overlay),
             direct=config.direct,
             raw=config.raw,
             option=config.option,
         )
-        if self.disk.sectors * SECTOR % config.logical_block:
+        self.overlay: Overlay | None = None
+        try:
+            if self.disk.sectors * SECTOR % config.logical_block:
+                raise ConfigError(
+                    f"{config.option},logical_block_size={config.logical_block}: the size is no "
+                    f"multiple of it; run: truncate -s %{config.logical_block} {config.path}"
+                )
+            if config.overlay:
+                self.overlay = _make_overlay(config, self.disk.sectors)
+        except BaseException:
             self.close()
-            raise ConfigError(
-                f"{config.option},logical_block_size={config.logical_block}: the size is no "
-                f"multiple of it; run: truncate -s %{config.logical_block} {config.path}"
-            )
+            raise
 
     @property
     def readonly(self) -> bool:
@@ -171,6 +187,8 @@ class Image:
         """
         if self.disk.fd >= 0 and not self.is_in_use:
             self.disk.close()
+            if self.overlay is not None:
+                self.overlay.close()
 
 
 class Block(Pluggable):
@@ -457,6 +475,22 @@ class Block(Pluggable):
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
 
+    def freeze(self) -> tuple[int, ...]:
+        """Freeze what the guest has written to an overlay; return its layers, the oldest first.
+
+        That is what `layers` of a BlockConfig take: descriptors, which stay the image's own; none
+        where there is no overlay. The machine stands, and the device is drained. BackendError, and
+        nothing has changed.
+        """
+        served = self._served
+        if not isinstance(served, Served):
+            return ()
+        with self._lock:
+            try:
+                return served.freeze()
+            except BackendError as error:
+                raise BackendError(f"{self.name}: {error}") from None
+
     def take_failure(self) -> tuple[str, int] | None:
         """Return "read", "write" or "flush", and the errno; of many failures one a second."""
         kind = ffi.new("uint32_t *")
@@ -485,6 +519,13 @@ class Block(Pluggable):
                 self._served.free()
                 self._served = self._vacant
             image.close()
+
+
+def _make_overlay(config: BlockConfig, sectors: int) -> Overlay:
+    from ..overlay import Overlay  # noqa: PLC0415  (few disks have one)
+
+    option = f"{config.option},overlay={config.overlay}"
+    return Overlay(config.overlay, sectors, config.layers, option=option)
 
 
 def _engine(config: BlockConfig) -> str:

@@ -78,6 +78,7 @@ class Served:
             "iops": config.iops,
             "id": os.fsencode(serial or config.serial).ljust(lib.PV_BLOCK_ID_BYTES, b"\0"),
             "iothread": iothread.handle if iothread else ffi.NULL,
+            "overlay": image.overlay.handle if image.overlay else ffi.NULL,
         }
         handle = ffi.new("struct pv_block **")
         check(lib.pv_block_new(ffi.new("struct pv_block_config *", words), handle), self.name)
@@ -128,8 +129,22 @@ class Served:
 
     def resize(self, size: int) -> None:
         """Change the image and what may be asked of it; it is stopped. ConfigError."""
+        if self.image.overlay is not None:
+            raise ConfigError(
+                f"size {size}: its image is only read; leave overlay out, or resize the image and "
+                "plug it anew"
+            )
         self.image.disk.resize(size, self.image.config.logical_block)
         lib.pv_block_set_sectors(self._handle, self.image.disk.sectors)
+
+    def freeze(self) -> tuple[int, ...]:
+        """Freeze what is in an overlay; it is drained or stopped. BackendError."""
+        overlay = self.image.overlay
+        if overlay is None:
+            return ()
+        layers: tuple[int, ...] = overlay.freeze()
+        lib.pv_block_set_overlay(self._handle, overlay.handle)
+        return layers
 
     def read_stats(self, stats: Any) -> None:
         """Fill a struct pv_block_stats."""

@@ -35,7 +35,11 @@ _IN_USE = (
     "Is it used more than once or another process using the same file?"
 )
 # What the command line's words are here.
-_MEMBERS = {"readonly=on": "`read-only` true", "format=raw": "`driver` raw"}
+_MEMBERS = {
+    "readonly=on": "`read-only` true",
+    "overlay=memory": "`overlay` memory",
+    "format=raw": "`driver` raw",
+}
 _ENGINES = {"io_uring": "io_uring", "native": "io_uring", "threads": "threads", "off": "threads"}
 
 
@@ -71,7 +75,10 @@ def _blockdev_add(session: Session, given: Arguments) -> object:
         unmap=discard == "unmap",
         detect_zeroes=detect_zeroes,
         raw=given.driver == "raw",
+        overlay=file.overlay or "",
     )
+    if request.overlay and request.readonly:
+        raise QmpError("`overlay`: nothing is written with `read-only` true; leave one of them out")
 
     def open_it() -> Resource:
         _check_file(path)
@@ -135,6 +142,13 @@ _IMAGE = Struct(
     Field("read-only", Boolean(), "as `read-only` below", optional=True, default=False),
     Field("detect-zeroes", _DETECTION, "as `detect-zeroes` below", optional=True),
     Field("cache", _CACHE, "as `cache` below", optional=True),
+    Field(
+        "overlay",
+        FileName(),
+        "`memory`, or a folder: there goes what the guest writes, until the disk is unplugged, and "
+        "the image is only read; an addition to QEMU's",
+        optional=True,
+    ),
     Field("node-name", Text(), "has no effect: only disks have names", optional=True),
     *_NODE,
     Field("aio-max-batch", Scalar(), "has no effect: what is there is one batch", optional=True),

@@ -194,6 +194,7 @@ def _node(session: Session, backend: Backend) -> dict[str, object]:
         "write_threshold": 0,
         "cache": {"direct": image.direct, "no-flush": False, "writeback": True},
         "image": {"filename": image.path, "format": "raw", "virtual-size": image.size},
+        **({"x-overlay": {"place": image.overlay, "size": image.written}} if image.overlay else {}),
     }
 
 

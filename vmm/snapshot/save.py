@@ -28,6 +28,18 @@ def check(machine: Machine) -> None:
     shape.of(machine.config)
 
 
+def _check_overlays(machine: Machine) -> None:
+    """Refuse disks whose content is in no file that would be there for the restored machine."""
+    assert machine.slots is not None
+    for transport in machine.slots.transports:
+        image = getattr(transport.device, "resource", None)
+        if getattr(image, "overlay", None) is not None:
+            raise PyvirtError(
+                f"{transport.device.name}: what was written is in an overlay, which ends with the "
+                "machine; start it without overlay, on a copy of the image"
+            )
+
+
 def fields(machine: Machine, identity: bytes) -> dict[str, object]:
     """Return the state of a machine that stands, its devices drained; PyvirtError."""
     assert machine.slots is not None
@@ -73,6 +85,7 @@ class Saver:
         """
         machine = self._machine
         check(machine)
+        _check_overlays(machine)
         folder.check(path)
         was_running = machine.state == "running"
         identity = os.urandom(IDENTITY_BYTES)

@@ -124,6 +124,7 @@ def request_of(bench: Bench) -> DiskRequest:
         ({"aio": ""}, {"aio": ""}, {}),
         ({"aio": "native"}, {"aio": ""}, {"engine": "io_uring"}),
         ({"aio": "native"}, {"aio": "threads"}, {"engine": "threads"}),
+        ({"overlay": "memory"}, {}, {"overlay": "memory"}),
         ({"discard": "unmap"}, {}, {"unmap": True}),
         ({"discard": "unmap"}, {"discard": "ignore"}, {}),
         ({"discard": "unmap", "detect-zeroes": "unmap"}, {},
@@ -264,10 +265,13 @@ REFUSED: list[tuple[str, list[Ask], Ask, str]] = [
     ("unknown-member-of-file", [], ("blockdev-add", {"node-name": "d", "file": {"driver": "file",
      "filename": "x", "size": 1}}),
      ("unknown field `size`, expected one of `driver`, `filename`, `aio`, `discard`, `locking`, "
-      "`pr-manager`, `read-only`, `detect-zeroes`, `cache`, `node-name`, `auto-read-only`, "
-      "`force-share`, `aio-max-batch`, `drop-cache`, `x-check-cache-dropped`")),
+      "`pr-manager`, `read-only`, `detect-zeroes`, `cache`, `overlay`, `node-name`, "
+      "`auto-read-only`, `force-share`, `aio-max-batch`, `drop-cache`, `x-check-cache-dropped`")),
     ("read-only-is-a-word", [], blockdev(**{"read-only": "yes"}),
      'invalid type: string "yes", expected a boolean for `read-only`'),
+    ("overlay-of-what-is-read", [], ("blockdev-add", {"node-name": "d", "read-only": True, "file":
+        {"driver": "file", "filename": "IMAGE", "overlay": "memory"}}),
+     "`overlay`: nothing is written with `read-only` true; leave one of them out"),
     ("unmap-without-discard", [], blockdev(**{"detect-zeroes": "unmap"}),
      "`detect-zeroes` unmap goes with `discard` unmap; give both"),
     ("iops", [], blockdev(**IOPS), ("invalid value: integer `-1`, "

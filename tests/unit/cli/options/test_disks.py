@@ -41,6 +41,8 @@ def wanted(name: str, path: str, **changed: object) -> dict[str, object]:
         "logical_block": 512,
         "physical_block": 0,
         "raw": False,
+        "overlay": "",
+        "layers": (),
     }
     return default | changed
 
@@ -87,6 +89,8 @@ def test_disks_stand_in_the_order_of_their_options() -> None:
         ("discard=ignore", "unmap", False),
         ("detect-zeroes=on", "detect_zeroes", "on"),
         ("format=raw", "raw", True),
+        ("overlay=memory", "overlay", "memory"),
+        ("overlay=/var/tmp", "overlay", "/var/tmp"),
         ("serial=äöü", "serial", "äöü"),
         ("serial=12345678901234567890", "serial", "12345678901234567890"),
     ],
@@ -229,6 +233,14 @@ def test_names_are_found_for_the_nameless() -> None:
         (
             ["-object", "rng-none,id=a"],
             f"-object rng-none: no such object; there is {', '.join(KINDS)}",
+        ),
+        (
+            ["-drive", f"{DRIVE},overlay="],
+            "-drive overlay: an empty name; give memory, or a folder",
+        ),
+        (
+            ["-disk", "/a,overlay=memory,readonly=on"],
+            "-disk /a,overlay=memory: nothing is written to a disk with readonly=on; leave one",
         ),
         (["-disk", ""], "empty file name"),
         (["-disk", "readonly=on"], "names no file"),

@@ -1,0 +1,79 @@
+"""Machines on one image at once, each with an overlay: the image stays as it is."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from pyvirt.devices.virtio import registers as r
+from pyvirt.devices.virtio.block import Block, BlockConfig
+from pyvirt.devices.virtio.queue import DESC, DESC_NEXT, DESC_WRITE
+from pyvirt.vmm.config import MachineConfig
+
+from .support import MEMORY, Guest
+from .test_access import carry_out
+from .test_qmp_run import Monitored
+from .test_virtio_mmio import driver, set_
+
+RINGS, HEADER, DATA, STATUS = 0x30_0000, 0x33_0000, 0x33_1000, 0x33_2000
+AVAIL = RINGS + 0x1000
+OUT, SECTOR, PLACE = 1, 512, 3
+OK, UNANSWERED = 0, 0xAA
+CONTENT = bytes(range(256)) * 4096
+
+
+def offer_write(guest: Guest, data: bytes) -> None:
+    """Have a queue offer a write of a sector."""
+    assert guest.memory
+    guest.memory.write(HEADER, struct.pack("<IIQ", OUT, 0, PLACE))
+    guest.memory.write(DATA, data)
+    guest.memory.write(STATUS, bytes([UNANSWERED]))
+    parts = ((HEADER, 16, DESC_NEXT), (DATA, SECTOR, DESC_NEXT), (STATUS, 1, DESC_WRITE))
+    table = b"".join(DESC.pack(*part, place + 1) for place, part in enumerate(parts))
+    guest.memory.write(RINGS, table)
+    guest.memory.write(AVAIL, struct.pack("<HHH", 0, 1, 0))
+
+
+def test_two_machines_write_their_own(kernel: Callable[[str], Path], tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(CONTENT)
+    written = [name * SECTOR for name in (b"A", b"B")]
+    with ExitStack() as stack:
+        guests = []
+        for number, place in enumerate(("memory", str(tmp_path))):
+            config = MachineConfig(str(kernel("script")), memory=MEMORY)
+            disk = Block(BlockConfig(f"d{number}", str(image), overlay=place))
+            guests.append((Guest(config, tmp_path / f"log{number}", virtio=[disk]), disk))
+            stack.callback(guests[-1][0].close)
+        for (guest, _), data in zip(guests, written, strict=True):
+            guest.load()
+            offer_write(guest, data)
+            # The guest's end waits for what is in flight.
+            carry_out(guest, *driver(rings=RINGS), set_(r.QUEUE_NOTIFY, 0))
+        for (guest, disk), data in zip(guests, written, strict=True):
+            assert guest.memory
+            assert guest.memory.read(STATUS, 1) == bytes([OK])
+            (layer,) = disk.freeze()
+            assert os.pread(layer, SECTOR, PLACE * SECTOR) == data
+    assert image.read_bytes() == CONTENT
+
+
+def test_on_the_command_line_and_plugged(kernel: Callable[[str], Path], tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(CONTENT)
+    file = {"driver": "file", "filename": str(image), "overlay": "memory"}
+    words = ("-disk", f"{image},id=first,overlay={tmp_path}")
+    with Monitored(kernel("spin"), *words) as one, Monitored(kernel("spin"), *words) as other:
+        for guest in (one, other):
+            do = guest.client.execute
+            do("blockdev-add", {"node-name": "second", "file": file})
+            do("device_add", {"id": "second", "driver": "virtio-blk-mmio", "addr": "0x1"})
+            found = {disk["device"]: disk["inserted"] for disk in do("query-block")}
+            assert found["first"]["x-overlay"] == {"place": str(tmp_path), "size": 0}
+            assert found["second"]["x-overlay"] == {"place": "memory", "size": 0}
+            assert not found["second"]["ro"]
+            do("device_del", {"id": "second"})
+    assert image.read_bytes() == CONTENT
