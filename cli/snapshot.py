@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     """Run `pyvirt snapshot ARGV`; return the exit status. Raises PyvirtError."""
     if usage.shown(USAGE, argv):
         return 0
-    goes_on = [word for word in argv if word.removeprefix("-") == "-cont"]
+    goes_on = [word for word in argv if word in {"-cont", "--cont"}]
     words = [word for word in argv if word not in goes_on]
     for word in words:
         if word.startswith("-"):

@@ -52,9 +52,10 @@ def test_it_waits_until_all_is_written(
     assert capsys.readouterr().out == "written: 41 MiB of 256 MiB of memory are not zeroes\n"
 
 
-def test_the_machine_goes_on_when_asked_to(monitor: type[FakeClient]) -> None:
+@pytest.mark.parametrize("option", ["-cont", "--cont"])
+def test_the_machine_goes_on_when_asked_to(monitor: type[FakeClient], option: str) -> None:
     monitor.answers = [{"status": "completed", "x-memory": MEMORY}]
-    assert main.dispatch(["snapshot", "--cont", "sock", "dir"]) == 0
+    assert main.dispatch(["snapshot", option, "sock", "dir"]) == 0
     assert monitor.asked[-2:] == [("cont", None), ("close", None)]
 
 
