@@ -13,12 +13,12 @@ from ..devices.debug import BootTimer
 from ..devices.power import EventDevice
 from ..errors import ConfigError, PyvirtError
 from ..native import ffi, lib
-from . import bus, kvm, layout, ports, slots
+from . import kvm, layout, ports, slots
 from .boot import loader
+from .core import Core
 from .end import CRASH, DEBUG_EXIT, HOST, End, Reaction
 from .execution import Execution
-from .memory import GuestMemory
-from .vm import InterruptLine, Vm, check_kvm
+from .vm import InterruptLine, Vm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from .boot.kernel import Kernel
     from .config import MachineConfig
     from .log import Log
+    from .memory import GuestMemory
     from .ports import Part
+    from .register_pages import RegisterPages
     from .timed import TimedDevices
     from .vcpu import Vcpu
 
@@ -46,15 +48,16 @@ class Machine:
         device: str = kvm.DEVICE,
         *,
         virtio: Iterable[Device] = (),
+        core: Core | None = None,
     ) -> None:
         """Create the VM and its devices; `mark` is told of each stage of the start.
 
         `virtio` devices take the slots after those of the configuration, and are closed with
-        the machine. ConfigError or KvmError; nothing stays behind then.
+        the machine; so is a `core` that was made ahead and suits the configuration. ConfigError or
+        KvmError; nothing stays behind then.
         """
         self.config = config
         self.is_kept = False  # closed, and what is behind its slots has to stay
-        self.bus = bus.Bus()
         self.memory: GuestMemory | None = None
         self.slots: slots.Slots | None = None
         # Called with the name and data of each of QMP's events that happens here, on the thread
@@ -80,27 +83,18 @@ class Machine:
         self._kvm_fd = -1
         self._execution = Execution(config.vcpus, lambda: self.vcpus, self.reaction, log, mark)
         try:
-            self._kvm_fd = kvm.open_device(device)
-            self._create()
+            self._create(core or Core(config, log, device))
         except BaseException:
             self.close()
             raise
 
-    def _create(self) -> None:
-        config = self.config
-        check_kvm(self._kvm_fd, config.vcpus)
-        self.memory = GuestMemory(
-            config.memory,
-            shared=config.share,
-            dumped=config.dump_guest_core,
-            memdevs=config.memdevs,
-            content=config.content,
-        )
-        self.memory.preallocate(config.memdevs, self._log.notice, everything=config.prealloc)
-        self._vm = Vm(self._kvm_fd, self.memory, config, self.bus)
+    def _create(self, core: Core) -> None:
+        self.bus, self._kvm_fd = core.bus, core.kvm_fd
+        self.memory, self._vm = core.memory, core.vm
+        pages = core.pages
         self._add_devices()
-        slots.fill(config, self._virtio)
-        self._add_slots(self._vm, self.memory)
+        slots.fill(self.config, self._virtio)
+        self._add_slots(pages)
         self._mark("vm-ready")
 
     @property
@@ -155,12 +149,14 @@ class Machine:
         assert self._vm is not None
         return self._vm.fd
 
-    def _add_slots(self, vm: Vm, memory: GuestMemory) -> None:
+    def _add_slots(self, pages: RegisterPages | None) -> None:
+        assert self.memory is not None
         self.slots = slots.Slots(
-            vm.fd,
+            self.vm.fd,
             self._virtio,
+            pages=pages,
             bus=self.bus,
-            memory=memory.native(),
+            memory=self.memory.native(),
             line=self.interrupt_line,
             log=self._log,
             read_exits=self.config.read_exits

@@ -1,17 +1,14 @@
 """Slots for virtio devices: where each stands in the guest, and how KVM spares it exits.
 
-A slot is a register page, an interrupt line, an ioeventfd for each queue's notifications. All
-pages lie side by side in one memslot that the guest can only read: its reads cost no exit, its
-writes reach the bus. The acknowledgement of "used buffers", one write for each interrupt, ends in
-an ioeventfd that nobody reads. Source: Documentation/virt/kvm/api.rst, KVM_MEM_READONLY and
-KVM_IOEVENTFD.
+A slot is a register page (register_pages.py), an interrupt line, an ioeventfd for each queue's
+notifications. The acknowledgement of "used buffers", one write for each interrupt, ends in an
+ioeventfd that nobody reads. Source: Documentation/virt/kvm/api.rst, KVM_IOEVENTFD.
 """
 
 from __future__ import annotations
 
 import _thread
 import errno
-import mmap
 import os
 import time
 
@@ -22,6 +19,7 @@ from ..errors import BackendError, ConfigError
 from ..native import ffi, lib
 from . import bus, kvm, layout
 from .boot.acpi import VirtioMmio
+from .register_pages import RegisterPages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,18 +54,30 @@ def _nic(config: NicConfig | None, addr: int, machine: str) -> Pluggable:
     return nic.make(config, machine) if config else nic.empty(addr, machine)
 
 
+def _counts(config: MachineConfig) -> tuple[int, int]:
+    """Return how many slots for disks and for NICs there are."""
+    given = len(config.disks), len(config.nics)
+    return (max(given[0], BLOCK_SLOTS), max(given[1], NET_SLOTS)) if config.hotplug else given
+
+
+def count(config: MachineConfig) -> int:
+    """Return how many slots `fill` fills."""
+    return sum(_counts(config)) + len(config.devices)
+
+
 def fill(config: MachineConfig, devices: list[Device]) -> None:
     """Put the devices of the configuration before those in the list; ConfigError.
 
     Those that something is behind come first within their kind.
     """
+    blocks, nics = _counts(config)
     kinds: tuple[tuple[tuple[Any, ...], int, Callable[[Any, int, str], Pluggable]], ...] = (
-        (config.disks, BLOCK_SLOTS, _block),
-        (config.nics, NET_SLOTS, _nic),
+        (config.disks, blocks, _block),
+        (config.nics, nics, _nic),
     )
     place = 0
-    for given, least, make in kinds:
-        for addr in range(max(len(given), least) if config.hotplug else len(given)):
+    for given, slots, make in kinds:
+        for addr in range(slots):
             what = given[addr] if addr < len(given) else None
             devices.insert(place, make(what, addr, config.name))
             place += 1
@@ -97,11 +107,13 @@ class Slots:
         line: Callable[[int], InterruptLine],
         log: Log,
         read_exits: bool,
+        pages: RegisterPages | None = None,
     ) -> None:
         """Put each device into the slot of its place in the list; ConfigError, KvmError.
 
         `memory` is the struct pv_memory. `line` makes the line of a GSI, and keeps it.
         `read_exits` does without the memslot: every read and acknowledgement goes to Python.
+        `pages` were made ahead, for as many devices; these are its own then.
         The devices are borrowed until `close`.
         """
         self.transports: list[Mmio] = []
@@ -112,7 +124,7 @@ class Slots:
         self._warnings = {device: log.limited() for device in devices}
         self._vm_fd = -1
         self._watches: list[tuple[int, int, int]] = []  # a written address and value, an eventfd
-        self._pages: mmap.mmap | None = None
+        self._pages = pages
         self._read_exits = read_exits
         self._memslot_lock = _thread.allocate_lock()  # two devices may change at a time
         try:
@@ -131,16 +143,14 @@ class Slots:
         memory: Any,
         line: Callable[[int], InterruptLine],
     ) -> None:
-        size = len(self._devices) * registers.PAGE_SIZE
-        self._pages = mmap.mmap(-1, size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+        pages = self._pages = self._pages or RegisterPages(len(self._devices))
         acknowledged = self._eventfd() if not self._read_exits else -1
         places = windows(len(self._devices))
         for index, (device, place) in enumerate(zip(self._devices, places, strict=True)):
             kicks = [self._eventfd() for _ in device.queue_sizes]
-            start = index * registers.PAGE_SIZE
             transport = Mmio(
                 device,
-                memoryview(self._pages)[start : start + registers.PAGE_SIZE],
+                pages.page(index),
                 memory=memory,
                 irq_fd=line(place.gsi).fd,
                 broken_fd=self.notices_fd,
@@ -163,7 +173,7 @@ class Slots:
         for address, value, fd in self._watches:
             self._watch(address, value, fd)
         if self._pages is not None and not self._read_exits:
-            self._set_memslot(len(self._pages))
+            self._pages.connect(vm_fd)
 
     def drain(self) -> None:
         """Have every device complete what is in flight, before `reset`; no vCPU runs.
@@ -229,25 +239,15 @@ class Slots:
         }
         kvm.IOEVENTFD(self._vm_fd, ffi.new("struct kvm_ioeventfd *", words))
 
-    def _set_memslot(self, size: int) -> None:
-        """Show the guest `size` bytes of register pages as memory, none of them with 0."""
-        assert self._pages is not None
-        with ffi.from_buffer(self._pages) as start:
-            host = int(ffi.cast("uintptr_t", start))
-        region = (layout.VIRTIO_MEMSLOT, lib.KVM_MEM_READONLY, layout.VIRTIO_MMIO, size, host)
-        kvm.SET_USER_MEMORY_REGION(
-            self._vm_fd, ffi.new("struct kvm_userspace_memory_region *", region)
-        )
-
     def _without_memslot(self, change: Callable[[], None]) -> None:
         # Meanwhile the reads exit, and those of the device that changes wait for its lock.
         assert self._pages is not None
         with self._memslot_lock:
-            self._set_memslot(0)
+            self._pages.hide()
             try:
                 change()
             finally:
-                self._set_memslot(len(self._pages))
+                self._pages.show()
 
     def report(self) -> bool:
         """Log what devices have to say; when `notices_fd` is readable, by any thread.

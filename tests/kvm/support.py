@@ -16,6 +16,7 @@ from pyvirt.devices.virtio.device import Device
 from pyvirt.native import ffi, lib
 from pyvirt.vmm import kvm, probe
 from pyvirt.vmm.config import MachineConfig
+from pyvirt.vmm.core import Core
 from pyvirt.vmm.end import End
 from pyvirt.vmm.log import Log
 from pyvirt.vmm.machine import Machine
@@ -67,14 +68,20 @@ class Stats(NamedTuple):
 class Guest(Machine):
     """A machine whose guest is one of guests/*.S; keeps its log and the stages it marked."""
 
-    def __init__(self, config: MachineConfig, log: Path, virtio: Iterable[Device] = ()) -> None:
+    def __init__(
+        self,
+        config: MachineConfig,
+        log: Path,
+        virtio: Iterable[Device] = (),
+        core: Core | None = None,
+    ) -> None:
         """Create the machine with its messages in the file `log`."""
         self.marks: list[str] = []
         self.log_file = log
         self._messages = Log()
         self._messages.open(str(log))
         try:
-            super().__init__(config, self._messages, self.marks.append, virtio=virtio)
+            super().__init__(config, self._messages, self.marks.append, virtio=virtio, core=core)
         except BaseException:
             self._close_log()
             raise
