@@ -135,6 +135,10 @@ class Fields:
         values = self._list(name, most)
         return [self._open(f"{name}.{place}", value) for place, value in enumerate(values)]
 
+    def count(self, name: str, most: int) -> int:
+        """Return the length of a list, of at most `most` entries, which is still to be read."""
+        return len(self._list(name, most))
+
     def done(self) -> None:
         """Refuse fields that were not read, here and in all sections that were opened."""
         for name in self._unread:

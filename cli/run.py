@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..devices.terminal import RawTerminal
     from ..vmm.snapshot.restore import Incoming
     from .options.parsed import Options
+    from .server.child import Prepared
 
 # What is still in the serial port at the end is given this long to reach its reader.
 _FLUSH_MS = 1000
@@ -154,11 +155,21 @@ class _Events:
 
 
 def _run_here(
-    options: Options, log: Log, timeline: Timeline, incoming: Incoming | None = None
+    options: Options,
+    log: Log,
+    timeline: Timeline,
+    incoming: Incoming | None = None,
+    prepared: Prepared | None = None,
 ) -> int:
     """Run the guest on this host's KVM; return the exit status."""
     with daemonize() if options.daemonize else Starter() as starter:
-        return _run(options, log, timeline, starter, incoming)
+        return _run(options, log, timeline, starter, incoming, prepared)
+
+
+def _make(options: Options, log: Log, timeline: Timeline, prepared: Prepared | None) -> Machine:
+    wanted = config(options)
+    core = prepared.core_for(wanted) if prepared is not None else None
+    return Machine(wanted, log, timeline.mark, core=core)
 
 
 class _Terminal:
@@ -189,6 +200,7 @@ def _run(
     timeline: Timeline,
     starter: Starter,
     incoming: Incoming | None = None,
+    prepared: Prepared | None = None,
 ) -> int:
     lib.pv_crash_thread(b"main")
     check(lib.pv_crash_report(log.fd), "signals")
@@ -198,7 +210,7 @@ def _run(
         options.terminal.quit_fd = events.quit_fd
     control = Control(options, log)
     with PidFile(options.pidfile):
-        machine = Machine(config(options), log, timeline.mark)
+        machine = _make(options, log, timeline, prepared)
         try:
             if incoming is None:
                 machine.load()
@@ -273,42 +285,54 @@ def _show(timeline: Timeline, where: str) -> None:
         raise PyvirtError(f"-timeline={where}: {error.strerror}; free some room") from None
 
 
-def main(argv: list[str]) -> int:
-    """Run `pyvirt run` with the words after it; return the exit status."""
-    timeline = Timeline()
-    timeline.mark("imports")
-    options = parse(argv)
-    if options.help:
+def _told(options: Options) -> str:
+    """Return what is to be told instead of running a guest."""
+    if options.help or options.print_config is None:
         from .options.help import usage
 
-        sys.stdout.write(usage())
-        return 0
-    if options.print_config is not None:
-        from .options.config_print import show
-        from .options.table import BY_NAME
+        return usage()
+    from .options.config_print import show
+    from .options.table import BY_NAME
 
-        sys.stdout.write(show(options.given, BY_NAME, options.print_config))
+    return show(options.given, BY_NAME, options.print_config)
+
+
+def _incoming(options: Options, prepared: Prepared | None) -> Incoming:
+    """Return what the guest goes on from, of which the options get the shape."""
+    from .options import incoming
+
+    if prepared is None:
+        return incoming.open_snapshot(options)
+    incoming.take_template(options, prepared.incoming)
+    return prepared.incoming
+
+
+def main(argv: list[str], prepared: Prepared | None = None) -> int:
+    """Run `pyvirt run` with the words after it, or a fork; return the exit status."""
+    timeline = Timeline(prepared.asked_ns if prepared is not None else 0)
+    timeline.mark("imports")
+    options = parse(argv)
+    if options.help or options.print_config is not None:
+        sys.stdout.write(_told(options))
         return 0
     log = Log()
     if options.log:
         log.open(options.log)
     if options.timeline:
         _check_timeline(options.timeline)
-    if options.root and options.incoming is None:
-        options = _with_root(argv, options)
-    elif not options.kernel and options.incoming is None:
-        options = _with_default_guest(argv, options)
     incoming: Incoming | None = None
-    if options.incoming is not None:
-        from .options.incoming import open_snapshot
-
-        incoming = open_snapshot(options)
-    reason = _use_lab(options)
+    if prepared is not None or options.incoming is not None:
+        incoming = _incoming(options, prepared)
+    elif options.root:
+        options = _with_root(argv, options)
+    elif not options.kernel:
+        options = _with_default_guest(argv, options)
+    reason = _use_lab(options) if prepared is None else ""
     if reason:
         from . import run_in_lab
 
         return run_in_lab.run(options, config(options), reason)
-    status = _run_here(options, log, timeline, incoming)
+    status = _run_here(options, log, timeline, incoming, prepared)
     if options.timeline is not None:
         _show(timeline, options.timeline)
     return status

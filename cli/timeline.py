@@ -35,8 +35,9 @@ class Timeline:
 
     __slots__ = ("_at",)
 
-    def __init__(self) -> None:
-        self._at: dict[str, int] = {"exec": exec_ns()}
+    def __init__(self, start_ns: int = 0) -> None:
+        """Begin with this process, or at a moment."""
+        self._at: dict[str, int] = {"exec": start_ns or exec_ns()}
 
     def mark(self, stage: str, at: int | None = None) -> None:
         """Note that `stage` was reached now, or at `at` (0: never); the first time counts."""

@@ -195,6 +195,9 @@ if TYPE_CHECKING:
             A guest that ran runs on where this is refused.
             """
 
+        def become_template(self, place: str) -> None:
+            """Do so with the process of `pyvirt template` at SOCKET or SOCKET,name=NAME."""
+
         def saving(self) -> Saving:
             """Return how far that has come."""
 

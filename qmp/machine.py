@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from ..devices.virtio.served import Export
     from ..vmm.hotplug import Device, Resource
     from ..vmm.machine import Machine
-    from ..vmm.snapshot.save import Saver
+    from ..vmm.snapshot.save import Saver, Target
     from .listener import ListenerConfig
 
 _RAM = "microvm.ram"  # QEMU's id of memory that no object has
@@ -157,11 +157,22 @@ class MachineHost:
 
     def save(self, path: str) -> None:
         """Begin to write a snapshot."""
-        from ..vmm.snapshot.save import Saver  # noqa: PLC0415  (few machines are saved)
+        from ..vmm.snapshot.folder import Folder  # noqa: PLC0415  (few machines are saved)
+
+        self._save(Folder(path))
+
+    def become_template(self, place: str) -> None:
+        """Begin to hand it over."""
+        from ..vmm.snapshot.template import Handover  # noqa: PLC0415
+
+        self._save(Handover(place))
+
+    def _save(self, target: Target) -> None:
+        from ..vmm.snapshot.save import Saver  # noqa: PLC0415
 
         if self._saver is None:
             self._saver = Saver(self._machine, self._log or Log())
-        self._saver.start(path)
+        self._saver.start(target)
 
     def saving(self) -> Saving:
         """Return how far it is."""

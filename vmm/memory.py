@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     class Content(Protocol):
         """What is in memory from the start on."""
 
-        def map(self, at: int) -> None:
-            """Map it privately at an address of this process, over what is there; ConfigError."""
+        def map(self, at: int) -> list[tuple[int, int]]:
+            """Map it privately at an address of this process, over memory of zeroes; ConfigError.
+
+            Return the parts that are mapped: beginning and end, in their order.
+            """
 
 
 MIB = 1 << 20
@@ -66,10 +69,11 @@ class GuestMemory:
         self.regions = layout.ram_regions(size)
         # Of what has files that get what the guest writes: offset in all RAM, size, descriptor.
         self.files: list[tuple[int, int, int]] = []
+        # Of content, where something is mapped: beginning and end, in all RAM.
+        self.mapped: list[tuple[int, int]] = []
         self._pieces = self._open(memdevs, shared=shared)
-        # Whether pages that nobody has touched are zeroes.
-        self.is_anonymous = self._pieces is None and content is None
-        self._is_mapped = content is not None
+        # Whether pages of the rest that nobody has touched are zeroes.
+        self.is_anonymous = self._pieces is None
         self._is_dumped = dumped
         try:
             self._map = self._reserve()
@@ -82,7 +86,7 @@ class GuestMemory:
         if self._pieces is not None:
             self._map_pieces(self._pieces)
         elif content is not None:
-            content.map(self.base)
+            self.mapped = self._map_content(content)
         if not dumped:
             self._map.madvise(mmap.MADV_DONTDUMP)
         lib.pv_crash_memory(ffi.cast("void *", self.base), size)
@@ -111,6 +115,13 @@ class GuestMemory:
             # A kernel without transparent huge pages: slower, and right all the same.
             return mapping
         return mapping
+
+    def _map_content(self, content: Content) -> list[tuple[int, int]]:
+        try:
+            return content.map(self.base)
+        except BaseException:
+            self._map.close()
+            raise
 
     def _map_pieces(self, pieces: Pieces) -> None:
         try:
@@ -236,7 +247,7 @@ class GuestMemory:
 
     def clear(self) -> None:
         """Let every byte be 0 again, and give the host its memory back; no device is at work."""
-        if self._is_mapped:
+        if self.mapped:
             self._forget()
         at = 0
         for offset, size, _ in [*self.files, (self.size, 0, -1)]:
@@ -253,7 +264,7 @@ class GuestMemory:
         start = ffi.cast("void *", self.base)
         if lib.mmap(start, self.size, protection, flags, -1, 0) != start:
             raise BackendError(f"guest memory: {os.strerror(ffi.errno)}")
-        self._is_mapped, self.is_anonymous = False, True
+        self.mapped = []
         if not self._is_dumped:
             self._map.madvise(mmap.MADV_DONTDUMP)
 

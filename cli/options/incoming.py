@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...errors import ConfigError
 from ...vmm.memory import MIB
-from ...vmm.snapshot.restore import Incoming
+from ...vmm.snapshot.restore import Incoming, open_folder
 from .members import file_name, pairs, switch
 from .parsed import IncomingConfig
 
@@ -39,17 +39,14 @@ def open_snapshot(options: Options) -> Incoming:
     """
     config = options.incoming
     assert config is not None
-    is_shared = options.share or any(
-        getattr(one, "needs_shared_memory", False) for one in options.devices
-    )
-    can_map = not is_shared and not options.memdevs
+    can_map = _can_map(options)
     if config.mapped and not can_map:
         raise ConfigError(
             "-incoming mapped=on: not with memory that others see or that has a place of its own "
             "(-machine mem-share, memory-backend, -mem-path, vhost-user); give mapped=off"
         )
     is_mapped = can_map if config.mapped is None else config.mapped
-    incoming = Incoming(config.path, mapped=is_mapped)
+    incoming = open_folder(config.path, mapped=is_mapped)
     try:
         _take_shape(options, incoming)
     except BaseException:
@@ -60,9 +57,37 @@ def open_snapshot(options: Options) -> Incoming:
     return incoming
 
 
+def _can_map(options: Options) -> bool:
+    is_shared = options.share or any(
+        getattr(one, "needs_shared_memory", False) for one in options.devices
+    )
+    return not is_shared and not options.memdevs
+
+
+def take_template(options: Options, incoming: Incoming) -> None:
+    """Let a fork have the shape of its template, and its memory; ConfigError."""
+    if options.incoming is not None:
+        raise ConfigError("-incoming: a fork goes on from where its template stands; leave it out")
+    if not _can_map(options):
+        raise ConfigError(
+            "fork: its memory is a private mapping of the template's, which cannot be shared or "
+            "have a place of its own; leave -machine mem-share, memory-backend, -mem-path and "
+            "vhost-user devices out, or restore from a folder"
+        )
+    if options.daemonize:
+        raise ConfigError(
+            "-daemonize: a fork ends with the command that it belongs to; leave it out, and put "
+            "that command into the background"
+        )
+    if options.accel == "lab":
+        raise ConfigError("-accel lab: a fork runs where its template is; leave it out")
+    _take_shape(options, incoming)
+    options.content = incoming
+
+
 def _take_shape(options: Options, incoming: Incoming) -> None:
     shape, given = incoming.shape, {name for name, _ in options.given}
-    where = f"the snapshot in {incoming.path}"
+    where = incoming.name
     if options.memory != shape.memory and ("m" in given or options.memory_backend):
         raise ConfigError(
             f"-m {options.memory // MIB}M: {where} has {shape.memory // MIB} MiB; give that, or "

@@ -96,10 +96,13 @@ class Process:
         words: Sequence[str],
         streams: Mapping[str, Sequence[int]],
         cwd: str | None = None,
+        *,
+        template: Template | None = None,
     ) -> None:
         """Ask for `pyvirt run WORDS` in folder `cwd` (None: this process's); ServerGoneError.
 
-        `streams` has the monitor's descriptors by names, one connection for each name.
+        `streams` has the monitor's descriptors by names, one connection for each name. With a
+        `template` of the server it is a fork of that, and WORDS are as behind `pyvirt restore DIR`.
         """
         self.pid: int | None = None
         self.status: int | None = None  # -N after signal N
@@ -108,11 +111,13 @@ class Process:
         self.streams: dict[str, socket.socket] = {}
         self._line = b""
         key = secrets.token_hex(8)
-        run = {
+        run: dict[str, object] = {
             "run": list(words),
             "cwd": os.path.abspath(cwd or "."),
             "streams": {f"{key}-{name}": list(numbers) for name, numbers in streams.items()},
         }
+        if template is not None:
+            run["template"] = template.name
         try:
             for name in streams:
                 self.streams[name] = _connect(server, {"stream": f"{key}-{name}"})
@@ -164,6 +169,52 @@ class Process:
         """Close everything, which ends a monitor that still lives."""
         self._control.close()
         self._close_streams()
+
+
+class Template:
+    """Room for a template in a fork server, and what a machine has made of it; see `Process`.
+
+    Owned until `close`, or the end of this process; forks that run go on then. One thread.
+    """
+
+    def __init__(self, server: str) -> None:
+        """Have room made; ServerGoneError."""
+        self.name = secrets.token_hex(8)
+        self._server = server
+        self._control = _connect(server, {"hold": self.name})
+        self._lines = self._control.makefile("rb")
+        try:
+            path = self._hear(CONNECT_S)["path"]
+        except BaseException:
+            self.close()
+            raise
+        # What `migrate` takes, of a monitor that the server runs.
+        self.uri = f"template:{path},name={self.name}"
+
+    def wait(self, timeout: float) -> None:
+        """Return when the next fork of it is prepared, for the first time; once.
+
+        BackendError: it cannot be forked, or is not there within `timeout` seconds.
+        """
+        self._hear(timeout)
+
+    def _hear(self, timeout: float) -> dict[str, str]:
+        self._control.settimeout(timeout)
+        try:
+            message = json.loads(self._lines.readline(_LINE_MAX))
+        except TimeoutError:
+            raise BackendError(f"template: not there within {timeout:.0f} s") from None
+        except (OSError, ValueError):
+            raise ServerGoneError(f"fork server {self._server}: it does not answer") from None
+        if "error" in message:
+            raise BackendError(message["error"])
+        found: dict[str, str] = message
+        return found
+
+    def close(self) -> None:
+        """Give it up; its memory is there as long as a fork is."""
+        self._lines.close()
+        self._control.close()
 
 
 class Switch:

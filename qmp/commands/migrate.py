@@ -1,4 +1,7 @@
-"""Snapshots, in the words of migration: the machine is written to a folder, and stays paused."""
+"""Snapshots, in the words of migration: the machine is written to a folder, and stays paused.
+
+Or to a process that others are forked from (docs/snapshot.md): that is pyvirt's own.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,22 @@ from ..schema import Arguments, Boolean, Command, Field, FileName, Only, Struct
 if TYPE_CHECKING:
     from ..session import Session
 
-_FILE = "file:"
+_FILE, _TEMPLATE = "file:", "template:"
 _ELSEWHERE = ("tcp:", "unix:", "exec:", "fd:", "rdma:")
 
 
 def _migrate(session: Session, given: Arguments) -> object:
-    path = given.uri.removeprefix(_FILE)
     if given.uri.startswith(_ELSEWHERE):
         raise QmpError("MicroVM does not support migration")
-    if path == given.uri or not path:
-        raise QmpError(f"Invalid uri: {given.uri}")
-    session.monitor.host.save(path)
-    return {}
+    for scheme, save in (
+        (_FILE, session.monitor.host.save),
+        (_TEMPLATE, session.monitor.host.become_template),
+    ):
+        path = given.uri.removeprefix(scheme)
+        if path != given.uri and path:
+            save(path)
+            return {}
+    raise QmpError(f"Invalid uri: {given.uri}")
 
 
 def _query(session: Session, _: Arguments) -> object:
@@ -55,7 +62,12 @@ COMMANDS = (
         "does not complete a disk's requests within 5 s.",
         _migrate,
         Struct(
-            Field("uri", FileName(), f"`{_FILE}` and the folder; other machines cannot be reached"),
+            Field(
+                "uri",
+                FileName(),
+                f"`{_FILE}` and the folder; or, which is pyvirt's own, `{_TEMPLATE}` and the "
+                "socket of a `pyvirt template`; other machines cannot be reached",
+            ),
             Field("blk", Only(_INCREMENTAL, False), "disks are not copied", optional=True),
             Field("inc", Only(_INCREMENTAL, False), "the same", optional=True),
             Field("resume", Only("give migrate again", False), "the same", optional=True),

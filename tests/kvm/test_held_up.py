@@ -21,6 +21,7 @@ from pyvirt.errors import BackendError, PyvirtError
 from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.execution import RUNNING
 from pyvirt.vmm.log import Log
+from pyvirt.vmm.snapshot.folder import Folder
 from pyvirt.vmm.snapshot.save import Saver
 
 from ..unit.devices.virtio.bench import RUNNING as DRIVER_RUNS
@@ -143,11 +144,11 @@ def test_storage_that_hangs_refuses_a_snapshot(
     saver = Saver(guest, Log())
     with hanging(guest, monkeypatch) as page:
         with pytest.raises(BackendError, match="disk d: the host has not completed its requests"):
-            saver.start(str(folder))
+            saver.start(Folder(str(folder)))
         assert (guest.state, folder.exists()) == (RUNNING, False)
         monkeypatch.undo()
         page.release()
-        saver.start(str(folder))
+        saver.start(Folder(str(folder)))
         saver.wait()
     assert saver.status == "completed"
     # Its status byte is in the memory that was written.
@@ -215,7 +216,7 @@ def test_a_machine_is_closed_while_its_devices_come_to_a_stand(
 
     def save() -> None:
         with suppress(PyvirtError):
-            saver.start(str(folder))
+            saver.start(Folder(str(folder)))
 
     monkeypatch.setattr(slots, "drain", slow_drain)
     threads = [threading.Thread(target=do, daemon=True) for do in (save, guest.close)]

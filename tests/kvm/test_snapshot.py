@@ -25,7 +25,8 @@ from pyvirt.vmm.cpu_model import FEATURES, CpuModel
 from pyvirt.vmm.execution import PAUSED, RUNNING
 from pyvirt.vmm.log import Log
 from pyvirt.vmm.snapshot import clock, ioctls, state_file, structs, vcpu
-from pyvirt.vmm.snapshot.restore import Incoming
+from pyvirt.vmm.snapshot.folder import Folder
+from pyvirt.vmm.snapshot.restore import open_folder
 from pyvirt.vmm.snapshot.save import Saver
 
 from .conftest import Make
@@ -40,7 +41,7 @@ KEPT = 42
 
 def save(guest: Guest, folder: Path) -> None:
     saver = Saver(guest, Log())
-    saver.start(str(folder))
+    saver.start(Folder(str(folder)))
     saver.wait()
     assert (saver.status, saver.error) == ("completed", "")
     assert guest.state == PAUSED
@@ -56,7 +57,7 @@ class Restored:
 
     def make(self, name: str, folder: Path, *, mapped: bool = True, **words: Any) -> Guest:
         """Make a machine, and restore it; it does not run yet."""
-        incoming = Incoming(str(folder), mapped=mapped)
+        incoming = open_folder(str(folder), mapped=mapped)
         try:
             words.setdefault("memory", incoming.shape.memory)
             words.setdefault("topology", incoming.shape.topology)
@@ -388,7 +389,7 @@ def test_a_full_disk_leaves_nothing_and_the_guest_goes_on(machine: Make, tmp_pat
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MEMORY // 2, before[1]))
     try:
-        saver.start(str(tmp_path / "snapshot"))
+        saver.start(Folder(str(tmp_path / "snapshot")))
         saver.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -405,7 +406,7 @@ def test_what_is_refused_at_once_leaves_the_guest_running(machine: Make, tmp_pat
     guest = at_work(machine)
     saver = Saver(guest, Log())
     with pytest.raises(BackendError, match="is not empty"):
-        saver.start(str(tmp_path))
+        saver.start(Folder(str(tmp_path)))
     assert guest.state == RUNNING
 
 
@@ -423,7 +424,7 @@ def test_nothing_changes_while_it_is_written(machine: Make, tmp_path: Path) -> N
 def test_the_end_cancels_it(machine: Make, tmp_path: Path) -> None:
     guest = at_work(machine)
     saver = Saver(guest, Log())
-    saver.start(str(tmp_path / "snapshot"))
+    saver.start(Folder(str(tmp_path / "snapshot")))
     guest.close()
     saver.wait()
     assert saver.status in {"completed", "canceled"}

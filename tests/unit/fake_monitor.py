@@ -19,8 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pyvirt.cli import fork_server
-from pyvirt.cli import main as command
+from pyvirt.cli import fork_server, run
 from pyvirt.harness.agent import image
 
 CONSOLE, MESSAGES, AGENT, QMP, EVENTS = 1, 2, 3, 4, 5
@@ -118,6 +117,6 @@ def main() -> NoReturn:
 
 
 if __name__ == "__main__":
-    command.main = main
+    run.main = lambda *_: main()
     fork_server.main(sys.argv[1:])
     Path(sys.argv[1]).unlink(missing_ok=True)

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # not listed belongs to the one it is in.
 ORDER = (
     "cli",
+    "cli/server",
     "cli/options",
     "harness/collect",
     "harness/plugin",

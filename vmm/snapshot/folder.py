@@ -19,12 +19,40 @@ _MODE, _FOLDER_MODE = 0o600, 0o700  # a guest's secrets are its own
 _PART = ".part"
 
 
-def check(path: str) -> None:
-    """Refuse a folder that cannot be made, or has something in it; BackendError."""
-    try:
-        _check(path)
-    except OSError as error:
-        raise _failure(path, error) from None
+class Folder:
+    """A snapshot's folder that is to be written."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def check(self) -> None:
+        """Refuse a folder that cannot be made, or has something in it; BackendError."""
+        try:
+            _check(self._path)
+        except OSError as error:
+            raise _failure(self._path, error) from None
+
+    def write(self, memory: Callable[[int], None], state: Callable[[], bytes]) -> None:
+        """Write a snapshot: `memory` is given a descriptor to fill, then `state` returns that file.
+
+        BackendError, or what one of them raises; the folder is as it was before then.
+        """
+        path = self._path
+        try:
+            _check(path)
+            is_new = _make(path)
+            try:
+                _fill(path, memory, state)
+            except BaseException:
+                _remove(path, is_new=is_new)
+                raise
+        except OSError as error:
+            raise _failure(path, error) from None
+
+    def close(self) -> None:
+        """Do nothing: nothing is open."""
 
 
 def _check(path: str) -> None:
@@ -36,23 +64,6 @@ def _check(path: str) -> None:
         return
     if entries:
         raise BackendError(f"{path}: is not empty; name a new folder, or empty this one")
-
-
-def write(path: str, memory: Callable[[int], None], state: Callable[[], bytes]) -> None:
-    """Write a snapshot: `memory` is given a descriptor to fill, then `state` returns that file.
-
-    BackendError, or what one of them raises; the folder is as it was before then.
-    """
-    try:
-        _check(path)
-        is_new = _make(path)
-        try:
-            _fill(path, memory, state)
-        except BaseException:
-            _remove(path, is_new=is_new)
-            raise
-    except OSError as error:
-        raise _failure(path, error) from None
 
 
 def _failure(path: str, error: OSError) -> BackendError:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 _STEP = 64 << 20  # between two looks at whether somebody has cancelled it
 _PAGEMAP = "/proc/self/pagemap"
-_MAP_FIXED = 0x10  # asm-generic/mman-common.h; the mmap module does not name it
+# asm-generic/mman.h and mman-common.h; the mmap module names the first from Python 3.12 on.
+_MAP_NORESERVE, _MAP_FIXED = 0x4000, 0x10
+_HUGE_PAGE = 2 << 20
 
 
 def _line(identity: bytes) -> bytes:
@@ -68,13 +70,14 @@ class Writer:
         memory = self._memory
         os.ftruncate(fd, memory.size)
         written, told = ffi.new("uint64_t *"), time.monotonic()
-        for start, end in self._extents():
+        for start, end, is_anonymous in self._extents():
             for at in range(start, end, _STEP):
                 if self.is_cancelled:
                     raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
                 size = min(_STEP, end - at)
                 host = ffi.cast("void *", memory.base + at)
-                result = lib.pv_memory_save(host, size, fd, at, pagemap, written)
+                pages = pagemap if is_anonymous else -1
+                result = lib.pv_memory_save(host, size, fd, at, pages, written)
                 if result < 0:
                     raise OSError(-result, os.strerror(-result))
                 self.done, self.written = at + size, written[0]
@@ -86,20 +89,28 @@ class Writer:
         os.pwrite(fd, _line(self._identity), memory.size)
         self.done = memory.size
 
-    def _extents(self) -> Iterator[tuple[int, int]]:
-        """Yield the parts of memory that may have been written: holes of files would be filled."""
-        at = 0
-        for start, size, fd in self._memory.files:
+    def _extents(self) -> Iterator[tuple[int, int, bool]]:
+        """Yield the parts of memory that may have been written: holes of files would be filled.
+
+        With each, whether it is memory without a file.
+        """
+        memory, at = self._memory, 0
+        for start, end in memory.mapped:
             if at < start:
-                yield at, start
-            for first, end in _data(fd, size):
-                yield start + first, start + end
+                yield at, start, True
+            yield start, end, False
+            at = end
+        for start, size, fd in memory.files:
+            if at < start:
+                yield at, start, True
+            for first, end in data_extents(fd, size):
+                yield start + first, start + end, False
             at = start + size
-        if at < self._memory.size:
-            yield at, self._memory.size
+        if at < memory.size:
+            yield at, memory.size, True
 
 
-def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """Yield the parts of a file's first `size` bytes that are no holes."""
     at = 0
     while at < size:
@@ -116,50 +127,90 @@ def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 class MemoryFile:
-    """The memory of a snapshot, open to be restored from."""
+    """The memory of a snapshot, open to be restored from; owns the descriptor until `close`."""
 
-    __slots__ = ("_fd", "_path", "_size")
+    __slots__ = ("_extents", "_name", "_size", "fd")
 
-    def __init__(self, path: str, size: int, identity: bytes) -> None:
-        """Open the file; StateError unless it has `size` bytes of the snapshot `identity`."""
-        self._path = path
+    def __init__(self, fd: int, name: str, size: int, identity: bytes) -> None:
+        """Take over the file; StateError unless it has `size` bytes of the snapshot `identity`.
+
+        `name` is how messages call it.
+        """
+        self.fd = fd
+        self._name = name
         self._size = size
+        self._extents: list[tuple[int, int]] | None = None
         try:
-            self._fd = files.open_regular(path, os.O_RDONLY)
-            line = os.pread(self._fd, len(_line(identity)) + 1, size)
-            there = os.fstat(self._fd).st_size
-        except OSError as error:
-            raise StateError(f"{path}: {error.strerror}; name a folder with a snapshot") from None
-        if there < size:
+            self._check(identity)
+        except BaseException:
             self.close()
+            raise
+
+    def _check(self, identity: bytes) -> None:
+        try:
+            line = os.pread(self.fd, len(_line(identity)) + 1, self._size)
+            there = os.fstat(self.fd).st_size
+        except OSError as error:
+            raise StateError(f"{self._name}: {error.strerror}; write the snapshot again") from None
+        if there < self._size:
             raise StateError(
-                f"{path}: has {there} bytes, and the guest's memory {size}; it was cut off"
+                f"{self._name}: has {there} bytes, and the guest's memory {self._size}; "
+                "it was cut off"
             )
         if line != _line(identity):
-            self.close()
-            raise StateError(f"{path}: is of another snapshot than the state; keep them together")
-
-    def map(self, at: int) -> None:
-        """Map it at an address of this process, over what is there; ConfigError.
-
-        Changes stay private, and what nobody touches is not read.
-        """
-        flags, where = mmap.MAP_PRIVATE | _MAP_FIXED, ffi.cast("void *", at)
-        protection = mmap.PROT_READ | mmap.PROT_WRITE
-        if lib.mmap(where, self._size, protection, flags, self._fd, 0) != where:
-            raise ConfigError(
-                f"{self._path}: cannot be mapped: {os.strerror(ffi.errno)}; give mapped=off"
+            raise StateError(
+                f"{self._name}: is of another snapshot than the state; keep them together"
             )
+
+    def extents(self) -> list[tuple[int, int]]:
+        """Return where there is something, in whole huge pages; what is between them is zeroes."""
+        if self._extents is None:
+            found: list[tuple[int, int]] = []
+            for start, end in data_extents(self.fd, self._size):
+                first = start - start % _HUGE_PAGE
+                last = min(end + -end % _HUGE_PAGE, self._size)
+                if found and first <= found[-1][1]:
+                    first = found.pop()[0]
+                found.append((first, last))
+            self._extents = found
+        return self._extents
+
+    def map(self, at: int) -> list[tuple[int, int]]:
+        """Map it at an address of this process, over memory that is all zeroes; ConfigError.
+
+        Changes stay private, and what nobody touches is not read. Where it has nothing the memory
+        stays, which takes huge pages. Return the parts that are mapped.
+        """
+        flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        for start, end in self.extents():
+            where = ffi.cast("void *", at + start)
+            if lib.mmap(where, end - start, protection, flags, self.fd, start) != where:
+                raise ConfigError(
+                    f"{self._name}: cannot be mapped: {os.strerror(ffi.errno)}; give mapped=off"
+                )
+        return self.extents()
 
     def read(self, memory: GuestMemory) -> None:
         """Read it into memory that is all zeroes; BackendError."""
         try:
-            for start, end in _data(self._fd, self._size):
-                memory.load_flat(start, self._fd, end - start)
+            for start, end in data_extents(self.fd, self._size):
+                memory.load_flat(start, self.fd, end - start)
         except (OSError, EOFError) as error:
             reason = getattr(error, "strerror", None) or "it became shorter"
-            raise BackendError(f"{self._path}: {reason}; write the snapshot again") from None
+            raise BackendError(f"{self._name}: {reason}; write the snapshot again") from None
 
     def close(self) -> None:
-        """Close it; a mapping stays."""
-        os.close(self._fd)
+        """Close it; a mapping stays. Nothing happens the second time."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def open_memory(path: str, size: int, identity: bytes) -> MemoryFile:
+    """Open the file of a snapshot; StateError."""
+    try:
+        fd = files.open_regular(path, os.O_RDONLY)
+    except OSError as error:
+        raise StateError(f"{path}: {error.strerror}; name a folder with a snapshot") from None
+    return MemoryFile(fd, path, size, identity)

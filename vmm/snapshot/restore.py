@@ -1,62 +1,118 @@
-"""Restoring a machine from a snapshot, made anew from the same options."""
+"""Restoring a machine from a snapshot or a template, made anew from the same options."""
 
 from __future__ import annotations
 
 import os
 
 from ...errors import StateError
+from ..config import MachineConfig
+from ..core import Core
+from ..log import Log
 from . import chips, clock, folder, ioctls, processor, shape, state_file, vcpu
-from .memory_file import MemoryFile
+from .memory_file import MemoryFile, open_memory
 from .save import IDENTITY_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ...state import Fields
-    from ..log import Log
     from ..machine import Machine
+    from ..vm import Vm
 
 _VCPUS_MAX, _DEVICES_MAX = 254, 256
 
 
+def open_folder(path: str, *, mapped: bool = True) -> Incoming:
+    """Open the folder of a snapshot, and look at what needs no machine; StateError.
+
+    `mapped` memory is read as the guest touches it, and what several guests restored from one
+    snapshot do not change they share; else all of it is read at once.
+    """
+    fields = state_file.read(os.path.join(path, folder.STATE))
+    try:
+        found, identity = read_shape(fields)
+    except StateError as error:
+        raise StateError(f"-incoming file:{path}: {error}") from None
+    file = open_memory(os.path.join(path, folder.MEMORY), found.memory, identity)
+    names = f"-incoming file:{path}", f"the snapshot in {path}"
+    return Incoming(fields, found, file, names, mapped=mapped)
+
+
+def read_shape(fields: Fields) -> tuple[shape.Shape, bytes]:
+    """Return the shape of a state's machine, and the number that its memory has; StateError."""
+    identity = fields.data("snapshot", IDENTITY_BYTES)
+    return shape.read(fields.section("machine")), identity
+
+
 class Incoming:
-    """A snapshot that a machine is to be restored from; owns its files until `close`."""
+    """What a machine is to be restored from; owns its files until `close`."""
 
-    __slots__ = ("_fields", "_file", "_is_mapped", "path", "shape")
+    __slots__ = ("_ahead", "_fields", "_file", "_is_mapped", "_option", "name", "shape")
 
-    def __init__(self, path: str, *, mapped: bool = True) -> None:
-        """Open the folder and look at what needs no machine; StateError.
-
-        `mapped` memory is read as the guest touches it, and what several guests restored from one
-        snapshot do not change they share; else all of it is read at once.
-        """
-        self.path = path
+    def __init__(
+        self,
+        fields: Fields,
+        found: shape.Shape,
+        file: MemoryFile,
+        names: tuple[str, str],
+        *,
+        mapped: bool,
+    ) -> None:
+        """`names` are what messages call the option, and what it names."""
+        self.shape = found
+        self._option, self.name = names
+        self._fields = fields
+        self._file = file
         self._is_mapped = mapped
-        self._fields = state_file.read(os.path.join(path, folder.STATE))
+        self._ahead: tuple[Vm, list[vcpu.Restored]] | None = None
+
+    def map(self, at: int) -> list[tuple[int, int]]:
+        """Map the memory at an address of this process, and return the parts; ConfigError."""
+        return self._file.map(at)
+
+    def prepare(self) -> Core:
+        """Return the core of a machine whose memory is mapped, its vCPUs restored ahead.
+
+        StateError, ConfigError, KvmError.
+        """
+        found = self.shape
+        config = MachineConfig(
+            "",
+            vcpus=found.topology.vcpus,
+            memory=found.memory,
+            pit=found.pit,
+            topology=found.topology,
+            content=self,
+        )
         try:
-            identity = self._fields.data("snapshot", IDENTITY_BYTES)
-            self.shape = shape.read(self._fields.section("machine"))
+            slots = self._fields.count("devices", _DEVICES_MAX)
+            core = Core(config, Log(), slots=slots)
+            try:
+                assert core.vm is not None
+                self._check_capabilities(core.kvm_fd)
+                self._ahead = core.vm, self._restore_vcpus(core.vm, core.kvm_fd)
+            except BaseException:
+                core.close()
+                raise
         except StateError as error:
             raise self._placed(error) from None
-        memory = os.path.join(path, folder.MEMORY)
-        self._file = MemoryFile(memory, self.shape.memory, identity)
+        return core
 
-    def map(self, at: int) -> None:
-        """Map the memory at an address of this process; ConfigError."""
-        self._file.map(at)
+    def _check_capabilities(self, kvm_fd: int) -> None:
+        lacking = ioctls.missing(kvm_fd)
+        if lacking:
+            raise StateError(f"this KVM lacks {', '.join(lacking)}; run pyvirt doctor")
 
     def restore(self, machine: Machine, log: Log) -> None:
         """Set a machine that is new, and has not run, to the state; its devices begin.
 
         StateError, KvmError: it can only be closed then.
         """
-        lacking = ioctls.missing(machine.kvm_fd)
-        if lacking:
-            raise StateError(f"-incoming: this KVM lacks {', '.join(lacking)}; run pyvirt doctor")
         assert machine.memory is not None
         assert machine.slots is not None
         if not self._is_mapped:
             self._file.read(machine.memory)
         try:
+            self._check_capabilities(machine.kvm_fd)
             self._restore(machine, log)
         except StateError as error:
             raise self._placed(error) from None
@@ -71,10 +127,6 @@ class Incoming:
         fields = self._fields
         devices = fields.items("devices", _DEVICES_MAX)
         shape.check_devices(machine, devices, log)
-        saved_vcpus = fields.items("vcpus", _VCPUS_MAX)
-        if len(saved_vcpus) != len(machine.vcpus):
-            raise fields.wrong("vcpus", f"{len(saved_vcpus)} of {len(machine.vcpus)} are there")
-        _check_processors(machine, saved_vcpus)
         for transport, one in zip(machine.slots.transports, devices, strict=True):
             transport.restore(one.section("state"))
         parts = fields.sections("parts")
@@ -84,29 +136,36 @@ class Incoming:
                 part.restore(parts.pop(name))
         for name in parts:
             raise fields.wrong("parts", f"this machine has no {name}")
-        self._restore_kvm(machine, saved_vcpus)
+        self._restore_kvm(machine.vm, machine.kvm_fd)
         fields.done()
 
-    def _restore_kvm(self, machine: Machine, saved_vcpus: list[Fields]) -> None:
-        vm, kvm_fd = machine.vm, machine.kvm_fd
-        pairs = zip(vm.vcpus, saved_vcpus, strict=True)
-        restored = [vcpu.restore(one, fields, kvm_fd, vm.fd) for one, fields in pairs]
+    def _restore_kvm(self, vm: Vm, kvm_fd: int) -> None:
+        ahead, self._ahead = self._ahead, None
+        restored = ahead[1] if ahead and ahead[0] is vm else self._restore_vcpus(vm, kvm_fd)
+        for one in restored:
+            one.start_timer()
         chips.restore(vm, self._fields.section("chips"))
         clock.restore(vm, self._fields.section("clock"), kvm_fd)
         for one in restored:
             one.finish()
 
+    def _restore_vcpus(self, vm: Vm, kvm_fd: int) -> list[vcpu.Restored]:
+        """Set what of the vCPUs' states does not go on with the time."""
+        fields = self._fields
+        saved = fields.items("vcpus", _VCPUS_MAX)
+        if len(saved) != len(vm.vcpus):
+            raise fields.wrong("vcpus", f"{len(saved)} of {len(vm.vcpus)} are there")
+        pairs = list(zip(vm.vcpus, saved, strict=True))
+        for one, own in pairs:
+            # The CPUID that the guest has seen, where this host has no less.
+            entries = processor.read(own)
+            processor.check(entries, one.cpuid)
+            one.set_cpuid(entries)
+        return [vcpu.restore(one, own, kvm_fd, vm.fd) for one, own in pairs]
+
     def _placed(self, error: StateError) -> StateError:
-        return StateError(f"-incoming file:{self.path}: {error}")
+        return StateError(f"{self._option}: {error}")
 
     def close(self) -> None:
         """Close the files; memory that is mapped stays."""
         self._file.close()
-
-
-def _check_processors(machine: Machine, saved: list[Fields]) -> None:
-    """Give the vCPUs the CPUID that the guest has seen; StateError where this host has less."""
-    for one, fields in zip(machine.vcpus, saved, strict=True):
-        entries = processor.read(fields)
-        processor.check(entries, one.cpuid)
-        one.set_cpuid(entries)

@@ -6,15 +6,32 @@ import _thread
 import os
 
 from ...errors import BackendError, PyvirtError, unexpected
-from . import chips, clock, folder, ioctls, shape, state_file, vcpu
+from . import chips, clock, ioctls, shape, state_file, vcpu
 from .memory_file import Writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
     from ..log import Log
     from ..machine import Machine
+
+    class Target(Protocol):
+        """Where a snapshot goes; used for one."""
+
+        def check(self) -> None:
+            """Refuse before anything happens; PyvirtError."""
+
+        def write(self, memory: Callable[[int], None], state: Callable[[], bytes]) -> None:
+            """Write it: `memory` is given a descriptor to fill, then `state` returns that file.
+
+            BackendError, or what one of them raises; nothing stays then.
+            """
+
+        def close(self) -> None:
+            """Give up what `check` has opened, where `write` is not called."""
+
 
 NONE, ACTIVE, COMPLETED, FAILED, CANCELLED = "none", "active", "completed", "failed", "canceled"
 IDENTITY_BYTES = 16
@@ -77,8 +94,8 @@ class Saver:
         self._writer: Writer | None = None
         self._done = _thread.allocate_lock()  # held by the thread that writes
 
-    def start(self, path: str) -> None:
-        """Pause the machine, and begin to write it to a folder; `status` says how that goes.
+    def start(self, target: Target) -> None:
+        """Pause the machine, and begin to write it to a target; `status` says how that goes.
 
         The machine stays paused. PyvirtError: it cannot be saved, or there; a guest that ran runs
         on then.
@@ -86,7 +103,15 @@ class Saver:
         machine = self._machine
         check(machine)
         _check_overlays(machine)
-        folder.check(path)
+        target.check()
+        try:
+            self._start(target)
+        except BaseException:
+            target.close()
+            raise
+
+    def _start(self, target: Target) -> None:
+        machine = self._machine
         was_running = machine.state == "running"
         identity = os.urandom(IDENTITY_BYTES)
         assert machine.memory is not None
@@ -97,7 +122,7 @@ class Saver:
             self._writer, self.status, self.error = writer, ACTIVE, ""
             self._done.acquire()
             try:
-                _thread.start_new_thread(self._run, (path, writer, lambda: state))
+                _thread.start_new_thread(self._run, (target, writer, lambda: state))
             except BaseException:
                 self._done.release()
                 raise
@@ -110,10 +135,10 @@ class Saver:
                 raise PyvirtError(f"snapshot: {error}; raise ulimit -u") from None
             raise
 
-    def _run(self, path: str, writer: Writer, state: Callable[[], bytes]) -> None:
+    def _run(self, target: Target, writer: Writer, state: Callable[[], bytes]) -> None:
         status = FAILED
         try:
-            folder.write(path, writer.write, state)
+            target.write(writer.write, state)
             status = COMPLETED
         except BackendError as error:
             self.error = str(error)

@@ -22,7 +22,7 @@ from ...state import Fields
 FORMAT = 1
 _MAGIC = b"pyvirt-state"
 _HEAD_MAX = 256
-_SIZE_MAX = 64 << 20
+SIZE_MAX = 64 << 20
 _VERSION_MAX = 64  # characters
 
 
@@ -37,7 +37,7 @@ def encode(fields: Mapping[str, object]) -> bytes:
 def read(path: str) -> Fields:
     """Return the fields in a file; StateError, which names it."""
     try:
-        return decode(files.read(path, _SIZE_MAX))
+        return decode(files.read(path, SIZE_MAX))
     except OSError as error:
         raise StateError(
             f"{path}: {error.strerror}; name a folder that a snapshot was written to"

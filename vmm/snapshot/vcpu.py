@@ -131,20 +131,30 @@ def read_msrs(fd: int, indices: list[int]) -> dict[int, int]:
 
 
 class Restored:
-    """What of a vCPU's state is set when its TSC runs, in this order: `deadline`, then `events`."""
+    """What of a vCPU's state goes on with the time, and is set last: its local APIC has a timer."""
 
-    __slots__ = ("_events", "_vcpu", "deadline")
+    __slots__ = ("_deadline", "_events", "_fields", "_lapic", "_vcpu")
 
-    def __init__(self, vcpu: Vcpu, deadline: int, events: Any) -> None:
+    def __init__(self, vcpu: Vcpu, fields: Fields, deadline: int) -> None:
+        """Read it; StateError."""
         self._vcpu = vcpu
-        self.deadline = deadline
-        self._events = events
+        self._fields = fields
+        self._deadline = deadline
+        self._lapic = ffi.new("struct kvm_lapic_state *")
+        size = len(self._lapic.regs)
+        ffi.memmove(self._lapic.regs, fields.data("lapic", size), size)
+        self._events = ffi.new("struct kvm_vcpu_events *")
+        structs.restore(self._events, fields.section("events"))
+
+    def start_timer(self) -> None:
+        """Set the local APIC, before the TSC; StateError."""
+        _set(self._fields, "lapic", kvm.SET_LAPIC, self._vcpu.fd, self._lapic)
 
     def finish(self) -> None:
-        """Set them, and tell KVM that the guest stood still; KvmError."""
+        """Set what its TSC is due for, and tell KVM that the guest stood still; KvmError."""
         fd = self._vcpu.fd
-        if self.deadline:
-            _write_msr(fd, _MSR_TSC_DEADLINE, self.deadline)
+        if self._deadline:
+            _write_msr(fd, _MSR_TSC_DEADLINE, self._deadline)
         ioctls.SET_VCPU_EVENTS(fd, self._events)
         try:
             ioctls.KVMCLOCK_CTRL(fd)
@@ -154,7 +164,10 @@ class Restored:
 
 
 def restore(vcpu: Vcpu, fields: Fields, kvm_fd: int, vm_fd: int) -> Restored:
-    """Set the state of a vCPU that has not run; its CPUID is set. StateError, KvmError."""
+    """Set the state of a vCPU that has not run; its CPUID is set. StateError, KvmError.
+
+    Return what is still to be set.
+    """
     fd = vcpu.fd
     mp = ffi.new("struct kvm_mp_state *")
     mp.mp_state = fields.integer("mp_state", 0, _MP_STATE_MAX)
@@ -162,18 +175,12 @@ def restore(vcpu: Vcpu, fields: Fields, kvm_fd: int, vm_fd: int) -> Restored:
     structs.restore(regs, fields.section("regs"))
     debugregs = ffi.new("struct kvm_debugregs *")
     structs.restore(debugregs, fields.section("debugregs"))
-    lapic = ffi.new("struct kvm_lapic_state *")
-    ffi.memmove(lapic.regs, fields.data("lapic", len(lapic.regs)), len(lapic.regs))
-    events = ffi.new("struct kvm_vcpu_events *")
-    structs.restore(events, fields.section("events"))
-
     _set(fields, "mp_state", ioctls.SET_MP_STATE, fd, mp)
     _set(fields, "regs", kvm.SET_REGS, fd, regs)
     _restore_sregs(fd, fields, kvm_fd)
     _restore_fpu(fd, fields, kvm_fd, vm_fd)
     _set(fields, "debugregs", ioctls.SET_DEBUGREGS, fd, debugregs)
-    _set(fields, "lapic", kvm.SET_LAPIC, fd, lapic)
-    return Restored(vcpu, _restore_msrs(fd, fields), events)
+    return Restored(vcpu, fields, _restore_msrs(fd, fields))
 
 
 def _set(fields: Fields, name: str, ioctl: kvm.Ioctl, fd: int, argument: Any) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyvirt.cli import fork_server as server_side
 from pyvirt.cli.options.help import usage
+from pyvirt.cli.server import connection
+from pyvirt.cli.server import server as server_side
 from pyvirt.errors import BackendError, ConfigError
 from pyvirt.harness.vm import config, fork_server
 from pyvirt.harness.vm.fork_server import ForkServer, Process, ServerGoneError
@@ -213,7 +214,7 @@ def test_reading_a_file_where_the_server_is(server: ForkServer, tmp_path: Path) 
         assert fork_server.read_file(server.path, str(name)) is None
     (tmp_path / "file").write_bytes(b"\0" * 100_000)
     text = fork_server.read_file(server.path, str(tmp_path / "file"))
-    assert text == "\0" * server_side.READ_MAX
+    assert text == "\0" * connection.READ_MAX
     for path in ("relative", "/a\0b"):
         with pytest.raises(ServerGoneError, match="does not read"):
             fork_server.read_file(server.path, path)
@@ -251,7 +252,7 @@ class Quick:
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(server_side, "PATIENCE_S", 0.05)
         self.path = str(path)
-        self.server = server_side.Server(self.path)
+        self.server = server_side.Server(self.path, lambda *_: os._exit(1), lambda: None)
         self.stdin, self.end = os.pipe()
 
     def serve_until_it_closes(self, client: socket.socket) -> bytes:
@@ -338,7 +339,7 @@ def test_server_that_cannot_listen_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match=r"fork-server /dev/null: .*; name a new file"):
-        server_side.Server("/dev/null")
+        server_side.Server("/dev/null", lambda *_: os._exit(1), lambda: None)
     monkeypatch.setattr(fork_server, "command", lambda *words: ["sh", "-c", "echo it is so >&2"])
     with pytest.raises(BackendError, match=r"^it is so$"):
         ForkServer()

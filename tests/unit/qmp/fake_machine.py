@@ -231,6 +231,9 @@ class FakeHost:
         self.calls.append(f"save {path}")
         self.saved = Saving("active", "", 4096, self.memory, 0)
 
+    def become_template(self, place: str) -> None:
+        self.save(f"to {place}")
+
     def saving(self) -> Saving:
         return self.saved
 

@@ -11,7 +11,8 @@ from pyvirt.cli.options.parse import parse
 from pyvirt.cli.run import config
 from pyvirt.errors import StateError
 from pyvirt.vmm.memory import MIB, GuestMemory
-from pyvirt.vmm.snapshot import folder, shape, state_file
+from pyvirt.vmm.snapshot import shape, state_file
+from pyvirt.vmm.snapshot.folder import Folder
 from pyvirt.vmm.snapshot.memory_file import Writer
 from pyvirt.vmm.topology import Topology
 
@@ -34,7 +35,7 @@ def snapshot(tmp_path: Path) -> str:
     memory = GuestMemory(SIZE)
     found = shape.Shape(SIZE, Topology(4, sockets=2, cores=2), pit=False, hotplug=True, acpi=False)
     fields = {"snapshot": IDENTITY.hex(), "machine": found.save()}
-    folder.write(path, Writer(memory, IDENTITY).write, lambda: state_file.encode(fields))
+    Folder(path).write(Writer(memory, IDENTITY).write, lambda: state_file.encode(fields))
     memory.close()
     return path
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from pyvirt.errors import BackendError
-from pyvirt.vmm.snapshot import folder
+from pyvirt.vmm.snapshot.folder import Folder
 
 from ...refusal import unprivileged
 
@@ -21,12 +21,12 @@ def memory(fd: int) -> None:
 
 
 def write(path: Path) -> None:
-    folder.write(str(path), memory, lambda: b"state")
+    Folder(str(path)).write(memory, lambda: b"state")
 
 
 def refusal(path: Path) -> str:
     with pytest.raises(BackendError) as info:
-        folder.check(str(path))
+        Folder(str(path)).check()
     assert "\n" not in str(info.value)
     with pytest.raises(BackendError) as later:
         write(path)
@@ -43,7 +43,7 @@ def test_a_new_or_an_empty_one(tmp_path: Path, is_there: bool) -> None:
     path = tmp_path / "snapshot"
     if is_there:
         path.mkdir(0o755)
-    folder.check(str(path))
+    Folder(str(path)).check()
     write(path)
     assert content(path) == {"memory": b"memory", "state": b"state"}
     assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o600}
@@ -86,7 +86,7 @@ def test_nothing_half_made_stays(tmp_path: Path, is_there: bool, where: str) -> 
             fail()
 
     with pytest.raises(BackendError, match="No space left on device; name a folder"):
-        folder.write(str(path), fill, fail)
+        Folder(str(path)).write(fill, fail)
     assert path.exists() == is_there
     assert not is_there or not os.listdir(path)
 

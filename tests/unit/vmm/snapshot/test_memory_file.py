@@ -13,7 +13,7 @@ from pyvirt.errors import BackendError, StateError
 from pyvirt.vmm.backing import Backing
 from pyvirt.vmm.memdev import Memdev
 from pyvirt.vmm.memory import MIB, GuestMemory
-from pyvirt.vmm.snapshot.memory_file import MemoryFile, Writer
+from pyvirt.vmm.snapshot.memory_file import Writer, open_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +80,7 @@ def test_what_is_not_zero_is_written_and_no_more(memory: GuestMemory, tmp_path: 
 
 
 def test_mapped_memory_is_the_files_and_changes_are_its_own(saved: Path) -> None:
-    file = MemoryFile(str(saved), SIZE, IDENTITY)
+    file = open_memory(str(saved), SIZE, IDENTITY)
     first, second = (GuestMemory(SIZE, content=file) for _ in range(2))
     file.close()
     check(first)
@@ -89,7 +89,7 @@ def test_mapped_memory_is_the_files_and_changes_are_its_own(saved: Path) -> None
     check(second)
     again = saved.with_name("again")
     assert save(first, again).written == 6 * 4096
-    other = MemoryFile(str(again), SIZE, IDENTITY)
+    other = open_memory(str(again), SIZE, IDENTITY)
     third = GuestMemory(SIZE, content=other)
     assert third.read(0, 5) + third.read(90 * MIB, 4) == b"FIRSTmore"
     other.close()
@@ -102,7 +102,7 @@ def test_mapped_memory_is_the_files_and_changes_are_its_own(saved: Path) -> None
 
 def test_memory_of_another_kind_reads_it(memory: GuestMemory, saved: Path) -> None:
     memory.clear()
-    file = MemoryFile(str(saved), SIZE, IDENTITY)
+    file = open_memory(str(saved), SIZE, IDENTITY)
     file.read(memory)
     check(memory)
     file.close()
@@ -110,7 +110,7 @@ def test_memory_of_another_kind_reads_it(memory: GuestMemory, saved: Path) -> No
 
 def refusal(path: Path, identity: bytes = IDENTITY) -> str:
     with pytest.raises(StateError) as info:
-        MemoryFile(str(path), SIZE, identity)
+        open_memory(str(path), SIZE, identity)
     assert "\n" not in str(info.value)
     return str(info.value)
 
@@ -131,7 +131,7 @@ def test_files_that_cannot_be(saved: Path) -> None:
 
 def test_one_that_is_cut_off_while_it_is_read(saved: Path) -> None:
     memory = GuestMemory(SIZE)
-    file = MemoryFile(str(saved), SIZE, IDENTITY)
+    file = open_memory(str(saved), SIZE, IDENTITY)
     os.truncate(saved, SIZE - 8192)
     memory.write(0, b"x")
     file.read(memory)  # what is gone is a hole, and the guest's memory zero there

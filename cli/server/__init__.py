@@ -1,0 +1,1 @@
+"""Processes that start machines as forks of themselves: what is said to them, and what they do."""

@@ -1,0 +1,173 @@
+"""What a server's children do from their fork on: they become monitors, or wait to become one."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import gc
+import json
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ...errors import PyvirtError, StateError, unexpected
+from ...vmm import slots
+from .connection import LINE_MAX, STREAMS_MAX, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ...vmm.config import MachineConfig
+    from ...vmm.core import Core
+    from ...vmm.snapshot.restore import Incoming
+    from ...vmm.snapshot.template import Template
+
+    # Is `pyvirt run WORDS...`, as a fork where something was prepared for it.
+    Enter = Callable[[list[str], "Prepared | None"], NoReturn]
+
+_prctl = ctypes.CDLL(None).prctl
+_PR_SET_PDEATHSIG = 1
+_ALL = os.sysconf("SC_OPEN_MAX")
+
+
+class Prepared:
+    """What was made for a fork ahead of its command line; owns it until it is taken."""
+
+    def __init__(self, incoming: Incoming) -> None:
+        """Make it; what goes wrong is told to who takes it."""
+        self.incoming = incoming
+        self.asked_ns = 0  # CLOCK_MONOTONIC, when somebody asked for the fork
+        self.error: PyvirtError | None = None
+        self._core: Core | None = None
+        try:
+            self._core = incoming.prepare()
+        except PyvirtError as error:
+            self.error = error
+        except Exception as error:  # noqa: BLE001  (whoever takes it says so)
+            self.error = StateError(f"template: {unexpected(error)}; please report")
+
+    def core_for(self, config: MachineConfig) -> Core | None:
+        """Return what suits a machine, None where that has to make its own; PyvirtError."""
+        if self.error is not None:
+            raise self.error
+        core, self._core = self._core, None
+        if core is not None and core.suits(config, slots.count(config)):
+            return core
+        if core is not None:
+            core.close()
+        return None
+
+
+def live(child: Callable[[], NoReturn], parent: int) -> NoReturn:
+    """Be the child, which `child` is the whole life of; it ends with its parent."""
+    try:
+        os.setsid()
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        child()
+    except BaseException as error:  # noqa: BLE001  (no way may lead back into the server)
+        os.write(2, f"pyvirt: {unexpected(error)}\n".encode(errors="replace"))
+    finally:
+        os._exit(1)
+
+
+def become(run: Run, places: dict[int, int], enter: Enter) -> NoReturn:
+    """Be a monitor."""
+    place(places)
+    os.chdir(run.cwd)
+    enter(run.words, None)
+
+
+def wait_to_become(template: Template, channel: socket.socket, enter: Enter) -> NoReturn:
+    """Be a fork of a template, as soon as what it is to be comes over the channel.
+
+    The first message there is its own: {}, or {"error": TEXT}. All descriptors of this process
+    are above those that a monitor is given.
+    """
+    _keep_only({channel.fileno(), template.fd})
+    prepared = Prepared(template.incoming())
+    gc.freeze()
+    error = {"error": str(prepared.error)} if prepared.error is not None else {}
+    with contextlib.suppress(BrokenPipeError):  # who was in a hurry does not listen any more
+        channel.send(json.dumps(error).encode())
+    data, fds, _, _ = socket.recv_fds(channel, LINE_MAX, STREAMS_MAX)
+    if not data:
+        os._exit(0)
+    message: dict[str, Any] = json.loads(data)
+    _place_below(dict(zip(message["places"], fds, strict=True)))
+    for fd in fds:
+        os.close(fd)
+    channel.close()
+    prepared.asked_ns = message["asked_ns"]
+    os.chdir(message["cwd"])
+    enter(message["words"], prepared)
+
+
+def ask(channel: socket.socket, run: Run, places: dict[int, int], asked_ns: int) -> None:
+    """Tell a child that waits what it is to be; OSError when it has gone."""
+    message = {"words": run.words, "cwd": run.cwd, "places": list(places), "asked_ns": asked_ns}
+    socket.send_fds(channel, [json.dumps(message).encode()], list(places.values()))
+
+
+def reserve() -> None:
+    """Have all descriptors that are opened from now on above those that a monitor is given."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in range(3, STREAMS_MAX):
+        if number != null:
+            _put_if_free(null, number)
+    if null >= STREAMS_MAX:
+        os.close(null)
+
+
+def _put_if_free(fd: int, number: int) -> None:
+    try:
+        fcntl.fcntl(number, fcntl.F_GETFD)
+    except OSError:
+        os.dup2(fd, number, inheritable=False)
+
+
+def _keep_only(kept: Iterable[int]) -> None:
+    """Have nothing open but some descriptors, and /dev/null in the place of each below them."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in range(STREAMS_MAX):
+        os.dup2(null, number, inheritable=False)
+    at = STREAMS_MAX
+    for fd in sorted(kept):
+        os.closerange(at, fd)
+        at = fd + 1
+    os.closerange(at, _ALL)
+
+
+def _place_below(places: dict[int, int]) -> None:
+    """Do as `place`, with descriptors that are above them all; what else is above stays open."""
+    for number in range(STREAMS_MAX):
+        if number in places:
+            os.dup2(places[number], number)
+        elif number > 2:
+            os.close(number)
+
+
+def place(places: dict[int, int]) -> None:
+    """Let descriptor `number` be what `places` has for it, and no other be open.
+
+    0, 1 and 2 are /dev/null where it has none.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    wanted = {0: null, 1: null, 2: null, **places}
+    top = max(wanted) + 1
+    # None is to be overwritten before it is copied.
+    copies = {
+        number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, STREAMS_MAX) for number, fd in wanted.items()
+    }
+    for number, copy in copies.items():
+        os.dup2(copy, number)
+    for number in range(top):
+        if number not in wanted:
+            os.closerange(number, number + 1)
+    os.closerange(top, _ALL)

@@ -1,0 +1,136 @@
+"""Templates that a server has, by their names, and the child of each that is a fork in waiting."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...vmm.snapshot import template as templates
+from . import child
+from .connection import LINE_MAX, Connection, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ...vmm.snapshot.template import Template
+    from .child import Enter
+    from .connection import Run
+
+PLACES_MAX = 64
+# Another child waits when nobody has asked for a fork for so long: who has just begun goes first.
+_REFILL_S = 0.02
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A child that waits to become a fork."""
+
+    pid: int
+    pidfd: int
+    channel: socket.socket
+
+    def close(self) -> None:
+        """Close what is ours of it."""
+        os.close(self.pidfd)
+        self.channel.close()
+
+
+class Place:
+    """A template of a server, or room for one; owns all of it until `close`.
+
+    `tell` gets {"ready": true} when a fork is prepared, or {"error": TEXT}, for each that is.
+    """
+
+    def __init__(self, tell: Callable[[dict[str, object]], None], *, spares: int = 1) -> None:
+        """Keep as many `spares`, 0 or 1."""
+        self._tell = tell
+        self._spares = spares
+        self.template: Template | None = None
+        self.giver: Connection | None = None  # who is to fill it
+        self.waiting: Waiting | None = None
+        self.refill_at: float | None = None  # time.monotonic()
+
+    def give(self, giver: Connection) -> None:
+        """Note who is to fill it; Refused when it is not empty."""
+        if self.template is not None or self.giver is not None:
+            raise Refused("there is a template already; make another")
+        self.giver = giver
+
+    def fill(self, fds: list[int]) -> None:
+        """Take over the template; Refused, StateError."""
+        if len(fds) != 2:
+            raise Refused("two descriptors are to come with it")
+        state, memory = fds
+        fds.clear()
+        self.set(templates.take(state, memory))
+
+    def set(self, template: Template) -> None:
+        """Have a template that was made here."""
+        self.template = template
+        self.refill_at = time.monotonic()
+
+    def refill(self, enter: Enter) -> Waiting | None:
+        """Have a child wait, if none does and it is time for that; return it when it is new.
+
+        OSError.
+        """
+        if self.refill_at is None or self.refill_at > time.monotonic():
+            return None
+        self.refill_at = None
+        if self.waiting is None and self._spares:
+            self.waiting = self._start(enter)
+            return self.waiting
+        return None
+
+    def _start(self, enter: Enter) -> Waiting:
+        template, parent = self.template, os.getpid()
+        assert template is not None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    child.live(lambda: child.wait_to_become(template, theirs, enter), parent)
+                return Waiting(pid, os.pidfd_open(pid), ours)
+            except BaseException:
+                ours.close()
+                raise
+
+    def take(self, enter: Enter, run: Run, fds: dict[int, int], asked_ns: int) -> Waiting:
+        """Return the child that becomes what `run` says; Refused, OSError."""
+        if self.template is None:
+            raise Refused("has nothing in it yet; migrate a machine there first")
+        waiting, self.waiting = self.waiting, None
+        self.refill_at = time.monotonic() + _REFILL_S
+        if waiting is not None:
+            try:
+                child.ask(waiting.channel, run, fds, asked_ns)
+                return waiting
+            except BrokenPipeError:
+                self.waiting = waiting  # its end is seen to in a moment
+        started = self._start(enter)
+        child.ask(started.channel, run, fds, asked_ns)
+        return started
+
+    def hear(self, waiting: Waiting) -> bool:
+        """Hear what a child says of its preparation; False: there is no more to hear."""
+        data = waiting.channel.recv(LINE_MAX)
+        if not data:
+            return False
+        error = json.loads(data).get("error")
+        self._tell({"ready": True} if error is None else {"error": error})
+        return True
+
+    def close(self) -> None:
+        """Let it go; forks that run go on."""
+        if self.waiting is not None:
+            signal.pidfd_send_signal(self.waiting.pidfd, signal.SIGKILL)
+        if self.template is not None:
+            self.template.close()
+            self.template = None
+        self.refill_at = None

@@ -1,0 +1,406 @@
+"""A server that starts machines as forks of itself, without the wait for imports.
+
+Clients connect to its Unix socket. The first line of a connection, a JSON object of at most
+LINE_MAX bytes, says what the connection is:
+
+    {"stream": KEY}         a stream of a monitor that is to be; KEY is the client's to choose, and
+                            what follows the line is the monitor's alone
+    {"run": [WORD, ...], "cwd": PATH, "streams": {KEY: [FD, ...], ...}, "fds": [FD, ...]}
+                            run `pyvirt run WORD...` in folder PATH with these streams as its
+                            descriptors, and those that come with the line (SCM_RIGHTS), as `fds`
+                            numbers them (0, 1 and 2 are /dev/null where none is given). With
+                            "template": NAME it is a fork of that template: WORDs are those of
+                            `pyvirt restore` behind the folder
+    {"hold": NAME}          have room for a template, as long as this connection is there; answered
+                            by {"path": PATH}, the server's socket, and when there is a template by
+                            {"ready": true}, or {"error": TEXT}
+    {"give": NAME}          make a machine the template; vmm/snapshot/template.py has the rest
+    {"switch": PATH}        run a switch between the VMs whose stream netdevs name the socket PATH,
+                            a new one; answered as a `run` is, and ends as one
+    {"read": PATH}          answered by {"text": TEXT}, of at most READ_MAX bytes of a regular file
+                            (null where there is none), and the end
+    {"ping": true}          answered by {} and the end
+
+A `run` is answered by one line, {"pid": N}, or {"error": TEXT} and the end; and when the monitor
+has ended by another, {"status": N}, which is -N after signal N, and the end. To who sent
+descriptors comes a pidfd with the first. The client's next byte, or the end of its sending, kills
+the monitor. A stream that no `run` asks for, a `run` whose streams do not come and a connection
+that says nothing are closed after PATIENCE_S.
+
+One thread, so that a fork is safe. With the server its monitors end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ...devices.unix_socket import UnixListener
+from ...errors import ConfigError, PyvirtError, unexpected
+from ...harness.vm.switch import Switch
+from . import child
+from .connection import Connection, Refused, is_path, read_file, read_run
+from .places import PLACES_MAX, Place, Waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .child import Enter
+    from .connection import Run
+
+PATIENCE_S = 20.0
+CONNECTIONS_MAX = 512  # that are no monitor's yet
+_BACKLOG = 128
+_FIRST_FD = 3
+
+
+@dataclass(eq=False)
+class _Monitor:
+    """A child, and the connection that it was asked for on; a switch's has a socket's `path`."""
+
+    pid: int
+    pidfd: int
+    control: Connection
+    path: str = ""
+
+
+class Server:
+    """Forks monitors; owns the socket, the connections and the children until `close`."""
+
+    def __init__(
+        self, path: str, enter: Enter, tidy: Callable[[], object], *, name: str = "fork-server"
+    ) -> None:
+        """Listen at `path`; ConfigError, which begins with the command's `name`.
+
+        `enter` is what a child calls to be a monitor. `tidy` is called after one was killed.
+        """
+        try:
+            self._listener = UnixListener(path, mode=0o600, backlog=_BACKLOG)
+        except OSError as error:
+            raise ConfigError(
+                f"{name} {path}: {error.strerror}; name a new file in a writable folder"
+            ) from None
+        self._path = os.path.abspath(path)
+        self._enter = enter
+        self._tidy = tidy
+        self._accepting = socket.socket(fileno=os.dup(self._listener.fd))
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._accepting, selectors.EVENT_READ, self._accept)
+        self._unclaimed: dict[Connection, None] = {}
+        self._streams: dict[str, Connection] = {}
+        self._waiting: list[Connection] = []  # each has a run whose streams are still to come
+        self._monitors: set[_Monitor] = set()
+        self.places: dict[str, Place] = {}
+
+    def serve(self, until: Callable[[], bool], fd: int = -1) -> None:
+        """Serve until `until` is true, which is asked when something has happened.
+
+        That is when `fd` can be read, if one is given; else anything.
+        """
+        ended: list[bool] = []
+
+        def look() -> None:
+            if until():
+                ended.append(True)
+
+        if fd >= 0:
+            self._selector.register(fd, selectors.EVENT_READ, look)
+        while not ended:
+            for key, _ in self._selector.select(self._patience()):
+                # It may be gone since the selector looked.
+                if self._selector.get_map().get(key.fd) == key:
+                    self._serve_one(key)
+            self._close_late()
+            self._refill()
+            if fd < 0:
+                look()
+        if fd >= 0:
+            self._selector.unregister(fd)
+
+    def _serve_one(self, key: selectors.SelectorKey) -> None:
+        """Serve one descriptor; a fault of ours costs that one, and no other monitor."""
+        try:
+            key.data()
+        except Exception as error:
+            if not isinstance(key.fileobj, socket.socket) or key.fileobj is self._accepting:
+                raise
+            sys.stderr.write(f"pyvirt: fork-server: {unexpected(error)}; please report\n")
+            if self._selector.get_map().get(key.fd) == key:
+                self._selector.unregister(key.fileobj)
+
+    def _patience(self) -> float | None:
+        times = [connection.until for connection in self._unclaimed]
+        times += [place.refill_at for place in self.places.values() if place.refill_at is not None]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _close_late(self) -> None:
+        now = time.monotonic()
+        for connection in [c for c in self._unclaimed if c.until <= now]:
+            self._drop(connection, "its streams have not come" if connection.run else "")
+
+    def _refill(self) -> None:
+        for place in self.places.values():
+            try:
+                waiting = place.refill(self._enter)
+            except OSError:
+                continue  # who asks for a fork is told
+            if waiting is not None:
+                self._watch(place, waiting)
+
+    def _accept(self) -> None:
+        try:
+            client, _ = self._accepting.accept()
+        except OSError:
+            return
+        client.setblocking(True)
+        connection = Connection(client, time.monotonic() + PATIENCE_S)
+        if len(self._unclaimed) >= CONNECTIONS_MAX:
+            client.close()
+            return
+        self._unclaimed[connection] = None
+        self._selector.register(client, selectors.EVENT_READ, lambda: self._begin(connection))
+
+    def _begin(self, connection: Connection) -> None:
+        """Take a part of the first line of a connection."""
+        try:
+            message = connection.read_line()
+            if message is not None:
+                self._selector.unregister(connection.socket)
+                self._understand(connection, message)
+        except BlockingIOError:
+            return
+        except (OSError, PyvirtError, Refused) as error:
+            self._drop(connection, str(error))
+
+    def _understand(self, connection: Connection, message: dict[str, Any]) -> None:
+        if "run" in message:
+            connection.run = read_run(message)
+            if len(connection.run.fds) != len(connection.fds):
+                raise Refused("fds: not as many as have come")
+            self._waiting.append(connection)
+            # A client that gives up is not to get a monitor.
+            self._selector.register(
+                connection.socket, selectors.EVENT_READ, lambda: self._drop(connection, "")
+            )
+        elif "switch" in message:
+            self._start_switch(connection, message["switch"])
+            return
+        elif "hold" in message:
+            self._hold(connection, message["hold"])
+            return
+        elif "give" in message:
+            self._give(connection, message["give"])
+            return
+        elif message.get("ping") or "read" in message:
+            is_read = "read" in message
+            connection.answer({"text": read_file(message["read"])} if is_read else {})
+            self._drop(connection, "")
+            return
+        else:
+            key = message.get("stream")
+            if not isinstance(key, str) or not key or key in self._streams:
+                raise Refused("stream: not a key of its own")
+            connection.key = key
+            self._streams[key] = connection
+        for waiting in list(self._waiting):
+            assert waiting.run is not None
+            if waiting.run.streams.keys() <= self._streams.keys():
+                self._start(waiting, waiting.run)
+
+    def _drop(self, connection: Connection, why: str) -> None:
+        """Close a connection that is no monitor's, after an answer where there is one to give."""
+        if why and not connection.key:
+            connection.answer({"error": why})
+        self._release(connection)
+        connection.close()
+
+    def _release(self, connection: Connection) -> None:
+        self._unclaimed.pop(connection, None)
+        self._streams.pop(connection.key, None)
+        if connection in self._waiting:
+            self._waiting.remove(connection)
+        if connection.socket in self._selector.get_map():
+            self._selector.unregister(connection.socket)
+
+    def _hold(self, connection: Connection, name: object) -> None:
+        if not (isinstance(name, str) and name and "," not in name) or name in self.places:
+            raise Refused("hold: not a name of its own")
+        if len(self.places) >= PLACES_MAX:
+            raise Refused(f"hold: there are {PLACES_MAX} templates; give up one")
+        self._release(connection)
+        self.places[name] = Place(connection.answer)
+        self._selector.register(
+            connection.socket, selectors.EVENT_READ, lambda: self._let_go(connection, name)
+        )
+        connection.answer({"path": self._path})
+
+    def _let_go(self, connection: Connection, name: str) -> None:
+        self._drop(connection, "")
+        self.places.pop(name).close()
+
+    def _give(self, connection: Connection, name: object) -> None:
+        place = self.places.get(name) if isinstance(name, str) else None
+        if place is None:
+            raise Refused(f"there is no template of the name {str(name)[:40]!r}")
+        place.give(connection)
+        self._release(connection)
+        self._selector.register(
+            connection.socket, selectors.EVENT_READ, lambda: self._take(connection, place)
+        )
+        connection.answer({})
+
+    def _take(self, connection: Connection, place: Place) -> None:
+        """Take what fills a place, or the end of who wanted to."""
+        try:
+            if connection.read_line() is None:
+                return
+            place.fill(connection.fds)
+            gc.freeze()
+            connection.answer({})
+        except BlockingIOError:
+            return
+        except (OSError, PyvirtError, Refused) as error:
+            connection.answer({"error": str(error)})
+        place.giver = None
+        self._drop(connection, "")
+
+    def _watch(self, place: Place, waiting: Waiting) -> None:
+        def hear() -> None:
+            if place.hear(waiting):
+                return
+            self._selector.unregister(waiting.channel)
+
+        def end() -> None:
+            self._forget(waiting)
+            os.waitpid(waiting.pid, 0)
+            waiting.close()
+            if place.waiting is waiting:
+                place.waiting = None
+
+        self._selector.register(waiting.channel, selectors.EVENT_READ, hear)
+        self._selector.register(waiting.pidfd, selectors.EVENT_READ, end)
+
+    def _forget(self, waiting: Waiting) -> None:
+        for fileobj in (waiting.channel, waiting.pidfd):
+            if fileobj in self._selector.get_map():
+                self._selector.unregister(fileobj)
+
+    def _start(self, control: Connection, run: Run) -> None:
+        streams = {key: self._streams[key] for key in run.streams}
+        for connection in (control, *streams.values()):
+            self._release(connection)
+        fds = {
+            number: streams[key].socket.fileno()
+            for key, numbers in run.streams.items()
+            for number in numbers
+        }
+        fds |= dict(zip(run.fds, control.fds, strict=True))
+        try:
+            if run.template is None:
+                self._fork(control, lambda: child.become(run, fds, self._enter))
+            else:
+                self._fork_template(control, run, fds)
+        finally:
+            control.close_fds()
+            for stream in streams.values():
+                stream.close()
+
+    def _fork_template(self, control: Connection, run: Run, fds: dict[int, int]) -> None:
+        asked_ns = time.monotonic_ns()
+        name = run.template or ""
+        place = self.places.get(name)
+        try:
+            if place is None:
+                raise Refused("is not there; make it again")
+            waiting = place.take(self._enter, run, fds, asked_ns)
+        except (OSError, Refused) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            self._drop(control, f"template {name}: {why}" if name else f"template: {why}")
+            return
+        self._forget(waiting)
+        waiting.channel.close()
+        self._adopt(_Monitor(waiting.pid, waiting.pidfd, control), has_fds=bool(run.fds))
+
+    def _start_switch(self, control: Connection, path: object) -> None:
+        if not is_path(path):
+            raise Refused("switch: not an absolute path")
+        self._release(control)
+        with socket.socket(socket.AF_UNIX) as listener:
+            try:
+                listener.bind(path)
+                listener.listen(_BACKLOG)
+            except OSError as error:
+                control.answer({"error": f"switch: {path}: {error.strerror}"})
+                control.close()
+                return
+            self._fork(control, lambda: self._switch(listener), path)
+
+    def _fork(self, control: Connection, life: Callable[[], NoReturn], path: str = "") -> None:
+        """Start a child, which `life` is the whole life of."""
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._drop(control, f"fork: {error.strerror}")
+            return
+        if pid == 0:
+            child.live(life, parent)
+        has_fds = control.run is not None and bool(control.run.fds)
+        self._adopt(_Monitor(pid, os.pidfd_open(pid), control, path), has_fds=has_fds)
+
+    def _adopt(self, monitor: _Monitor, *, has_fds: bool) -> None:
+        control = monitor.control
+        self._monitors.add(monitor)
+        self._selector.register(monitor.pidfd, selectors.EVENT_READ, lambda: self._end(monitor))
+        self._selector.register(
+            control.socket, selectors.EVENT_READ, lambda: self._kill_one(monitor)
+        )
+        control.answer({"pid": monitor.pid}, [monitor.pidfd] if has_fds else ())
+
+    @staticmethod
+    def _switch(listener: socket.socket) -> NoReturn:
+        """Be a switch; the listener is the only descriptor beside the standard ones."""
+        child.place({_FIRST_FD: listener.fileno()})
+        listener.detach()
+        Switch(socket.socket(fileno=_FIRST_FD)).serve()
+
+    def _kill_one(self, monitor: _Monitor) -> None:
+        self._selector.unregister(monitor.control.socket)
+        signal.pidfd_send_signal(monitor.pidfd, signal.SIGKILL)
+
+    def _end(self, monitor: _Monitor) -> None:
+        """See to a monitor that has ended."""
+        self._selector.unregister(monitor.pidfd)
+        os.close(monitor.pidfd)
+        self._monitors.discard(monitor)
+        status = os.waitstatus_to_exitcode(os.waitpid(monitor.pid, 0)[1])
+        if monitor.path:
+            with contextlib.suppress(OSError):
+                os.unlink(monitor.path)
+        if status < 0:
+            self._tidy()
+        monitor.control.answer({"status": status})
+        if monitor.control.socket in self._selector.get_map():
+            self._selector.unregister(monitor.control.socket)
+        monitor.control.close()
+
+    def close(self) -> None:
+        """End everything."""
+        for monitor in list(self._monitors):
+            signal.pidfd_send_signal(monitor.pidfd, signal.SIGKILL)
+            self._end(monitor)
+        for place in self.places.values():
+            place.close()
+        for connection in list(self._unclaimed):
+            self._drop(connection, "")
+        self._selector.close()
+        self._accepting.close()
+        self._listener.close()

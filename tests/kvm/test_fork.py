@@ -1,0 +1,429 @@
+"""Forks of tiny guests: from where a template stands, each with memory of its own, in no order."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from pyvirt.errors import BackendError
+from pyvirt.harness.vm.fork_server import ForkServer, Process, Template
+from pyvirt.qmp.client import Client, CommandError
+from pyvirt.vmm import bus, layout, slots
+from pyvirt.vmm.config import MachineConfig
+from pyvirt.vmm.cpu_model import CpuModel
+from pyvirt.vmm.execution import PAUSED, RUNNING
+from pyvirt.vmm.log import Log
+from pyvirt.vmm.snapshot import template as templates
+from pyvirt.vmm.snapshot.folder import Folder
+from pyvirt.vmm.snapshot.save import Saver
+
+from ..unit.fork_server import read_all, telling_of_imports
+from .conftest import Make
+from .support import MAILBOX, MEMORY, PATIENCE, PORT, Guest
+from .test_life import Face, Ledger, counting_on_all, wait_until, wait_until_all_run
+from .test_snapshot import COUNT, FLAG, at_work
+
+Kernel = Callable[[str], Path]
+
+WORDS = ("-accel", "kvm", "-serial", "none", "-qmp", "fd:3,throttle=off")
+STREAMS = {"qmp": (3,), "messages": (2,)}
+KEPT = 42
+FORKS = 100
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    with telling_of_imports() as server:
+        yield server
+
+
+class Counting:
+    """A monitor of the server, of a guest that counts in its mailbox, and a client of it."""
+
+    def __init__(self, server: ForkServer, *words: str, of: Template | None = None) -> None:
+        self.process = Process(server.path, [*WORDS, *words], STREAMS, template=of)
+        try:
+            self.events: list[str] = []
+            stream = self.process.streams["qmp"].dup()
+            stream.settimeout(PATIENCE)
+            self.client = Client(stream, lambda event: self.events.append(event["event"]))
+        except BaseException:
+            self.process.close()
+            raise
+
+    def count(self) -> int:
+        return int(self.client.execute("query-mem-gpa", {"gpa": hex(MAILBOX)}), 16)
+
+    def goes_on(self) -> None:
+        before = self.count()
+        wait_until(lambda: self.count() > before, "the guest goes on")
+
+    def become(self, template: Template) -> None:
+        self.client.execute("migrate", {"uri": template.uri})
+        template.wait(PATIENCE)
+        wait_until(self._is_completed, "the monitor knows it, too")
+
+    def _is_completed(self) -> bool:
+        status = self.client.execute("query-migrate")["status"]
+        assert status in {"active", "completed"}
+        return bool(status == "completed")
+
+    def close(self) -> None:
+        self.client.close()
+        self.process.close()
+
+
+class Family:
+    """Monitors of one server, all of which end with the test."""
+
+    def __init__(self, server: ForkServer, kernel: Kernel) -> None:
+        self._stack = ExitStack()
+        self._server = server
+        self._kernel = kernel
+
+    def first(self, *words: str) -> Counting:
+        kernel = str(self._kernel("spin"))
+        return self._monitor(Counting(self._server, "-kernel", kernel, "-m", "128", *words))
+
+    def template(self, of: Counting) -> Template:
+        template = Template(self._server.path)
+        self._stack.callback(template.close)
+        of.become(template)
+        return template
+
+    def fork(self, of: Template, *words: str) -> Counting:
+        return self._monitor(Counting(self._server, *words, of=of))
+
+    def _monitor(self, one: Counting) -> Counting:
+        self._stack.callback(one.close)
+        return one
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@pytest.fixture
+def family(server: ForkServer, kernel: Kernel) -> Iterator[Family]:
+    with closing(Family(server, kernel)) as family:
+        yield family
+
+
+def test_forks_go_on_from_there_with_memory_of_their_own(family: Family) -> None:
+    first = family.first()
+    first.goes_on()
+    template = family.template(first)
+    assert first.events == ["STOP"]
+    stands = first.count()
+    forks = [family.fork(template) for _ in range(3)]
+    for fork in forks:
+        fork.goes_on()
+        assert fork.count() > stands
+    assert first.count() == stands
+    first.client.execute("cont")
+    first.goes_on()
+    # None of them is seen by one that comes later.
+    late = family.fork(template, "-S")
+    assert late.count() == stands
+    assert late.client.execute("query-status")["status"] == "paused"
+    late.client.execute("cont")
+    late.goes_on()
+    for one in (late, *forks):
+        said = one.process.streams["messages"]
+        one.client.execute("quit")
+        # And nothing is imported for it: a monitor tells of each module, as it is asked to.
+        assert read_all(said) == ""
+
+
+def test_forks_of_forks_of_forks(family: Family) -> None:
+    one = family.first()
+    for _ in range(3):
+        one.goes_on()
+        template = family.template(one)
+        stands = one.count()
+        one.client.execute("quit")
+        one = family.fork(template, "-S")
+        assert one.count() == stands
+        one.client.execute("cont")
+        one.goes_on()
+        template.close()
+
+
+@pytest.mark.any_kvm
+def test_a_hundred_at_once(family: Family) -> None:
+    template = family.template(family.first())
+    forks = [family.fork(template, "-S") for _ in range(FORKS)]
+    counts = {fork.count() for fork in forks}
+    assert len(counts) == 1
+    forks[50].client.execute("cont")
+    forks[50].goes_on()
+    assert {fork.count() for fork in forks[51:]} == counts
+
+
+def test_what_becomes_of_one_is_nothing_to_the_others(family: Family) -> None:
+    template = family.template(family.first())
+    killed, other = family.fork(template), family.fork(template)
+    killed.process.take()
+    os.kill(killed.process.pid or 0, signal.SIGSEGV)
+    assert killed.process.wait(PATIENCE)
+    assert killed.process.status == -signal.SIGSEGV
+    other.goes_on()
+    family.fork(template).goes_on()
+    template.close()
+    other.goes_on()
+
+
+def test_with_the_server_all_end(kernel: Kernel) -> None:
+    with closing(ForkServer()) as server, closing(Family(server, kernel)) as family:
+        template = family.template(family.first())
+        fork = family.fork(template)
+        fork.goes_on()
+        server.close()
+        assert fork.process.wait(PATIENCE)
+        with pytest.raises(OSError, match="No such process"):
+            os.kill(fork.process.pid or 0, 0)
+
+
+@pytest.mark.any_kvm
+def test_another_machine_is_refused_by_the_fork_alone(family: Family, server: ForkServer) -> None:
+    template = family.template(family.first())
+    shape = "the template has"
+    for words, message in (
+        (("-m", "256"), f"-m 256M: {shape} 128 MiB; give that, or leave it out"),
+        (("-smp", "2"), f"-smp 2: {shape} 1 vCPUs; give that, or leave it out"),
+        (("-disk", "/dev/null"), "/dev/null"),
+        (("-device", "virtio-balloon-device"), "the guest had 8 virtio devices, and here are 9"),
+        (("-machine", "mem-share=on"), "its memory is a private mapping of the template's"),
+        (("-mem-path", "/dev/shm"), "its memory is a private mapping of the template's"),
+        (("-daemonize",), "-daemonize: a fork ends with the command that it belongs to"),
+        (("-incoming", "file:/tmp"), "-incoming: a fork goes on from where its template stands"),
+        (("-accel", "lab"), "given twice"),
+        (("-nonsense",), "no such option"),
+    ):
+        with closing(Process(server.path, [*WORDS, *words], STREAMS, template=template)) as fork:
+            lines = read_all(fork.streams["messages"]).splitlines()
+            (told,) = (line for line in lines if not line.startswith("import time:"))
+            assert message in told
+            assert fork.wait(PATIENCE)
+            assert fork.status not in {None, 0}
+    family.fork(template, "-cpu", "host").goes_on()
+
+
+@pytest.mark.any_kvm
+def test_a_template_that_is_not_there(family: Family, server: ForkServer) -> None:
+    first = family.first()
+    with closing(Template(server.path)) as gone:
+        uri = gone.uri
+        with closing(Process(server.path, WORDS, {"qmp": (3,)}, template=gone)) as fork:
+            assert fork.wait(PATIENCE)
+            assert fork.error.endswith("has nothing in it yet; migrate a machine there first")
+    wait_until(lambda: not is_there(server, gone), "the server has let it go")
+    with closing(Process(server.path, WORDS, {"qmp": (3,)}, template=gone)) as fork:
+        assert fork.wait(PATIENCE)
+        assert fork.error == f"template {gone.name}: is not there; make it again"
+    for bad, message in (
+        (uri, "there is no template of the name"),
+        ("template:/nowhere/at/all", "No such file or directory; name the socket of a pyvirt"),
+        ("template:" + "x" * 200, "path too long"),
+    ):
+        with pytest.raises(CommandError, match=message):
+            first.client.execute("migrate", {"uri": bad})
+    assert first.events == []
+    first.goes_on()
+
+
+def is_there(server: ForkServer, template: Template) -> bool:
+    with closing(Process(server.path, WORDS, {"qmp": (3,)}, template=template)) as fork:
+        assert fork.wait(PATIENCE)
+        return "nothing in it" in fork.error
+
+
+@pytest.mark.any_kvm
+def test_one_template_for_each_place(family: Family, server: ForkServer) -> None:
+    first = family.first()
+    template = family.template(first)
+    with pytest.raises(CommandError, match="there is a template already; make another"):
+        first.client.execute("migrate", {"uri": template.uri})
+
+
+class Listening:
+    """What a template's process is to a machine that becomes one."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(path)
+        self._listener.listen()
+
+    def take(self) -> templates.Template:
+        client, _ = self._listener.accept()
+        with client:
+            assert client.recv(4096) == b'{"give": ""}\n'
+            client.sendall(b"{}\n")
+            line, fds, _, _ = socket.recv_fds(client, 4096, 2)
+            assert line == b'{"given": true}\n'
+            client.sendall(b"{}\n")
+        return templates.take(*fds)
+
+    def answer(self, answers: list[bytes]) -> None:
+        client, _ = self._listener.accept()
+        with client:
+            for answer in answers:
+                client.recv(4096)
+                client.sendall(answer)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def taken(guest: Guest) -> templates.Template:
+    """Return the template that a machine of this process becomes."""
+    found: list[templates.Template] = []
+    with TemporaryDirectory() as folder, closing(Listening(f"{folder}/socket")) as there:
+        thread = threading.Thread(target=lambda: found.append(there.take()))
+        thread.start()
+        saver = Saver(guest, Log())
+        saver.start(templates.Handover(there.path))
+        saver.wait()
+        thread.join()
+        assert (saver.status, saver.error) == ("completed", "")
+    return found[0]
+
+
+class Ahead:
+    """Forks in this process, what does not depend on their devices made ahead; all are closed."""
+
+    def __init__(self, kernel: Kernel, logs: Path) -> None:
+        self._kernel = kernel
+        self._logs = logs
+        self._stack = ExitStack()
+        self._count = 0
+
+    def template(self, guest: Guest) -> templates.Template:
+        return self._stack.enter_context(closing(taken(guest)))
+
+    def make(self, name: str, template: templates.Template) -> Guest:
+        incoming = template.incoming()
+        core = incoming.prepare()
+        config = MachineConfig(
+            str(self._kernel(name)),
+            memory=incoming.shape.memory,
+            vcpus=incoming.shape.topology.vcpus,
+            topology=incoming.shape.topology,
+            content=incoming,
+        )
+        assert core.suits(config, slots.count(config))
+        self._count += 1
+        guest = Guest(config, self._logs / f"fork{self._count}", core=core)
+        self._stack.enter_context(closing(guest))
+        incoming.restore(guest, Log())
+        return guest
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@pytest.fixture
+def ahead(kernel: Kernel, tmp_path: Path) -> Iterator[Ahead]:
+    with closing(Ahead(kernel, tmp_path)) as ahead:
+        yield ahead
+
+
+def test_every_register_is_kept(machine: Make, ahead: Ahead) -> None:
+    guest = at_work(machine)
+    guest.pause()
+    guest.write_words(FLAG, 1)
+    template = ahead.template(guest)
+    guest.write_words(FLAG, 0)  # which is not theirs
+    forks = [ahead.make("keep", template) for _ in range(2)]
+    ids = {fork.read(layout.GENERATION_ID, layout.GENERATION_ID_SIZE) for fork in forks}
+    assert len(ids) == 2
+    second = ahead.template(forks[1])
+    for fork in (forks[0], ahead.make("keep", second), ahead.make("keep", second)):
+        assert fork.read_words(COUNT, 1) == guest.read_words(COUNT, 1)
+        assert fork.run() == ("debug-exit", KEPT)
+
+
+def test_four_vcpus_go_on_where_each_of_them_was(machine: Make, ahead: Ahead) -> None:
+    guest, ledgers = counting_on_all(machine)
+    guest.start()
+    wait_until_all_run(ledgers)
+    fork = ahead.make("count_smp", ahead.template(guest))
+    reached = [ledger.accesses for ledger in ledgers]
+    for index, accesses in enumerate(reached):
+        ledgers[index] = ledger = Ledger(2)
+        ledger.accesses = accesses
+        fork.bus.add(bus.PIO, PORT + 8 * index, 8, Face(ledger, "port "))
+    fork.start()
+    wait_until(
+        lambda: all(now.accesses > then for now, then in zip(ledgers, reached, strict=True)),
+        "all vCPUs go on",
+    )
+    fork.close()
+    assert [ledger.wrong for ledger in ledgers] == [[]] * len(ledgers)
+
+
+@pytest.mark.any_kvm
+def test_what_was_made_ahead_suits_no_other_machine(machine: Make, ahead: Ahead) -> None:
+    incoming = ahead.template(at_work(machine)).incoming()
+    with closing(incoming.prepare()) as core:
+        same: dict[str, Any] = {"memory": MEMORY, "content": incoming}
+        assert core.suits(MachineConfig("", **same), 0)
+        others: tuple[dict[str, Any], ...] = (
+            {"content": None},
+            {"vcpus": 2},
+            {"cpu": CpuModel(off=("avx",))},
+            {"share": True},
+            {"prealloc": True},
+            {"pit": False},
+            {"dump_guest_core": True},
+            {"read_exits": True},
+        )
+        for other in others:
+            assert not core.suits(MachineConfig("", **(same | other)), 0), other
+        assert not core.suits(MachineConfig("", **same), 1)
+
+
+def test_from_a_folder_which_may_go(machine: Make, ahead: Ahead, tmp_path: Path) -> None:
+    guest = at_work(machine)
+    guest.pause()
+    guest.write_words(FLAG, 1)
+    saver = Saver(guest, Log())
+    saver.start(Folder(str(tmp_path / "snapshot")))
+    saver.wait()
+    with closing(templates.read_folder(str(tmp_path / "snapshot"))) as template:
+        shutil.rmtree(tmp_path / "snapshot")
+        assert ahead.make("keep", template).run() == ("debug-exit", KEPT)
+
+
+@pytest.mark.any_kvm
+@pytest.mark.parametrize("answers", [[], [b"{}\n"], [b"not JSON\n"], [b"[]\n"], [b"x" * 5000]])
+def test_who_is_no_template_leaves_the_guest_as_it_was(machine: Make, answers: list[bytes]) -> None:
+    """It fails, and nothing stays; where it is refused before it is asked, the guest runs on."""
+    guest = at_work(machine)
+    saver = Saver(guest, Log())
+    with TemporaryDirectory() as folder, closing(Listening(f"{folder}/socket")) as there:
+        thread = threading.Thread(target=there.answer, args=(answers,))
+        thread.start()
+        if answers == [b"{}\n"]:
+            saver.start(templates.Handover(there.path))
+            saver.wait()
+            assert saver.status == "failed"
+            assert saver.error.startswith(f"template:{there.path}: ")
+            assert guest.state == PAUSED
+            guest.resume()
+        else:
+            with pytest.raises(BackendError, match=r"is it pyvirt template|reset by peer; name"):
+                saver.start(templates.Handover(there.path))
+            assert guest.state == RUNNING
+        thread.join()
+    stands = guest.read_words(COUNT, 1)
+    wait_until(lambda: guest.read_words(COUNT, 1) != stands, "the guest goes on")

@@ -1,0 +1,213 @@
+"""Templates: what a process takes from whoever connects, and what a machine says to it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyvirt.errors import BackendError, StateError
+from pyvirt.vmm.memory import MIB, GuestMemory
+from pyvirt.vmm.snapshot import shape, state_file, template
+from pyvirt.vmm.snapshot.folder import Folder
+from pyvirt.vmm.snapshot.memory_file import Writer
+from pyvirt.vmm.topology import Topology
+
+IDENTITY = bytes(range(16))
+SIZE = 128 * MIB
+SECONDS = 30.0
+ALL = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
+def state() -> bytes:
+    found = shape.Shape(SIZE, Topology(1), pit=True, hotplug=False, acpi=True)
+    return state_file.encode({"snapshot": IDENTITY.hex(), "machine": found.save()})
+
+
+def write_memory(fd: int, identity: bytes = IDENTITY) -> None:
+    with closing(GuestMemory(SIZE)) as memory:
+        memory.write(5 * MIB, b"something")
+        Writer(memory, identity).write(fd)
+
+
+def memfd(fill: Callable[[int], object], seals: int = ALL, flags: int = 0) -> int:
+    fd = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
+    fill(fd)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+def a_state(data: bytes | None = None) -> int:
+    return memfd(lambda fd: os.write(fd, state() if data is None else data))
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_what_was_given_is_the_templates_and_may_not_change() -> None:
+    before = open_files()
+    with closing(template.take(a_state(), memfd(write_memory))) as found:
+        incoming = found.incoming()
+        assert (incoming.shape.memory, incoming.name) == (SIZE, "the template")
+        memories = [GuestMemory(SIZE, content=incoming) for _ in range(2)]
+        memories[0].write(5 * MIB, b"SOMETHING")
+        memories[0].write(90 * MIB, b"more")
+        assert [memory.read(5 * MIB, 9) for memory in memories] == [b"SOMETHING", b"something"]
+        # What it has nothing of is memory like any other.
+        assert memories[0].mapped == [(4 * MIB, 6 * MIB)]
+        for memory in memories:
+            memory.close()
+        with pytest.raises(PermissionError):
+            os.pwrite(found.fd, b"x", 0)
+    assert open_files() == before
+
+
+@pytest.mark.parametrize(
+    ("make_state", "make_memory", "message"),
+    [
+        (lambda: os.pipe2(os.O_CLOEXEC)[0], None, "is not given as memfds"),
+        (lambda: os.open("/dev/zero", os.O_RDONLY), None, "is not given as memfds"),
+        (None, lambda: os.open("/dev/null", os.O_RDWR), "is not given as memfds"),
+        (None, lambda: memfd(write_memory, 0), "are not sealed"),
+        (None, lambda: memfd(write_memory, ALL & ~fcntl.F_SEAL_SHRINK), "are not sealed"),
+        (lambda: memfd(lambda fd: os.write(fd, state()), 0), None, "are not sealed"),
+        (lambda: a_state(b""), None, "is no state of pyvirt"),
+        (lambda: a_state(state()[:-1]), None, "state: is cut off"),
+        (lambda: a_state(state().replace(b"true", b"null")), None, "damaged, by its checksum"),
+        (
+            lambda: memfd(lambda fd: os.ftruncate(fd, state_file.SIZE_MAX + 1)),
+            None,
+            "state: is larger than 64 MiB",
+        ),
+        (None, lambda: memfd(lambda _: None), "memory: has 0 bytes"),
+        (None, lambda: memfd(lambda fd: os.ftruncate(fd, SIZE)), "is of another snapshot"),
+        (None, lambda: memfd(lambda fd: write_memory(fd, bytes(16))), "is of another snapshot"),
+    ],
+)
+def test_what_is_not_taken(
+    make_state: Callable[[], int] | None, make_memory: Callable[[], int] | None, message: str
+) -> None:
+    fds = (make_state or a_state)(), (make_memory or (lambda: memfd(write_memory)))()
+    with pytest.raises(StateError, match=message) as info:
+        template.take(*fds)
+    assert "\n" not in str(info.value)
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_memory_of_huge_pages_is_not_taken() -> None:
+    try:
+        memory = memfd(lambda fd: os.ftruncate(fd, 2 * MIB), flags=os.MFD_HUGETLB)
+    except OSError:
+        pytest.skip("this kernel has no huge pages")
+    with pytest.raises(StateError, match="of huge pages"):
+        template.take(a_state(), memory)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2000), st.binary(min_size=1, max_size=8))
+def test_no_state_does_more_than_be_refused(at: int, bytes_: bytes) -> None:
+    data = bytearray(state())
+    data[at % len(data) : at % len(data) + len(bytes_)] = bytes_
+    with suppress(StateError), closing(template.take(a_state(bytes(data)), memfd(write_memory))):
+        pass
+
+
+def test_a_folder_may_go_when_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    Folder(str(path)).write(write_memory, state)
+    before = open_files()
+    with closing(template.read_folder(str(path))) as found:
+        os.truncate(path / "memory", 0)
+        with closing(GuestMemory(SIZE, content=found.incoming())) as memory:
+            assert memory.read(5 * MIB, 9) == b"something"
+        assert os.fstat(found.fd).st_blocks * 512 < MIB
+    with pytest.raises(StateError, match="memory: has 0 bytes"):
+        template.read_folder(str(path))
+    (path / "memory").unlink()
+    with pytest.raises(StateError, match="No such file or directory; name a folder"):
+        template.read_folder(str(path))
+    assert open_files() == before
+
+
+class There:
+    """Who answers at a socket."""
+
+    def __init__(self, folder: str, *answers: bytes) -> None:
+        self.path = f"{folder}/socket"
+        self.said: list[bytes] = []
+        self.fds: list[int] = []
+        self._answers = answers
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.path)
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        client, _ = self._listener.accept()
+        client.settimeout(SECONDS)
+        with client, suppress(OSError):
+            for answer in self._answers:
+                data, fds, _, _ = socket.recv_fds(client, 4096, 4)
+                self.said.append(data)
+                self.fds += fds
+                client.sendall(answer)
+
+    def close(self) -> None:
+        self._thread.join()
+        self._listener.close()
+
+
+def hand_over(path: str, name: str = "") -> None:
+    target = template.Handover(template.uri(path, name).removeprefix(template.SCHEME))
+    target.check()
+    target.write(write_memory, state)
+
+
+def test_a_machine_is_handed_over_as_two_descriptors() -> None:
+    before = open_files()
+    with TemporaryDirectory() as folder:
+        with closing(There(folder, b"{}\n", b"{}\n")) as there:
+            hand_over(there.path, "of mine")
+        assert there.said == [b'{"give": "of mine"}\n', b'{"given": true}\n']
+        with closing(template.take(*there.fds)) as found:
+            assert found.incoming().shape.memory == SIZE
+    assert open_files() == before
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ([b'{"error": "no room"}\n'], "no room"),
+        ([b"{}\n", b'{"error": "too late"}\n'], "too late"),
+        ([b"{}\n", b"[1]\n"], "is it pyvirt template"),
+        ([b"{}\n", b"no JSON\n"], "is it pyvirt template"),
+        ([b"{}\n", b"x" * 9000], "is it pyvirt template"),
+        ([b"{}\n", b""], "is it pyvirt template|reset by peer; name the socket"),
+    ],
+)
+def test_who_does_not_take_it(answers: list[bytes], message: str) -> None:
+    before = open_files()
+    with TemporaryDirectory() as folder:
+        with closing(There(folder, *answers)) as there:
+            with pytest.raises(BackendError, match=message) as info:
+                hand_over(there.path)
+            assert str(info.value).startswith(f"template:{there.path}: ")
+        for fd in there.fds:
+            os.close(fd)
+        with pytest.raises(BackendError, match="refused; name the socket of a pyvirt template"):
+            hand_over(there.path)
+    with pytest.raises(BackendError, match="No such file or directory; name the socket"):
+        hand_over("/nowhere")
+    assert open_files() == before

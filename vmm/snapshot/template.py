@@ -1,0 +1,234 @@
+"""A machine in memory that others are forked from: its state, parsed once, and a sealed memfd.
+
+Who has one is a process of `pyvirt template` or `pyvirt fork-server`. A machine gets there by
+`migrate`, with the uri `template:SOCKET[,name=NAME]`: it connects to that process's socket and says
+
+    {"give": NAME}
+
+to which the answer is {}, or {"error": TEXT} and the end. When it has written all there follows
+
+    {"given": true}      with two descriptors (SCM_RIGHTS): of the state, then of the memory
+
+and the same answers. Both are memfds, and what is in them is what the files of a snapshot have;
+nobody can write to them any more, or change their size. Source: fcntl(2), F_ADD_SEALS.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+
+from ...errors import BackendError, StateError
+from . import folder, state_file
+from .memory_file import MemoryFile, data_extents, open_memory
+from .restore import Incoming, read_shape
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ...state import Fields
+    from .shape import Shape
+
+SCHEME = "template:"
+_NAME = ",name="
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+_PAGE = 4096
+_LINE_MAX = 4096
+# For an answer. That to {"given": true} comes when the state is read.
+_PATIENCE_S = 20.0
+
+
+def uri(path: str, name: str = "") -> str:
+    """Return that by which a machine becomes the template `name` of the process at a socket."""
+    return f"{SCHEME}{path}{_NAME}{name}" if name else SCHEME + path
+
+
+class Template:
+    """The template; owns its memory until `close`. One thread."""
+
+    __slots__ = ("_fields", "_file", "_shape")
+
+    def __init__(self, fields: Fields, shape: Shape, file: MemoryFile) -> None:
+        self._fields = fields
+        self._shape = shape
+        self._file = file
+        file.extents()  # of which each fork has a copy
+
+    @property
+    def fd(self) -> int:
+        """Return the memory's descriptor."""
+        return self._file.fd
+
+    def incoming(self) -> Incoming:
+        """Return what one machine is restored from; in a process of its own, once."""
+        names = "template", "the template"
+        return Incoming(self._fields, self._shape, self._file, names, mapped=True)
+
+    def close(self) -> None:
+        """Give the memory back, when its forks have."""
+        self._file.close()
+
+
+def take(state_fd: int, memory_fd: int) -> Template:
+    """Return the template of two descriptors that somebody has sent, which are taken over.
+
+    StateError; nothing waits for that somebody.
+    """
+    try:
+        for fd in (state_fd, memory_fd):
+            _check_sealed(fd)
+        fields = state_file.decode(_read(state_fd))
+        shape, identity = read_shape(fields)
+    except BaseException:
+        os.close(memory_fd)
+        raise
+    finally:
+        os.close(state_fd)
+    return Template(fields, shape, MemoryFile(memory_fd, "memory", shape.memory, identity))
+
+
+def _check_sealed(fd: int) -> None:
+    """Refuse what is not a memfd, of small pages, that stays as it is."""
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        page = os.fstatvfs(fd).f_bsize
+    except OSError:
+        raise StateError("template: is not given as memfds; use migrate of pyvirt") from None
+    if seals & _SEALS != _SEALS or page != _PAGE:
+        raise StateError("template: its memfds are not sealed, or of huge pages; use migrate")
+
+
+def _read(fd: int) -> bytes:
+    size = os.fstat(fd).st_size
+    if size > state_file.SIZE_MAX:
+        raise StateError(f"state: is larger than {state_file.SIZE_MAX >> 20} MiB")
+    return os.pread(fd, size, 0)
+
+
+def read_folder(path: str) -> Template:
+    """Return the template that a snapshot's folder makes, whose memory is copied.
+
+    StateError, BackendError. The folder may go then.
+    """
+    fields = state_file.read(os.path.join(path, folder.STATE))
+    try:
+        shape, identity = read_shape(fields)
+    except StateError as error:
+        raise StateError(f"{path}: {error}") from None
+    name = os.path.join(path, folder.MEMORY)
+    file = open_memory(name, shape.memory, identity)
+    try:
+        try:
+            fd = _sealed("memory", lambda fd: _copy(file.fd, fd))
+        except OSError as error:
+            raise BackendError(f"{name}: {error.strerror}; free some memory") from None
+    finally:
+        file.close()
+    return Template(fields, shape, MemoryFile(fd, name, shape.memory, identity))
+
+
+def _copy(source: int, target: int) -> None:
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    for start, end in data_extents(source, size):
+        at = start
+        os.lseek(target, at, os.SEEK_SET)
+        while at < end:
+            done = os.sendfile(target, source, at, end - at)
+            if not done:
+                return  # it became shorter; the line at its end is missing
+            at += done
+
+
+def _sealed(name: str, fill: Callable[[int], None]) -> int:
+    """Return a memfd that `fill` has filled, and nobody changes any more; OSError."""
+    fd = os.memfd_create(f"pyvirt-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        fill(fd)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Handover:
+    """Where a machine goes that becomes a template: a socket, and the name that is to have there.
+
+    Used once: `check`, then `write`, from any one thread.
+    """
+
+    __slots__ = ("_name", "_path", "_socket")
+
+    def __init__(self, text: str) -> None:
+        """Read what is behind the scheme of a uri."""
+        self._path, _, self._name = text.partition(_NAME)
+        self._socket: socket.socket | None = None
+
+    def check(self) -> None:
+        """Connect, and ask whether it is wanted there; BackendError."""
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            self._socket.settimeout(_PATIENCE_S)
+            try:
+                self._socket.connect(self._path)
+                self._ask({"give": self._name})
+            except OSError as error:
+                raise self._failure(error) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, memory: Callable[[int], None], state: Callable[[], bytes]) -> None:
+        """Have a memfd filled by `memory`, and hand it over with the state; BackendError."""
+        assert self._socket is not None
+        fds: list[int] = []
+        try:
+            fds.append(_sealed("memory", memory))
+            data = state()
+            fds.insert(0, _sealed("state", lambda fd: _write(fd, data)))
+            self._ask({"given": True}, fds)
+        except OSError as error:
+            raise self._failure(error) from None
+        finally:
+            for fd in fds:
+                os.close(fd)
+            self.close()
+
+    def _ask(self, message: dict[str, object], fds: list[int] | None = None) -> None:
+        assert self._socket is not None
+        socket.send_fds(self._socket, [json.dumps(message).encode() + b"\n"], fds or [])
+        line = b""
+        while not line.endswith(b"\n"):
+            data = self._socket.recv(_LINE_MAX)
+            if not data or len(line) > _LINE_MAX:
+                raise BackendError(f"{SCHEME}{self._path}: does not answer; is it pyvirt template?")
+            line += data
+        try:
+            why = json.loads(line).get("error")
+        except (ValueError, AttributeError):
+            why = "its answer is not understood; is it pyvirt template?"
+        if why is not None:
+            raise BackendError(f"{SCHEME}{self._path}: {why}")
+
+    def _failure(self, error: OSError) -> BackendError:
+        why = error.strerror or str(error)
+        return BackendError(
+            f"{SCHEME}{self._path}: {why}; name the socket of a pyvirt template on this host, "
+            "which has room for the guest's memory"
+        )
+
+    def close(self) -> None:
+        """End the connection; nothing happens the second time."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _write(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
