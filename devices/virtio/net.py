@@ -249,7 +249,7 @@ class Net(Pluggable):
         """Return struct virtio_net_config; the address is the one that the driver set."""
         mac = ffi.new("uint8_t[6]")
         lib.pv_net_mac(self._handle, mac)
-        status = _LINK_UP if self.link else 0
+        status = _LINK_UP if self.link and not lib.pv_net_is_flapping(self._handle) else 0
         if lib.pv_net_is_announcing(self._handle):
             status |= _ANNOUNCE
         return _CONFIG.pack(bytes(mac), status, self._config.queue_pairs, self._config.mtu)
@@ -308,7 +308,9 @@ class Net(Pluggable):
             self._is_active = True
             if self._is_moved:
                 self._is_moved = False
-                lib.pv_net_announce(self._handle)  # the network may be another one
+                lib.pv_net_arrive(self._handle)  # the network may be another one
+                if lib.pv_net_is_flapping(self._handle):
+                    self.config_changed()
 
     def reset(self, limit: float) -> None:
         """End the threads; the driver's address is the configured one again."""
@@ -521,7 +523,8 @@ class Net(Pluggable):
     def news(self) -> str:
         """Take the link down when the host's side is gone, and say so.
 
-        The driver that is to announce itself is told.
+        The driver that is to announce itself is told, and so is one whose link is back after a
+        move.
         """
         if lib.pv_net_take_announcement(self._handle):
             self.config_changed()

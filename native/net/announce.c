@@ -9,23 +9,44 @@
 
 #define ROUNDS 3
 #define FIRST_NS UINT64_C(50000000) /* each that follows comes after three times as long */
+#define FLAP_NS UINT64_C(300000000)
 
 void pv_net_end_announcements(struct pv_net *net)
 {
 	atomic_store(&net->announcements, 0);
 	atomic_store(&net->announcing, false);
+	atomic_store(&net->flapping, false);
 	atomic_store(&net->announcement, false);
+}
+
+static bool can_be_asked(const struct pv_net *net)
+{
+	/* Without a control queue there would be no answer. */
+	return net->ctrl.ring && PV_HAS(net->features, VIRTIO_NET_F_GUEST_ANNOUNCE);
+}
+
+static void begin(struct pv_net *net, uint32_t rounds, uint64_t delay_ns)
+{
+	atomic_store(&net->announce_at, pv_now_ns() + delay_ns);
+	atomic_store(&net->announcements, rounds);
+	pv_net_wake(net);
 }
 
 void pv_net_announce(struct pv_net *net)
 {
-	/* Without a control queue there would be no answer. */
-	if (net->count == 0 || !net->ctrl.ring ||
-	    !PV_HAS(net->features, VIRTIO_NET_F_GUEST_ANNOUNCE))
+	if (net->count > 0 && can_be_asked(net))
+		begin(net, ROUNDS, FIRST_NS);
+}
+
+void pv_net_arrive(struct pv_net *net)
+{
+	if (net->count == 0 || can_be_asked(net) ||
+	    !PV_HAS(net->features, VIRTIO_NET_F_STATUS)) {
+		pv_net_announce(net);
 		return;
-	atomic_store(&net->announce_at, pv_now_ns() + FIRST_NS);
-	atomic_store(&net->announcements, ROUNDS);
-	pv_net_wake(net);
+	}
+	atomic_store(&net->flapping, true);
+	begin(net, 1, FLAP_NS);
 }
 
 uint64_t pv_net_announcement_delay(const struct pv_net *net)
@@ -49,9 +70,11 @@ void pv_net_ask_to_announce(struct pv_net *net)
 		pause *= 3;
 	atomic_store(&net->announce_at, pv_now_ns() + pause);
 	atomic_store(&net->announcements, left - 1);
-	if (!atomic_load(&net->link))
-		return;
-	atomic_store(&net->announcing, true);
+	if (!atomic_exchange(&net->flapping, false)) {
+		if (!atomic_load(&net->link))
+			return;
+		atomic_store(&net->announcing, true);
+	}
 	atomic_store(&net->announcement, true);
 	pv_virtio_irq_news(net->irq);
 }
@@ -70,6 +93,11 @@ int pv_net_acknowledge(struct pv_net *net)
 int pv_net_is_announcing(const struct pv_net *net)
 {
 	return atomic_load(&net->announcing);
+}
+
+int pv_net_is_flapping(const struct pv_net *net)
+{
+	return atomic_load(&net->flapping);
 }
 
 int pv_net_take_announcement(struct pv_net *net)

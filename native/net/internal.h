@@ -236,7 +236,8 @@ struct pv_net {
 	bool restored; /* the mode and the pairs in use are to stay as they are */
 	atomic_bool broken;
 	atomic_bool announcing;         /* the driver's configuration asks it to */
-	atomic_bool announcement;       /* news of that; until pv_net_take_announcement */
+	atomic_bool flapping;           /* the driver sees no link until `announce_at` */
+	atomic_bool announcement;       /* news of either; until pv_net_take_announcement */
 	_Atomic uint32_t announcements; /* that are still to come, */
 	_Atomic uint64_t announce_at;   /* the next one then, by pv_now_ns */
 
@@ -265,7 +266,7 @@ void pv_net_wake(struct pv_net *net);
 /* Use the first `count` pairs. -EINVAL: there are not so many. */
 int pv_net_use_pairs(struct pv_net *net, uint32_t count);
 
-/* Ask the driver to announce itself if it is time; how long that is, UINT64_MAX: for ever. The first
+/* Ask the driver to announce itself, or show it the link again, if it is time; how long that is, UINT64_MAX: for ever. The first
  * thread's. */
 void pv_net_ask_to_announce(struct pv_net *net);
 uint64_t pv_net_announcement_delay(const struct pv_net *net);

@@ -158,6 +158,11 @@ int pv_net_set_link(struct pv_net *net, int up, uint64_t timeout_ns);
  * pv_net_take_announcement. */
 void pv_net_announce(struct pv_net *net);
 
+/* The driver was at work on another device before: as pv_net_announce, but that one which cannot be
+ * asked sees no link for a moment (pv_net_is_flapping), so that it looks at its network anew. When
+ * that is over is news, too, as of an announcement. */
+void pv_net_arrive(struct pv_net *net);
+
 /* Another configured address, for a driver that begins now: none is at work. */
 void pv_net_set_mac(struct pv_net *net, const uint8_t mac[6]);
 
@@ -167,7 +172,9 @@ void pv_net_set_mac(struct pv_net *net, const uint8_t mac[6]);
 void pv_net_mac(struct pv_net *net, uint8_t mac[6]);
 /* 1: the driver is asked to announce itself by its configuration, and has not answered. */
 int pv_net_is_announcing(const struct pv_net *net);
-/* 1: it is to be told that its configuration asks it; once, after pv_virtio_irq_news told so. */
+/* 1: the driver is to see no link, whatever there is. */
+int pv_net_is_flapping(const struct pv_net *net);
+/* 1: it is to be told of its configuration, which has changed by either; once, after pv_virtio_irq_news told so. */
 int pv_net_take_announcement(struct pv_net *net);
 /* 1: the host's side of the backend has gone; once, after pv_virtio_irq_news told so. */
 int pv_net_take_lost(struct pv_net *net);

@@ -111,8 +111,8 @@ bool pv_net_pass(struct pv_net_worker *w, bool has_polled)
 	} else {
 		w->rx.wait = w->tx.wait = PV_WAIT_GONE;
 	}
-	if (w->index == 0 && net->ctrl.ring) {
-		more |= serve_ctrl(w);
+	if (w->index == 0) {
+		more |= net->ctrl.ring && serve_ctrl(w);
 		pv_net_ask_to_announce(net);
 	}
 	return more;

@@ -57,10 +57,6 @@ class Counting:
             stream.settimeout(PATIENCE)
             self.client = Client(stream, lambda event: self.events.append(event["event"]))
         except BaseException:
-            self.process.wait(PATIENCE)
-            print(
-                self.process.status, self.process.error, read_all(self.process.streams["messages"])
-            )
             self.process.close()
             raise
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyvirt.devices.virtio.block import BlockConfig
 from pyvirt.devices.virtio.rng import RngConfig
 from pyvirt.errors import BackendError, KvmError, PyvirtError, StateError
 from pyvirt.native import ffi
@@ -134,6 +135,59 @@ def test_floating_point_is_kept(machine: Make, restored: Restored, tmp_path: Pat
     found = ffi.new("struct kvm_fpu *")
     ioctls.GET_FPU(again.vcpus[0].fd, found)
     assert structs.save(found) == structs.save(fpu)
+
+
+def test_what_xsave_shows_is_kept(machine: Make, restored: Restored, tmp_path: Path) -> None:
+    """The upper halves of the AVX registers, where this KVM has them."""
+    guest = at_work(machine)
+    guest.pause()
+    vcpu_fd, size = guest.vcpus[0].fd, kvm.extension(guest.vm.fd, "KVM_CAP_XSAVE2")
+    has_xsave = kvm.extension(guest.kvm_fd, "KVM_CAP_XSAVE")
+    area = ffi.new("char[]", max(size, 4096))
+    read = ioctls.GET_XSAVE2 if size > 4096 else ioctls.GET_XSAVE
+    if has_xsave:
+        read(vcpu_fd, area)
+        # Intel SDM, volume 1, 13.4: XSTATE_BV at 512, YMM_Hi128 at 576.
+        ffi.buffer(area)[512] = bytes([ffi.buffer(area)[512][0] | 4])
+        ffi.buffer(area)[576 : 576 + 256] = bytes(range(256))
+        with contextlib.suppress(KvmError):  # a processor without AVX
+            ioctls.SET_XSAVE(vcpu_fd, area)
+        read(vcpu_fd, area)
+    save(guest, tmp_path / "snapshot")
+    again = restored.make("keep", tmp_path / "snapshot")
+    found = ffi.new("char[]", len(area))
+    if has_xsave:
+        read(again.vcpus[0].fd, found)
+    assert bytes(ffi.buffer(found)) == bytes(ffi.buffer(area))
+
+
+def test_a_debuggers_breakpoints_are_kept(
+    machine: Make, restored: Restored, tmp_path: Path
+) -> None:
+    """One of the guest's own, in the processor's registers."""
+    guest = at_work(machine)
+    guest.pause()
+    ours = ffi.new("struct kvm_debugregs *")
+    ioctls.GET_DEBUGREGS(guest.vcpus[0].fd, ours)
+    for place in range(4):
+        ours.db[place] = 0x10_0000 + 16 * place
+    ours.dr6, ours.dr7 = 0xFFFF_0FF1, 0xD01_04FF
+    ioctls.SET_DEBUGREGS(guest.vcpus[0].fd, ours)
+    ioctls.GET_DEBUGREGS(guest.vcpus[0].fd, ours)
+    assert ours.dr7 & 0xFF
+    save(guest, tmp_path / "snapshot")
+    again = restored.make("keep", tmp_path / "snapshot")
+    found = ffi.new("struct kvm_debugregs *")
+    ioctls.GET_DEBUGREGS(again.vcpus[0].fd, found)
+    assert structs.save(found) == structs.save(ours)
+
+
+def test_a_timer_that_is_armed_fires(machine: Make, restored: Restored, tmp_path: Path) -> None:
+    guest = at_work(machine, "timer")
+    save(guest, tmp_path / "snapshot")
+    again = restored.make("timer", tmp_path / "snapshot")
+    again.write_words(FLAG, 1)
+    assert again.run() == ("debug-exit", KEPT)
 
 
 def test_in_other_processes_twice_at_once(
@@ -343,6 +397,76 @@ def test_states_that_cannot_be(
     saved(machine, folder)
     change(folder, how)
     assert message in refused(restored, folder)
+
+
+def disk(path: Path, size: int = 1 << 20) -> tuple[BlockConfig, ...]:
+    """Return a disk on an image of `size`, last written to at a time that is known."""
+    path.touch()
+    os.truncate(path, size)
+    os.utime(path, ns=(0, 10**18))
+    return (BlockConfig("d", str(path)),)
+
+
+@pytest.fixture
+def with_disk(make: Make, tmp_path: Path) -> Path:
+    """Return the snapshot of a guest with a disk, whose image is beside it."""
+    guest = make("spin", disks=disk(tmp_path / "disk"))
+    guest.start()
+    save(guest, tmp_path / "snapshot")
+    guest.close()
+    return tmp_path / "snapshot"
+
+
+def test_a_disk_that_is_as_it_was(with_disk: Path, restored: Restored) -> None:
+    disks = disk(with_disk.with_name("disk"))
+    guest = restored.make("spin", with_disk, hotplug=True, disks=disks)
+    assert guest.log_text() == ""
+
+
+@pytest.mark.parametrize(("size", "moment"), [(1 << 20, 10**18 + 10**9), (2 << 20, 10**18)])
+def test_a_disk_that_was_written_to_since_is_told(
+    with_disk: Path, restored: Restored, size: int, moment: int
+) -> None:
+    image = with_disk.with_name("disk")
+    disks = disk(image, size)
+    os.utime(image, ns=(0, moment))
+    guest = restored.make("spin", with_disk, hotplug=True, disks=disks)
+    second = 41 if moment > 10**18 else 40
+    assert guest.log_text().endswith(
+        f"disk d: its image ({size} bytes, last written 2001-09-09 01:46:{second}.000 UTC) was "
+        "written to since the snapshot (1048576 bytes, 2001-09-09 01:46:40.000 UTC), or is a copy; "
+        "to the guest a file system there may be damaged\n"
+    )
+
+
+def test_other_disks_are_refused(with_disk: Path, restored: Restored) -> None:
+    short, image = with_disk.with_name("short"), with_disk.with_name("disk")
+    message = refused(restored, with_disk, hotplug=True, disks=disk(short, 512))
+    assert "disk d had 1048576 bytes, and its image has 512; give the image that" in message
+    message = refused(restored, with_disk, hotplug=True)
+    assert "the guest had a disk in slot 0, which is empty here; give one there" in message
+    message = refused(restored, with_disk, disks=disk(image))
+    assert "the guest had 8 virtio devices, and here are 1; give the same ones" in message
+
+
+@pytest.mark.parametrize(("register", "bit"), [("efer", 12), ("cr4", 13)])  # SVME, VMXE
+def test_a_guest_that_runs_guests_is_refused(
+    machine: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, register: str, bit: int
+) -> None:
+    """Its KVM says so here: not every processor could."""
+    guest = at_work(machine)
+
+    def read(fd: int, sregs: Any) -> None:
+        monkeypatch.undo()
+        kvm.GET_SREGS(fd, sregs)
+        setattr(sregs, register, getattr(sregs, register) | 1 << bit)
+
+    monkeypatch.setattr(kvm, "GET_SREGS", read)
+    saver = Saver(guest, Log())
+    with pytest.raises(PyvirtError, match="vCPU 0: its guest uses virtualization itself"):
+        saver.start(Folder(str(tmp_path / "snapshot")))
+    assert (guest.state, (tmp_path / "snapshot").exists()) == (RUNNING, False)
+    save(guest, tmp_path / "snapshot")
 
 
 def leaves(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

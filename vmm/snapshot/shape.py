@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from ...devices.virtio.device import Pluggable
 from ...errors import PyvirtError, StateError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ..config import MachineConfig
     from ..log import Log
     from ..machine import Machine
+    from ..numa import Numa
 
 _VCPUS_MAX = 254
 _U64_MAX = (1 << 64) - 1
@@ -33,13 +35,26 @@ _TYPE_MAX = 0xFF
 
 
 class Shape:
-    """Memory in bytes, vCPUs, and what else the guest has come to rely on."""
+    """Memory in bytes, vCPUs, and what else the guest has come to rely on.
 
-    __slots__ = ("acpi", "hotplug", "memory", "pit", "topology")
+    `numa` is None without nodes. `knows_numa` is false of a state that does not tell.
+    """
+
+    __slots__ = ("acpi", "hotplug", "knows_numa", "memory", "numa", "pit", "topology")
 
     def __init__(
-        self, memory: int, topology: Topology, *, pit: bool, hotplug: bool, acpi: bool
+        self,
+        memory: int,
+        topology: Topology,
+        *,
+        pit: bool,
+        hotplug: bool,
+        acpi: bool,
+        numa: Numa | None = None,
+        knows_numa: bool = True,
     ) -> None:
+        self.knows_numa = knows_numa
+        self.numa = numa
         self.memory = memory
         self.topology = topology
         self.pit = pit
@@ -56,7 +71,16 @@ class Shape:
             "pit": self.pit,
             "hotplug": self.hotplug,
             "acpi": self.acpi,
+            "numa": numa_fields(self.numa),
         }
+
+
+def numa_fields(numa: Numa | None) -> dict[str, object] | None:
+    """Return nodes as fields, which are equal where the nodes are."""
+    if numa is None:
+        return None
+    nodes = [{"memory": one.memory, "vcpus": list(one.vcpus)} for one in numa.nodes]
+    return {"nodes": nodes, "distances": [{"row": list(row)} for row in numa.distances]}
 
 
 def of(config: MachineConfig) -> Shape:
@@ -69,6 +93,7 @@ def of(config: MachineConfig) -> Shape:
         pit=config.pit,
         hotplug=config.hotplug,
         acpi=config.discovery == "acpi",
+        numa=config.numa,
     )
 
 
@@ -83,7 +108,32 @@ def read(fields: Fields) -> Shape:
     if topology.sockets * topology.in_socket < vcpus:
         raise fields.wrong("vcpus", f"{vcpus} are more than the sockets hold")
     flags = {name: fields.flag(name) for name in ("pit", "hotplug", "acpi")}
-    return Shape(memory, topology, **flags)
+    knows_numa = fields.has("numa")
+    numa = _read_numa(fields, vcpus) if knows_numa else None
+    if numa is not None and sum(node.memory for node in numa.nodes) != memory:
+        raise fields.wrong("numa", "its nodes have other memory than the machine")
+    return Shape(memory, topology, numa=numa, knows_numa=knows_numa, **flags)
+
+
+def _read_numa(fields: Fields, vcpus: int) -> Numa | None:
+    given = fields.optional("numa")
+    if given is None:
+        return None
+    from ..numa import DISTANCE_MAX, LOCAL_DISTANCE, NODES_MAX, Node, Numa  # noqa: PLC0415  (few)
+
+    nodes = [
+        Node(one.integers("vcpus", 0, vcpus - 1, most=vcpus), one.integer("memory", 0, SIZE_MAX))
+        for one in given.items("nodes", NODES_MAX)
+    ]
+    if sorted(index for node in nodes for index in node.vcpus) != list(range(vcpus)):
+        raise given.wrong("nodes", "not each vCPU is in one of them")
+    rows = [
+        one.integers("row", LOCAL_DISTANCE, DISTANCE_MAX, most=len(nodes))
+        for one in given.items("distances", NODES_MAX)
+    ]
+    if rows and {len(rows), *map(len, rows)} != {len(nodes)}:
+        raise given.wrong("distances", f"not {len(nodes)} rows of {len(nodes)}")
+    return Numa(nodes, rows)
 
 
 def devices(machine: Machine) -> list[dict[str, object]]:
@@ -156,8 +206,20 @@ def _check_image(device: object, saved: Fields | None, log: Log) -> None:
             f"state: disk {name} had {size} bytes, and its image has {there}; give the image that "
             "the snapshot goes with"
         )
-    if there != size or os.fstat(fd).st_mtime_ns != mtime:
+    now = os.fstat(fd).st_mtime_ns
+    if there != size or now != mtime:
         log.warning(
-            f"disk {name}: its image ({there} bytes) was written to since the snapshot, or is a "
-            "copy; to the guest a file system there may be damaged"
+            f"disk {name}: its image ({there} bytes, last written {_moment(now)}) was written to "
+            f"since the snapshot ({size} bytes, {_moment(mtime)}), or is a copy; to the guest a "
+            "file system there may be damaged"
         )
+
+
+def _moment(mtime_ns: int) -> str:
+    """Return a time of a file in UTC, to the millisecond."""
+    seconds, rest = divmod(mtime_ns, 10**9)
+    try:
+        day = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
+    except (OverflowError, ValueError, OSError):  # out of a state that somebody has changed
+        return f"{seconds} s"
+    return f"{day}.{rest // 10**6:03} UTC"

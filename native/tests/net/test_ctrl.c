@@ -381,6 +381,38 @@ static void test_an_announcement_is_asked_for_until_it_is_acknowledged(void)
 	bench_unmake(&b);
 }
 
+static void test_who_cannot_be_asked_loses_its_link_for_a_moment(void)
+{
+	struct bench b;
+
+	bench_run(&b, CTRL_ALL | F(STATUS));
+	pv_net_arrive(b.net);
+	CHECK_EQ(pv_net_is_announcing(b.net), 0);
+	WAIT_FOR(pv_net_take_announcement(b.net));
+	CHECK_EQ(pv_net_is_flapping(b.net), 0);
+	CHECK_EQ(pv_net_is_announcing(b.net), 0);
+	bench_stop(&b);
+	/* Without a control queue, too; it ends with the driver. */
+	bench_start(&b, F(STATUS), 1);
+	pv_net_arrive(b.net);
+	bench_stop(&b);
+	CHECK_EQ(pv_net_is_flapping(b.net), 0);
+	bench_start(&b, F(STATUS), 1);
+	pv_net_arrive(b.net);
+	WAIT_FOR(pv_net_take_announcement(b.net));
+	bench_stop(&b);
+	/* One that sees no link at all, and one that is asked. */
+	bench_start(&b, 0, 1);
+	pv_net_arrive(b.net);
+	CHECK_EQ(pv_net_is_flapping(b.net), 0);
+	bench_stop(&b);
+	bench_start(&b, CTRL_ALL | F(STATUS) | F(GUEST_ANNOUNCE), 1);
+	pv_net_arrive(b.net);
+	CHECK_EQ(pv_net_is_flapping(b.net), 0);
+	WAIT_FOR(pv_net_is_announcing(b.net));
+	bench_unmake(&b);
+}
+
 /* The test stands for the process that has the rings: nobody else touches them meanwhile. */
 static void test_pairs_that_are_lent_have_their_commands_served(void)
 {
@@ -442,6 +474,7 @@ static void run_all(void)
 	RUN(test_a_command_without_an_answer_breaks_the_device);
 	RUN(test_a_command_without_a_header_breaks_the_device);
 	RUN(test_an_announcement_is_asked_for_until_it_is_acknowledged);
+	RUN(test_who_cannot_be_asked_loses_its_link_for_a_moment);
 	RUN(test_pairs_that_are_lent_have_their_commands_served);
 	RUN(test_of_several_pairs_none_is_lent);
 }

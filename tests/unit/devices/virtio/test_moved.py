@@ -280,6 +280,29 @@ def test_the_network_is_told_of_the_move(
     assert not bench.config(6, 1)[0] & 2
 
 
+def test_a_driver_that_cannot_be_asked_sees_no_link_for_a_moment(
+    nic: tuple[NicBench, SocketBackend, Callable[..., None]],
+) -> None:
+    """So that it looks at its network anew."""
+    bench, _, move = nic
+    bench.start(FEATURES)
+    assert bench.config(6, 1) == b"\1"
+    bench.set(r.INTERRUPT_ACK, 3)
+    generation = bench.get(r.CONFIG_GENERATION)
+    move()
+    # The link is back when the monitor has looked, as its main thread does soon.
+    assert bench.config(6, 1) == b"\0"
+    assert bench.get(r.INTERRUPT_STATUS) & r.INTERRUPT_CONFIG
+    assert bench.get(r.CONFIG_GENERATION) > generation
+    assert bench.nic.link
+
+    def is_back() -> bool:
+        bench.transport.report()
+        return bench.config(6, 1) == b"\1"
+
+    _wait_for(is_back)
+
+
 def test_a_link_that_is_down_stays_down(
     nic: tuple[NicBench, SocketBackend, Callable[..., None]],
 ) -> None:
