@@ -23,10 +23,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <linux/random.h>
 
 #define PORT "pyvirt.agent"
 
@@ -36,6 +39,7 @@ enum {
     HOST_WAIT_MS = 5, /* between looks whether the host's side of the port is there */
     JOBS_MAX = 256,
     HOLD_MS = 5, /* how long STARTED may wait for an EXIT that goes with it */
+    RESET_MAX = 64,
     STATUS_SETUP = 125,
 };
 
@@ -116,6 +120,76 @@ static int spawn(struct agent *a, const struct frame *f)
     return 0;
 }
 
+/* The client. */
+
+static void hello(struct agent *a)
+{
+    struct utsname name = { .release = "" };
+    char text[32] = "";
+    uint64_t taint;
+
+    (void)uname(&name);
+    (void)read_text("/proc/sys/kernel/tainted", text, sizeof(text));
+    taint = strtoull(text, NULL, 10);
+    link_send(&a->link, 0, KIND_HELLO,
+              (const uint32_t[]){ AGENT_VERSION, (uint32_t)taint, (uint32_t)(taint >> 32) }, 3,
+              name.release, (uint32_t)strlen(name.release));
+}
+
+static void drop(struct agent *a, struct job **place)
+{
+    struct job *j = *place;
+
+    *place = j->next;
+    a->n_jobs--;
+    job_free(j);
+    free(j);
+}
+
+static void end_all(struct agent *a)
+{
+    while (a->jobs) {
+        job_kill(a->jobs, SIGKILL);
+        drop(a, &a->jobs);
+    }
+    order_clear(&a->order);
+}
+
+/* Forks of one guest would draw the same random numbers: the client's own bytes tell them apart. */
+static void reseed(const uint8_t *bytes, uint32_t length)
+{
+    struct {
+        int bits, bytes;
+        uint8_t from[RESET_MAX];
+    } pool = { .bits = (int)length * 8, .bytes = (int)length }; /* struct rand_pool_info */
+    int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+
+    memcpy(pool.from, bytes, length);
+    if (fd < 0)
+        return;
+    (void)ioctl(fd, RNDADDENTROPY, &pool);
+    (void)ioctl(fd, RNDRESEEDCRNG);
+    close(fd);
+}
+
+/*
+ * The guest is a fork, or was restored: the client is another than the one that all this was for,
+ * and what is on its way to it may begin with a part of a frame. It looks for its own bytes.
+ */
+static int reset(struct agent *a, const struct frame *f)
+{
+    if (f->length > RESET_MAX)
+        return -EPROTO;
+    if (a->builtin == builtin_run)
+        reseed(f->payload, f->length);
+    end_all(a);
+    a->held = 0;
+    link_forget(&a->link);
+    link_send(&a->link, 0, KIND_RESET, NULL, 0, f->payload, f->length);
+    hello(a);
+    return 0;
+}
+
 /* Frames from the host. What is meant for a command that has ended is late, not wrong. */
 static int take(struct agent *a, const struct frame *f)
 {
@@ -137,6 +211,8 @@ static int take(struct agent *a, const struct frame *f)
         if (j)
             job_kill(j, (int)get32(f->payload));
         return 0;
+    case KIND_RESET:
+        return reset(a, f);
     case KIND_PING:
         link_send(&a->link, f->id, KIND_PONG, NULL, 0, NULL, 0);
         return 0;
@@ -170,16 +246,6 @@ static void reap(const struct agent *a)
         for (struct job *j = a->jobs; j; j = j->next)
             if (j->pid == pid)
                 job_ended(j, status);
-}
-
-static void drop(struct agent *a, struct job **place)
-{
-    struct job *j = *place;
-
-    *place = j->next;
-    a->n_jobs--;
-    job_free(j);
-    free(j);
 }
 
 static void tell_all(struct agent *a)
@@ -268,20 +334,6 @@ static int turn(struct agent *a)
 
 /* The whole. */
 
-static void hello(struct agent *a)
-{
-    struct utsname name = { .release = "" };
-    char text[32] = "";
-    uint64_t taint;
-
-    (void)uname(&name);
-    (void)read_text("/proc/sys/kernel/tainted", text, sizeof(text));
-    taint = strtoull(text, NULL, 10);
-    link_send(&a->link, 0, KIND_HELLO,
-              (const uint32_t[]){ AGENT_VERSION, (uint32_t)taint, (uint32_t)(taint >> 32) }, 3,
-              name.release, (uint32_t)strlen(name.release));
-}
-
 static void last_words(struct agent *a, const char *why)
 {
     if (link_room(&a->link) >= FRAME_HEADER + strlen(why))
@@ -302,11 +354,7 @@ static int serve(struct agent *a, int fd)
         over = turn(a);
     if (over < 0)
         last_words(a, strerror(-over));
-    while (a->jobs) {
-        job_kill(a->jobs, SIGKILL);
-        drop(a, &a->jobs);
-    }
-    order_clear(&a->order);
+    end_all(a);
     return over;
 }
 

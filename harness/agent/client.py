@@ -8,7 +8,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from signal import SIGKILL, SIGTERM
 from types import MappingProxyType
 from typing import BinaryIO, Literal
@@ -40,10 +40,17 @@ class Agent:
     `last_heard` is when the guest last sent anything, in time.monotonic(); `closed` is set at
     the end, and `why` says then what it was. `on_end` is called after that, on the reader
     thread. A guest that boots anew over the same connection loses its commands; `boots` counts.
+
+    `takes_over` says that the guest went on from where it stood, with another client then, of
+    which nothing was on its way to the agent: the agent forgets that one, and ends its commands.
     """
 
     def __init__(
-        self, connection: socket.socket, *, on_end: Callable[[], None] | None = None
+        self,
+        connection: socket.socket,
+        *,
+        on_end: Callable[[], None] | None = None,
+        takes_over: bool = False,
     ) -> None:
         self.last_heard = time.monotonic()
         self.closed = threading.Event()
@@ -58,7 +65,10 @@ class Agent:
         connection.setblocking(False)
         self._connection = connection
         self._sending = threading.Lock()
-        self._unsent = bytearray()
+        reset = protocol.reset() if takes_over else b""
+        self._decoder = Decoder(reset)
+        self._unsent = bytearray(reset)
+        self._sends = 0
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._read, name="agent", daemon=True)
         self._thread.start()
@@ -208,6 +218,22 @@ class Agent:
                 raise AgentTimeoutError(f"agent: no answer to a ping within {timeout:g} s")
         return time.monotonic() - begin
 
+    @contextlib.contextmanager
+    def silence(self, timeout: float) -> Iterator[None]:
+        """Return a context in which nothing is on its way to the agent; who sends waits.
+
+        Raises AgentError, AgentTimeoutError after `timeout` seconds.
+        """
+        until = time.monotonic() + timeout
+        while True:
+            before = self._sends
+            self.ping(max(0.0, until - time.monotonic()))
+            with self._sending:
+                # Its answer says that all before it was read.
+                if self._sends == before + 1:
+                    yield
+                    return
+
     def drop(self, process: Process, signal: int = SIGKILL) -> None:
         """Kill a process whose end nobody waits for; what it still says is ignored."""
         with self._changed:
@@ -277,6 +303,7 @@ class Agent:
         with self._sending:
             if self.why:
                 raise AgentError(self.why)
+            self._sends += 1
             sent = 0
             if not self._unsent:
                 try:
@@ -310,7 +337,6 @@ class Agent:
 
     def _converse(self) -> str:
         """Take what comes until the connection ends; return why. Raises AgentError."""
-        decoder = Decoder()
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         while True:
@@ -329,7 +355,7 @@ class Agent:
                     if not data:
                         return _GONE
                     self.last_heard = time.monotonic()
-                    for frame in decoder.feed(data):
+                    for frame in self._decoder.feed(data):
                         self._take(frame)
 
     def _receive(self) -> bytes:

@@ -59,6 +59,11 @@ bool link_next(struct link *l, struct frame *f)
     return true;
 }
 
+void link_forget(struct link *l)
+{
+    l->tx_at = l->tx_len = 0;
+}
+
 int link_flush(struct link *l)
 {
     while (l->tx_at < l->tx_len) {
@@ -68,7 +73,7 @@ int link_flush(struct link *l)
             return link_error();
         l->tx_at += (uint32_t)n;
     }
-    l->tx_at = l->tx_len = 0;
+    link_forget(l);
     return 0;
 }
 

@@ -37,6 +37,9 @@ bool link_next(struct link *l, struct frame *f);
 /* Writes what is due, as far as it goes: 1 when the host has gone, else 0 or -errno. */
 int link_flush(struct link *l);
 
+/* Forgets what is still to be written. */
+void link_forget(struct link *l);
+
 /* How many bytes, headers included, may be sent now. */
 uint32_t link_room(const struct link *l);
 

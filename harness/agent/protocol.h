@@ -6,7 +6,7 @@
 #ifndef PYVIRT_AGENT_PROTOCOL_H
 #define PYVIRT_AGENT_PROTOCOL_H
 
-enum { AGENT_VERSION = 2, AGENT_VSOCK_PORT = 1000 };
+enum { AGENT_VERSION = 3, AGENT_VSOCK_PORT = 1000 };
 
 enum kind {
     KIND_MORE = 1, /* from the host */
@@ -15,6 +15,7 @@ enum kind {
     KIND_INPUT_END,
     KIND_KILL,
     KIND_PING,
+    KIND_RESET, /* from both */
     KIND_HELLO = 16, /* from the agent */
     KIND_STARTED,
     KIND_STDOUT,

@@ -20,6 +20,10 @@ another that runs; 0 where there is none.
                         2: others keep its output open), duration u64 in microseconds from
                         fork to exit; all the command's output has been sent before
     PING        client  nothing
+    RESET       client  up to 64 random bytes: the guest is a fork, or was restored, and the client
+                        another than before; the guest's random numbers begin with them
+                agent   the same bytes, and then HELLO; what came before them, perhaps cut off,
+                        was for the other client, whose commands are ended
     PONG        agent   nothing; with the id of the PING
     FAILED      agent   text: why the agent gives up
 
@@ -33,6 +37,7 @@ rules ends the connection, and that ends its commands.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
@@ -40,13 +45,15 @@ from typing import NamedTuple
 
 from ...errors import PyvirtError
 
-VERSION = 2
+VERSION = 3
 # Of the guest's, where it has a socket device; below 1024, and so not for any process to take.
 VSOCK_PORT = 1000
 # As much as is under way in the longest way to a guest, through the lab, at a port's speed.
 WINDOW = 4 << 20
 PAYLOAD_MAX = 65535
 DATA_MAX = 32760
+
+_RESET_BYTES = 32
 
 _HEADER = struct.Struct("<IHH")
 _HELLO = struct.Struct("<IQ")
@@ -64,6 +71,7 @@ class Kind(IntEnum):
     INPUT_END = 4
     KILL = 5
     PING = 6
+    RESET = 7
     HELLO = 16
     STARTED = 17
     STDOUT = 18
@@ -116,16 +124,26 @@ def encode(frame: Frame) -> bytes:
 
 
 class Decoder:
-    """Makes frames of bytes that arrive in pieces of any size."""
+    """Makes frames of bytes that arrive in pieces of any size.
 
-    __slots__ = ("_rest",)
+    What comes before `start` is dropped, and `start` as well.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_rest", "_start")
+
+    def __init__(self, start: bytes = b"") -> None:
         self._rest = b""
+        self._start = start
 
     def feed(self, data: bytes) -> list[Frame]:
         """Take bytes; return the frames that they complete. Raises AgentError."""
         data = self._rest + data if self._rest else data
+        if self._start:
+            before, found, after = data.partition(self._start)
+            if not found:
+                self._rest = before[1 - len(self._start) :]
+                return []
+            self._start, data = b"", after
         frames = []
         at = 0
         while len(data) - at >= _HEADER.size:
@@ -163,6 +181,11 @@ def spawn(
     parts = [data[at : at + PAYLOAD_MAX] for at in range(0, len(data), PAYLOAD_MAX)]
     wire = [encode(Frame(number, Kind.MORE, part)) for part in parts[:-1]]
     return b"".join(wire) + encode(Frame(number, Kind.SPAWN, parts[-1]))
+
+
+def reset() -> bytes:
+    """Return a RESET; the agent's answer to it is the same bytes."""
+    return encode(Frame(0, Kind.RESET, os.urandom(_RESET_BYTES)))
 
 
 def kill(number: int, signal: int) -> Frame:

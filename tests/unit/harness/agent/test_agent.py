@@ -336,6 +336,30 @@ def _runs(number: int) -> bool:
     return False
 
 
+def test_a_client_takes_over_from_another(host: Host) -> None:
+    # The other one's commands were at work, and nobody read what they wrote.
+    script = "echo pid $$; exec cat /dev/zero"
+    host.link.sendall(protocol.spawn(1, ["sh", "-c", script], env={}))
+    decoder = Decoder()
+    frames: list[Frame] = []
+    while not any(frame.kind == Kind.STDOUT for frame in frames):
+        frames += decoder.feed(host.link.recv(1000))
+    pid = int(next(f.payload for f in frames if f.kind == Kind.STDOUT).split()[1])
+    assert os.path.exists(f"/proc/{pid}")
+    agent = Agent(host.link, takes_over=True)
+    try:
+        assert agent.wait_ready(PATIENCE).release == os.uname().release
+        assert agent.boots == 1
+        assert shell(agent, "echo mine")[:2] == (0, b"mine\n")
+        until = time.monotonic() + PATIENCE
+        while os.path.exists(f"/proc/{pid}"):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        agent.close()
+    assert host.end() == (0, "")
+
+
 def test_an_agent_that_dies_wakes_everybody(host: Host) -> None:
     ended = threading.Event()
     client = Agent(host.link, on_end=ended.set)
@@ -499,6 +523,7 @@ BREACHES = {
         Frame(1, Kind.SPAWN, spawn(b"/", b"sleep", b"9", flags=1)),
         *[Frame(1, Kind.INPUT, bytes(65535))] * (protocol.WINDOW // 65535 + 3),
     ],
+    "a reset of 65 bytes": [Frame(0, Kind.RESET, bytes(65))],
     "a signal of three bytes": [Frame(1, Kind.KILL, b"123")],
 }
 
@@ -523,7 +548,7 @@ def test_a_breach_ends_the_agent_with_a_line(host: Host, frames: list[Frame]) ->
 ANY_FRAME = st.builds(
     Frame,
     st.integers(0, 3),
-    st.sampled_from([k for k in Kind if k <= Kind.PING]),
+    st.sampled_from([k for k in Kind if k <= Kind.RESET]),
     st.binary(max_size=12)
     | st.just(bytes(60_000))
     | st.sampled_from(

@@ -103,9 +103,22 @@ def test_a_command_that_is_none(argv: list[str]) -> None:
         protocol.spawn(1, argv, env={})
 
 
+@pytest.mark.parametrize("before", [b"", b"junk", bytes(100), b"half of the sta"])
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_what_came_for_another_client_is_skipped(before: bytes, size: int) -> None:
+    start = b"half of the start"
+    frame = Frame(1, Kind.STDOUT, b"text")
+    data = before + start + protocol.encode(frame)
+    decoder = Decoder(start)
+    got = []
+    for at in range(0, len(data), size):
+        got += decoder.feed(data[at : at + size])
+    assert got == [frame]
+
+
 def test_another_version_is_told() -> None:
     frame = Frame(0, Kind.HELLO, struct.pack("<IQ", 7, 0) + b"6.1")
-    with pytest.raises(AgentError, match="speaks version 7 of the protocol, this pyvirt 2; make"):
+    with pytest.raises(AgentError, match="speaks version 7 of the protocol, this pyvirt 3; make"):
         protocol.hello(frame)
 
 
