@@ -105,8 +105,13 @@ class _Report:
 class Classifier:
     """Takes the log as it comes and tells of each report when it is complete; one thread."""
 
-    def __init__(self, tell: Callable[[Splat], None], quiet: float = QUIET_S) -> None:
-        """Have `tell` called with each report, which `quiet` seconds of silence end."""
+    def __init__(
+        self, tell: Callable[[Splat], None], quiet: float = QUIET_S, mark: int = 0
+    ) -> None:
+        """Have `tell` called with each report, which `quiet` seconds of silence end.
+
+        The log begins at `mark`.
+        """
         self._tell = tell
         self._quiet = quiet
         self._told = 0
@@ -116,7 +121,7 @@ class Classifier:
         self._report: _Report | None = None
         self._at = 0.0
         self._rest = b"\n"  # of the last line, with the end of the one before
-        self._offset = -1  # of that in the stream
+        self._offset = mark - 1  # of that in the stream
 
     def feed(self, data: bytes, at: float) -> None:
         """Take more of the log, which came at the time `at` (seconds); without NULs."""

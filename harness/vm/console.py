@@ -11,7 +11,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import PyvirtError
 from ..judge.classifier import QUIET_S, Classifier
@@ -43,13 +43,27 @@ class ConsoleEndedError(ConsoleError):
     """Nothing more will come."""
 
 
+class History(NamedTuple):
+    """What a console has shown: the bytes that are kept, the mark of the first, and when."""
+
+    data: bytes
+    base: int
+    times: tuple[tuple[int, float], ...]  # from which mark on, what time it was
+
+
+NOTHING = History(b"", 0, ())
+
+
 class Console:
     """One console. One thread calls `feed`, `poll` and `close`; any thread the rest."""
 
-    def __init__(self, path: Path | None = None, quiet: float = QUIET_S) -> None:
+    def __init__(
+        self, path: Path | None = None, quiet: float = QUIET_S, before: History = NOTHING
+    ) -> None:
         """Write all that comes to a new file `path`; OSError when it cannot be made.
 
-        A report is over after `quiet` seconds without a byte.
+        A report is over after `quiet` seconds without a byte. A guest that goes on from where
+        another stood has that one's `before` on its console, reports included.
         """
         self.quiet = quiet
         self.splats: list[Splat] = []
@@ -57,12 +71,28 @@ class Console:
         self.on_splat: Callable[[Splat], None] | None = None
         self.last_byte_at = time.monotonic()
         self._file = path.open("wb", buffering=0) if path else None
-        self._classifier = Classifier(self._on_report, quiet)
+        self._classifier = Classifier(self._on_report, quiet, before.base)
         self._changed = threading.Condition()
         self._kept = bytearray()
         self._base = 0  # position of the first byte of that
         self._times: deque[tuple[int, float]] = deque()  # from which position on, what time it was
         self._is_closed = False
+        self._begin(before)
+
+    def _begin(self, before: History) -> None:
+        self._write(before.data)
+        self._base = before.base
+        self._kept += before.data
+        self._times.extend(before.times)
+        # What came at one time is known of the first of its lines.
+        places = [position - before.base for position, _ in before.times[1:]]
+        for (_, at), start, end in zip(before.times, [0, *places], [*places, None], strict=False):
+            self._classifier.feed(before.data[start:end], at)
+
+    def history(self) -> History:
+        """Return what it has shown so far."""
+        with self._changed:
+            return History(bytes(self._kept), self._base, tuple(self._times))
 
     def feed(self, data: bytes) -> None:
         """Take what has come from the guest: any bytes, in any pieces."""

@@ -239,3 +239,45 @@ def test_reports_are_told_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
     console.feed(stamped(panic("Fatal exception")))
     console.close()
     assert told == [Verdict.WARNED, Verdict.PANICKED]
+
+
+def test_it_goes_on_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    first = Console()
+    for text in (stamped(BOOT), stamped(warning())):
+        first.feed(text)
+        now[0] += 10
+        first.poll()
+    first.feed(b"half of")
+    told: list[str] = []
+    now[0] = 1000.0
+    second = Console(tmp_path / "console.log", before=first.history())
+    second.on_splat = lambda splat: told.append(splat.title)
+    assert second.splats == first.splats
+    assert len(second.splats) == 1
+    second.feed(b" a line\n" + stamped(oops()))
+    now[0] += 10
+    second.poll()
+    assert [splat.kind for splat in second.splats] == [Verdict.WARNED, Verdict.OOPSED]
+    assert len(told) == 1
+    assert second.since()[: len(first.since()) - 1] == first.since()[:-1]
+    assert "half of a line" in second.text()
+    assert second.since(second.splats[1].mark)[0].at == 1000.0
+    assert (tmp_path / "console.log").read_text() == first.text() + second.text(first.mark())
+    assert "half of a" not in first.text()
+
+
+def test_it_goes_on_from_one_that_said_nothing_or_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Console(before=Console().history()).text() == ""
+    monkeypatch.setattr(module, "KEPT_MAX", 1000)
+    monkeypatch.setattr(module, "_SLACK", 0)
+    first = Console()
+    for _ in range(100):
+        first.feed(b"a line of some length\n")
+    second = Console(before=first.history())
+    assert second.mark() == first.mark() > 1000
+    second.feed(warning().encode())
+    second.close()
+    (splat,) = second.splats
+    assert second.since(splat.mark)[0].text.endswith(splat.lines[0])
