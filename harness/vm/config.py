@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
 from ..guest import default, hostroot
@@ -49,7 +49,9 @@ class VmConfig:
     `root` is a folder of the host that is the guest's root; what it writes there stays in its
     memory. `modules` are loaded before the agent answers; `files` maps paths in the guest to the
     host's files or to bytes. `initrd` is one of the user's that starts the agent, in place of all
-    that.
+    that. `prepare` is called with the VM when it has booted, before anything else is done with it.
+    `fork` says whether it goes on from where another like it stood, so prepared; None: where that
+    is for the better.
     """
 
     vcpus: int = 1
@@ -60,9 +62,13 @@ class VmConfig:
     share: tuple[str, ...] = ()
     root: str = ""
     modules: tuple[str, ...] = ()
-    files: Mapping[str, Path | bytes] = field(default_factory=lambda: MappingProxyType({}))
+    files: Mapping[str, Path | bytes] = field(
+        default_factory=lambda: MappingProxyType({}), hash=False
+    )
     initrd: Path | None = None
     options: tuple[str, ...] = ()  # more words for `pyvirt run`
+    prepare: Callable[[Any], object] | None = None
+    fork: bool | None = None
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
@@ -108,6 +114,11 @@ def _disk(text: str, number: int, folder: Path) -> str:
     return str(path).replace(",", ",,") + comma + members
 
 
+def disks(config: VmConfig, folder: Path) -> tuple[str, ...]:
+    """Return what `-disk` takes for each of the disks; scratch disks are made in `folder`."""
+    return tuple(_disk(disk, number, folder) for number, disk in enumerate(config.disks))
+
+
 def _share(text: str, number: int) -> tuple[str, str]:
     """Return what `-share` takes, with a tag in it, and the tag."""
     members = text.replace(",,", "").split(",")[1:]
@@ -121,14 +132,15 @@ def words(
     config: VmConfig,
     kernel: Path,
     initrd: Path,
-    folder: Path,
+    disks: Sequence[str] = (),
     cmdline: str = "",
     link: Callable[[str], str] = str,
     modules: Path | None = None,
 ) -> list[str]:
-    """Return the words for `pyvirt run`, channels apart; scratch disks are made in `folder`.
+    """Return the words for `pyvirt run`, channels apart.
 
-    `link` returns the socket of a link; `modules` is the kernel's lib/modules/RELEASE, if any.
+    `disks` are for `-disk`, `link` returns the socket of a link; `modules` is the kernel's
+    lib/modules/RELEASE, if any.
     """
     shares = [_share(text, number) for number, text in enumerate(config.share)]
     root = ""
@@ -138,10 +150,24 @@ def words(
         root_words += ["-root", config.root]
     append = " ".join(part for part in (CMDLINE, config.cmdline, cmdline, root) if part)
     append = default.cmdline(append, [tag for _, tag in shares])
-    found = ["-smp", str(config.vcpus), "-m", str(config.memory)]
-    found += ["-kernel", str(kernel), "-initrd", str(initrd), f"-append={append}"]
-    for number, disk in enumerate(config.disks):
-        found += ["-disk", _disk(disk, number, folder)]
+    found = ["-kernel", str(kernel), "-initrd", str(initrd), f"-append={append}"]
+    folders = [word for share, _ in shares for word in ("-share", share)] + root_words
+    return [*_machine(config), *found, *_devices(config, disks, link), *folders, *config.options]
+
+
+def fork_words(config: VmConfig, disks: Sequence[str], link: Callable[[str], str]) -> list[str]:
+    """Return the words for a guest that goes on from where one of the same `config` stood."""
+    return [*_machine(config), *_devices(config, disks, link), *config.options]
+
+
+def _machine(config: VmConfig) -> list[str]:
+    return ["-smp", str(config.vcpus), "-m", str(config.memory)]
+
+
+def _devices(config: VmConfig, disks: Sequence[str], link: Callable[[str], str]) -> list[str]:
+    found: list[str] = []
+    for disk in disks:
+        found += ["-disk", disk]
     for number, net in enumerate(config.nets):
         name, comma, members = net.partition(",")
         if name.startswith(links.PREFIX):
@@ -149,10 +175,7 @@ def words(
             found += ["-netdev", f"stream,id=link{number},path={path}{comma}{members}"]
         else:
             found += ["-net", net]
-    for share, _ in shares:
-        found += ["-share", share]
-    found += root_words
-    return found + list(config.options)
+    return found
 
 
 # Console on 0 and 1, messages on 2, then the agent's port and two monitors: one for commands, one

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .end import End
     from .monitor import Monitor
     from .place import Place
+    from .snapshot import Snapshot
 
 SETTLE_S = 2.0  # for the kernel to say what is wrong when it is known that something is
 _REPORT_S = 0.1  # after the silence that ends a report
@@ -76,11 +77,13 @@ class Life:
         allowed: Sequence[re.Pattern[str]] = (),
         echo: Callable[[bytes], None] | None = None,
         links: Links | None = None,
+        origin: Callable[[], Snapshot | None] = lambda: None,
     ) -> None:
         """Boot nothing yet.
 
         `place` says where VMs run; `cmdline` is added to the command line; reports of the kernel
-        that match one of `allowed` are no faults; `echo` gets the console's bytes.
+        that match one of `allowed` are no faults; `echo` gets the console's bytes. `origin` is
+        asked at first where the guest is to go on from; None: it boots.
         """
         self.kernel = kernel
         self.config = config
@@ -95,10 +98,13 @@ class Life:
         self._echo = echo
         self._links = Links() if links is None else links
         self._owns_links = links is None
+        self._origin = origin
+        self._disks: tuple[str, ...] = ()
         self._folder: Path | None = None
         self._boot: Boot | None = None
         self._last_end: End | None = None  # of a VM that is put away
         self._past: list[Splat] = []  # of earlier boots
+        self._snapshots: list[Snapshot] = []
         self._is_closed = False
 
     @property
@@ -163,32 +169,40 @@ class Life:
             ) from None
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="pyvirt-vm-"))
-        if not self.words:
-            initrd = self.config.initrd or self._initramfs()
+        is_first = not self.words
+        origin = self._origin() if is_first else None
+        if is_first:
+            self._disks = origin.disks if origin else configuration.disks(self.config, self._folder)
             self.words = configuration.words(
                 self.config,
                 self.kernel.image,
-                initrd,
-                self._folder,
+                self.config.initrd or self._initramfs(),
+                self._disks,
                 self._cmdline,
                 self._links.path,
                 self.kernel.modules,
             )
-        self._wait_for_boot()
+        self._wait_for_boot(origin)
         self._check()
+        if is_first and origin is None and self.config.prepare is not None:
+            self.config.prepare(self)
 
-    def _wait_for_boot(self) -> None:
+    def _wait_for_boot(self, origin: Snapshot | None) -> None:
         self._put_away()
         suffix = f"-{self.boots + 1}" if self.boots else ""
         server = self._place.server()
         self._links.start(self.config.nets, server)
+        words = self.words
+        if origin is not None:
+            words = configuration.fork_words(self.config, self._disks, self._links.path)
         self._boot = Boot(
             server,
-            [*self.words, "-name", self.name],
+            [*words, "-name", self.name],
             self.log_dir / f"console{suffix}.log",
             self.config.limits,
             allows=self._allows,
             echo=self._echo,
+            origin=origin,
         )
         self.console = self._boot.console
         try:
@@ -376,6 +390,51 @@ class Life:
         assert self._folder is not None
         return self._folder
 
+    def snapshot(self) -> Snapshot:
+        """Return where the guest stands; it runs on. Its memory is given back with the VM.
+
+        PyvirtError: the guest, or the KVM here, cannot be saved.
+        """
+        found = self._snapshot()
+        self._snapshots.append(found)
+        self.qmp.execute("cont")
+        return found
+
+    def _snapshot(self) -> Snapshot:
+        limit = self.config.limits.call
+        with self._guest("snapshot", limit):
+            return self._begin().snapshot(self._disks, limit)
+
+    def restore(self, origin: Snapshot) -> Self:
+        """Have the guest go on from where it stood, whatever it does now; return it.
+
+        Commands that tests had started in it have ended.
+        """
+        if origin.server != self._place.server():
+            raise LabLostError(f"{self.name}: the snapshot was lost with where VMs ran")
+        self._next_boot()
+        self._wait_for_boot(origin)
+        self._check()
+        return self
+
+    def into_snapshot(self) -> Snapshot:
+        """End the VM; return where it stood, which the caller owns. As `snapshot`."""
+        found = self._snapshot()
+        self._put_away()
+        found.history = self.console.history()  # which is whole now
+        found.folder, self._folder = self._folder, None
+        self.close()
+        return found
+
+    def _next_boot(self) -> None:
+        """Put the boot that there is away, for another."""
+        if self._boot is not None:
+            begin = self._boot.begin
+            self._past += [splat for splat in self.console.splats if splat.mark >= begin]
+        self._put_away()
+        self.console = Console()
+        self._last_end = None
+
     def _put_away(self) -> None:
         """End the run of the monitor that there is."""
         if self._boot is not None:
@@ -387,6 +446,8 @@ class Life:
         """End the VM, whatever it does, and remove its scratch disks."""
         self._is_closed = True
         self._put_away()
+        for origin in self._snapshots:
+            origin.close()
         if self._owns_links:
             self._links.close()
         if self._folder is not None:

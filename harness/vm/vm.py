@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ConfigError
 from ..agent.protocol import AgentError
 from ..judge import evidence, report
+from . import fork
 from .boot import CLOSE_S
-from .console import Console, ConsoleEndedError, ConsoleTimeoutError
+from .console import ConsoleEndedError, ConsoleTimeoutError
 from .end import CommandFailedError
 from .hotplug import Hotplug
 from .life import SETTLE_S, Life
@@ -236,12 +237,17 @@ class VM(Life):
         self._power("off", GOOD_ENDS["guest-shutdown"])
 
     def reboot(self) -> VM:
-        """Have the guest reboot, and wait until its agent answers again; disks stay."""
+        """Have the guest reboot, and wait until its agent answers again; disks stay.
+
+        ConfigError: they would not, for they are a fork's.
+        """
+        if self._begin().is_fork and fork.overlaid(self.config) != self.config:
+            raise ConfigError(
+                f"{self.name}: reboot: what a fork has written to its disks would be lost; "
+                "mark the test vm(fork=False)"
+            )
         self._power("reboot", GOOD_ENDS["guest-reset"])
-        self._put_away()
-        self._past += self.console.splats
-        self.console = Console()
-        self._last_end = None
+        self._next_boot()
         return self.start()
 
     def crash(self) -> None:

@@ -10,26 +10,26 @@ from pyvirt.harness.guest import default, hostroot
 from pyvirt.harness.vm.config import CMDLINE, VmConfig, words
 
 
-def made(tmp_path: Path, *share: str) -> tuple[list[str], str]:
+def made(*share: str) -> tuple[list[str], str]:
     """Return the shares of the command line, and the guest's command line."""
-    found = words(VmConfig(share=share), Path("/k"), Path("/i"), tmp_path)
+    found = words(VmConfig(share=share), Path("/k"), Path("/i"))
     given = [found[at + 1] for at, word in enumerate(found) if word == "-share"]
     (append,) = [word for word in found if word.startswith("-append=")]
     return given, append.removeprefix("-append=")
 
 
-def test_each_has_a_tag_that_the_guest_is_told(tmp_path: Path) -> None:
-    given, append = made(tmp_path, "/a", "/b,,c,tag=data,readonly=on", "/c")
+def test_each_has_a_tag_that_the_guest_is_told() -> None:
+    given, append = made("/a", "/b,,c,tag=data,readonly=on", "/c")
     assert given == ["/a,tag=share0", "/b,,c,tag=data,readonly=on", "/c,tag=share2"]
     assert append == f"{CMDLINE} pyvirt.share=share0,data,share2"
 
 
-def test_a_path_is_no_member(tmp_path: Path) -> None:
-    assert made(tmp_path, "/a,,tag=x")[0] == ["/a,,tag=x,tag=share0"]
+def test_a_path_is_no_member() -> None:
+    assert made("/a,,tag=x")[0] == ["/a,,tag=x,tag=share0"]
 
 
-def test_without_one_nothing_is_said(tmp_path: Path) -> None:
-    assert made(tmp_path) == ([], CMDLINE)
+def test_without_one_nothing_is_said() -> None:
+    assert made() == ([], CMDLINE)
     assert default.cmdline("quiet", ()) == "quiet"
     assert default.cmdline("quiet", ("a", "b")) == "quiet pyvirt.share=a,b"
 
@@ -39,9 +39,9 @@ def test_a_text_is_no_list() -> None:
         VmConfig(share="/a")  # type: ignore[arg-type]
 
 
-def test_a_root_is_told_with_the_modules(tmp_path: Path) -> None:
+def test_a_root_is_told_with_the_modules() -> None:
     config = VmConfig(root="/", share=("/a",))
-    found = words(config, Path("/k"), Path("/i"), tmp_path, modules=Path("/lib/modules/6.1.7-fake"))
+    found = words(config, Path("/k"), Path("/i"), modules=Path("/lib/modules/6.1.7-fake"))
     assert found[found.index("-root") + 1] == "/"
     (append,) = [word for word in found if word.startswith("-append=")]
     lib = Path("/lib").resolve()

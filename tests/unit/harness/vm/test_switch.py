@@ -178,13 +178,11 @@ def test_it_ends_with_its_owner(server: ForkServer, tmp_path: Path) -> None:
     again.close()
 
 
-def test_vms_of_one_link_have_one_socket(server: ForkServer, tmp_path: Path) -> None:
+def test_vms_of_one_link_have_one_socket(server: ForkServer) -> None:
     links = link.Links()
 
     def words(*nets: str) -> list[str]:
-        found = config.words(
-            config.VmConfig(nets=nets), Path("k"), Path("i"), tmp_path, link=links.path
-        )
+        found = config.words(config.VmConfig(nets=nets), Path("k"), Path("i"), link=links.path)
         return found[9:]
 
     one = words("link:a,mac=52:54:00:12:34:56", "tap0", "link:b")

@@ -1,0 +1,60 @@
+"""What of a VM can go on in processes of their own, and which VMs may do so from one place."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from . import link
+from .config import Limits, VmConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+
+def obstacle(config: VmConfig) -> str:
+    """Return what of a VM stays with one process, "" for nothing."""
+    if config.root:
+        return f"root={config.root!r}"
+    if config.share:
+        return f"share={list(config.share)!r}"
+    return ""
+
+
+def shows(config: VmConfig) -> bool:
+    """Say whether a test sees by more than the time that its VM is a fork.
+
+    What is written to the image of a disk is private to a fork, and gone with it. Networks of the
+    host and options of the user's are no business of ours.
+    """
+    private = all(net.startswith(link.PREFIX) for net in config.nets)
+    return bool(config.options) or not private or overlaid(config).disks != config.disks
+
+
+def overlaid(config: VmConfig) -> VmConfig:
+    """Return the same with disks that can be forked: their images are only read."""
+    return replace(config, disks=tuple(map(_overlaid, config.disks)))
+
+
+def _overlaid(disk: str) -> str:
+    members = disk.replace(",,", "").split(",")[1:]
+    if "readonly=on" in members or any(member.startswith("overlay=") for member in members):
+        return disk
+    return f"{disk},overlay=memory"
+
+
+def likeness(config: VmConfig) -> Hashable:
+    """Return what is the same for VMs that may begin in one place."""
+    files = tuple((name, _content(content)) for name, content in sorted(config.files.items()))
+    return replace(config, files=MappingProxyType({}), fork=None, limits=Limits()), files
+
+
+def _content(content: Path | bytes) -> Hashable:
+    if isinstance(content, Path):
+        with contextlib.suppress(OSError):
+            status = content.stat()
+            return content, status.st_size, status.st_mtime_ns
+    return content
