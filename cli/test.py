@@ -15,6 +15,7 @@ from ..errors import ConfigError, PyvirtError
 from ..harness.guest import hostroot, kernel
 from ..harness.judge import report
 from ..harness.judge.verdict import Verdict
+from ..harness.vm import fork
 from ..harness.vm.config import Limits, VmConfig
 from ..harness.vm.end import LabLostError, MonitorDiedError, VerdictError
 from ..harness.vm.place import Session
@@ -24,11 +25,15 @@ from .parser import Parser, seconds
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ..harness.vm.snapshot import Snapshot
+
 DESCRIPTION = """\
 Boots KERNEL with an initramfs of busybox and runs COMMAND in it: a program or script of this host,
 which is copied there, or else a command of the guest's; with --root, it runs on files of this host,
 where it is, and what it writes stays in the guest's memory. What it writes comes out here; the last
-line, on stderr, is the verdict. The kernel runs in the nested lab where this host cannot run it."""
+line, on stderr, is the verdict. The kernel runs in the nested lab where this host cannot run it.
+With --times, each run has a guest of its own, up to the first that fails: a fork of one that has
+booted (docs/testing.md); with --root, or --boot-each, it boots."""
 EPILOG = """\
 exit status: 0 the command succeeded, and the kernel found no fault in itself; 1 otherwise; 125 the
 kernel did not boot, or could not be tried, or the command ended with 125 itself, so that
@@ -84,10 +89,19 @@ def parser() -> Parser:
         metavar="S",
         help=f"of COMMAND ({_CALL_S:.0f} s)",
     )
+    add("--times", type=_count, default=1, metavar="N", help="run COMMAND so often (1)")
+    add("--boot-each", action="store_true", help="boot for each run")
     add("--boot-timeout", type=seconds, default=Limits.boot, metavar="S", help="of the boot (60 s)")
     add("--log-dir", type=Path, metavar="DIR", help="where to keep the log files")
     add("command", nargs="+", metavar="-- COMMAND", help="what to run, and its arguments")
     return found
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError
+    return count
 
 
 def _say(line: str) -> None:
@@ -120,10 +134,43 @@ def _run(options: argparse.Namespace) -> tuple[str, str, int]:
         folder = options.log_dir or Path(
             resources.enter_context(tempfile.TemporaryDirectory(prefix="pyvirt-test-"))
         )
-        vm = resources.enter_context(VM(under_test, _config(options), session, folder.absolute()))
+        config, logs = _config(options), folder.absolute()
+        if options.times == 1:
+            return _try(VM(under_test, config, session, logs), options.command)
+        origin: Snapshot | None = None
+        if not (options.boot_each or fork.obstacle(config)):
+            config = fork.overlaid(config)
+            first = resources.enter_context(VM(under_test, config, session, logs / "template"))
+            origin = _template(first)
+            if origin is not None:
+                resources.callback(origin.close)
+        for run in range(1, options.times + 1):
+            vm = VM(under_test, config, session, logs / f"run-{run}", origin=lambda: origin)
+            verdict, why, status = _try(vm, options.command)
+            if status != PASSED:
+                return verdict, f"{why}, in run {run} of {options.times}", status
+        return Verdict.PASSED, f"{options.times} of {options.times} runs", PASSED
+
+
+def _template(vm: VM) -> Snapshot | None:
+    """Boot a VM, and end it where it stands then; None: a run shows why it does not boot."""
+    try:
+        vm.start()
+    except VerdictError:
+        vm.close()
+        return None
+    try:
+        return vm.into_snapshot()
+    except PyvirtError as error:
+        raise PyvirtError(f"{error}; give --boot-each") from None
+
+
+def _try(vm: VM, command: Sequence[str]) -> tuple[str, str, int]:
+    """Boot a VM, run the command in it, and end it."""
+    with vm:
         try:
             vm.start()
-            return _judge(vm, options.command)
+            return _judge(vm, command)
         except VerdictError as error:
             if vm.end is not None and vm.end.refused:
                 raise ConfigError(str(error)) from None

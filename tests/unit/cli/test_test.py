@@ -7,12 +7,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from pyvirt.cli import test as command
-from pyvirt.errors import ConfigError
+from pyvirt.errors import ConfigError, PyvirtError
 from pyvirt.harness.guest import hostboot
-from pyvirt.harness.vm import fork_server, place
+from pyvirt.harness.vm import boot, fork_server, place
 
 FAKE = Path(__file__).resolve().parents[1] / "fake_monitor.py"
 WARNING = """\
@@ -106,7 +107,13 @@ def test_wrong_usage(run: Run, tmp_path: Path) -> None:
     status, _, err = run("--log-dir", "file/logs", "--", "true")
     assert status == 2
     assert "/file/logs: Not a directory; name one" in err
-    for words in (["--timeout", "-1"], ["--boot-timeout", "nan"], ["--smp", "x"], ["--no"]):
+    for words in (
+        ["--times", "0"],
+        ["--timeout", "-1"],
+        ["--boot-timeout", "nan"],
+        ["--smp", "x"],
+        ["--no"],
+    ):
         with pytest.raises(ConfigError, match=f"^test: {words[0]}|^test: unrec"):
             run(*words, "--", "true")
 
@@ -136,6 +143,75 @@ def test_monitor_that_dies_says_nothing_of_the_kernel(run: Run) -> None:
     status, _, err = run("--", "sh", "-c", "echo exit 7 >$MONITOR; sleep 60")
     assert status == 125
     assert "pyvirt test: monitor-died: the monitor ended with status 7" in err
+
+
+class Template:
+    """What the fork server would have, of which the fake one knows nothing."""
+
+    uri = "template:fake"
+
+    def __init__(self, server: str) -> None:
+        self.forks = 0
+
+    def wait(self, timeout: float) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each VM, whether it is a fork."""
+    found: list[bool] = []
+
+    def process(*words: Any, template: Template | None) -> fork_server.Process:
+        found.append(template is not None)
+        return fork_server.Process(*words)
+
+    monkeypatch.setattr(boot, "Process", process)
+    monkeypatch.setattr(boot, "Template", Template)
+    return found
+
+
+def test_many_times_up_to_the_first_that_fails(run: Run, tmp_path: Path, forks: list[bool]) -> None:
+    status, out, err = run("--times", "3", "--", "echo", "here")
+    assert (status, out) == (0, "here\n" * 3)
+    assert "pyvirt test: passed: 3 of 3 runs (bzImage, " in err
+    assert forks == [False, True, True, True]
+    script = f"echo x >>{tmp_path}/runs; test $(wc -l <{tmp_path}/runs) -lt 3"
+    status, _, err = run("--times", "9", "--", "sh", "-c", script)
+    assert status == 1
+    assert err.splitlines()[-1].startswith(
+        "pyvirt test: failed: sh: status 1, in run 3 of 9 (bzImage, "
+    )
+
+
+def test_many_times_without_forks(
+    run: Run, forks: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("--times", "2", "--boot-each", "--", "true")[0] == 0
+    monkeypatch.setattr(hostboot, "check_kernel", lambda _option, _kernel: None)
+    assert run("--times", "2", "--root", "--", "true")[0] == 0
+    assert forks == [False] * 4
+
+
+def test_many_times_of_what_does_not_boot_or_cannot_be_kept(
+    run: Run, forks: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--times", "2", "--boot-timeout", "1", "--", "true")
+    status, _, err = run(*words, initrd="no-agent")
+    assert status == 125
+    assert "pyvirt test: boot-failed: no agent answered in 1 s" in err
+    assert "in run 1 of 2" in err
+
+    def refuse(*_: object) -> NoReturn:
+        raise PyvirtError("it runs guests itself")
+
+    monkeypatch.setattr(Template, "wait", refuse)
+    status, _, err = run("--times", "2", "--", "true")
+    assert status == 125
+    assert "not tried: snapshot: it runs guests itself; give --boot-each (" in err
 
 
 def test_log_files_are_kept_on_request(run: Run, tmp_path: Path) -> None:
