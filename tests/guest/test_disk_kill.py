@@ -8,71 +8,77 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
 from pyvirt.harness.guest import initramfs, kernel
 
 from .conftest import Running, make
 
 MIB = 1 << 20
-KILLS = 6  # for each engine
+KILLS = 6
 BLOCK = 4096
+# Both engines are at work at once.
+ENGINES = {"vda": "io_uring", "vdb": "threads"}
 WRITER = """
-i=0
-while :; do
-  i=$((i + 1))
-  printf 'block %06d' $i | dd of=/dev/vda bs=4k seek=$i conv=sync,fsync 2>/dev/null
-  echo "ack $i"
+for disk in vda vdb; do
+  (
+    i=0
+    while :; do
+      i=$((i + 1))
+      printf 'block %06d' $i | dd of=/dev/$disk bs=4k seek=$i conv=sync,fsync 2>/dev/null
+      echo "ack $disk $i"
+    done
+  ) &
 done
+wait
 """
 
 
-def end_while_writing(
-    micro: kernel.Kernel, disk: str, number: signal.Signals, least: int, seconds: float
-) -> tuple[int, int]:
-    """End the monitor `seconds` after `least` blocks were acknowledged.
+class Writing:
+    """A guest that writes to its two disks, which are made for it."""
 
-    Return its status and how many were acknowledged in the end.
-    """
-    initrd = initramfs.build(micro, script=WRITER)
-    acknowledged = 0
-    with Running(micro.image, "-initrd", str(initrd), "-disk", disk) as guest:
-        for line in guest.lines():
-            # A line that was cut off names no block.
-            if found := re.fullmatch(r"ack (\d+)", line):
-                acknowledged = int(found[1])
-                if acknowledged == least:
-                    time.sleep(seconds)
-                    guest.signal(number)
-        return guest.end(), acknowledged
+    def __init__(self, micro: kernel.Kernel, folder: Path) -> None:
+        self._images = {disk: make(folder / disk, 64 * MIB) for disk in ENGINES}
+        self._acknowledged = dict.fromkeys(ENGINES, 0)
+        disks = [f"-disk={self._images[disk]},aio={aio}" for disk, aio in ENGINES.items()]
+        self._kernel = micro.image
+        self._options = ["-initrd", str(initramfs.build(micro, script=WRITER)), *disks]
+
+    def end(self, number: signal.Signals, least: int, seconds: float) -> int:
+        """End the monitor `seconds` after `least` blocks of each disk were acknowledged.
+
+        Return its status.
+        """
+        is_told = False
+        with Running(self._kernel, *self._options) as guest:
+            for line in guest.lines():
+                # A line that was cut off names no block.
+                if found := re.fullmatch(r"ack (vd[ab]) (\d+)", line):
+                    self._acknowledged[found[1]] = int(found[2])
+                    if not is_told and min(self._acknowledged.values()) >= least:
+                        time.sleep(seconds)
+                        guest.signal(number)
+                        is_told = True
+            return guest.end()
+
+    def check(self, least: int) -> None:
+        """See that every block is there that was acknowledged, so many at least of each disk."""
+        for disk, image in self._images.items():
+            data, acknowledged = image.read_bytes(), self._acknowledged[disk]
+            assert acknowledged >= least
+            for i in range(1, acknowledged + 1):
+                found = data[i * BLOCK : (i + 1) * BLOCK]
+                assert found == f"block {i:06}".encode().ljust(BLOCK, b"\0")
+            image.unlink()
 
 
-def check(image: Path, acknowledged: int) -> None:
-    data = image.read_bytes()
-    for i in range(1, acknowledged + 1):
-        found = data[i * BLOCK : (i + 1) * BLOCK]
-        assert found == f"block {i:06}".encode().ljust(BLOCK, b"\0")
+def test_a_told_monitor_loses_nothing(micro: kernel.Kernel, shm: Path) -> None:
+    guest = Writing(micro, shm)
+    assert guest.end(signal.SIGTERM, 20, 0) == 0
+    guest.check(20)
 
 
-@pytest.mark.parametrize("aio", ["io_uring", "threads"])
-def test_a_told_monitor_loses_nothing(micro: kernel.Kernel, shm: Path, aio: str) -> None:
-    image = make(shm / "disk.img", 64 * MIB)
-    disk = f"{image},aio={aio}"
-    status, acknowledged = end_while_writing(micro, disk, signal.SIGTERM, 20, 0)
-    assert status == 0
-    assert acknowledged >= 20
-    check(image, acknowledged)
-
-
-@pytest.mark.parametrize("aio", ["io_uring", "threads"])
-def test_a_killed_monitor_loses_nothing(micro: kernel.Kernel, shm: Path, aio: str) -> None:
-    chance = random.Random(aio)
+def test_a_killed_monitor_loses_nothing(micro: kernel.Kernel, shm: Path) -> None:
+    chance = random.Random("kill")
     for _ in range(KILLS):
-        image = make(shm / "disk.img", 64 * MIB)
-        least = chance.randint(1, 12)
-        status, acknowledged = end_while_writing(
-            micro, f"{image},aio={aio}", signal.SIGKILL, least, chance.uniform(0, 0.02)
-        )
-        assert status == -signal.SIGKILL
-        assert acknowledged >= least
-        check(image, acknowledged)
-        image.unlink()
+        guest, least = Writing(micro, shm), chance.randint(1, 12)
+        assert guest.end(signal.SIGKILL, least, chance.uniform(0, 0.02)) == -signal.SIGKILL
+        guest.check(least)
