@@ -1,4 +1,7 @@
-"""`pyvirt snapshot`: write a running machine to a folder, from which it can be restored."""
+"""`pyvirt snapshot`: write a running machine to a folder, from which it can be restored.
+
+And make one snapshot of several that go on from one another.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,25 @@ from ..errors import BackendError, ConfigError
 from ..qmp.client import Client, printable
 from . import usage
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TextIO
+
 USAGE = """\
-usage: pyvirt snapshot [-cont] SOCKET DIR
+usage: pyvirt snapshot [-cont] [-incremental] SOCKET DIR
+       pyvirt snapshot flatten DIR NEW
 
 Pauses a machine, and writes it to the folder DIR, which is new or empty. SOCKET is the path of its
 monitor, or tcp:HOST:PORT; pyvirt ps lists the running machines. It stays paused, unless -cont lets
 it go on; pyvirt restore runs others from where it stood.
 
+With -incremental, DIR has of memory only what has changed since the machine was restored, and goes
+on from the snapshot that it was restored from, which has to stay: DIR/parent is a link to it.
+flatten writes a snapshot and all that it goes on from to the folder NEW, as one.
+
   pyvirt snapshot /tmp/guest.sock /tmp/snapshot
+  pyvirt snapshot -incremental /tmp/restored.sock /tmp/later
+  pyvirt snapshot flatten /tmp/later /tmp/whole
 """
 _LOOK_S = 0.05
 _MIB = 1 << 20
@@ -28,10 +42,13 @@ def main(argv: list[str]) -> int:
     if usage.shown(USAGE, argv):
         return 0
     goes_on = [word for word in argv if word in {"-cont", "--cont"}]
-    words = [word for word in argv if word not in goes_on]
+    incremental = [word for word in argv if word in {"-incremental", "--incremental"}]
+    words = [word for word in argv if word not in goes_on + incremental]
     for word in words:
         if word.startswith("-"):
             raise ConfigError(f"snapshot: {word}: no such option; pyvirt snapshot -help tells more")
+    if words[:1] == ["flatten"] and len(words) == len(argv) == 3:
+        return _flatten(*words[1:])
     if len(words) != 2:
         raise ConfigError(
             "snapshot: give a monitor's socket and a folder; pyvirt snapshot -help tells more"
@@ -39,8 +56,11 @@ def main(argv: list[str]) -> int:
     client = Client(words[0], lambda _: None)
     try:
         # The monitor has a working directory of its own.
-        client.execute("migrate", {"uri": f"file:{os.path.abspath(words[1])}"})
-        _wait(client)
+        arguments: dict[str, object] = {"uri": f"file:{os.path.abspath(words[1])}"}
+        if incremental:
+            arguments["incremental"] = True
+        client.execute("migrate", arguments)
+        _wait(client, "have changed and are not zeroes" if incremental else "are not zeroes")
         if goes_on:
             client.execute("cont")
     finally:
@@ -48,7 +68,20 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _wait(client: Client) -> None:
+def _flatten(path: str, new: str) -> int:
+    from ..vmm.snapshot.flatten import flatten  # noqa: PLC0415  (else there is a monitor for it)
+
+    written = flatten(path, new, lambda line: _say(sys.stderr, line))
+    _say(sys.stdout, f"written: {written / _MIB:.0f} MiB of memory are not zeroes")
+    return 0
+
+
+def _say(stream: TextIO, line: str) -> None:
+    stream.write(f"{line}\n")
+    stream.flush()
+
+
+def _wait(client: Client, which: str) -> None:
     while (found := client.execute("query-migrate"))["status"] == "active":
         time.sleep(_LOOK_S)
     if found["status"] != "completed":
@@ -56,4 +89,4 @@ def _wait(client: Client) -> None:
         raise BackendError(f"snapshot: {printable(reason)}")
     memory = found["x-memory"]
     written, total = memory["written"] / _MIB, memory["total"] // _MIB
-    sys.stdout.write(f"written: {written:.0f} MiB of {total} MiB of memory are not zeroes\n")
+    _say(sys.stdout, f"written: {written:.0f} MiB of {total} MiB of memory {which}")

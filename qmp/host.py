@@ -189,10 +189,11 @@ if TYPE_CHECKING:
         def reset(self) -> None:
             """Start the machine anew; return when that is done. RESET."""
 
-        def save(self, path: str) -> None:
+        def save(self, path: str, *, incremental: bool = False) -> None:
             """Pause the machine and begin to write it to a folder. STOP, unless it stood already.
 
-            A guest that ran runs on where this is refused.
+            `incremental`: of memory, what has changed since the snapshot that it was restored
+            from. A guest that ran runs on where this is refused.
             """
 
         def become_template(self, place: str) -> None:

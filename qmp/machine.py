@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from ..devices.virtio.served import Export
     from ..vmm.hotplug import Device, Resource
     from ..vmm.machine import Machine
+    from ..vmm.snapshot.layers import Origin
     from ..vmm.snapshot.save import Saver, Target
     from .listener import ListenerConfig
 
@@ -155,11 +156,13 @@ class MachineHost:
         """Press the reset button."""
         self._machine.reset()
 
-    def save(self, path: str) -> None:
+    def save(self, path: str, *, incremental: bool = False) -> None:
         """Begin to write a snapshot."""
         from ..vmm.snapshot.folder import Folder  # noqa: PLC0415  (few machines are saved)
+        from ..vmm.snapshot.layers import origin  # noqa: PLC0415
 
-        self._save(Folder(path))
+        since = origin(self._machine) if incremental else None
+        self._save(Folder(path, since.path if since else ""), since)
 
     def become_template(self, place: str) -> None:
         """Begin to hand it over."""
@@ -167,12 +170,12 @@ class MachineHost:
 
         self._save(Handover(place))
 
-    def _save(self, target: Target) -> None:
+    def _save(self, target: Target, since: Origin | None = None) -> None:
         from ..vmm.snapshot.save import Saver  # noqa: PLC0415
 
         if self._saver is None:
             self._saver = Saver(self._machine, self._log or Log())
-        self._saver.start(target)
+        self._saver.start(target, since)
 
     def saving(self) -> Saving:
         """Return how far it is."""

@@ -60,4 +60,16 @@ int pv_memory_bind(void *start, uint64_t size, int policy, const uint64_t *nodes
 int pv_memory_save(const void *start, uint64_t size, int fd, uint64_t offset, int pagemap,
                    uint64_t *written);
 
+/* The same of memory that is a private mapping of files, or with `was_zero` began as zeroes, and of
+ * no page but those that were written to since: their bits are set in `own`, which has one for each
+ * page. Of them too, those of zeroes become holes. -ENODATA: the pagemap does not tell. */
+int pv_memory_save_own(const void *start, uint64_t size, int fd, uint64_t offset, int pagemap,
+                       int was_zero, uint8_t *own, uint64_t *written);
+
+/* Put pages of a file that pv_memory_save_own has filled, from the file's beginning on, in place of
+ * those from `start` on: the ones whose bits are set in `own`. Of their runs the longest are mapped
+ * privately, `maps` at most, the others read. -errno of mmap(2) or pread(2); -EIO: the file is
+ * shorter. */
+int pv_memory_put(void *start, uint64_t size, int fd, const uint8_t *own, uint32_t maps);
+
 #endif

@@ -11,12 +11,15 @@
 
 /* Of an entry of /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst). */
 #define THERE ((uint64_t)1 << 63 | (uint64_t)1 << 62) /* present, or swapped out */
+#define OF_FILE ((uint64_t)1 << 61)                   /* and not a copy that was written to */
 
 struct save {
 	const uint8_t *start;
 	int fd;
 	uint64_t offset;
 	uint64_t written;
+	uint8_t *own; /* a bit for each page that is only ours, and only those are written; or NULL */
+	bool was_zero; /* before: a page of zeroes is none of those */
 };
 
 static bool is_zero(const uint8_t *page)
@@ -47,14 +50,30 @@ static int write_all(struct save *save, uint64_t at, uint64_t size)
 	return 0;
 }
 
-/* Fill `entries` for pages from `start` on; without a pagemap, or its answer, they count as there. */
-static void look_up(int pagemap, const uint8_t *start, uint64_t pages, uint64_t *entries)
+/* Fill `entries` for pages from `start` on; without a pagemap, or its answer, they count as there,
+ * and false is returned. */
+static bool look_up(int pagemap, const uint8_t *start, uint64_t pages, uint64_t *entries)
 {
 	size_t size = pages * sizeof(*entries);
 	off_t at = (off_t)((uintptr_t)start / PAGE * sizeof(*entries));
 
-	if (pagemap < 0 || pread(pagemap, entries, size, at) != (ssize_t)size)
-		memset(entries, 0xff, size);
+	if (pagemap >= 0 && pread(pagemap, entries, size, at) == (ssize_t)size)
+		return true;
+	memset(entries, 0xff, size);
+	return false;
+}
+
+/* Whether a page is to be written. */
+static bool is_due(const struct save *save, uint64_t at, uint64_t entry)
+{
+	bool due;
+
+	if ((entry & THERE) == 0 || (save->own && (entry & OF_FILE) != 0))
+		return false;
+	due = !is_zero(save->start + at);
+	if (save->own && (due || !save->was_zero))
+		save->own[at / PAGE / 8] |= (uint8_t)(1U << at / PAGE % 8);
+	return due;
 }
 
 /* Write the runs of pages that are not zero among `pages` of them at `at`. */
@@ -64,7 +83,7 @@ static int save_window(struct save *save, uint64_t at, uint64_t pages, const uin
 	int err;
 
 	for (uint64_t i = 0; i < pages; i++, at += PAGE) {
-		if (entries[i] & THERE && !is_zero(save->start + at)) {
+		if (is_due(save, at, entries[i])) {
 			run += PAGE;
 			continue;
 		}
@@ -76,10 +95,8 @@ static int save_window(struct save *save, uint64_t at, uint64_t pages, const uin
 	return write_all(save, at - run, run);
 }
 
-int pv_memory_save(const void *start, uint64_t size, int fd, uint64_t offset, int pagemap,
-                   uint64_t *written)
+static int save_all(struct save *save, uint64_t size, int pagemap, uint64_t *written)
 {
-	struct save save = {.start = start, .fd = fd, .offset = offset};
 	uint64_t entries[WINDOW];
 	int err = 0;
 
@@ -88,9 +105,31 @@ int pv_memory_save(const void *start, uint64_t size, int fd, uint64_t offset, in
 
 		if (pages > WINDOW)
 			pages = WINDOW;
-		look_up(pagemap, save.start + at, pages, entries);
-		err = save_window(&save, at, pages, entries);
+		if (!look_up(pagemap, save->start + at, pages, entries) && save->own)
+			err = -ENODATA;
+		else
+			err = save_window(save, at, pages, entries);
 	}
-	*written += save.written;
+	*written += save->written;
 	return err;
+}
+
+int pv_memory_save(const void *start, uint64_t size, int fd, uint64_t offset, int pagemap,
+                   uint64_t *written)
+{
+	struct save save = {.start = start, .fd = fd, .offset = offset};
+
+	return save_all(&save, size, pagemap, written);
+}
+
+int pv_memory_save_own(const void *start, uint64_t size, int fd, uint64_t offset, int pagemap,
+                       int was_zero, uint8_t *own, uint64_t *written)
+{
+	struct save save = {.start = start,
+	                    .fd = fd,
+	                    .offset = offset,
+	                    .own = own,
+	                    .was_zero = was_zero != 0};
+
+	return save_all(&save, size, pagemap, written);
 }

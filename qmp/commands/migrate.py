@@ -20,15 +20,23 @@ _ELSEWHERE = ("tcp:", "unix:", "exec:", "fd:", "rdma:")
 def _migrate(session: Session, given: Arguments) -> object:
     if given.uri.startswith(_ELSEWHERE):
         raise QmpError("MicroVM does not support migration")
-    for scheme, save in (
-        (_FILE, session.monitor.host.save),
-        (_TEMPLATE, session.monitor.host.become_template),
-    ):
-        path = given.uri.removeprefix(scheme)
-        if path != given.uri and path:
-            save(path)
-            return {}
-    raise QmpError(f"Invalid uri: {given.uri}")
+    host = session.monitor.host
+    scheme, place = _split(given.uri)
+    if scheme == _FILE:
+        host.save(place, incremental=given.incremental)
+    elif given.incremental:
+        raise QmpError("`incremental`: a template has all of a machine's memory; leave it out")
+    else:
+        host.become_template(place)
+    return {}
+
+
+def _split(uri: str) -> tuple[str, str]:
+    for scheme in (_FILE, _TEMPLATE):
+        place = uri.removeprefix(scheme)
+        if place != uri and place:
+            return scheme, place
+    raise QmpError(f"Invalid uri: {uri}")
 
 
 def _query(session: Session, _: Arguments) -> object:
@@ -50,7 +58,7 @@ def _cancel(session: Session, _: Arguments) -> object:
     return {}
 
 
-_INCREMENTAL = "a snapshot is always of the whole machine; leave it out"
+_OF_DISKS = "disks are not copied; leave it out"
 
 COMMANDS = (
     Command(
@@ -59,7 +67,9 @@ COMMANDS = (
         "`-incoming` restores it. A running machine is paused first, STOP comes before the answer, "
         "and it stays paused; `query-migrate` says when all is written. It is refused, and the "
         "guest runs on, where the machine has what a snapshot does not keep, or the host's storage "
-        "does not complete a disk's requests within 5 s.",
+        "does not complete a disk's requests within 5 s. With `incremental` the folder has of "
+        "memory what was written to since the snapshot that the machine was restored from, and "
+        "goes on from that one.",
         _migrate,
         Struct(
             Field(
@@ -68,8 +78,16 @@ COMMANDS = (
                 f"`{_FILE}` and the folder; or, which is pyvirt's own, `{_TEMPLATE}` and the "
                 "socket of a `pyvirt template`; other machines cannot be reached",
             ),
-            Field("blk", Only(_INCREMENTAL, False), "disks are not copied", optional=True),
-            Field("inc", Only(_INCREMENTAL, False), "the same", optional=True),
+            Field(
+                "incremental",
+                Boolean(),
+                "only what has changed since `-incoming`, of memory that is mapped; an addition to "
+                "StratoVirt's",
+                optional=True,
+                default=False,
+            ),
+            Field("blk", Only(_OF_DISKS, False), "disks are not copied", optional=True),
+            Field("inc", Only(_OF_DISKS, False), "the same", optional=True),
             Field("resume", Only("give migrate again", False), "the same", optional=True),
             Field("detach", Boolean(), "ignored: it never waits", optional=True),
         ),

@@ -6,6 +6,7 @@ import os
 import struct
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from pyvirt.devices.virtio import registers as r
@@ -13,8 +14,9 @@ from pyvirt.devices.virtio.block import Block, BlockConfig
 from pyvirt.devices.virtio.queue import DESC, DESC_NEXT, DESC_WRITE
 from pyvirt.vmm.config import MachineConfig
 
-from .support import MEMORY, Guest
-from .test_access import carry_out
+from .support import MAILBOX, MEMORY, Guest
+from .test_access import OPERATIONS
+from .test_life import wait_until
 from .test_qmp_run import Monitored
 from .test_virtio_mmio import driver, set_
 
@@ -22,6 +24,7 @@ RINGS, HEADER, DATA, STATUS = 0x30_0000, 0x33_0000, 0x33_1000, 0x33_2000
 AVAIL = RINGS + 0x1000
 OUT, SECTOR, PLACE = 1, 512, 3
 OK, UNANSWERED = 0, 0xAA
+HALT = 15  # of script.S
 CONTENT = bytes(range(256)) * 4096
 
 
@@ -35,6 +38,24 @@ def offer_write(guest: Guest, data: bytes) -> None:
     table = b"".join(DESC.pack(*part, place + 1) for place, part in enumerate(parts))
     guest.memory.write(RINGS, table)
     guest.memory.write(AVAIL, struct.pack("<HHH", 0, 1, 0))
+
+
+def kick(guest: Guest) -> None:
+    """Let the guest bring its driver up, show the disk the request, and halt."""
+    words: list[int] = []
+    for operation, address, value in (*driver(rings=RINGS), set_(r.QUEUE_NOTIFY, 0)):
+        words += (OPERATIONS.index(operation), address, value, 0)
+    guest.write_words(MAILBOX, *words, HALT)
+    guest.start()
+
+
+def answered(guest: Guest) -> bool:
+    return status(guest) != UNANSWERED
+
+
+def status(guest: Guest) -> int:
+    assert guest.memory
+    return guest.memory.read(STATUS, 1)[0]
 
 
 def test_two_machines_write_their_own(kernel: Callable[[str], Path], tmp_path: Path) -> None:
@@ -51,11 +72,11 @@ def test_two_machines_write_their_own(kernel: Callable[[str], Path], tmp_path: P
         for (guest, _), data in zip(guests, written, strict=True):
             guest.load()
             offer_write(guest, data)
-            # The guest's end waits for what is in flight.
-            carry_out(guest, *driver(rings=RINGS), set_(r.QUEUE_NOTIFY, 0))
+            kick(guest)
         for (guest, disk), data in zip(guests, written, strict=True):
-            assert guest.memory
-            assert guest.memory.read(STATUS, 1) == bytes([OK])
+            wait_until(partial(answered, guest), "the write is answered")
+            assert status(guest) == OK
+            guest.pause()
             (layer,) = disk.freeze()
             assert os.pread(layer, SECTOR, PLACE * SECTOR) == data
     assert image.read_bytes() == CONTENT

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STATE, MEMORY = "state", "memory"
+STATE, MEMORY, PARENT = "state", "memory", "parent"
 _MODE, _FOLDER_MODE = 0o600, 0o700  # a guest's secrets are its own
 _PART = ".part"
 
@@ -22,10 +22,12 @@ _PART = ".part"
 class Folder:
     """A snapshot's folder that is to be written."""
 
-    __slots__ = ("_path",)
+    __slots__ = ("_parent", "_path")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, parent: str = "") -> None:
+        """`parent` is the folder of the one that it goes on from, absolute; "": none."""
         self._path = path
+        self._parent = parent
 
     def check(self) -> None:
         """Refuse a folder that cannot be made, or has something in it; BackendError."""
@@ -44,6 +46,8 @@ class Folder:
             _check(path)
             is_new = _make(path)
             try:
+                if self._parent:
+                    os.symlink(_way(path, self._parent), os.path.join(path, PARENT))
                 _fill(path, memory, state)
             except BaseException:
                 _remove(path, is_new=is_new)
@@ -79,6 +83,12 @@ def _make(path: str) -> bool:
     return True
 
 
+def _way(path: str, parent: str) -> str:
+    """Return what the link says: where both are in one folder, that can be moved."""
+    above, name = os.path.split(parent)
+    return os.path.join("..", name) if above == os.path.dirname(os.path.realpath(path)) else parent
+
+
 def _fill(path: str, memory: Callable[[int], None], state: Callable[[], bytes]) -> None:
     def write_state(fd: int) -> None:
         rest = memoryview(state())
@@ -111,7 +121,7 @@ def _sync(folder: str) -> None:
 
 
 def _remove(path: str, *, is_new: bool) -> None:
-    for name in (STATE, MEMORY):
+    for name in (STATE, MEMORY, PARENT):
         for suffix in (_PART, ""):
             try:
                 os.unlink(os.path.join(path, name + suffix))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..memory import GuestMemory
 
+_PAGE = 4096
 _STEP = 64 << 20  # between two looks at whether somebody has cancelled it
 _PAGEMAP = "/proc/self/pagemap"
 # asm-generic/mman.h and mman-common.h; the mmap module names the first from Python 3.12 on.
@@ -36,12 +37,22 @@ def _line(identity: bytes) -> bytes:
 class Writer:
     """Writes the file of a machine that stands; `done` bytes of `memory.size` are seen to."""
 
-    __slots__ = ("_identity", "_memory", "_tell", "done", "is_cancelled", "written")
+    __slots__ = ("_identity", "_memory", "_tell", "done", "is_cancelled", "own", "written")
 
     def __init__(
-        self, memory: GuestMemory, identity: bytes, tell: Callable[[str], None] = lambda _: None
+        self,
+        memory: GuestMemory,
+        identity: bytes,
+        tell: Callable[[str], None] = lambda _: None,
+        *,
+        own: bytearray | None = None,
     ) -> None:
-        """`tell` gets a line each second that it takes."""
+        """`tell` gets a line each second that it takes.
+
+        With `own`, a bit for each page, only those are written that were since memory was mapped;
+        their bits are set.
+        """
+        self.own = own
         self._memory = memory
         self._identity = identity
         self._tell = tell
@@ -59,7 +70,7 @@ class Writer:
             try:
                 pagemap = os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
-                pagemap = -1  # then all of it is looked at
+                pagemap = -1  # then all of it is looked at, or refused
         try:
             self._write(fd, pagemap)
         finally:
@@ -76,8 +87,14 @@ class Writer:
                     raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
                 size = min(_STEP, end - at)
                 host = ffi.cast("void *", memory.base + at)
-                pages = pagemap if is_anonymous else -1
-                result = lib.pv_memory_save(host, size, fd, at, pages, written)
+                if self.own is not None:
+                    own = ffi.from_buffer("uint8_t[]", self.own) + at // _PAGE // 8
+                    result = lib.pv_memory_save_own(
+                        host, size, fd, at, pagemap, is_anonymous, own, written
+                    )
+                else:
+                    pages = pagemap if is_anonymous else -1
+                    result = lib.pv_memory_save(host, size, fd, at, pages, written)
                 if result < 0:
                     raise OSError(-result, os.strerror(-result))
                 self.done, self.written = at + size, written[0]
@@ -129,7 +146,7 @@ def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
 class MemoryFile:
     """The memory of a snapshot, open to be restored from; owns the descriptor until `close`."""
 
-    __slots__ = ("_extents", "_name", "_size", "fd")
+    __slots__ = ("_extents", "_size", "fd", "name")
 
     def __init__(self, fd: int, name: str, size: int, identity: bytes) -> None:
         """Take over the file; StateError unless it has `size` bytes of the snapshot `identity`.
@@ -137,7 +154,7 @@ class MemoryFile:
         `name` is how messages call it.
         """
         self.fd = fd
-        self._name = name
+        self.name = name
         self._size = size
         self._extents: list[tuple[int, int]] | None = None
         try:
@@ -151,15 +168,15 @@ class MemoryFile:
             line = os.pread(self.fd, len(_line(identity)) + 1, self._size)
             there = os.fstat(self.fd).st_size
         except OSError as error:
-            raise StateError(f"{self._name}: {error.strerror}; write the snapshot again") from None
+            raise StateError(f"{self.name}: {error.strerror}; write the snapshot again") from None
         if there < self._size:
             raise StateError(
-                f"{self._name}: has {there} bytes, and the guest's memory {self._size}; "
+                f"{self.name}: has {there} bytes, and the guest's memory {self._size}; "
                 "it was cut off"
             )
         if line != _line(identity):
             raise StateError(
-                f"{self._name}: is of another snapshot than the state; keep them together"
+                f"{self.name}: is of another snapshot than the state; keep them together"
             )
 
     def extents(self) -> list[tuple[int, int]]:
@@ -187,7 +204,7 @@ class MemoryFile:
             where = ffi.cast("void *", at + start)
             if lib.mmap(where, end - start, protection, flags, self.fd, start) != where:
                 raise ConfigError(
-                    f"{self._name}: cannot be mapped: {os.strerror(ffi.errno)}; give mapped=off"
+                    f"{self.name}: cannot be mapped: {os.strerror(ffi.errno)}; give mapped=off"
                 )
         return self.extents()
 
@@ -198,7 +215,7 @@ class MemoryFile:
                 memory.load_flat(start, self.fd, end - start)
         except (OSError, EOFError) as error:
             reason = getattr(error, "strerror", None) or "it became shorter"
-            raise BackendError(f"{self._name}: {reason}; write the snapshot again") from None
+            raise BackendError(f"{self.name}: {reason}; write the snapshot again") from None
 
     def close(self) -> None:
         """Close it; a mapping stays. Nothing happens the second time."""

@@ -9,14 +9,15 @@ from ..config import MachineConfig
 from ..core import Core
 from ..log import Log
 from . import chips, clock, folder, ioctls, processor, shape, state_file, vcpu
-from .memory_file import MemoryFile, open_memory
-from .save import IDENTITY_BYTES
+from .layers import IDENTITY_BYTES, Origin, open_layers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ...state import Fields
     from ..machine import Machine
     from ..vm import Vm
+    from .layers import Stack
+    from .memory_file import MemoryFile
 
 _VCPUS_MAX, _DEVICES_MAX = 254, 256
 
@@ -32,9 +33,11 @@ def open_folder(path: str, *, mapped: bool = True) -> Incoming:
         found, identity = read_shape(fields)
     except StateError as error:
         raise StateError(f"-incoming file:{path}: {error}") from None
-    file = open_memory(os.path.join(path, folder.MEMORY), found.memory, identity)
+    file = open_layers(path, fields, found.memory, identity)
     names = f"-incoming file:{path}", f"the snapshot in {path}"
-    return Incoming(fields, found, file, names, mapped=mapped)
+    incoming = Incoming(fields, found, file, names, mapped=mapped)
+    incoming.origin = Origin(os.path.realpath(path), identity)
+    return incoming
 
 
 def read_shape(fields: Fields) -> tuple[shape.Shape, bytes]:
@@ -46,13 +49,13 @@ def read_shape(fields: Fields) -> tuple[shape.Shape, bytes]:
 class Incoming:
     """What a machine is to be restored from; owns its files until `close`."""
 
-    __slots__ = ("_ahead", "_fields", "_file", "_is_mapped", "_option", "name", "shape")
+    __slots__ = ("_ahead", "_fields", "_file", "_is_mapped", "_option", "name", "origin", "shape")
 
     def __init__(
         self,
         fields: Fields,
         found: shape.Shape,
-        file: MemoryFile,
+        file: MemoryFile | Stack,
         names: tuple[str, str],
         *,
         mapped: bool,
@@ -60,6 +63,7 @@ class Incoming:
         """`names` are what messages call the option, and what it names."""
         self.shape = found
         self._option, self.name = names
+        self.origin: Origin | None = None  # what of it is mapped, where that is a folder's
         self._fields = fields
         self._file = file
         self._is_mapped = mapped

@@ -7,6 +7,7 @@ import os
 
 from ...errors import BackendError, PyvirtError, unexpected
 from . import chips, clock, ioctls, shape, state_file, vcpu
+from .layers import IDENTITY_BYTES, pages_bytes
 from .memory_file import Writer
 
 TYPE_CHECKING = False
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..log import Log
     from ..machine import Machine
+    from .layers import Origin
 
     class Target(Protocol):
         """Where a snapshot goes; used for one."""
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
 
 NONE, ACTIVE, COMPLETED, FAILED, CANCELLED = "none", "active", "completed", "failed", "canceled"
-IDENTITY_BYTES = 16
 
 
 def check(machine: Machine) -> None:
@@ -94,10 +95,10 @@ class Saver:
         self._writer: Writer | None = None
         self._done = _thread.allocate_lock()  # held by the thread that writes
 
-    def start(self, target: Target) -> None:
+    def start(self, target: Target, origin: Origin | None = None) -> None:
         """Pause the machine, and begin to write it to a target; `status` says how that goes.
 
-        The machine stays paused. PyvirtError: it cannot be saved, or there; a guest that ran runs
+        With an `origin` (layers.origin) only what has changed of memory since. The machine stays paused. PyvirtError: it cannot be saved, or there; a guest that ran runs
         on then.
         """
         machine = self._machine
@@ -105,24 +106,25 @@ class Saver:
         _check_overlays(machine)
         target.check()
         try:
-            self._start(target)
+            self._start(target, origin)
         except BaseException:
             target.close()
             raise
 
-    def _start(self, target: Target) -> None:
+    def _start(self, target: Target, origin: Origin | None) -> None:
         machine = self._machine
         was_running = machine.state == "running"
         identity = os.urandom(IDENTITY_BYTES)
         assert machine.memory is not None
-        writer = Writer(machine.memory, identity, self._log.notice)
+        own = bytearray(pages_bytes(machine.memory.size)) if origin else None
+        writer = Writer(machine.memory, identity, self._log.notice, own=own)
         machine.begin_save(writer.cancel)
         try:
-            state = state_file.encode(fields(machine, identity))
+            values = fields(machine, identity)
             self._writer, self.status, self.error = writer, ACTIVE, ""
             self._done.acquire()
             try:
-                _thread.start_new_thread(self._run, (target, writer, lambda: state))
+                _thread.start_new_thread(self._run, (target, writer, values, origin))
             except BaseException:
                 self._done.release()
                 raise
@@ -135,7 +137,14 @@ class Saver:
                 raise PyvirtError(f"snapshot: {error}; raise ulimit -u") from None
             raise
 
-    def _run(self, target: Target, writer: Writer, state: Callable[[], bytes]) -> None:
+    def _run(
+        self, target: Target, writer: Writer, values: dict[str, object], origin: Origin | None
+    ) -> None:
+        def state() -> bytes:
+            if origin is not None and writer.own is not None:
+                values["parent"] = origin.save(writer.own)
+            return state_file.encode(values)
+
         status = FAILED
         try:
             target.write(writer.write, state)

@@ -19,7 +19,8 @@ from ... import __version__, files
 from ...errors import StateError
 from ...state import Fields
 
-FORMAT = 1
+FORMAT = 2
+_WHOLE = 1  # of a snapshot without a parent, which older ones read as well
 _MAGIC = b"pyvirt-state"
 _HEAD_MAX = 256
 SIZE_MAX = 64 << 20
@@ -30,14 +31,19 @@ def encode(fields: Mapping[str, object]) -> bytes:
     """Return the file of a machine's fields."""
     values = {"pyvirt": __version__, **fields}
     body = json.dumps(values, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-    head = b"%s %d %d" % (_MAGIC, FORMAT, len(body))
+    head = b"%s %d %d" % (_MAGIC, FORMAT if "parent" in values else _WHOLE, len(body))
     return b"%s %s\n%s" % (head, _checksum(head, body), body)
 
 
 def read(path: str) -> Fields:
     """Return the fields in a file; StateError, which names it."""
+    return read_both(path)[1]
+
+
+def read_both(path: str) -> tuple[dict[str, object], Fields]:
+    """Return the values in a file as they are, and the fields to read them by; StateError."""
     try:
-        return decode(files.read(path, SIZE_MAX))
+        return decode_both(files.read(path, SIZE_MAX))
     except OSError as error:
         raise StateError(
             f"{path}: {error.strerror}; name a folder that a snapshot was written to"
@@ -48,6 +54,11 @@ def read(path: str) -> Fields:
 
 def decode(data: bytes) -> Fields:
     """Return the fields that a file has; StateError."""
+    return decode_both(data)[1]
+
+
+def decode_both(data: bytes) -> tuple[dict[str, object], Fields]:
+    """Return the values that a file has, and the fields to read them by; StateError."""
     head, _, body = data[:_HEAD_MAX].partition(b"\n")
     words = head.split(b" ")
     if words[0] != _MAGIC:
@@ -63,9 +74,11 @@ def decode(data: bytes) -> Fields:
         raise StateError("state: is cut off or damaged; write the snapshot again")
     if len(body) > int(numbers[1]) or words[3] != _checksum(b" ".join(words[:3]), body):
         raise StateError("state: is damaged, by its checksum; write the snapshot again")
-    fields = Fields(_parse(body))
+    values = _parse(body)
+    fields = Fields(values)
     fields.text("pyvirt", _VERSION_MAX)
-    return fields
+    assert isinstance(values, dict)  # as Fields has seen
+    return values, fields
 
 
 def _checksum(head: bytes, body: bytes) -> bytes:

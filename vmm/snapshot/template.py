@@ -114,6 +114,11 @@ def read_folder(path: str) -> Template:
     StateError, BackendError. The folder may go then.
     """
     fields = state_file.read(os.path.join(path, folder.STATE))
+    if fields.has("parent"):
+        raise StateError(
+            f"{path}: goes on from another snapshot; make it whole: pyvirt snapshot flatten "
+            f"{path} DIR, and give that"
+        )
     try:
         shape, identity = read_shape(fields)
     except StateError as error:

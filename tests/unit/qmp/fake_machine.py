@@ -224,11 +224,11 @@ class FakeHost:
     def inject_nmi(self) -> None:
         self.calls.append("nmi")
 
-    def save(self, path: str) -> None:
+    def save(self, path: str, *, incremental: bool = False) -> None:
         if self.refusal is not None:
             raise self.refusal
         self.stop()
-        self.calls.append(f"save {path}")
+        self.calls.append(f"save {path}{' incremental' if incremental else ''}")
         self.saved = Saving("active", "", 4096, self.memory, 0)
 
     def become_template(self, place: str) -> None:
