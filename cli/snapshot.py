@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
 
 
 def _flatten(path: str, new: str) -> int:
-    from ..vmm.snapshot.flatten import flatten  # noqa: PLC0415  (else there is a monitor for it)
+    from ..vmm.snapshot.flatten import flatten
 
     written = flatten(path, new, lambda line: _say(sys.stderr, line))
     _say(sys.stdout, f"written: {written / _MIB:.0f} MiB of memory are not zeroes")

@@ -98,8 +98,8 @@ class Saver:
     def start(self, target: Target, origin: Origin | None = None) -> None:
         """Pause the machine, and begin to write it to a target; `status` says how that goes.
 
-        With an `origin` (layers.origin) only what has changed of memory since. The machine stays paused. PyvirtError: it cannot be saved, or there; a guest that ran runs
-        on then.
+        With an `origin` (layers.origin) only what has changed of memory since. The machine stays
+        paused. PyvirtError: it cannot be saved, or there; a guest that ran runs on then.
         """
         machine = self._machine
         check(machine)

@@ -59,6 +59,14 @@ def test_the_machine_goes_on_when_asked_to(monitor: type[FakeClient], option: st
     assert monitor.asked[-2:] == [("cont", None), ("close", None)]
 
 
+def test_what_has_changed(monitor: type[FakeClient], capsys: pytest.CaptureFixture[str]) -> None:
+    monitor.answers = [{"status": "completed", "x-memory": MEMORY}]
+    assert main.dispatch(["snapshot", "-incremental", "sock", "/tmp/b"]) == 0
+    assert monitor.asked[1][1] == {"uri": "file:/tmp/b", "incremental": True}
+    out = capsys.readouterr().out
+    assert out == "written: 41 MiB of 256 MiB of memory have changed and are not zeroes\n"
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
@@ -75,7 +83,9 @@ def test_what_went_wrong_is_told(
     assert monitor.asked[-1][0] == "close"
 
 
-@pytest.mark.parametrize("words", [[], ["sock"], ["sock", "dir", "more"]])
+@pytest.mark.parametrize(
+    "words", [[], ["sock"], ["sock", "dir", "more"], ["flatten", "-cont", "a", "b"]]
+)
 def test_a_socket_and_a_folder(words: list[str]) -> None:
     message = refusal(lambda: main.dispatch(["snapshot", *words]))
     assert message.startswith("snapshot: give a monitor's socket and a folder")

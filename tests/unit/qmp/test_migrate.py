@@ -28,6 +28,13 @@ def test_a_running_machine_is_stopped_first(bench: Bench) -> None:
     assert bench.host.calls[2:] == ["cancel_save"]
 
 
+def test_only_what_has_changed(bench: Bench) -> None:
+    assert bench.do("migrate", uri="file:/tmp/a", incremental=True) == {}
+    assert bench.host.calls == ["stop", "save /tmp/a incremental"]
+    refused = bench.refused("migrate", uri="template:/tmp/a", incremental=True)
+    assert refused[1] == ("`incremental`: a template has all of a machine's memory; leave it out")
+
+
 def test_a_failure_is_told_with_its_reason(bench: Bench) -> None:
     bench.host.saved = Saving("failed", "/tmp/a: No space left on device")
     assert bench.do("query-migrate") == {

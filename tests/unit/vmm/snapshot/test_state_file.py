@@ -50,6 +50,10 @@ def test_it_is_a_line_and_json() -> None:
     assert values == FIELDS
 
 
+def test_what_older_ones_cannot_restore_they_refuse() -> None:
+    assert state_file.encode({"parent": {}}).startswith(b"pyvirt-state 2 ")
+
+
 @given(st.integers(0, 10_000), st.integers(0, 7))
 def test_a_bit_that_has_changed_is_found(place: int, bit: int) -> None:
     data = bytearray(state_file.encode(FIELDS))
@@ -73,8 +77,8 @@ def test_what_is_not_ours_is_told() -> None:
 
 
 def test_a_newer_one_asks_for_a_newer_pyvirt() -> None:
-    message = refusal(with_checksum(b"pyvirt-state 2 3", b"{}\n"))
-    assert "format 2" in message
+    message = refusal(with_checksum(b"pyvirt-state 3 3", b"{}\n"))
+    assert "format 3" in message
     assert "use a newer pyvirt" in message
 
 
