@@ -96,6 +96,16 @@ def labs_at_once() -> int:
     return max(1, min(PROCESSORS, free // (LAB_MIB + 2048)))
 
 
+def prepare() -> None:
+    """Make here what would be slow to make in a lab, or in each of them."""
+    for chosen in ("cloud", "micro"):
+        image.initramfs(kernel.find(chosen))
+    root.image()
+    # Has pytest compile the files of tests.
+    collect = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "tests/guest", "tests/kvm"]
+    subprocess.run(collect, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=SECONDS, check=False)
+
+
 def command(group: Group, folder: Path, extra: Sequence[str]) -> list[str]:
     """Return the command of one process, which keeps its files in `folder`."""
     pytest = [sys.executable, "-m", "pytest", "-p", "tests.outcomes", "-p", "tests.claims"]
@@ -202,10 +212,7 @@ def main() -> int:
         groups = [host_group()]
         run_all(groups, folder, extra)
         if not quick:
-            # Made before a lab boots, where making them would be slow.
-            for chosen in ("cloud", "micro"):
-                image.initramfs(kernel.find(chosen))
-            root.image()
+            prepare()
             failure = kvm_failure()
             if failure:
                 print(f"The rest runs in the nested lab, because: {failure}", flush=True)
@@ -214,6 +221,10 @@ def main() -> int:
             groups += guests
         for group in groups:
             group.may_be_empty |= bool(extra)  # which may well select none
+        for group in groups:
+            if group.lab:
+                files = [f"{Path(file).stem} {s:.0f} s" for file, s in group.outcomes.longest(20)]
+                print(f"{group.name}: longest files: {', '.join(files)}")
         return report(groups, run_again(groups, folder, extra))
 
 

@@ -43,10 +43,10 @@ class Recorder:
             self._write([report.nodeid], "failed")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        # A set-up that passed is no news; a tear-down that did says that the test is over.
-        if not (report.when == "setup" and report.passed):
-            over = report.when == "teardown" and report.passed
-            self._write([report.nodeid], "over" if over else report.outcome, report.duration)
+        # A set-up that passed says so, and no more; a tear-down, that the test is over.
+        passed = {"setup": "ready", "call": "passed", "teardown": "over"}[report.when]
+        event = passed if report.passed else report.outcome
+        self._write([report.nodeid], event, report.duration)
 
     def pytest_unconfigure(self) -> None:
         os.close(self._fd)
@@ -69,6 +69,14 @@ class Outcomes:
     def __bool__(self) -> bool:
         """Say whether there was any test."""
         return bool(self._events)
+
+    def longest(self, most: int) -> list[tuple[str, float]]:
+        """Return the files that took longest, so many, with their seconds."""
+        files: dict[str, float] = {}
+        for test, seconds in self.seconds.items():
+            file = test.partition("::")[0]
+            files[file] = files.get(file, 0.0) + seconds
+        return sorted(files.items(), key=lambda pair: -pair[1])[:most]
 
     @property
     def failed(self) -> list[str]:

@@ -68,7 +68,7 @@ def command(image: Path, *options: str, append: str) -> list[str]:
     return [str(PYVIRT), "run", *kernel_options, *options]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def boot(micro: kernel.Kernel) -> Boot:
     """Boot the micro kernel (or `image`) with an initramfs that runs `script`."""
 

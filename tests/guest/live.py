@@ -21,6 +21,9 @@ from pyvirt.vmm import layout
 from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.log import Log
 from pyvirt.vmm.machine import Machine
+from pyvirt.vmm.snapshot.folder import Folder
+from pyvirt.vmm.snapshot.restore import open_folder
+from pyvirt.vmm.snapshot.save import Saver
 
 SECONDS = 20.0
 BOOT_SECONDS = 100.0  # of a stock kernel, in a lab that is busy
@@ -100,6 +103,14 @@ def reporting(machine: Machine) -> Iterator[None]:
         thread.join()
 
 
+def save(machine: Machine, folder: Path) -> None:
+    """Save a machine, which stands then, into a new folder."""
+    saver = Saver(machine, Log())
+    saver.start(Folder(str(folder)))
+    saver.wait()
+    assert (saver.status, saver.error) == ("completed", "")
+
+
 @contextmanager
 def live(
     image: kernel.Kernel,
@@ -107,22 +118,30 @@ def live(
     *,
     modules: Sequence[str] = (),
     files: Mapping[str, Path | bytes] = MappingProxyType({}),
+    saved: Path | None = None,
     **config: Any,
 ) -> Iterator[Live]:
-    """Run a guest of `image` with `modules` loaded and `files`; its log is in `folder`."""
+    """Run a guest of `image` with `modules` loaded and `files`; its log is in `folder`.
+
+    It goes on from the folder `saved`, if that is given, in place of its boot: where a guest of the
+    same configuration was saved when it took commands, which is done when there is no such folder.
+    """
+    words = {"cmdline": "console=ttyS0 quiet panic=-1", **config}
+    if saved is not None and not saved.exists():
+        with live(image, folder, modules=modules, files=files, **config) as first:
+            save(first.machine, saved)
+    initrd = initramfs.build(image, script=SCRIPT, modules=modules, files=files)
+    incoming = None if saved is None else open_folder(str(saved))
     log, path = Log(), folder / "log"
     log.open(str(path))
     machine = Machine(
-        MachineConfig(
-            str(image.image),
-            initrd=str(initramfs.build(image, script=SCRIPT, modules=modules, files=files)),
-            **{"cmdline": "console=ttyS0 quiet panic=-1", **config},
-        ),
+        MachineConfig(str(image.image), initrd=str(initrd), content=incoming, **words),
         log,
         lambda _: None,
     )
     try:
-        machine.load()
+        if incoming is None:
+            machine.load()
         irq_fd = machine.interrupt_line(layout.COM1_IRQ).fd
         with (
             # Not every file system of the lab takes sockets.
@@ -133,14 +152,21 @@ def live(
             socket.socket(socket.AF_UNIX) as console,
         ):
             machine.on_reset.append(serial.reset)
+            machine.parts["serial0"] = serial
             serial.attach(machine.bus, layout.COM1)
+            if incoming is not None:
+                # It may say that a test has made an image anew, which the guest has yet to read.
+                incoming.restore(machine, Log())
             console.connect(where)
             serial.start()
             guest = Live(machine, console, path)
             machine.start()
-            guest.ready()
+            if incoming is None:
+                guest.ready()
             yield guest
             machine.close()
     finally:
         machine.close()
+        if incoming is not None:
+            incoming.close()
         os.close(log.fd)

@@ -8,21 +8,19 @@ import re
 import resource
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from pyvirt.harness.guest import initramfs, kernel
 from pyvirt.harness.lab import module
 
-from .conftest import Boot, Running, make
+from .conftest import SHM, Boot, Ended, Running, make
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    return make(tmp_path / "disk.img", 64 * MIB)
+NOISE = os.urandom(MIB) * 8
 
 
 @pytest.fixture
@@ -30,108 +28,200 @@ def fast_image(shm: Path) -> Path:
     return make(shm / "disk.img", 64 * MIB)
 
 
+def head(path: str | Path, size: int = len(NOISE)) -> bytes:
+    """Return what an image begins with."""
+    with open(path, "rb") as file:
+        return file.read(size)
+
+
 def md5(data: bytes) -> str:
     return hashlib.md5(data).hexdigest()
 
 
+# On /dev/$d, and all of it is whole when the sums are the same.
 FILL = """
 dd if=/dev/urandom of=/tmp/a bs=64k count=32 2>/dev/null
 md5sum </tmp/a
-dd if=/tmp/a of=/dev/vda bs=64k conv=fsync 2>/dev/null
-dd if=/tmp/a of=/dev/vda bs=64k seek=512 oflag=direct 2>/dev/null
+dd if=/tmp/a of=/dev/$d bs=64k conv=fsync 2>/dev/null
+dd if=/tmp/a of=/dev/$d bs=64k seek=512 oflag=direct 2>/dev/null
 echo 3 >/proc/sys/vm/drop_caches
-dd if=/dev/vda bs=64k count=32 2>/dev/null | md5sum
-dd if=/dev/vda bs=4k skip=8192 count=512 iflag=direct 2>/dev/null | md5sum
+dd if=/dev/$d bs=64k count=32 2>/dev/null | md5sum
+dd if=/dev/$d bs=4k skip=8192 count=512 iflag=direct 2>/dev/null | md5sum
 """
 FILES = """
-mke2fs -F /dev/vda >/dev/null
+mke2fs -F /dev/$d >/dev/null
 mkdir /m
 for n in 1 2; do
-  mount -t ext4 /dev/vda /m
+  mount -t ext4 /dev/$d /m
   [ $n = 2 ] || cp /tmp/a /m/a
   md5sum </m/a
   umount /m
   echo 3 >/proc/sys/vm/drop_caches
 done
 """
+KNOWN = """
+cd /sys/block/$d
+echo "serial=$(cat serial) size=$(cat size) ro=$(cat ro) segments=$(cat queue/max_segments)"
+echo "queues=$(ls mq | wc -l) cache=$(cat queue/write_cache)"
+echo "physical=$(cat queue/physical_block_size)"
+"""
+READ_ONLY = """
+cat /sys/block/$d/ro
+dd if=/dev/zero of=/dev/$d bs=4k count=1 conv=fsync && echo written
+dd if=/dev/$d bs=64k count=16 2>/dev/null | md5sum
+"""
+DISCARD = "blkdiscard -o $((1 << 20)) -l $((4 << 20)) /dev/$d && echo done"
+# The disks of one guest: what it does with each, one after the other, and how it has it.
+DISKS = {
+    "io_uring-on": (FILL, "-disk={image},aio=io_uring,direct=on"),
+    "io_uring-off": (FILL, "-disk={image},aio=io_uring,direct=off"),
+    "threads-on": (FILL, "-disk={image},aio=threads,direct=on"),
+    "threads-off": (FILL, "-disk={image},aio=threads,direct=off"),
+    "files": (FILL + FILES, "-drive=id=files,file={image}"),
+    "known": (
+        KNOWN,
+        "-drive=id=d,file={image},if=none",
+        "-device=virtio-blk-device,drive=d,serial=PV 0001,num-queues=2,queue-size=64",
+    ),
+    "read-only": (READ_ONLY, "-disk={image},readonly=on"),
+    "discard": (DISCARD, "-disk={shm},discard=unmap"),
+    "no-discard": ("cat /sys/block/$d/queue/discard_max_bytes", "-disk={shm}"),
+    "block-device": (FILL, "-disk={loop}"),
+    "block-device-discard": (DISCARD, "-disk={loop},discard=unmap"),
+}
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk of the guest: what is behind it, and what the guest said of it."""
+
+    image: Path  # of 64 MiB, which began with NOISE and was empty behind it
+    blocks: int  # of 512 bytes, that the image took up before
+    source: str  # the image or what stands for it
+    said: list[str]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """How the guest ended that used all the disks."""
+
+    ended: Ended
+    disks: dict[str, Disk]
+
+
+@contextmanager
+def loop_device(image: Path) -> Iterator[str]:
+    """A block device of the host, backed by the image."""
+    if not Path("/dev/loop-control").exists():
+        module.load("loop")
+    made = subprocess.run(
+        ["losetup", "--find", "--show", str(image)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    device = made.stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def looked(boot: Boot, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Looked]:
+    """One guest with all of DISKS."""
+    folder = tmp_path_factory.mktemp("disks")
+    options, script, places = ["-smp", "2", "-stats"], "", {}
+    with TemporaryDirectory(prefix="pyvirt-test-", dir=SHM) as shm, ExitStack() as stack:
+        for letter, (name, (work, *words)) in zip("abcdefghijk", DISKS.items(), strict=True):
+            in_memory = "{image}" not in words[0]
+            image = make(Path(shm if in_memory else folder, name), 64 * MIB, NOISE)
+            loop = stack.enter_context(loop_device(image)) if "{loop}" in words[0] else ""
+            options += [word.format(image=image, shm=image, loop=loop) for word in words]
+            script += f"echo; echo '== {name}'; (d=vd{letter}; {work}\n)\n"
+            places[name] = (image, image.stat().st_blocks, loop or str(image))
+        places["read-only"][0].chmod(0o444)
+        ended = boot(f"{script}echo", *options)
+        found = re.findall(r"^== (\S+)\n(.*?)(?=^$|\Z)", ended.console, re.MULTILINE | re.DOTALL)
+        said = {name: text.splitlines() for name, text in found}
+        disks = {name: Disk(*place, said[name]) for name, place in places.items()}
+        yield Looked(ended, disks)
+
+
+def sums(said: list[str]) -> list[str]:
+    return re.findall(r"^([0-9a-f]{32})  -$", "\n".join(said), re.MULTILINE)
+
+
+def test_all_is_well(looked: Looked) -> None:
+    assert looked.ended.status == 0
+    assert "init: script ended with status 0" in looked.ended.console
+    assert looked.ended.messages.count("errors 0,") == len(DISKS)
+    assert "Traceback" not in looked.ended.messages
+    assert not any(line.startswith("pyvirt:") for line in looked.ended.messages.splitlines())
 
 
 @pytest.mark.parametrize("direct", ["on", "off"])
 @pytest.mark.parametrize("aio", ["io_uring", "threads"])
-def test_data_and_a_file_system(boot: Boot, image: Path, aio: str, direct: str) -> None:
-    ended = boot(FILL, "-disk", f"{image},aio={aio},direct={direct}", "-stats")
-    sums = re.findall(r"^([0-9a-f]{32})  -$", ended.console, re.MULTILINE)
-    assert len(sums) == 3
-    assert len(set(sums)) == 1
-    assert sums[0] == md5(image.read_bytes()[: 2 * MIB])
-    assert ended.status == 0
-    flushes = re.search(r"flushes (\d+)", ended.messages)
-    assert flushes
-    assert int(flushes[1]) > 0
-    assert "errors 0" in ended.messages
-    assert "Traceback" not in ended.messages
+def test_data(looked: Looked, aio: str, direct: str) -> None:
+    name = f"{aio}-{direct}"
+    disk = looked.disks[name]
+    assert len(sums(disk.said)) == 3
+    assert set(sums(disk.said)) == {md5(head(disk.image, 2 * MIB))}
+    flushes = re.findall(r"flushes (\d+)", looked.ended.messages)
+    assert int(flushes[list(DISKS).index(name)]) > 0
 
 
-def test_a_file_system_is_whole(boot: Boot, image: Path) -> None:
-    ended = boot(FILL + FILES, "-drive", f"id=d,file={image}")
-    sums = re.findall(r"^([0-9a-f]{32})  -$", ended.console, re.MULTILINE)
-    assert len(sums) == 5
-    assert len(set(sums)) == 1
+def test_a_file_system_is_whole(looked: Looked) -> None:
+    disk = looked.disks["files"]
+    assert len(sums(disk.said)) == 5
+    assert len(set(sums(disk.said))) == 1
     checked = subprocess.run(
-        ["/sbin/e2fsck", "-fn", str(image)], capture_output=True, check=False, timeout=60
+        ["/sbin/e2fsck", "-fn", str(disk.image)], capture_output=True, check=False, timeout=60
     )
     assert checked.returncode == 0, checked.stdout
 
 
-def test_what_the_guest_knows_of_a_disk(boot: Boot, image: Path) -> None:
-    script = """
-    cd /sys/block/vda
-    echo "serial=$(cat serial) size=$(cat size) ro=$(cat ro) segments=$(cat queue/max_segments)"
-    echo "queues=$(ls mq | wc -l) cache=$(cat queue/write_cache)"
-    echo "physical=$(cat queue/physical_block_size)"
-    """
-    ended = boot(
-        script,
-        *("-drive", f"id=d,file={image},if=none", "-smp", "2"),
-        *("-device", "virtio-blk-device,drive=d,serial=PV 0001,num-queues=2,queue-size=64"),
-    )
-    assert f"serial=PV 0001 size={64 * MIB // 512} ro=0 segments=62" in ended.console
-    assert "queues=2 cache=write back" in ended.console
-    assert "physical=4096" in ended.console
-    assert (ended.status, ended.messages) == (0, "")
+def test_what_the_guest_knows_of_a_disk(looked: Looked) -> None:
+    assert looked.disks["known"].said == [
+        f"serial=PV 0001 size={64 * MIB // 512} ro=0 segments=62",
+        "queues=2 cache=write back",
+        "physical=4096",
+    ]
 
 
-def test_a_read_only_disk_stays_as_it_is(boot: Boot, image: Path) -> None:
-    data = os.urandom(MIB)
-    make(image, 64 * MIB, data)
-    image.chmod(0o444)
-    script = """
-    cat /sys/block/vda/ro
-    dd if=/dev/zero of=/dev/vda bs=4k count=1 conv=fsync && echo written
-    dd if=/dev/vda bs=64k count=16 2>/dev/null | md5sum
-    """
-    ended = boot(script, "-disk", f"{image},readonly=on")
-    lines = ended.console.splitlines()
-    assert "1" in lines
-    assert "written" not in lines
-    assert f"{md5(data)}  -" in lines
-    assert image.read_bytes()[:MIB] == data
+def test_a_read_only_disk_stays_as_it_is(looked: Looked) -> None:
+    disk = looked.disks["read-only"]
+    assert disk.said[0] == "1"
+    assert "written" not in disk.said
+    assert sums(disk.said) == [md5(NOISE[:MIB])]
+    assert head(disk.image) == NOISE
 
 
-def test_discarded_sectors_take_no_room(boot: Boot, fast_image: Path) -> None:
-    make(fast_image, 64 * MIB, os.urandom(8 * MIB))
-    before = fast_image.stat().st_blocks
-    script = "blkdiscard -o 0 -l $((4 << 20)) /dev/vda && echo done"
-    ended = boot(script, "-disk", f"{fast_image},discard=unmap")
-    assert "done" in ended.console.splitlines()
-    assert fast_image.stat().st_blocks <= before - 4 * MIB // 512
-    assert fast_image.stat().st_size == 64 * MIB
-    assert not any(fast_image.read_bytes()[: 4 * MIB])
+def test_discarded_sectors_take_no_room(looked: Looked) -> None:
+    disk = looked.disks["discard"]
+    assert disk.said == ["done"]
+    assert disk.image.stat().st_blocks <= disk.blocks - 4 * MIB // 512
+    assert head(disk.image) == NOISE[:MIB] + bytes(4 * MIB) + NOISE[5 * MIB :]
+    assert disk.image.stat().st_size == 64 * MIB
 
 
-def test_without_discard_there_is_none(boot: Boot, fast_image: Path) -> None:
-    ended = boot("cat /sys/block/vda/queue/discard_max_bytes", "-disk", str(fast_image))
-    assert "0" in ended.console.splitlines()
+def test_without_discard_there_is_none(looked: Looked) -> None:
+    assert looked.disks["no-discard"].said == ["0"]
+
+
+def test_a_block_device_of_the_host(looked: Looked) -> None:
+    disk = looked.disks["block-device"]
+    assert len(sums(disk.said)) == 3
+    assert set(sums(disk.said)) == {md5(head(disk.source, 2 * MIB))}
+
+
+def test_sectors_of_a_block_device_are_discarded(looked: Looked) -> None:
+    disk = looked.disks["block-device-discard"]
+    assert disk.said == ["done"]
+    assert disk.image.stat().st_blocks <= disk.blocks - 4 * MIB // 512
+    assert head(disk.image) == NOISE[:MIB] + bytes(4 * MIB) + NOISE[5 * MIB :]
+    assert disk.image.stat().st_size == 64 * MIB
 
 
 @contextmanager
@@ -145,21 +235,26 @@ def files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("aio", ["io_uring", "threads"])
-def test_a_write_error_is_the_guests(boot: Boot, image: Path, aio: str) -> None:
+def test_a_write_error_is_the_guests(boot: Boot, tmp_path: Path) -> None:
+    """By either engine."""
     script = """
-    dd if=/dev/zero of=/dev/vda bs=4k count=1 seek=15000 oflag=direct && echo bad
-    dd if=/dev/zero of=/dev/vda bs=4k count=1 seek=1 oflag=direct && echo good
+    for d in vda vdb; do
+      dd if=/dev/zero of=/dev/$d bs=4k count=1 seek=15000 oflag=direct && echo $d bad
+      dd if=/dev/zero of=/dev/$d bs=4k count=1 seek=1 oflag=direct && echo $d good
+    done
     dmesg | grep 'I/O error'
     """
+    images = [make(tmp_path / name, 64 * MIB) for name in ("io_uring", "threads")]
+    disks = [f"-disk={image},aio={image.name}" for image in images]
     with files_up_to(32 * MIB):
-        ended = boot(script, "-disk", f"{image},aio={aio}", "-stats")
+        ended = boot(script, *disks, "-stats")
     lines = ended.console.splitlines()
-    assert any("I/O error, dev vda, sector 120000" in line for line in lines)
-    assert "bad" not in lines
-    assert "good" in lines
+    for disk in ("vda", "vdb"):
+        assert any(f"I/O error, dev {disk}, sector 120000" in line for line in lines)
+        assert f"{disk} bad" not in lines
+        assert f"{disk} good" in lines
     assert ended.status == 0
-    assert "errors 1" in ended.messages
+    assert ended.messages.count("errors 1,") == 2
 
 
 def test_a_shrunk_file_is_a_read_error(micro: kernel.Kernel, fast_image: Path) -> None:
@@ -232,41 +327,3 @@ def test_a_disk_of_three_tebibytes(boot: Boot, fast_image: Path) -> None:
             file.seek(place)
             assert sums.pop(0) == md5(file.read(65536))
     assert sums == [md5(bytes(65536))]
-
-
-@pytest.fixture
-def loop_device(fast_image: Path) -> Iterator[str]:
-    """A block device of the host, backed by the image, which has data at its beginning."""
-    make(fast_image, 64 * MIB, os.urandom(8 * MIB))
-    control = Path("/dev/loop-control")
-    if not control.exists():
-        module.load("loop")
-    made = subprocess.run(
-        ["losetup", "--find", "--show", str(fast_image)],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    device = made.stdout.strip()
-    yield device
-    subprocess.run(["losetup", "--detach", device], check=True, timeout=60)
-
-
-def test_a_block_device_of_the_host(boot: Boot, loop_device: str) -> None:
-    ended = boot(FILL, "-disk", loop_device)
-    sums = re.findall(r"^([0-9a-f]{32})  -$", ended.console, re.MULTILINE)
-    assert len(set(sums)) == 1
-    assert len(sums) == 3
-    assert sums[0] == md5(Path(loop_device).read_bytes()[: 2 * MIB])
-
-
-def test_sectors_of_a_block_device_are_discarded(
-    boot: Boot, loop_device: str, fast_image: Path
-) -> None:
-    script = "blkdiscard -o $((1 << 20)) -l $((4 << 20)) /dev/vda && echo done"
-    before, data = fast_image.stat().st_blocks, fast_image.read_bytes()
-    ended = boot(script, "-disk", f"{loop_device},discard=unmap")
-    assert "done" in ended.console.splitlines()
-    assert fast_image.stat().st_blocks <= before - 4 * MIB // 512
-    assert fast_image.read_bytes() == data[:MIB] + bytes(4 * MIB) + data[5 * MIB :]

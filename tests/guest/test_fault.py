@@ -18,9 +18,9 @@ from pyvirt.vmm.log import Log
 
 from .conftest import Boot
 from .live import Live
-from .test_hotplug import MIB, folder, guest, sizes, wait_for_sizes
+from .test_hotplug import MIB, folder, guest, saved, sizes, wait_for_sizes
 
-__all__ = ["folder", "guest"]  # fixtures
+__all__ = ["folder", "guest", "saved"]  # fixtures
 
 OWN = 16 * MIB // 512
 READ = "dd if=/dev/vda of=/dev/null bs=4k count=1 iflag=direct"

@@ -1,4 +1,7 @@
-"""Disks that come and go under Linux's own driver, which is told of nothing but a new size."""
+"""Disks that come and go under Linux's own driver, which is told of nothing but a new size.
+
+The guest boots once; each test has it as it was then.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 import os
 import random
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +22,7 @@ from .live import Live, live
 
 MIB = 1 << 20
 SHM = Path("/dev/shm")
-CYCLES = 120
+CYCLES = 60
 
 
 @pytest.fixture
@@ -38,11 +42,18 @@ def make(path: Path, mib: int, data: bytes = b"") -> BlockConfig:
     return BlockConfig(path.name, str(path))
 
 
+@pytest.fixture(scope="module")
+def saved() -> Iterator[Path]:
+    """Where the first of the next fixture's guests is saved when it has booted."""
+    with tempfile.TemporaryDirectory(dir=SHM) as name:
+        yield Path(name) / "guest"
+
+
 @pytest.fixture
-def guest(micro: kernel.Kernel, folder: Path) -> Iterator[Live]:
+def guest(micro: kernel.Kernel, folder: Path, saved: Path) -> Iterator[Live]:
     """A guest with a disk of its own, and five slots that are empty."""
     disks = (make(folder / "own", 16, random.Random(1).randbytes(MIB)),)
-    with live(micro, folder, hotplug=True, disks=disks) as guest:
+    with live(micro, folder, saved=saved, hotplug=True, disks=disks) as guest:
         yield guest
 
 

@@ -1,8 +1,12 @@
-"""What an operator does to a running guest: its power button, and its reset."""
+"""What an operator does to a running guest: its power button, and its reset.
+
+The guest boots once; most tests have it as it was then.
+"""
 
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -33,9 +37,16 @@ def image(tmp_path: Path) -> BlockConfig:
     return BlockConfig("disk", str(path))
 
 
+@pytest.fixture(scope="module")
+def saved() -> Iterator[Path]:
+    """Where the first of the next fixture's guests is saved when it has booted."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name) / "guest"
+
+
 @pytest.fixture
-def guest(micro: kernel.Kernel, tmp_path: Path) -> Iterator[Live]:
-    with live(micro, tmp_path, hotplug=True, vcpus=2) as guest:
+def guest(micro: kernel.Kernel, tmp_path: Path, saved: Path) -> Iterator[Live]:
+    with live(micro, tmp_path, saved=saved, hotplug=True, vcpus=2) as guest:
         yield guest
 
 
@@ -65,10 +76,17 @@ def uptime(guest: Live) -> float:
     return float(guest.run("cat /proc/uptime").split()[0])
 
 
-def test_a_reset_boots_the_guest_anew(guest: Live, image: BlockConfig) -> None:
+@pytest.fixture
+def booted(micro: kernel.Kernel, tmp_path: Path) -> Iterator[Live]:
+    with live(micro, tmp_path, hotplug=True, vcpus=2) as guest:
+        yield guest
+
+
+def test_a_reset_boots_the_guest_anew(booted: Live, image: BlockConfig) -> None:
+    guest = booted
     guest.run("echo kept >/tmp/file")
     guest.machine.attach("block", 2, Image(image))
-    for life in range(3):
+    for life in range(2):
         before = uptime(guest)
         guest.machine.reset()
         guest.ready()
@@ -80,7 +98,7 @@ def test_a_reset_boots_the_guest_anew(guest: Live, image: BlockConfig) -> None:
         # Time goes by: interrupts of the timer and the console come.
         guest.run("sleep 0.2")
         guest.run("echo here >/tmp/file")
-    assert guest.events == [("RESET", {"guest": False})] * 3
+    assert guest.events == [("RESET", {"guest": False})] * 2
     assert guest.log.read_text() == ""
 
 
@@ -102,7 +120,7 @@ def test_a_paused_guest_stays_paused(guest: Live) -> None:
 
 def test_a_reset_under_load(guest: Live, image: BlockConfig) -> None:
     guest.machine.attach("block", 0, Image(image))
-    for _ in range(5):
+    for _ in range(3):
         guest.run("(while :; do dd if=/dev/vda of=/dev/null bs=4k iflag=direct 2>&-; done) & :")
         guest.run("(while :; do :; done) & :")
         guest.machine.reset()
@@ -118,11 +136,11 @@ def test_a_reset_without_a_kernel_ends_the_machine(guest: Live) -> None:
     assert guest.machine.state == ENDED
 
 
-def test_the_end_comes_during_a_reset(micro: kernel.Kernel, tmp_path: Path) -> None:
+def test_the_end_comes_during_a_reset(micro: kernel.Kernel, tmp_path: Path, saved: Path) -> None:
     for delay in (0.0, 0.002, 0.01, 0.05):
         folder = tmp_path / str(delay)
         folder.mkdir()
-        with live(micro, folder) as guest:
+        with live(micro, folder, saved=saved, hotplug=True, vcpus=2) as guest:
             ender = threading.Timer(delay, guest.machine.stop)
             ender.start()
             # It may be over before, or after.

@@ -18,9 +18,9 @@ from pyvirt.qmp.server import Server
 from pyvirt.vmm.log import Log
 
 from .live import Live
-from .test_hotplug import MIB, folder, guest, make, sizes, wait_for_sizes
+from .test_hotplug import MIB, folder, guest, make, saved, sizes, wait_for_sizes
 
-__all__ = ["folder", "guest"]  # fixtures
+__all__ = ["folder", "guest", "saved"]  # fixtures
 
 OWN = 16 * MIB // 512
 ADD = (

@@ -18,10 +18,10 @@ from pyvirt.errors import ConfigError
 from ..unit.namespace import ip, network_namespace
 from .live import Live, reporting
 from .network import interface
-from .test_hotplug import folder, guest
+from .test_hotplug import folder, guest, saved
 from .test_qmp import Operator, operator
 
-__all__ = ["folder", "guest", "operator"]  # fixtures
+__all__ = ["folder", "guest", "operator", "saved"]  # fixtures
 
 ADD = '{"execute":"netdev_add", "arguments":{"id":"net-0", "ifname":"tap0"}}'
 PLUG = (

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from .. import __main__ as suite
+from ..claims import LONGEST
 from ..outcomes import Outcomes
 
 ROOT = Path(suite.__file__).parents[1]
@@ -87,6 +88,18 @@ def test_a_file_belongs_to_who_comes_first(tmp_path: Path) -> None:
     assert (first.passed, names(first.failed)) == (1, {"test_a"})
     second = run(tmp_path, "--claims", str(claims))
     assert second.passed == 0
+
+
+def test_the_longest_files_come_first(tmp_path: Path) -> None:
+    assert all((ROOT / f"tests/guest/test_{name}.py").exists() for name in LONGEST)
+    folder = tmp_path / "guest"
+    folder.mkdir()
+    for name in ("a", LONGEST[1], LONGEST[0]):
+        (folder / f"test_{name}.py").write_text("def test_it(): pass\n")
+    claims = tmp_path / "claims"
+    claims.mkdir()
+    order = [test.partition("::")[0] for test in run(tmp_path, "--claims", str(claims)).seconds]
+    assert order == [f"guest/test_{name}.py" for name in (LONGEST[0], LONGEST[1], "a")]
 
 
 def test_what_a_folder_of_tests_shares_ends_with_it(tmp_path: Path) -> None:

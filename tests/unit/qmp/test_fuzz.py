@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .fake_machine import Client
 
-STREAMS = tries(100_000)
+STREAMS = tries(50_000)
 AT_ONCE = 100  # streams in one write
 RECONNECT = 20  # writes on one connection
 SECONDS = 240

@@ -28,7 +28,7 @@ from pyvirt.native import check, ffi, lib
 from ....effort import tries
 from .mock_driver import Driver, Layout, Ram
 
-KILLS = tries(100)  # for each way to do I/O
+KILLS = tries(60)  # for each way to do I/O
 IMAGES = 10  # in turn, for the kernel takes a while to let go of a killed process's file
 VERSION_1, FLUSH_FEATURE = 1 << 32, 1 << 9
 OUT, FLUSH = 1, 4
