@@ -18,8 +18,9 @@ from _pytest.runner import runtestprotocol
 
 # From the longest on, as `python -m tests` tells them.
 LONGEST = (
-    *("harness", "net", "net_host", "hostroot", "agent", "boot", "disk", "cycles", "life"),
-    *("hotplug_page", "fio", "kunit", "end", "snapshot", "reports", "vsock", "disk_kill"),
+    *("harness", "net", "net_host", "disk", "cycles", "hostroot", "agent", "boot", "reports"),
+    *("fault", "hotplug", "kunit", "fio", "snapshot", "life", "qmp_net", "hotplug_page", "end"),
+    *("vsock", "disk_kill", "timed", "rootfs", "vhost_user", "qmp"),
 )
 
 
