@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from pyvirt.devices.disk import Disk
 
-from .conftest import Boot, make
+from .conftest import Boot, Ended, make
 
 MIB = 1 << 20
 SIZES = (512, 4096, 65536, MIB)
-DEPTHS = (1, 4, 32)
+DEPTHS = (1, 32)
 # A job has this many requests, but not more bytes.
 REQUESTS, BYTES = 32, 4 * MIB
+RATE = 200  # requests a second of the throttled disk
+RATED = "[rate]\nfilename=/dev/vdf\nrw=randrw\nbs=4k\niodepth=4\ntime_based\nruntime=5\nstonewall\n"
 WAYS = [(aio, direct) for aio in ("io_uring", "threads") for direct in ("on", "off")]
 
 # On the first disk is a root with fio in it. Of fio's terse lines there remain a job's name and
@@ -44,31 +46,6 @@ class Result(NamedTuple):
     read_iops: int
     written_kib: int
     write_iops: int
-
-
-Fio = Callable[..., dict[str, Result]]
-
-
-@pytest.fixture
-def fio(boot: Boot, measure: Path) -> Fio:
-    """Run jobs in a guest that has the disks `options`, from /dev/vdb on; the results by name."""
-
-    def run(jobs: str, *options: str) -> dict[str, Result]:
-        root = f"{measure},readonly=on"
-        ended = boot(SCRIPT.format(jobs=jobs), "-disk", root, *options, "-m", "512", "-stats")
-        lines = ended.console.splitlines()
-        assert "fio ended with status 0" in lines, ended.console
-        assert ended.status == 0
-        assert "errors 0" in ended.messages
-        results = {}
-        for line in lines:
-            if line.startswith("job;"):
-                _, name, error, *numbers = line.split(";")
-                assert error == "0"
-                results[name] = Result(*map(int, numbers))
-        return results
-
-    return run
 
 
 class Job(NamedTuple):
@@ -100,12 +77,40 @@ def logical_block(image: Path, direct: str) -> int:
     return max(512, disk.offset_align)
 
 
-def test_what_is_written_is_read(fio: Fio, tmp_path: Path) -> None:
-    options, least = [], {}
+def parsed(ended: Ended) -> dict[str, Result]:
+    """Return the results of a guest's jobs by their names."""
+    lines = ended.console.splitlines()
+    assert "fio ended with status 0" in lines, ended.console
+    assert ended.status == 0
+    assert ended.messages.count("errors 0,") == len(WAYS) + 2
+    results = {}
+    for line in lines:
+        if line.startswith("job;"):
+            _, name, error, *numbers = line.split(";")
+            assert error == "0"
+            results[name] = Result(*map(int, numbers))
+    return results
+
+
+@dataclass(frozen=True)
+class Done:
+    """What was asked of fio, beside the job on the throttled disk, and the results by name."""
+
+    jobs: list[Job]
+    results: dict[str, Result]
+
+
+@pytest.fixture(scope="module")
+def done(boot: Boot, measure: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """One guest that has a root with fio, a disk for each way, and one with a limit."""
+    folder = tmp_path_factory.mktemp("fio")
+    options, least = ["-disk", f"{measure},readonly=on"], {}
     for name, (aio, direct) in zip(("vdb", "vdc", "vdd", "vde"), WAYS, strict=True):
-        image = make(tmp_path / f"{name}.img", 64 * MIB)
+        image = make(folder / f"{name}.img", 64 * MIB)
         options += ["-disk", f"{image},aio={aio},direct={direct}"]
         least[name] = logical_block(image, direct)
+    limited = make(folder / "vdf.img", 16 * MIB)
+    options += ["-disk", f"{limited},throttling.iops-total={RATE}"]
     jobs, sections = [], []
     for size in SIZES:
         for depth in DEPTHS:
@@ -114,18 +119,20 @@ def test_what_is_written_is_read(fio: Fio, tmp_path: Path) -> None:
             jobs += at_once
             first, *others = [job.section for job in at_once]
             sections += [first, "stonewall\n", *others]
-    results = fio("".join(sections), *options)
-    assert len(results) == len(jobs) >= 3 * len(DEPTHS) * len(WAYS)
-    for job in jobs:
-        done = results[job.name]
-        assert done.read_kib == done.written_kib == job.bytes // 1024
+    script = SCRIPT.format(jobs="".join(sections) + RATED)
+    return Done(jobs, parsed(boot(script, *options, "-m", "512", "-stats")))
 
 
-def test_a_throttled_disk_keeps_below_its_rate(fio: Fio, shm: Path) -> None:
-    image = make(shm / "disk.img", 16 * MIB)
-    job = "[rate]\nfilename=/dev/vdb\nrw=randrw\nbs=4k\niodepth=4\ntime_based\nruntime=5\n"
-    rate = 200
-    done = fio(job, "-disk", f"{image},throttling.iops-total={rate}")["rate"]
+def test_what_is_written_is_read(done: Done) -> None:
+    assert len(done.results) == len(done.jobs) + 1
+    assert len(done.jobs) >= 3 * len(DEPTHS) * len(WAYS)
+    for job in done.jobs:
+        found = done.results[job.name]
+        assert found.read_kib == found.written_kib == job.bytes // 1024
+
+
+def test_a_throttled_disk_keeps_below_its_rate(done: Done) -> None:
+    found = done.results["rate"]
     # How far below is the machine's affair.
-    assert 0 < done.read_iops + done.write_iops < 1.05 * rate
-    assert 0 < (done.read_kib + done.written_kib) // 4 < 1.05 * 5 * rate
+    assert 0 < found.read_iops + found.write_iops < 1.05 * RATE
+    assert 0 < (found.read_kib + found.written_kib) // 4 < 1.05 * 5 * RATE
