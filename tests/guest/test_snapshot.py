@@ -141,9 +141,10 @@ def snapshot(guest: Process, folder: Path) -> None:
 
 
 class Base:
-    """The snapshot, its disk, and when the guest's sleep began."""
+    """The snapshot, its disk, and when the guest's sleep began, and it was there."""
 
-    def __init__(self, folder: Path, image: Path, began: int) -> None:
+    def __init__(self, folder: Path, image: Path, began: int, saved: float) -> None:
+        self.saved = saved
         self.folder = folder
         self.image = image
         self.began = began
@@ -167,12 +168,15 @@ def base(words: list[str], folder: Path, taps: list[str]) -> Base:
         # A port can be opened once, and is at its end while nobody is connected.
         echo = "while :; do read -r line && echo got $line || sleep 0.1; done"
         guest.run(f"({echo}) <>$(ls /dev/vport*p1) >&0 &")
+        # As a second begins.
+        time.sleep(1 - time.time() % 1)
         guest.run(f"date -s @{int(time.time())} >/dev/null; echo kept >/tmp/file")
         began = int(guest.run("date +%s"))
         guest.run(f"(sleep {SLEEP}; date +%s >/tmp/slept) &")
         snapshot(guest, folder / "snapshot")
         assert guest.client.execute("query-status")["status"] == "paused"
-    return Base(folder / "snapshot", image, began)
+        at = time.monotonic()
+    return Base(folder / "snapshot", image, began, at)
 
 
 def check_alive(guest: Process) -> None:
@@ -205,6 +209,19 @@ def test_what_was_at_work_goes_on(base: Base, words: list[str], taps: list[str])
         assert due <= int(guest.run("cat /tmp/slept")) <= max(due, asked) + 5
         guest.run(f"! dmesg | grep -E {LOCKUP!r}")
     assert image.read_bytes()[2 * MIB : 2 * MIB + 7] == b"written"
+
+
+def test_the_time_of_day_is_right_after_half_a_minute(
+    base: Base, words: list[str], taps: list[str]
+) -> None:
+    """As many seconds have passed since the snapshot, of which the test before has waited most."""
+    time.sleep(max(0.0, base.saved + 30 - time.monotonic()))
+    with started(["restore", str(base.folder), *words], base.copy("time"), taps[0]) as guest:
+        # The guest tells when its second changes.
+        guest.begin("s=$(date +%s); while [ $(date +%s) = $s ]; do :; done; date +%s")
+        output, _ = guest.finish(SECONDS)
+        assert abs(time.time() - int(output)) < 1
+        guest.run(f"! dmesg | grep -E {LOCKUP!r}")
 
 
 def test_twice_at_once_and_a_reset(base: Base, words: list[str], taps: list[str]) -> None:

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 from pyvirt.cli import run_in_lab
+from pyvirt.cli.options.incoming import open_snapshot
 from pyvirt.cli.options.parse import parse
 from pyvirt.cli.run import config
 from pyvirt.devices.disk import Disk
 
 from ..refusal import refusal
+from .options.test_incoming import snapshot
+
+__all__ = ["snapshot"]  # a fixture
 
 
 @pytest.fixture
@@ -97,3 +101,23 @@ def test_passt_has_a_way_out_of_the_lab(monkeypatch: pytest.MonkeyPatch) -> None
 
     assert run(monkeypatch, ["-net", "user"], lab) == 0
     assert "-net=user" in commands[0]
+
+
+def test_a_snapshot_is_restored_in_the_lab(monkeypatch: pytest.MonkeyPatch, snapshot: str) -> None:
+    """Its files are there, and the lab has room for as much memory as it says."""
+    ran: list[tuple[list[str], int]] = []
+
+    def lab(command: list[str], *, memory_mib: int, **_: object) -> int:
+        ran.append((command, memory_mib))
+        return 0
+
+    monkeypatch.setattr("pyvirt.harness.lab.run", lab)
+    place = f"file:{snapshot.replace(',', ',,')},mapped=on"
+    options = parse(["-incoming", place, "-accel", "lab"])
+    incoming = open_snapshot(options)
+    options.memory = 8 << 30
+    assert run_in_lab.run(options, config(options), "asked for") == 0
+    incoming.close()
+    ((command, memory),) = ran
+    assert f"-incoming={place}" in command
+    assert memory > 8 << 10
