@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from .conftest import APPEND, PYVIRT, SECONDS, Running
 # What a guest's root can do is tried beside what a user notices.
 SCRIPT = """
 echo "in $(pwd) of $(hostname), $(uname -r)"
-python3 -c 'import json; print(json.dumps([6 * 7]))'
+python3 -IS -c 'print([6 * 7])'
 cat seen
 echo changed >seen && mkdir made && cat seen
 cat /mnt/data/seen
@@ -107,9 +106,9 @@ def test_an_init_of_the_roots(micro: kernel.Kernel, tree: Path) -> None:
 
 
 def test_a_kernel_is_tested_there(here: Path) -> None:
-    script = here / "script.py"
-    script.write_text("import os, sys\nopen('made', 'x')\nprint(os.getcwd(), *sys.argv[1:])\n")
-    words = ("--kernel", "micro", "--root", "--", sys.executable, script.name, "argument")
+    script = here / "script"
+    script.write_text('set -eC\n>made\necho "$PWD $*"\n')
+    words = ("--kernel", "micro", "--root", "--", "bash", script.name, "argument")
     done = pyvirt("test", *words, cwd=here)
     assert (done.returncode, done.stdout) == (0, f"{here} argument\n"), done.stderr
     assert not (here / "made").exists()
