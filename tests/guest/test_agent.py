@@ -179,19 +179,6 @@ def test_how_fast_it_is(guest: Guest) -> None:
     assert result.stdout == bytes(8 * MIB)
 
 
-def test_power_off(micro: kernel.Kernel, tmp_path: Path) -> None:
-    with Guest(micro.image, image.initramfs(micro), tmp_path / "console") as guest:
-        guest.agent.wait_ready(SECONDS)
-        running = guest.agent.spawn(["sleep", "1000"])
-        guest.agent.power("off")
-        with contextlib.suppress(AgentError):
-            running.wait(SECONDS)
-        assert guest.process.wait(SECONDS) == 0
-        assert guest.agent.closed.wait(SECONDS)
-        with pytest.raises(AgentError, match="has ended"):
-            guest.agent.spawn(["true"])
-
-
 def test_crash(micro: kernel.Kernel, tmp_path: Path) -> None:
     with Guest(micro.image, image.initramfs(micro), tmp_path / "console") as guest:
         guest.agent.wait_ready(SECONDS)
@@ -202,7 +189,19 @@ def test_crash(micro: kernel.Kernel, tmp_path: Path) -> None:
         assert "sysrq triggered crash" in guest.log()
 
 
-def test_another_root(micro: kernel.Kernel, tmp_path: Path, shm: Path) -> None:
+def power_off(guest: Guest) -> None:
+    """Have the agent end the guest, with what runs in it."""
+    running = guest.agent.spawn(["busybox", "sleep", "1000"])
+    guest.agent.power("off")
+    with contextlib.suppress(AgentError):
+        running.wait(SECONDS)
+    assert guest.process.wait(SECONDS) == 0
+    assert guest.agent.closed.wait(SECONDS)
+    with pytest.raises(AgentError, match="has ended"):
+        guest.agent.spawn(["true"])
+
+
+def test_another_root_and_the_end(micro: kernel.Kernel, tmp_path: Path, shm: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "bin").mkdir(parents=True)
     for folder in ("proc", "sys", "dev", "run", "tmp"):
@@ -226,8 +225,7 @@ def test_another_root(micro: kernel.Kernel, tmp_path: Path, shm: Path) -> None:
             )
             assert guest.run(">/bin/new").code == created
             assert guest.run("busybox test -c /dev/null && >/tmp/x").code == 0
-            guest.agent.power("off")
-            assert guest.process.wait(SECONDS) == 0
+            power_off(guest)
         subprocess.run(["e2fsck", "-fn", disk], timeout=SECONDS, check=True)
 
 
