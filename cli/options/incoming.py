@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from ...errors import ConfigError
 from ...vmm.memory import MIB
+from ...vmm.snapshot import shape as shapes
 from ...vmm.snapshot.restore import Incoming, open_folder
 from .members import file_name, pairs, switch
 from .parsed import IncomingConfig
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ...vmm.numa import Numa
     from .parsed import Options
 
 _FILE = "file:"
@@ -100,7 +102,17 @@ def _take_shape(options: Options, incoming: Incoming) -> None:
         )
     if shape.pit and not options.pit:
         raise ConfigError(f"-machine pit=off: {where} has one; leave pit=off out")
+    if shape.knows_numa:
+        _take_nodes(options, shape.numa, where, is_given="numa" in given)
     options.memory = shape.memory
     options.smp, options.topology, options.pit = shape.topology.vcpus, shape.topology, shape.pit
     options.hotplug = shape.hotplug
     options.discovery = "acpi" if shape.acpi else "cmdline"
+
+
+def _take_nodes(options: Options, numa: Numa | None, where: str, *, is_given: bool) -> None:
+    """Let the machine have the nodes that its guest knows of; they may be given again."""
+    if is_given and shapes.numa_fields(options.numa) != shapes.numa_fields(numa):
+        has = f"{len(numa.nodes)} nodes, not like these" if numa is not None else "no nodes"
+        raise ConfigError(f"-numa: {where} has {has}; give the same, or leave -numa out")
+    options.numa = numa

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pyvirt.cli.options import incoming
@@ -11,6 +13,7 @@ from pyvirt.cli.options.parse import parse
 from pyvirt.cli.run import config
 from pyvirt.errors import StateError
 from pyvirt.vmm.memory import MIB, GuestMemory
+from pyvirt.vmm.numa import Node, Numa
 from pyvirt.vmm.snapshot import shape, state_file
 from pyvirt.vmm.snapshot.folder import Folder
 from pyvirt.vmm.snapshot.memory_file import Writer
@@ -20,7 +23,6 @@ from ...refusal import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pyvirt.vmm.snapshot.restore import Incoming
 
@@ -99,6 +101,66 @@ def test_another_shape_is_refused(snapshot: str, given: list[str], message: str)
     options = parse([*words(snapshot), *given])
     assert refusal(lambda: incoming.open_snapshot(options)) == message.format(snapshot)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+NODES = Numa((Node((0, 1), 128 * MIB), Node((2, 3), 64 * MIB)), ((10, 30), (30, 10)))
+GIVEN = [
+    *("-m", "192M", "-smp", "4", "-object", "memory-backend-ram,id=a,size=128M"),
+    *("-object", "memory-backend-ram,id=b,size=64M", "-numa", "node,memdev=a,cpus=0-1"),
+    *("-numa", "node,memdev=b,cpus=2-3"),
+]
+DISTANCES = ["-numa", "dist,src=0,dst=1,val=30"]
+
+
+def write(path: str, **machine: Any) -> None:
+    """Write a state again, with other fields of its machine; None takes one away."""
+    state = json.loads((Path(path) / "state").read_bytes().split(b"\n", 1)[1])
+    fields = state["machine"] | machine
+    state["machine"] = {name: value for name, value in fields.items() if value is not ...}
+    del state["pyvirt"]
+    (Path(path) / "state").write_bytes(state_file.encode(state))
+
+
+def test_nodes_are_the_snapshots(snapshot: str, opened: list[Incoming]) -> None:
+    write(snapshot, numa=shape.numa_fields(NODES))
+    for given in ([], [*GIVEN, *DISTANCES]):
+        options = parse([*words(snapshot), *given])
+        opened.append(incoming.open_snapshot(options))
+        assert shape.numa_fields(config(options).numa) == shape.numa_fields(NODES)
+
+
+def test_other_nodes_are_refused(snapshot: str, opened: list[Incoming]) -> None:
+    options = parse([*words(snapshot), *GIVEN])
+    assert refusal(lambda: incoming.open_snapshot(options)) == (
+        f"-numa: the snapshot in {snapshot} has no nodes; give the same, or leave -numa out"
+    )
+    write(snapshot, numa=shape.numa_fields(NODES))
+    assert "has 2 nodes, not like these; give" in refusal(lambda: incoming.open_snapshot(options))
+    # One that is older does not tell.
+    write(snapshot, numa=...)
+    opened.append(incoming.open_snapshot(options))
+    assert config(options).numa is options.numa is not None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "rows", "problem"),
+    [
+        ([([0, 1], 128), ([2], 64)], [], "machine.numa.nodes: not each vCPU is in one of them"),
+        ([([0, 1], 128), ([2, 3], 65)], [], "machine.numa: its nodes have other memory than the"),
+        ([([0, 1], 128), ([2, 4], 64)], [], "machine.numa.nodes.1.vcpus.1: 4 is not between"),
+        ([([0, 1, 2, 3], 192)], [[10, 20]], "numa.distances.0.row: has 2 entries, and 1 are the"),
+        ([([0, 1, 2, 3], 192)], [[]], "machine.numa.distances: not 1 rows of 1"),
+        ([([0, 1, 2, 3], 192)], [[9]], "machine.numa.distances.0.row.0: 9 is not between 10"),
+    ],
+)
+def test_nodes_that_cannot_be(
+    snapshot: str, nodes: list[tuple[list[int], int]], rows: list[list[int]], problem: str
+) -> None:
+    fields = [{"vcpus": vcpus, "memory": size * MIB} for vcpus, size in nodes]
+    write(snapshot, numa={"nodes": fields, "distances": [{"row": row} for row in rows]})
+    with pytest.raises(StateError) as info:
+        incoming.open_snapshot(parse(words(snapshot)))
+    assert problem in str(info.value)
 
 
 @pytest.mark.parametrize(
