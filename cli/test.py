@@ -33,7 +33,7 @@ which is copied there, or else a command of the guest's; with --root, it runs on
 where it is, and what it writes stays in the guest's memory. What it writes comes out here; the last
 line, on stderr, is the verdict. The kernel runs in the nested lab where this host cannot run it.
 With --times, each run has a guest of its own, up to the first that fails: a fork of one that has
-booted (docs/testing.md); with --root, or --boot-each, it boots."""
+booted (docs/testing.md); with --root, a --disk that can be written, or --boot-each, it boots."""
 EPILOG = """\
 exit status: 0 the command succeeded, and the kernel found no fault in itself; 1 otherwise; 125 the
 kernel did not boot, or could not be tried, or the command ended with 125 itself, so that
@@ -139,7 +139,6 @@ def _run(options: argparse.Namespace) -> tuple[str, str, int]:
             return _try(VM(under_test, config, session, logs), options.command)
         origin: Snapshot | None = None
         if not (options.boot_each or fork.obstacle(config)):
-            config = fork.overlaid(config)
             first = resources.enter_context(VM(under_test, config, session, logs / "template"))
             origin = _template(first)
             if origin is not None:

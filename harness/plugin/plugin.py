@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ...errors import PyvirtError
+from ...errors import ConfigError, PyvirtError
 from ..guest import hostroot
 from ..guest import kernel as kernels
 from ..guest.kernel import Kernel
@@ -27,17 +28,23 @@ from ..vm.monitor import Monitor
 from ..vm.place import Broker, Remote, Session
 from ..vm.vm import VM
 from . import markers, results
+from .forks import Forks
 
 if TYPE_CHECKING:
     from ..vm.end import End
+    from ..vm.snapshot import Snapshot
 
-pytest_plugins = ("pyvirt.harness.plugin.subtests", "pyvirt.harness.collect.plugin")
+pytest_plugins = (
+    "pyvirt.harness.plugin.options",
+    "pyvirt.harness.plugin.subtests",
+    "pyvirt.harness.collect.plugin",
+)
 
 DEFAULT_KERNEL = "micro"
 _VM_MIB = 256 + 64  # of a usual VM and its monitor
 _PANICS = (Verdict.PANICKED, Verdict.BOOT_FAILED, Verdict.FAILED)
 _NAME_MAX = 120
-_OURS = __name__.rpartition(".")[0]
+_OURS = __name__.rsplit(".", 2)[0] + "."  # all of the harness
 _PLACE = "pyvirt_place"
 _STATE = pytest.StashKey["State"]()
 _LINKS = pytest.StashKey[Links]()
@@ -70,6 +77,7 @@ class State:
         self.broker: Broker | None = None
         self.results: results.Results | None = None
         self.vms: list[VM] = []  # those that have not been closed, of whatever test
+        self.forks = Forks(config.getoption("--vm-fork") or config.getini("vm_fork"))
         self._check()
         self.place: Session | Remote
         if self.is_worker:
@@ -144,6 +152,7 @@ class State:
         """End all that runs for the session; Ctrl-C leaves a test's VMs to us."""
         for vm in self.vms:
             vm.close()
+        self.forks.close()
         if self.broker is not None:
             self.broker.close()
         self.place.close()
@@ -162,69 +171,42 @@ def make_vm(item: pytest.Item, kernel: Kernel, name: str = "vm", **overrides: An
     vms = item.stash.setdefault(_VMS, [])
     taken = {vm.name for vm in vms}
     unique = next(n for n in (name, *(f"{name}{i}" for i in range(2, 1000))) if n not in taken)
-    vm = VM(
-        kernel,
-        markers.vm_config(item, state.scale, state.base, **overrides),
-        state.place,
-        state.folder(item) / unique,
-        name=unique,
-        cmdline=state.cmdline,
-        allowed=markers.patterns(item, "allow_splat"),
-        echo=state.echo if state.console == "live" else None,
-        links=item.stash.setdefault(_LINKS, Links()),
-    )
-    vms.append(vm)
-    state.vms.append(vm)
-    return vm
+    config = markers.vm_config(item, state.scale, state.base, **overrides)
+
+    def make(config: VmConfig, folder: str, **more: Any) -> VM:
+        vm = VM(
+            kernel,
+            config,
+            state.place,
+            state.folder(item) / folder,
+            name=unique,
+            cmdline=state.cmdline,
+            allowed=markers.patterns(item, "allow_splat"),
+            echo=state.echo if state.console == "live" else None,
+            **more,
+        )
+        vms.append(vm)
+        state.vms.append(vm)
+        return vm
+
+    def origin() -> Snapshot | None:
+        before, folder = len(vms), f"{unique}-template"
+        found = state.forks.find(
+            kernel, config, unique, state.place.server(), lambda other: make(other, folder)
+        )
+        # One that was prepared in vain is judged, and shown, with the test.
+        for vm in vms[before:]:
+            state.vms.remove(vm)
+        del vms[before:]
+        return found
+
+    links = item.stash.setdefault(_LINKS, Links())
+    if state.forks.wants(item, kernel, config):
+        return make(config, unique, links=links, origin=origin)
+    return make(config, unique, links=links)
 
 
-# Options and the session.
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options."""
-    group = parser.getgroup("pyvirt", "guest kernels under test (pyvirt)")
-    group.addoption(
-        "--vm-kernel",
-        action="append",
-        metavar="KERNEL",
-        help="cloud, generic, micro (default), or a bzImage or vmlinux; "
-        "may be repeated: the tests run for each",
-    )
-    group.addoption("--vm-initrd", metavar="FILE", help="an initramfs that starts the agent")
-    group.addoption(
-        "--vm-root",
-        nargs="?",
-        const="/",
-        metavar="DIR",
-        help="boot on a folder of the host (default: /), which the guests cannot write",
-    )
-    group.addoption("--vm-cmdline", default="", metavar="TEXT", help="added to the command line")
-    group.addoption(
-        "--vm-console",
-        choices=("fail", "live", "always", "never"),
-        default="fail",
-        help="show the console of tests that fail (default), as it comes, of all tests, or never",
-    )
-    group.addoption(
-        "--vm-keep",
-        choices=("never", "failed", "always"),
-        default="failed",
-        help="of which tests the log files are kept (default: failed)",
-    )
-    group.addoption(
-        "--vm-log-dir", metavar="DIR", help="folder of the log files (default: pytest's temporary)"
-    )
-    group.addoption(
-        "--vm-timeout-scale",
-        type=float,
-        default=1.0,
-        metavar="F",
-        help="multiply all limits of time by F",
-    )
-    group.addoption(
-        "--vm-results", metavar="FILE", help="write a line of JSON for each test to FILE"
-    )
+# The session.
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -255,6 +237,18 @@ def pytest_xdist_auto_num_workers() -> int:
     """Return as many workers as there are cores, and memory for their VMs."""
     pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
     return max(1, min(len(os.sched_getaffinity(0)), pages // _VM_MIB))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Count the tests whose VMs are alike."""
+    state = state_of(session.config)
+    alike = []
+    for item in session.items:
+        if "vm" in getattr(item, "fixturenames", ()):
+            # What makes no sense is told when it is run.
+            with contextlib.suppress(ConfigError):
+                alike.append((item, markers.vm_config(item, state.scale, state.base)))
+    state.forks.count(alike)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -448,7 +442,9 @@ def _add_sections(made: pytest.TestReport, vm: VM, prefix: str, shows: str) -> N
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, None, None]:
     """End the VMs after the test's own fixtures; keep or remove their files."""
     try:
         yield
@@ -463,6 +459,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
         if vms:
             vms.clear()
             _tidy(state, item)
+        state.forks.end(item, nextitem)
 
 
 def _tidy(state: State, item: pytest.Item) -> None:

@@ -50,7 +50,6 @@ class Boot:
         `console` is the file for what the console shows; the other log files go beside it.
         """
         self.server = server
-        self.is_fork = origin is not None
         self.taint = 0  # when the agent came up
         self._qmp: Monitor | None = None
         self._limit = limits.boot

@@ -50,8 +50,8 @@ class VmConfig:
     memory. `modules` are loaded before the agent answers; `files` maps paths in the guest to the
     host's files or to bytes. `initrd` is one of the user's that starts the agent, in place of all
     that. `prepare` is called with the VM when it has booted, before anything else is done with it.
-    `fork` says whether it goes on from where another like it stood, so prepared; None: where that
-    is for the better.
+    `fork` says whether it goes on from where another like it stood, so prepared; None: who makes
+    the VMs may choose.
     """
 
     vcpus: int = 1
@@ -78,6 +78,10 @@ class VmConfig:
             if isinstance(value, str) or not all(isinstance(word, str) for word in value):
                 raise ConfigError(f"vm: {name} {value!r}: give a list of texts")
             object.__setattr__(self, name, tuple(value))
+        if self.fork not in (None, True, False):
+            raise ConfigError(f"vm: fork={self.fork!r}: give True or False")
+        if self.prepare is not None and not callable(self.prepare):
+            raise ConfigError(f"vm: prepare={self.prepare!r}: give a function that takes the VM")
         if self.root:
             hostroot.check_folder(f"vm: root {self.root}", self.root)
             object.__setattr__(self, "root", os.path.abspath(self.root))

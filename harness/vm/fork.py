@@ -21,29 +21,23 @@ def obstacle(config: VmConfig) -> str:
         return f"root={config.root!r}"
     if config.share:
         return f"share={list(config.share)!r}"
+    written = [disk for disk in config.disks if "readonly=on" not in _members(disk)]
+    if written:
+        return f"disks={written!r}, which can be written"
     return ""
 
 
-def shows(config: VmConfig) -> bool:
-    """Say whether a test sees by more than the time that its VM is a fork.
+def _members(words: str) -> list[str]:
+    return words.replace(",,", "").split(",")[1:]
 
-    What is written to the image of a disk is private to a fork, and gone with it. Networks of the
-    host and options of the user's are no business of ours.
+
+def shows(config: VmConfig) -> bool:
+    """Say whether a test may see by more than the time that its VM is a fork.
+
+    Networks of the host and options of the user's are no business of ours.
     """
     private = all(net.startswith(link.PREFIX) for net in config.nets)
-    return bool(config.options) or not private or overlaid(config).disks != config.disks
-
-
-def overlaid(config: VmConfig) -> VmConfig:
-    """Return the same with disks that can be forked: their images are only read."""
-    return replace(config, disks=tuple(map(_overlaid, config.disks)))
-
-
-def _overlaid(disk: str) -> str:
-    members = disk.replace(",,", "").split(",")[1:]
-    if "readonly=on" in members or any(member.startswith("overlay=") for member in members):
-        return disk
-    return f"{disk},overlay=memory"
+    return bool(config.options) or not private
 
 
 def likeness(config: VmConfig) -> Hashable:

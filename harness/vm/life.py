@@ -382,7 +382,9 @@ class Life:
 
     def reproduce(self) -> str:
         """Return the command line that boots the same guest by hand, to a shell."""
-        return f"pyvirt run {shlex.join(self.words)}"
+        prepare = self.config.prepare
+        then = f"\n# and then: {getattr(prepare, '__qualname__', prepare)}" if prepare else ""
+        return f"pyvirt run {shlex.join(self.words)}{then}"
 
     def folder(self) -> Path:
         """Return a folder of the host that is removed with the VM."""

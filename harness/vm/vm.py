@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ConfigError
 from ..agent.protocol import AgentError
 from ..judge import evidence, report
-from . import fork
 from .boot import CLOSE_S
 from .console import ConsoleEndedError, ConsoleTimeoutError
 from .end import CommandFailedError
@@ -237,15 +236,7 @@ class VM(Life):
         self._power("off", GOOD_ENDS["guest-shutdown"])
 
     def reboot(self) -> VM:
-        """Have the guest reboot, and wait until its agent answers again; disks stay.
-
-        ConfigError: they would not, for they are a fork's.
-        """
-        if self._begin().is_fork and fork.overlaid(self.config) != self.config:
-            raise ConfigError(
-                f"{self.name}: reboot: what a fork has written to its disks would be lost; "
-                "mark the test vm(fork=False)"
-            )
+        """Have the guest reboot, and wait until its agent answers again; disks stay."""
         self._power("reboot", GOOD_ENDS["guest-reset"])
         self._next_boot()
         return self.start()

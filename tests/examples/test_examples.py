@@ -72,11 +72,3 @@ def test_two_guests(vm_factory: Callable[..., VM]) -> None:
     for name, guest in [(name, vm_factory(name)) for name in names]:
         guest.succeed(f"hostname {name}")
         assert guest.succeed("hostname").strip() == name
-
-
-@pytest.mark.vm(nets=["link:wire"], modules=["virtio_net"])
-def test_two_guests_on_a_wire(vm_factory: Callable[..., VM]) -> None:
-    one, two = vm_factory("one"), vm_factory("two")
-    for number, guest in enumerate((one, two), 1):
-        guest.succeed(f"ip addr add 10.0.0.{number}/24 dev eth0", "ip link set eth0 up")
-    one.wait_until_succeeds("ping -c 1 -W 1 10.0.0.2")

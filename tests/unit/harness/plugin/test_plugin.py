@@ -290,6 +290,8 @@ def test_newer(kernel): pass
         ("vm(2)", "mark vm: it takes keywords only"),
         ("vm(disks='scratch:1M')", "give a list of texts"),
         ("vm(disks=['scratch:many'])", "size many: give one such as 64M"),
+        ("vm(fork='yes')", "vm: fork='yes': give True or False"),
+        ("vm(prepare='it')", "vm: prepare='it': give a function that takes the VM"),
         ("vm_timeout(boot=0)", "boot=0: give a number of seconds"),
         ("vm_timeout(boots=1)", "no such member as boots"),
         ("kernel(arch='x86')", "mark kernel: give config="),

@@ -1,0 +1,75 @@
+"""Thirty tests, each with a guest of its own that has booted, and been prepared, before.
+
+One guest boots for all of them; each test begins where that one stood, in a copy of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from pyvirt.harness.vm.vm import VM
+
+NUMBERS = range(30)
+# What tells a guest's boots apart; the kernel makes it when it is first read.
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+def prepare(vm: VM) -> None:
+    vm.succeed(f"cat {BOOT_ID} >/tmp/prepared")
+
+
+pytestmark = pytest.mark.vm(fork=True, prepare=prepare)
+
+
+@pytest.fixture(scope="module")
+def boots() -> dict[str, set[str]]:
+    """The boots that the guests of this module came from, by kernel."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def drawn() -> set[str]:
+    """The random numbers that the guests have drawn."""
+    return set()
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_guest_of_its_own(
+    vm: VM, number: int, boots: dict[str, set[str]], drawn: set[str]
+) -> None:
+    boot = vm.succeed("cat /tmp/prepared")
+    assert vm.succeed(f"cat {BOOT_ID}") == boot
+    of_kernel = boots.setdefault(vm.kernel.name, set())
+    of_kernel.add(boot)
+    assert len(of_kernel) == 1, "this guest has booted by itself"
+
+    assert vm.succeed("hostname; ls /tmp").split() == ["(none)", "prepared"]
+    assert "Linux version" in vm.log()
+    vm.succeed(f"hostname test{number}", f"echo {number} >/tmp/left", "rm /tmp/prepared")
+
+    random = vm.succeed("head -c 16 /dev/urandom | md5sum")
+    assert random not in drawn
+    drawn.add(random)
+
+
+@pytest.mark.vm(nets=["link:wire"], modules=["virtio_net"])
+def test_two_guests_on_a_wire(vm_factory: Callable[..., VM]) -> None:
+    one, two = vm_factory("one"), vm_factory("two")
+    for number, guest in enumerate((one, two), 1):
+        guest.succeed(f"ip addr add 10.0.0.{number}/24 dev eth0", "ip link set eth0 up")
+    one.wait_until_succeeds("ping -c 1 -W 1 10.0.0.2")
+
+
+@pytest.mark.vm(vcpus=2)
+def test_more_processors(vm: VM) -> None:
+    assert vm.succeed("grep -c ^processor /proc/cpuinfo") == "2\n"
+
+
+def test_back_to_where_it_stood(vm: VM) -> None:
+    vm.succeed("echo 1 >/tmp/state")
+    point = vm.snapshot()
+    for _ in range(2):
+        vm.succeed("echo 2 >/tmp/state")
+        vm.restore(point)
+        assert vm.succeed("cat /tmp/state") == "1\n"
