@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import gc
@@ -94,8 +93,7 @@ def wait_to_become(template: Template, channel: socket.socket, enter: Enter) -> 
     prepared = Prepared(template.incoming())
     gc.freeze()
     error = {"error": str(prepared.error)} if prepared.error is not None else {}
-    with contextlib.suppress(BrokenPipeError):  # who was in a hurry does not listen any more
-        channel.send(json.dumps(error).encode())
+    channel.send(json.dumps(error).encode())
     data, fds, _, _ = socket.recv_fds(channel, LINE_MAX, STREAMS_MAX)
     if not data:
         os._exit(0)

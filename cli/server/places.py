@@ -34,21 +34,16 @@ class Waiting:
     pidfd: int
     channel: socket.socket
 
-    def close(self) -> None:
-        """Close what is ours of it."""
-        os.close(self.pidfd)
-        self.channel.close()
-
 
 class Place:
     """A template of a server, or room for one; owns all of it until `close`.
 
-    `tell` gets {"ready": true} when a fork is prepared, or {"error": TEXT}, for each that is.
+    `tell` gets {"ready": true} when the first fork is prepared, or {"error": TEXT}.
     """
 
     def __init__(self, tell: Callable[[dict[str, object]], None], *, spares: int = 1) -> None:
         """Keep as many `spares`, 0 or 1."""
-        self._tell = tell
+        self._tell: Callable[[dict[str, object]], None] | None = tell
         self._spares = spares
         self.template: Template | None = None
         self.giver: Connection | None = None  # who is to fill it
@@ -101,8 +96,10 @@ class Place:
                 ours.close()
                 raise
 
-    def take(self, enter: Enter, run: Run, fds: dict[int, int], asked_ns: int) -> Waiting:
-        """Return the child that becomes what `run` says; Refused, OSError."""
+    def take(
+        self, enter: Enter, run: Run, fds: dict[int, int], asked_ns: int
+    ) -> tuple[Waiting, bool]:
+        """Return the child that becomes what `run` says; is it new? Refused, OSError."""
         if self.template is None:
             raise Refused("has nothing in it yet; migrate a machine there first")
         waiting, self.waiting = self.waiting, None
@@ -110,20 +107,32 @@ class Place:
         if waiting is not None:
             try:
                 child.ask(waiting.channel, run, fds, asked_ns)
-                return waiting
+                return waiting, False
             except BrokenPipeError:
                 self.waiting = waiting  # its end is seen to in a moment
         started = self._start(enter)
-        child.ask(started.channel, run, fds, asked_ns)
-        return started
+        try:
+            child.ask(started.channel, run, fds, asked_ns)
+        except BaseException:
+            signal.pidfd_send_signal(started.pidfd, signal.SIGKILL)
+            os.waitpid(started.pid, 0)
+            os.close(started.pidfd)
+            started.channel.close()
+            raise
+        return started, True
 
     def hear(self, waiting: Waiting) -> bool:
         """Hear what a child says of its preparation; False: there is no more to hear."""
-        data = waiting.channel.recv(LINE_MAX)
+        try:
+            data = waiting.channel.recv(LINE_MAX)
+        except OSError:
+            data = b""  # it has ended, and not read what it was told
         if not data:
             return False
-        error = json.loads(data).get("error")
-        self._tell({"ready": True} if error is None else {"error": error})
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            error = json.loads(data).get("error")
+            tell({"ready": True} if error is None else {"error": error})
         return True
 
     def close(self) -> None:

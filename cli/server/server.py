@@ -272,26 +272,27 @@ class Server:
         place.giver = None
         self._drop(connection, "")
 
-    def _watch(self, place: Place, waiting: Waiting) -> None:
-        def hear() -> None:
-            if place.hear(waiting):
-                return
+    def _hear(self, place: Place, waiting: Waiting) -> None:
+        """Hear a child until it is a fork, or has ended: who closes first may lose what is said."""
+        if not place.hear(waiting):
             self._selector.unregister(waiting.channel)
+            waiting.channel.close()
 
+    def _watch(self, place: Place, waiting: Waiting) -> None:
         def end() -> None:
-            self._forget(waiting)
+            self._selector.unregister(waiting.pidfd)
+            os.close(waiting.pidfd)
             os.waitpid(waiting.pid, 0)
-            waiting.close()
             if place.waiting is waiting:
                 place.waiting = None
 
-        self._selector.register(waiting.channel, selectors.EVENT_READ, hear)
+        self._listen_to(place, waiting)
         self._selector.register(waiting.pidfd, selectors.EVENT_READ, end)
 
-    def _forget(self, waiting: Waiting) -> None:
-        for fileobj in (waiting.channel, waiting.pidfd):
-            if fileobj in self._selector.get_map():
-                self._selector.unregister(fileobj)
+    def _listen_to(self, place: Place, waiting: Waiting) -> None:
+        self._selector.register(
+            waiting.channel, selectors.EVENT_READ, lambda: self._hear(place, waiting)
+        )
 
     def _start(self, control: Connection, run: Run) -> None:
         streams = {key: self._streams[key] for key in run.streams}
@@ -320,13 +321,15 @@ class Server:
         try:
             if place is None:
                 raise Refused("is not there; make it again")
-            waiting = place.take(self._enter, run, fds, asked_ns)
+            waiting, is_new = place.take(self._enter, run, fds, asked_ns)
         except (OSError, Refused) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             self._drop(control, f"template {name}: {why}" if name else f"template: {why}")
             return
-        self._forget(waiting)
-        waiting.channel.close()
+        if is_new:
+            self._listen_to(place, waiting)
+        else:
+            self._selector.unregister(waiting.pidfd)
         self._adopt(_Monitor(waiting.pid, waiting.pidfd, control), has_fds=bool(run.fds))
 
     def _start_switch(self, control: Connection, path: object) -> None:
