@@ -23,6 +23,7 @@ from ..guest import hostboot
 from ..judge import report, symbols
 from ..judge.verdict import Verdict
 from . import config as configuration
+from . import fork
 from .boot import CLOSE_S, Boot
 from .console import Console
 from .end import GuestTimeoutError, LabLostError, VerdictError, error_of
@@ -403,6 +404,9 @@ class Life:
         return found
 
     def _snapshot(self) -> Snapshot:
+        reason = fork.obstacle(self.config)
+        if reason:
+            raise ConfigError(f"{self.name}: snapshot: not with {reason}")
         limit = self.config.limits.call
         with self._guest("snapshot", limit):
             return self._begin().snapshot(self._disks, limit)

@@ -295,6 +295,8 @@ def test_a_guest_that_cannot_be_kept(head: str, run: Run, server: Server) -> Non
 
 def test_a_guest_goes_back_to_where_it_stood(run: Run, server: Server) -> None:
     source = """
+import pytest
+
 def test_it(vm):
     vm.succeed("echo before the snapshot >$CONSOLE")
     vm.wait_for_console("before")
@@ -307,7 +309,10 @@ def test_it(vm):
     assert vm.console.text() == "before the snapshot\\n"
     assert vm.succeed("echo again") == "again\\n"
 
+@pytest.mark.vm(disks=["scratch:1M"])
 def test_two(vm):
+    with pytest.raises(Exception, match="snapshot: not with disks=.'scratch:1M'., which can be"):
+        vm.snapshot()
     vm.start()
 """
     run("--vm-fork=never", a=source).assert_outcomes(passed=2)
