@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import gc
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ...errors import PyvirtError, StateError, unexpected
 from ...vmm import slots
+from ..options.parse import parse
 from .connection import LINE_MAX, STREAMS_MAX, Run
 
 if TYPE_CHECKING:
@@ -83,14 +85,17 @@ def become(run: Run, places: dict[int, int], enter: Enter) -> NoReturn:
     enter(run.words, None)
 
 
-def wait_to_become(template: Template, channel: socket.socket, enter: Enter) -> NoReturn:
+def wait_to_become(
+    template: Template, channel: socket.socket, words: list[str], enter: Enter
+) -> NoReturn:
     """Be a fork of a template, as soon as what it is to be comes over the channel.
 
     The first message there is its own: {}, or {"error": TEXT}. All descriptors of this process
-    are above those that a monitor is given.
+    are above those that a monitor is given. `words` are those of the fork before.
     """
     _keep_only({channel.fileno(), template.fd})
     prepared = Prepared(template.incoming())
+    _rehearse(words)
     gc.freeze()
     error = {"error": str(prepared.error)} if prepared.error is not None else {}
     channel.send(json.dumps(error).encode())
@@ -105,6 +110,12 @@ def wait_to_become(template: Template, channel: socket.socket, enter: Enter) -> 
     prepared.asked_ns = message["asked_ns"]
     os.chdir(message["cwd"])
     enter(message["words"], prepared)
+
+
+def _rehearse(words: list[str]) -> None:
+    """Do what changes nothing: a page of the server's that it touches is copied here, now."""
+    with contextlib.suppress(PyvirtError):
+        parse(words)
 
 
 def ask(channel: socket.socket, run: Run, places: dict[int, int], asked_ns: int) -> None:

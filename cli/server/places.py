@@ -49,6 +49,7 @@ class Place:
         self.giver: Connection | None = None  # who is to fill it
         self.waiting: Waiting | None = None
         self.refill_at: float | None = None  # time.monotonic()
+        self._words: list[str] = []  # of the last fork
 
     def give(self, giver: Connection) -> None:
         """Note who is to fill it; Refused when it is not empty."""
@@ -83,14 +84,14 @@ class Place:
         return None
 
     def _start(self, enter: Enter) -> Waiting:
-        template, parent = self.template, os.getpid()
+        template, words, parent = self.template, self._words, os.getpid()
         assert template is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
                 pid = os.fork()
                 if pid == 0:
-                    child.live(lambda: child.wait_to_become(template, theirs, enter), parent)
+                    child.live(lambda: child.wait_to_become(template, theirs, words, enter), parent)
                 return Waiting(pid, os.pidfd_open(pid), ours)
             except BaseException:
                 ours.close()
@@ -102,7 +103,7 @@ class Place:
         """Return the child that becomes what `run` says; is it new? Refused, OSError."""
         if self.template is None:
             raise Refused("has nothing in it yet; migrate a machine there first")
-        waiting, self.waiting = self.waiting, None
+        waiting, self.waiting, self._words = self.waiting, None, run.words
         self.refill_at = time.monotonic() + _REFILL_S
         if waiting is not None:
             try:
