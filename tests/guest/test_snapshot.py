@@ -116,9 +116,26 @@ def started(command: list[str], image: Path | None = None, tap: str = "") -> Ite
             process.communicate()
 
 
+@contextmanager
+def template(source: Path | str, folder: Path) -> Iterator[str]:
+    """Hold what a folder or a monitor has; return where forks are to be had."""
+    path = str(folder / f"template{os.urandom(4).hex()}")
+    process = subprocess.Popen(
+        [str(PYVIRT), "template", str(source), path], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"ready: pyvirt fork {path}\n"
+        yield path
+    finally:
+        process.terminate()
+        assert process.wait(BOOT_SECONDS) == 0
+        process.communicate()
+
+
 @pytest.fixture(scope="module")
 def taps() -> Iterator[list[str]]:
-    names = [f"snap{os.getpid() % 10000}{n}" for n in range(2)]
+    names = [f"snap{os.getpid() % 10000}{n}" for n in range(3)]
     for n, name in enumerate(names):
         ip = f"ip tuntap add dev {name} mode tap && ip addr add 10.77.{n}.1/24 dev {name}"
         subprocess.run(f"{ip} && ip link set {name} up", shell=True, check=True, timeout=SECONDS)
@@ -239,6 +256,37 @@ def test_twice_at_once_and_a_reset(base: Base, words: list[str], taps: list[str]
         assert two.run("nproc") == "2"
 
 
+def test_forks_and_one_of_a_fork(
+    base: Base, words: list[str], taps: list[str], folder: Path
+) -> None:
+    """All from one template in memory, with 2 vCPUs and a sleep that is under way."""
+    images = [base.copy(f"fork{number}") for number in range(3)]
+    with (
+        template(base.folder, folder) as first,
+        started(["fork", first, *words], images[0], taps[0]) as one,
+        started(["fork", first], images[1], taps[1]) as two,
+    ):
+        for guest, name in ((one, "one"), (two, "two")):
+            guest.run(f"echo {name} >/tmp/name")
+        check_alive(one)
+        with (
+            template(two.path, folder) as second,
+            started(["fork", second], images[2], taps[2]) as three,
+        ):
+            assert three.run("cat /tmp/name") == "two"
+            three.run("echo three >/tmp/name")
+            check_alive(three)
+            asked = time.time()
+            assert asked - 2 < int(three.run("date +%s")) < time.time() + 1
+            two.client.execute("cont")
+            assert [guest.run("cat /tmp/name") for guest in (one, two)] == ["one", "two"]
+            check_alive(two)
+            for guest in (one, two, three):
+                guest.run("while [ ! -e /tmp/slept ]; do sleep 0.1; done", SLEEP + SECONDS)
+                assert base.began + SLEEP <= int(guest.run("cat /tmp/slept"))
+                guest.run(f"! dmesg | grep -E {LOCKUP!r}")
+
+
 def test_no_write_is_lost_in_rounds(
     base: Base, words: list[str], taps: list[str], folder: Path
 ) -> None:
@@ -273,9 +321,17 @@ def test_a_clone_draws_other_random_numbers(folder: Path) -> None:
         guest.ready()
         guest.run("! dmesg | grep 'virtual machine fork'")
         snapshot(guest, folder / "generic")
-    drawn = set()
-    for _ in range(2):
+    drawn: set[str] = set()
+    with template(folder / "generic", folder) as path:
+        # The forks at once.
+        with started(["fork", path]) as one, started(["fork", path]) as two:
+            drawn |= {*draw(one).split(), *draw(two).split()}
         with started(["restore", str(folder / "generic")]) as guest:
-            guest.run("until dmesg | grep -q 'virtual machine fork'; do sleep 0.1; done")
-            drawn.add(guest.run("head -c 16 /dev/urandom | md5sum"))
-    assert len(drawn) == 2
+            drawn |= {*draw(guest).split()}
+    assert len(drawn) == 2 * 3 + 1  # with the "-" of md5sum
+
+
+def draw(guest: Process) -> str:
+    """Return random numbers of a guest, and a UUID, when it knows that it is another."""
+    guest.run("until dmesg | grep -q 'virtual machine fork'; do sleep 0.1; done")
+    return guest.run("head -c 16 /dev/urandom | md5sum; cat /proc/sys/kernel/random/uuid")
