@@ -66,6 +66,11 @@ def _short(text: str) -> str:
 
 
 def _of_run() -> Iterator[Row]:
+    for command in ("run", "restore", "fork"):
+        yield from _options(f"pyvirt {command}")
+
+
+def _options(command: str) -> Iterator[Row]:
     for option in TABLE:
         value = option.value or FLAG
         if value.startswith("[="):
@@ -78,8 +83,8 @@ def _of_run() -> Iterator[Row]:
                 for name, first in _MORE.get((option.name, form.first), ()):
                     form.members.update(_more(name, first) | form.members)
             value = _written(forms)
-        yield Row("pyvirt run", f"-{option.name}", value, _short(option.doc))
-    yield Row("pyvirt run", "-freeze", FLAG, _short(BY_NAME["S"].doc))
+        yield Row(command, f"-{option.name}", value, _short(option.doc))
+    yield Row(command, "-freeze", FLAG, _short(BY_NAME["S"].doc))
 
 
 def _more(option: str, first: str) -> dict[str, str]:
@@ -155,6 +160,10 @@ def _words() -> dict[str, tuple[str, ...]]:
 
     return {
         "exec": (FILE,),
+        "snapshot": (FILE, FOLDER),
+        "restore": (FOLDER,),
+        "template": (FILE, FILE),
+        "fork": (FILE,),
         "qmp": (FILE, " ".join(sorted(REQUESTS))),
         "fork-server": (FILE,),
         "completion": (" ".join(SHELLS),),

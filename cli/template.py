@@ -62,14 +62,7 @@ def main(argv: list[str]) -> int:
 def _fill(server: Server, source: str, path: str, *, goes_on: bool) -> None:
     """Make the template, and say so when forks can be had; PyvirtError."""
     said: list[dict[str, object]] = []
-
-    def tell(message: dict[str, object]) -> None:
-        said.append(message)
-        if "ready" in message and len(said) == 1:
-            sys.stdout.write(f"ready: pyvirt fork {path}\n")
-            sys.stdout.flush()
-
-    place = server.places[NAME] = Place(tell)
+    place = server.places[NAME] = Place(said.append)
     if _is_socket(source):
         _take(server, source, os.path.abspath(path), goes_on=goes_on)
     else:
@@ -77,6 +70,8 @@ def _fill(server: Server, source: str, path: str, *, goes_on: bool) -> None:
     server.serve(lambda: bool(said))
     if "error" in said[0]:
         raise BackendError(str(said[0]["error"]))
+    sys.stdout.write(f"ready: pyvirt fork {path}\n")
+    sys.stdout.flush()
 
 
 def _take(server: Server, source: str, path: str, *, goes_on: bool) -> None:

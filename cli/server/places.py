@@ -42,7 +42,7 @@ class Place:
     """
 
     def __init__(self, tell: Callable[[dict[str, object]], None], *, spares: int = 1) -> None:
-        """Keep as many `spares`, 0 or 1."""
+        """Have as many `spares` wait, 0 or 1."""
         self._tell: Callable[[dict[str, object]], None] | None = tell
         self._spares = spares
         self.template: Template | None = None

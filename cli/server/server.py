@@ -11,9 +11,11 @@ LINE_MAX bytes, says what the connection is:
                             numbers them (0, 1 and 2 are /dev/null where none is given). With
                             "template": NAME it is a fork of that template: WORDs are those of
                             `pyvirt restore` behind the folder
-    {"hold": NAME}          have room for a template, as long as this connection is there; answered
-                            by {"path": PATH}, the server's socket, and when there is a template by
-                            {"ready": true}, or {"error": TEXT}
+    {"hold": NAME, "spares": N}
+                            have room for a template, as long as this connection is there, of which
+                            N forks (1 or 0) are prepared ahead; answered by {"path": PATH}, the
+                            server's socket, and when one is prepared by {"ready": true}, or
+                            {"error": TEXT}
     {"give": NAME}          make a machine the template; vmm/snapshot/template.py has the rest
     {"switch": PATH}        run a switch between the VMs whose stream netdevs name the socket PATH,
                             a new one; answered as a `run` is, and ends as one
@@ -113,13 +115,15 @@ class Server:
 
         if fd >= 0:
             self._selector.register(fd, selectors.EVENT_READ, look)
+        else:
+            look()
         while not ended:
+            self._refill()
             for key, _ in self._selector.select(self._patience()):
                 # It may be gone since the selector looked.
                 if self._selector.get_map().get(key.fd) == key:
                     self._serve_one(key)
             self._close_late()
-            self._refill()
             if fd < 0:
                 look()
         if fd >= 0:
@@ -194,7 +198,7 @@ class Server:
             self._start_switch(connection, message["switch"])
             return
         elif "hold" in message:
-            self._hold(connection, message["hold"])
+            self._hold(connection, message["hold"], message.get("spares", 1))
             return
         elif "give" in message:
             self._give(connection, message["give"])
@@ -230,13 +234,15 @@ class Server:
         if connection.socket in self._selector.get_map():
             self._selector.unregister(connection.socket)
 
-    def _hold(self, connection: Connection, name: object) -> None:
+    def _hold(self, connection: Connection, name: object, spares: object) -> None:
         if not (isinstance(name, str) and name and "," not in name) or name in self.places:
             raise Refused("hold: not a name of its own")
+        if spares not in {0, 1}:
+            raise Refused("spares: neither 0 nor 1")
         if len(self.places) >= PLACES_MAX:
             raise Refused(f"hold: there are {PLACES_MAX} templates; give up one")
         self._release(connection)
-        self.places[name] = Place(connection.answer)
+        self.places[name] = Place(connection.answer, spares=int(bool(spares)))
         self._selector.register(
             connection.socket, selectors.EVENT_READ, lambda: self._let_go(connection, name)
         )

@@ -177,11 +177,11 @@ class Template:
     Owned until `close`, or the end of this process; forks that run go on then. One thread.
     """
 
-    def __init__(self, server: str) -> None:
-        """Have room made; ServerGoneError."""
+    def __init__(self, server: str, *, spares: int = 1) -> None:
+        """Have room made; ServerGoneError. Of `spares`, 0 or 1, the next fork is prepared ahead."""
         self.name = secrets.token_hex(8)
         self._server = server
-        self._control = _connect(server, {"hold": self.name})
+        self._control = _connect(server, {"hold": self.name, "spares": spares})
         self._lines = self._control.makefile("rb")
         try:
             path = self._hear(CONNECT_S)["path"]

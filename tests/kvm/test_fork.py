@@ -6,9 +6,10 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +31,8 @@ from ..unit.fork_server import read_all, telling_of_imports
 from .conftest import Make
 from .support import MAILBOX, MEMORY, PATIENCE, PORT, Guest
 from .test_life import Face, Ledger, counting_on_all, wait_until, wait_until_all_run
+from .test_qmp_run import Monitored
+from .test_run import PYVIRT
 from .test_snapshot import COUNT, FLAG, at_work
 
 Kernel = Callable[[str], Path]
@@ -427,3 +430,92 @@ def test_who_is_no_template_leaves_the_guest_as_it_was(machine: Make, answers: l
         thread.join()
     stands = guest.read_words(COUNT, 1)
     wait_until(lambda: guest.read_words(COUNT, 1) != stands, "the guest goes on")
+
+
+@contextmanager
+def held(source: str, *words: str) -> Iterator[str]:
+    """Run `pyvirt template`; yield the path of its socket."""
+    with TemporaryDirectory() as folder:
+        path = f"{folder}/socket"
+        process = subprocess.Popen(
+            [PYVIRT, "template", *words, source, path], stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"ready: pyvirt fork {path}\n"
+            yield path
+        finally:
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+            process.communicate()
+        assert os.listdir(folder) == []
+
+
+def by_command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PYVIRT, *words], check=False, capture_output=True, text=True, timeout=PATIENCE
+    )
+
+
+def test_by_commands_from_a_folder(machine: Make, tmp_path: Path) -> None:
+    guest = at_work(machine)
+    guest.pause()
+    guest.write_words(FLAG, 1)
+    saver = Saver(guest, Log())
+    saver.start(Folder(str(tmp_path / "snapshot")))
+    saver.wait()
+    with held(str(tmp_path / "snapshot")) as path:
+        for _ in range(2):
+            done = by_command("fork", path, "-serial", "none")
+            assert (done.returncode, done.stdout, done.stderr) == (KEPT, "", "")
+        done = by_command("fork", path, "-m", "1G")
+        assert done.returncode == 2
+        assert (
+            done.stderr
+            == "pyvirt: -m 1024M: the template has 128 MiB; give that, or leave it out\n"
+        )
+        (tmp_path / "log").touch()
+        # Relative to where the command is, and with what it has inherited.
+        reader, writer = os.pipe()
+        words = ["fork", path, "-D", "log", "-nonsense"]
+        done = subprocess.run(
+            [PYVIRT, *words], check=False, stderr=writer, cwd=tmp_path, text=True, timeout=PATIENCE
+        )
+        os.close(writer)
+        with open(reader, encoding="utf-8") as stream:
+            assert "no such option" in stream.read()
+        assert done.returncode == 2
+        other = by_command("template", str(tmp_path / "snapshot"), path)
+        assert "Address already in use; name a new file" in other.stderr
+    gone = by_command("fork", path)
+    assert gone.returncode == 1
+    assert "No such file or directory; name the socket of a pyvirt template" in gone.stderr
+    for source, message in (
+        (str(tmp_path), "state: No such file or directory; name a folder"),
+        (str(tmp_path / "none"), "No such file or directory; name a monitor's socket"),
+    ):
+        refused = by_command("template", source, str(tmp_path / "socket"))
+        assert refused.returncode in {1, 2}
+        assert message in refused.stderr
+        assert refused.stderr.count("\n") == 1
+
+
+def test_by_commands_from_a_monitor(kernel: Kernel) -> None:
+    with Monitored(kernel("spin")) as guest, held(guest.path, "-cont") as path:
+        assert guest.client.execute("query-status")["status"] == "running"
+        assert "STOP" in guest.names()
+        command = [str(PYVIRT), "fork", path, "-serial", "none"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as fork:
+            wait_until(lambda: signals_come(fork.pid), "it is a fork's command")
+            fork.send_signal(signal.SIGTERM)
+            assert fork.wait(PATIENCE) == 0
+        again = by_command("template", guest.path, "/nowhere/socket")
+        assert again.returncode == 2
+        assert "No such file or directory; name a new file in a writable folder" in again.stderr
+
+
+def signals_come(pid: int) -> bool:
+    """Say whether a process has seen to SIGTERM."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt:"))[7:], 16)
+    return bool(caught >> signal.SIGTERM - 1 & 1)
