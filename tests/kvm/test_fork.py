@@ -457,6 +457,7 @@ def by_command(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.any_kvm
 def test_by_commands_from_a_folder(machine: Make, tmp_path: Path) -> None:
     guest = at_work(machine)
     guest.pause()
@@ -500,6 +501,7 @@ def test_by_commands_from_a_folder(machine: Make, tmp_path: Path) -> None:
         assert refused.stderr.count("\n") == 1
 
 
+@pytest.mark.any_kvm
 def test_by_commands_from_a_monitor(kernel: Kernel) -> None:
     with Monitored(kernel("spin")) as guest, held(guest.path, "-cont") as path:
         assert guest.client.execute("query-status")["status"] == "running"
