@@ -222,8 +222,8 @@ class Handover:
     def _failure(self, error: OSError) -> BackendError:
         why = error.strerror or str(error)
         return BackendError(
-            f"{SCHEME}{self._path}: {why}; name the socket of a pyvirt template on this host, "
-            "which has room for the guest's memory"
+            f"{SCHEME}{self._path}: {why}; name the socket of a pyvirt template on this host (for "
+            "a guest in the nested lab, in that lab), which has room for the guest's memory"
         )
 
     def close(self) -> None:
