@@ -93,7 +93,7 @@ def wait_to_become(
     The first message there is its own: {}, or {"error": TEXT}. All descriptors of this process
     are above those that a monitor is given. `words` are those of the fork before.
     """
-    _keep_only({channel.fileno(), template.fd})
+    _keep_only({channel.fileno(), *template.fds})
     prepared = Prepared(template.incoming())
     _rehearse(words)
     gc.freeze()

@@ -59,11 +59,10 @@ class Place:
 
     def fill(self, fds: list[int]) -> None:
         """Take over the template; Refused, StateError."""
-        if len(fds) != 2:
-            raise Refused("two descriptors are to come with it")
-        state, memory = fds
-        fds.clear()
-        self.set(templates.take(state, memory))
+        if len(fds) < 2:
+            raise Refused("descriptors of a state and a memory are to come with it")
+        given, fds[:] = list(fds), []
+        self.set(templates.take(*given))
 
     def set(self, template: Template) -> None:
         """Have a template that was made here."""

@@ -251,6 +251,14 @@ class Pluggable(Device):
         """
         raise NotImplementedError
 
+    def freeze(self) -> tuple[int, ...]:
+        """Freeze what the guest has written beside what is behind the device, and return it.
+
+        As descriptors of layers, the oldest first, which stay the device's own. The machine stands,
+        and the device is drained. BackendError, and nothing has changed.
+        """
+        return ()
+
     def take_failure(self) -> tuple[str, int] | None:
         """Return what failed on the host since the last call, in a word, and its errno.
 

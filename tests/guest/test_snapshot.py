@@ -83,17 +83,17 @@ def words(micro: kernel.Kernel) -> list[str]:
     return ["-kernel", str(micro.image), "-initrd", str(initrd), f"-append={append}"]
 
 
-def devices(folder: Path, image: Path, tap: str) -> list[str]:
+def devices(folder: Path, disk: Path | str, tap: str) -> list[str]:
     """Return the options of a disk, a NIC and a port."""
     return [
-        *("-disk", str(image), "-net", tap),
+        *("-disk", str(disk), "-net", tap),
         *("-chardev", f"socket,id=p,path={folder}/port,server,nowait"),
         *("-device", "virtio-serial-device", "-device", "virtserialport,chardev=p,name=test"),
     ]
 
 
 @contextmanager
-def started(command: list[str], image: Path | None = None, tap: str = "") -> Iterator[Process]:
+def started(command: list[str], disk: Path | str = "", tap: str = "") -> Iterator[Process]:
     """Run `pyvirt COMMAND` with a disk, a NIC and a port, or without."""
     # Not every file system of the lab takes sockets.
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
@@ -101,7 +101,7 @@ def started(command: list[str], image: Path | None = None, tap: str = "") -> Ite
         options = [
             *("-accel", "kvm", "-serial", f"socket,path={folder}/console,server,nowait"),
             *("-qmp", f"unix:{folder}/qmp,server,nowait"),
-            *(devices(folder, image, tap) if image else ()),
+            *(devices(folder, disk, tap) if disk else ()),
         ]
         process = subprocess.Popen(
             [str(PYVIRT), *command, *options], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -256,35 +256,51 @@ def test_twice_at_once_and_a_reset(base: Base, words: list[str], taps: list[str]
         assert two.run("nproc") == "2"
 
 
+# In memory, and on the disk.
+NAMES = (
+    "cat /tmp/name; echo 3 >/proc/sys/vm/drop_caches; "
+    "dd if=/dev/vda bs=1M skip=2 count=1 2>/dev/null | head -n 1"
+)
+
+
+def named(name: str) -> str:
+    """Return the command by which a guest gets a name."""
+    write = "dd if=/tmp/name of=/dev/vda bs=1M seek=2 conv=notrunc,fsync 2>/dev/null"
+    return f"echo {name} >/tmp/name; {write}"
+
+
 def test_forks_and_one_of_a_fork(
     base: Base, words: list[str], taps: list[str], folder: Path
 ) -> None:
-    """All from one template in memory, with 2 vCPUs and a sleep that is under way."""
-    images = [base.copy(f"fork{number}") for number in range(3)]
+    """All from one template in memory, on one image, with 2 vCPUs and a sleep that is under way."""
+    image = base.copy("forks")
+    disk = f"{image},overlay=memory"
     with (
         template(base.folder, folder) as first,
-        started(["fork", first, *words], images[0], taps[0]) as one,
-        started(["fork", first], images[1], taps[1]) as two,
+        started(["fork", first, *words], disk, taps[0]) as one,
+        started(["fork", first], disk, taps[1]) as two,
     ):
         for guest, name in ((one, "one"), (two, "two")):
-            guest.run(f"echo {name} >/tmp/name")
+            guest.run(named(name))
         check_alive(one)
         with (
             template(two.path, folder) as second,
-            started(["fork", second], images[2], taps[2]) as three,
+            started(["fork", second], disk, taps[2]) as three,
         ):
-            assert three.run("cat /tmp/name") == "two"
-            three.run("echo three >/tmp/name")
+            assert three.run(NAMES) == "two\ntwo"
+            three.run(named("three"))
             check_alive(three)
             asked = time.time()
             assert asked - 2 < int(three.run("date +%s")) < time.time() + 1
             two.client.execute("cont")
-            assert [guest.run("cat /tmp/name") for guest in (one, two)] == ["one", "two"]
+            for guest, name in ((one, "one"), (two, "two"), (three, "three")):
+                assert guest.run(NAMES) == f"{name}\n{name}"
             check_alive(two)
             for guest in (one, two, three):
                 guest.run("while [ ! -e /tmp/slept ]; do sleep 0.1; done", SLEEP + SECONDS)
                 assert base.began + SLEEP <= int(guest.run("cat /tmp/slept"))
                 guest.run(f"! dmesg | grep -E {LOCKUP!r}")
+    assert image.read_bytes() == base.image.read_bytes()
 
 
 def test_no_write_is_lost_in_rounds(

@@ -271,7 +271,7 @@ class Listening:
         with client:
             assert client.recv(4096) == b'{"give": ""}\n'
             client.sendall(b"{}\n")
-            line, fds, _, _ = socket.recv_fds(client, 4096, 2)
+            line, fds, _, _ = socket.recv_fds(client, 4096, 8)
             assert line == b'{"given": true}\n'
             client.sendall(b"{}\n")
         return templates.take(*fds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from pyvirt.vmm.config import MachineConfig
 
 from .support import MAILBOX, MEMORY, Guest
 from .test_access import OPERATIONS
+from .test_fork import taken
 from .test_life import wait_until
 from .test_qmp_run import Monitored
 from .test_virtio_mmio import driver, set_
@@ -79,6 +80,26 @@ def test_two_machines_write_their_own(kernel: Callable[[str], Path], tmp_path: P
             guest.pause()
             (layer,) = disk.freeze()
             assert os.pread(layer, SECTOR, PLACE * SECTOR) == data
+    assert image.read_bytes() == CONTENT
+
+
+def test_a_template_has_what_was_written(kernel: Callable[[str], Path], tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(CONTENT)
+    disks = [Block(BlockConfig(f"d{number}", str(image), overlay="memory")) for number in range(2)]
+    config = MachineConfig(str(kernel("script")), memory=MEMORY)
+    with closing(Guest(config, tmp_path / "log", virtio=disks)) as guest:
+        guest.load()
+        offer_write(guest, b"A" * SECTOR)
+        kick(guest)
+        wait_until(partial(answered, guest), "the write is answered")
+        guest.pause()
+        for _ in range(2):
+            with closing(taken(guest)) as template:
+                # The second disk has nothing of its own.
+                ((slot, layers),) = template.incoming().layers.items()
+                assert slot == 0
+                assert [os.pread(fd, SECTOR, PLACE * SECTOR) for fd in layers] == [b"A" * SECTOR]
     assert image.read_bytes() == CONTENT
 
 

@@ -12,7 +12,7 @@ from ...errors import BackendError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 STATE, MEMORY, PARENT = "state", "memory", "parent"
 _MODE, _FOLDER_MODE = 0o600, 0o700  # a guest's secrets are its own
@@ -22,6 +22,7 @@ _PART = ".part"
 class Folder:
     """A snapshot's folder that is to be written."""
 
+    KEEPS_OVERLAYS = False
     __slots__ = ("_parent", "_path")
 
     def __init__(self, path: str, parent: str = "") -> None:
@@ -36,7 +37,12 @@ class Folder:
         except OSError as error:
             raise _failure(self._path, error) from None
 
-    def write(self, memory: Callable[[int], None], state: Callable[[], bytes]) -> None:
+    def write(
+        self,
+        memory: Callable[[int], None],
+        state: Callable[[], bytes],
+        _layers: Sequence[int] = (),
+    ) -> None:
         """Write a snapshot: `memory` is given a descriptor to fill, then `state` returns that file.
 
         BackendError, or what one of them raises; the folder is as it was before then.

@@ -49,7 +49,17 @@ def read_shape(fields: Fields) -> tuple[shape.Shape, bytes]:
 class Incoming:
     """What a machine is to be restored from; owns its files until `close`."""
 
-    __slots__ = ("_ahead", "_fields", "_file", "_is_mapped", "_option", "name", "origin", "shape")
+    __slots__ = (
+        "_ahead",
+        "_fields",
+        "_file",
+        "_is_mapped",
+        "_option",
+        "layers",
+        "name",
+        "origin",
+        "shape",
+    )
 
     def __init__(
         self,
@@ -64,6 +74,7 @@ class Incoming:
         self.shape = found
         self._option, self.name = names
         self.origin: Origin | None = None  # what of it is mapped, where that is a folder's
+        self.layers: dict[int, tuple[int, ...]] = {}  # descriptors of disks' layers, by slots
         self._fields = fields
         self._file = file
         self._is_mapped = mapped
@@ -171,5 +182,9 @@ class Incoming:
         return StateError(f"{self._option}: {error}")
 
     def close(self) -> None:
-        """Close the files; memory that is mapped stays."""
+        """Close the files; memory that is mapped stays, and disks have their layers."""
+        for layers in self.layers.values():
+            for fd in layers:
+                os.close(fd)
+        self.layers.clear()
         self._file.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import os
 
+from ...devices.virtio.device import Pluggable
 from ...errors import BackendError, PyvirtError, unexpected
 from . import chips, clock, ioctls, shape, state_file, vcpu
 from .layers import IDENTITY_BYTES, pages_bytes
@@ -12,7 +13,7 @@ from .memory_file import Writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Protocol
 
     from ..log import Log
@@ -22,12 +23,21 @@ if TYPE_CHECKING:
     class Target(Protocol):
         """Where a snapshot goes; used for one."""
 
+        KEEPS_OVERLAYS: bool  # of disks
+
         def check(self) -> None:
             """Refuse before anything happens; PyvirtError."""
 
-        def write(self, memory: Callable[[int], None], state: Callable[[], bytes]) -> None:
+        def write(
+            self,
+            memory: Callable[[int], None],
+            state: Callable[[], bytes],
+            layers: Sequence[int] = (),
+            /,
+        ) -> None:
             """Write it: `memory` is given a descriptor to fill, then `state` returns that file.
 
+            `layers` are descriptors of what overlays have, which the state tells of; borrowed.
             BackendError, or what one of them raises; nothing stays then.
             """
 
@@ -54,8 +64,25 @@ def _check_overlays(machine: Machine) -> None:
         if getattr(image, "overlay", None) is not None:
             raise PyvirtError(
                 f"{transport.device.name}: what was written is in an overlay, which ends with the "
-                "machine; start it without overlay, on a copy of the image"
+                "machine; make a template of it, or start it without overlay, on a copy of the "
+                "image"
             )
+
+
+def _freeze_overlays(machine: Machine, values: dict[str, object]) -> list[int]:
+    """Note in the state what layers the overlays have; return them, borrowed. BackendError."""
+    assert machine.slots is not None
+    noted: list[dict[str, int]] = []
+    layers: list[int] = []
+    for slot, transport in enumerate(machine.slots.transports):
+        device = transport.device
+        own = device.freeze() if isinstance(device, Pluggable) else ()
+        if own:
+            noted.append({"slot": slot, "count": len(own)})
+            layers += own
+    if noted:
+        values["layers"] = noted
+    return layers
 
 
 def fields(machine: Machine, identity: bytes) -> dict[str, object]:
@@ -103,7 +130,8 @@ class Saver:
         """
         machine = self._machine
         check(machine)
-        _check_overlays(machine)
+        if not target.KEEPS_OVERLAYS:
+            _check_overlays(machine)
         target.check()
         try:
             self._start(target, origin)
@@ -121,10 +149,11 @@ class Saver:
         machine.begin_save(writer.cancel)
         try:
             values = fields(machine, identity)
+            layers = _freeze_overlays(machine, values) if target.KEEPS_OVERLAYS else []
             self._writer, self.status, self.error = writer, ACTIVE, ""
             self._done.acquire()
             try:
-                _thread.start_new_thread(self._run, (target, writer, values, origin))
+                _thread.start_new_thread(self._run, (target, writer, values, layers, origin))
             except BaseException:
                 self._done.release()
                 raise
@@ -138,7 +167,12 @@ class Saver:
             raise
 
     def _run(
-        self, target: Target, writer: Writer, values: dict[str, object], origin: Origin | None
+        self,
+        target: Target,
+        writer: Writer,
+        values: dict[str, object],
+        layers: list[int],
+        origin: Origin | None,
     ) -> None:
         def state() -> bytes:
             if origin is not None and writer.own is not None:
@@ -147,7 +181,7 @@ class Saver:
 
         status = FAILED
         try:
-            target.write(writer.write, state)
+            target.write(writer.write, state, layers)
             status = COMPLETED
         except BackendError as error:
             self.error = str(error)

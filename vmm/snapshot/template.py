@@ -7,10 +7,11 @@ Who has one is a process of `pyvirt template` or `pyvirt fork-server`. A machine
 
 to which the answer is {}, or {"error": TEXT} and the end. When it has written all there follows
 
-    {"given": true}      with two descriptors (SCM_RIGHTS): of the state, then of the memory
+    {"given": true}      with descriptors (SCM_RIGHTS): of the state, of the memory, and of the
+                         layers that disks' overlays have, of which `layers` in the state tells
 
-and the same answers. Both are memfds, and what is in them is what the files of a snapshot have;
-nobody can write to them any more, or change their size. Source: fcntl(2), F_ADD_SEALS.
+and the same answers. The first two are memfds, and what is in them is what the files of a snapshot
+have; nobody can write to them any more, or change their size. Source: fcntl(2), F_ADD_SEALS.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import json
 import os
 import socket
 
+from ...devices import overlay
 from ...errors import BackendError, StateError
 from . import folder, state_file
 from .memory_file import MemoryFile, data_extents, open_memory
@@ -27,7 +29,7 @@ from .restore import Incoming, read_shape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ...state import Fields
     from .shape import Shape
@@ -36,6 +38,8 @@ SCHEME = "template:"
 _NAME = ",name="
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _PAGE = 4096
+_SLOTS_MAX = 256
+_LAYERS_MAX = 62  # of all disks: 64 descriptors come at once
 _LINE_MAX = 4096
 # For an answer. That to {"given": true} comes when the state is read.
 _PATIENCE_S = 20.0
@@ -47,36 +51,73 @@ def uri(path: str, name: str = "") -> str:
 
 
 class Template:
-    """The template; owns its memory until `close`. One thread."""
+    """The template; owns its memory and its disks' layers until `close`. One thread."""
 
-    __slots__ = ("_fields", "_file", "_shape")
+    __slots__ = ("_fields", "_file", "_layers", "_shape")
 
     def __init__(self, fields: Fields, shape: Shape, file: MemoryFile) -> None:
         self._fields = fields
+        self._layers: dict[int, tuple[int, ...]] = {}  # by slots
         self._shape = shape
         self._file = file
         file.extents()  # of which each fork has a copy
 
     @property
-    def fd(self) -> int:
-        """Return the memory's descriptor."""
-        return self._file.fd
+    def fds(self) -> list[int]:
+        """Return the descriptors: the memory's, then those of layers."""
+        return [self._file.fd, *(fd for own in self._layers.values() for fd in own)]
+
+    def own(self, layers: Sequence[int]) -> None:
+        """Take over the layers of disks, of which the state tells; StateError.
+
+        Whether they are layers is seen when a disk has them.
+        """
+        fields, found, at = self._fields, dict[int, tuple[int, ...]](), 0
+        for one in fields.items("layers", _SLOTS_MAX) if fields.has("layers") else ():
+            slot = one.integer("slot", 0, _SLOTS_MAX - 1)
+            count = one.integer("count", 1, overlay.LAYERS_MAX)
+            if slot in found:
+                raise one.wrong("slot", f"{slot} comes twice")
+            found[slot] = tuple(layers[at : at + count])
+            at += count
+        if at != len(layers):
+            raise StateError(
+                f"state: tells of {at} layers of disks, and {len(layers)} came with it"
+            )
+        self._layers = found
 
     def incoming(self) -> Incoming:
         """Return what one machine is restored from; in a process of its own, once."""
         names = "template", "the template"
-        return Incoming(self._fields, self._shape, self._file, names, mapped=True)
+        incoming = Incoming(self._fields, self._shape, self._file, names, mapped=True)
+        incoming.layers = self._layers
+        return incoming
 
     def close(self) -> None:
-        """Give the memory back, when its forks have."""
-        self._file.close()
+        """Give it all back, when its forks have."""
+        self.incoming().close()
 
 
-def take(state_fd: int, memory_fd: int) -> Template:
-    """Return the template of two descriptors that somebody has sent, which are taken over.
+def take(state_fd: int, memory_fd: int, *layers: int) -> Template:
+    """Return the template of descriptors that somebody has sent, which are taken over.
 
     StateError; nothing waits for that somebody.
     """
+    try:
+        template = _take(state_fd, memory_fd)
+        try:
+            template.own(layers)
+        except BaseException:
+            template.close()
+            raise
+    except BaseException:
+        for fd in layers:
+            os.close(fd)
+        raise
+    return template
+
+
+def _take(state_fd: int, memory_fd: int) -> Template:
     try:
         for fd in (state_fd, memory_fd):
             _check_sealed(fd)
@@ -166,6 +207,7 @@ class Handover:
     Used once: `check`, then `write`, from any one thread.
     """
 
+    KEEPS_OVERLAYS = True
     __slots__ = ("_name", "_path", "_socket")
 
     def __init__(self, text: str) -> None:
@@ -187,15 +229,25 @@ class Handover:
             self.close()
             raise
 
-    def write(self, memory: Callable[[int], None], state: Callable[[], bytes]) -> None:
-        """Have a memfd filled by `memory`, and hand it over with the state; BackendError."""
+    def write(
+        self,
+        memory: Callable[[int], None],
+        state: Callable[[], bytes],
+        layers: Sequence[int] = (),
+    ) -> None:
+        """Have a memfd filled by `memory`, and hand all over with the state; BackendError."""
         assert self._socket is not None
         fds: list[int] = []
         try:
+            if len(layers) > _LAYERS_MAX:
+                raise BackendError(
+                    f"{SCHEME}{self._path}: its disks have {len(layers)} layers, and {_LAYERS_MAX} "
+                    "are the most; fork the machine that was there first"
+                )
             fds.append(_sealed("memory", memory))
             data = state()
             fds.insert(0, _sealed("state", lambda fd: _write(fd, data)))
-            self._ask({"given": True}, fds)
+            self._ask({"given": True}, [*fds, *layers])
         except OSError as error:
             raise self._failure(error) from None
         finally:

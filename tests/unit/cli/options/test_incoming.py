@@ -17,6 +17,7 @@ from pyvirt.vmm.numa import Node, Numa
 from pyvirt.vmm.snapshot import shape, state_file
 from pyvirt.vmm.snapshot.folder import Folder
 from pyvirt.vmm.snapshot.memory_file import Writer
+from pyvirt.vmm.snapshot.restore import open_folder
 from pyvirt.vmm.topology import Topology
 
 from ...refusal import refusal
@@ -191,3 +192,24 @@ def test_a_shape_that_cannot_be_is_named(tmp_path: Path) -> None:
         with pytest.raises(StateError) as info:
             incoming.open_snapshot(parse(words(str(tmp_path))))
         assert str(info.value).startswith(f"-incoming file:{tmp_path}: state: {problem}")
+
+
+def test_a_disk_of_a_fork_begins_with_what_its_templates_has(
+    snapshot: str, opened: list[Incoming], tmp_path: Path
+) -> None:
+    found = open_folder(snapshot)
+    opened.append(found)
+    found.layers[1] = (os.memfd_create("layer", os.MFD_CLOEXEC),)
+    image = tmp_path / "image"
+    one, two = ["-disk", f"{image},readonly=on"], ["-disk", f"{image},overlay=memory"]
+    options = parse([*one, *two])
+    incoming.take_template(options, found)
+    assert [disk.layers for disk in options.disks] == [(), found.layers[1]]
+    assert refusal(lambda: incoming.take_template(parse([*two, *one]), found)) == (
+        f"-disk {image}: the template's disk has an overlay, and this one none; give "
+        "overlay=memory or overlay=FOLDER"
+    )
+    assert refusal(lambda: incoming.take_template(parse(two), found)) == (
+        "fork: the template has a disk with an overlay in slot 1; give the same by -disk or "
+        "-drive, with overlay=memory or overlay=FOLDER"
+    )

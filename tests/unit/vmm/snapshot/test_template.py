@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,9 +27,9 @@ SECONDS = 30.0
 ALL = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
-def state() -> bytes:
+def state(**fields: object) -> bytes:
     found = shape.Shape(SIZE, Topology(1), pit=True, hotplug=False, acpi=True)
-    return state_file.encode({"snapshot": IDENTITY.hex(), "machine": found.save()})
+    return state_file.encode({"snapshot": IDENTITY.hex(), "machine": found.save(), **fields})
 
 
 def write_memory(fd: int, identity: bytes = IDENTITY) -> None:
@@ -67,7 +67,7 @@ def test_what_was_given_is_the_templates_and_may_not_change() -> None:
         for memory in memories:
             memory.close()
         with pytest.raises(PermissionError):
-            os.pwrite(found.fd, b"x", 0)
+            os.pwrite(found.fds[0], b"x", 0)
     assert open_files() == before
 
 
@@ -105,6 +105,49 @@ def test_what_is_not_taken(
             os.fstat(fd)
 
 
+def layers(*each: tuple[int, int]) -> list[dict[str, int]]:
+    return [{"slot": slot, "count": count} for slot, count in each]
+
+
+def files(count: int) -> list[int]:
+    """Return descriptors that are each something of its own."""
+    return [os.memfd_create(f"layer{number}", os.MFD_CLOEXEC) for number in range(count)]
+
+
+def test_each_disk_gets_its_layers() -> None:
+    before, given = open_files(), files(3)
+    data = state(layers=layers((4, 1), (0, 2)))
+    with closing(template.take(a_state(data), memfd(write_memory), *given)) as found:
+        assert found.fds[1:] == given
+        assert found.incoming().layers == {4: (given[0],), 0: tuple(given[1:])}
+        # A fork in waiting has its own of them, until its disks are there.
+        found.incoming().close()
+    assert open_files() == before
+
+
+@pytest.mark.parametrize(
+    ("told", "count", "message"),
+    [
+        (None, 1, "tells of 0 layers of disks, and 1 came with it"),
+        (layers((0, 1)), 0, "tells of 1 layers of disks, and 0 came with it"),
+        (layers((0, 1)), 2, "tells of 1 layers of disks, and 2 came with it"),
+        (layers((0, 1), (0, 1)), 2, "layers.1.slot: 0 comes twice"),
+        (layers((0, 0)), 0, "layers.0.count: 0 is not between 1 and 16"),
+        (layers((0, 17)), 17, "layers.0.count: 17 is not between 1 and 16"),
+        (layers((-1, 1)), 1, "layers.0.slot: -1 is not between 0 and 255"),
+        (layers((256, 1)), 1, "layers.0.slot: 256 is not between 0 and 255"),
+        ([1], 1, "layers.0: 1 is not a section of fields"),
+        ("x", 1, "layers"),
+    ],
+)
+def test_layers_that_are_not_taken(told: object, count: int, message: str) -> None:
+    before = open_files()
+    data = state() if told is None else state(layers=told)
+    with pytest.raises(StateError, match=message):
+        template.take(a_state(data), memfd(write_memory), *files(count))
+    assert open_files() == before
+
+
 def test_memory_of_huge_pages_is_not_taken() -> None:
     try:
         memory = memfd(lambda fd: os.ftruncate(fd, 2 * MIB), flags=os.MFD_HUGETLB)
@@ -131,7 +174,7 @@ def test_a_folder_may_go_when_it_is_read(tmp_path: Path) -> None:
         os.truncate(path / "memory", 0)
         with closing(GuestMemory(SIZE, content=found.incoming())) as memory:
             assert memory.read(5 * MIB, 9) == b"something"
-        assert os.fstat(found.fd).st_blocks * 512 < MIB
+        assert os.fstat(found.fds[0]).st_blocks * 512 < MIB
     with pytest.raises(StateError, match="memory: has 0 bytes"):
         template.read_folder(str(path))
     (path / "memory").unlink()
@@ -169,13 +212,13 @@ class There:
         self._listener.close()
 
 
-def hand_over(path: str, name: str = "") -> None:
+def hand_over(path: str, name: str = "", own: Sequence[int] = ()) -> None:
     target = template.Handover(template.uri(path, name).removeprefix(template.SCHEME))
     target.check()
-    target.write(write_memory, state)
+    target.write(write_memory, lambda: state(layers=layers((1, len(own)))) if own else state(), own)
 
 
-def test_a_machine_is_handed_over_as_two_descriptors() -> None:
+def test_a_machine_is_handed_over_as_descriptors() -> None:
     before = open_files()
     with TemporaryDirectory() as folder:
         with closing(There(folder, b"{}\n", b"{}\n")) as there:
@@ -183,6 +226,26 @@ def test_a_machine_is_handed_over_as_two_descriptors() -> None:
         assert there.said == [b'{"give": "of mine"}\n', b'{"given": true}\n']
         with closing(template.take(*there.fds)) as found:
             assert found.incoming().shape.memory == SIZE
+    assert open_files() == before
+
+
+def test_a_disks_layers_go_with_it() -> None:
+    before, own = open_files(), files(2)
+    with TemporaryDirectory() as folder:
+        with closing(There(folder, b"{}\n", b"{}\n")) as there:
+            hand_over(there.path, own=own)
+        with closing(template.take(*there.fds)) as found:
+            same = [os.fstat(fd).st_ino for fd in own]
+            assert [os.fstat(fd).st_ino for fd in found.incoming().layers[1]] == same
+    own += files(61)
+    with (
+        TemporaryDirectory() as folder,
+        closing(There(folder, b"{}\n", b"{}\n")) as there,
+        pytest.raises(BackendError, match="its disks have 63 layers, and 62 are the most"),
+    ):
+        hand_over(there.path, own=own)
+    for fd in own:
+        os.close(fd)
     assert open_files() == before
 
 
