@@ -21,14 +21,15 @@ def obstacle(config: VmConfig) -> str:
         return f"root={config.root!r}"
     if config.share:
         return f"share={list(config.share)!r}"
-    written = [disk for disk in config.disks if "readonly=on" not in _members(disk)]
+    written = [disk for disk in config.disks if not _keeps_image(disk)]
     if written:
-        return f"disks={written!r}, which can be written"
+        return f"disks={written!r}, which can be written, and have no overlay=memory"
     return ""
 
 
-def _members(words: str) -> list[str]:
-    return words.replace(",,", "").split(",")[1:]
+def _keeps_image(disk: str) -> bool:
+    members = disk.replace(",,", "").split(",")[1:]
+    return any(member == "readonly=on" or member.startswith("overlay=") for member in members)
 
 
 def shows(config: VmConfig) -> bool:

@@ -15,11 +15,20 @@ NUMBERS = range(30)
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
+# Not what the kernel remembers of it.
+DISK = "echo 3 >/proc/sys/vm/drop_caches; head -n 1 /dev/vda"
+
+
 def prepare(vm: VM) -> None:
     vm.succeed(f"cat {BOOT_ID} >/tmp/prepared")
+    write(vm, "prepared")
 
 
-pytestmark = pytest.mark.vm(fork=True, prepare=prepare)
+def write(vm: VM, text: str) -> None:
+    vm.succeed(f"echo {text} | dd of=/dev/vda conv=fsync")
+
+
+pytestmark = pytest.mark.vm(fork=True, prepare=prepare, disks=["scratch:8M,overlay=memory"])
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +55,9 @@ def test_a_guest_of_its_own(
 
     assert vm.succeed("hostname; ls /tmp").split() == ["(none)", "prepared"]
     assert "Linux version" in vm.log()
+    assert vm.succeed(DISK) == "prepared\n"
     vm.succeed(f"hostname test{number}", f"echo {number} >/tmp/left", "rm /tmp/prepared")
+    write(vm, f"test{number}")
 
     random = vm.succeed("head -c 16 /dev/urandom | md5sum")
     assert random not in drawn
@@ -68,8 +79,10 @@ def test_more_processors(vm: VM) -> None:
 
 def test_back_to_where_it_stood(vm: VM) -> None:
     vm.succeed("echo 1 >/tmp/state")
+    write(vm, "first")
     point = vm.snapshot()
     for _ in range(2):
         vm.succeed("echo 2 >/tmp/state")
+        write(vm, "second")
         vm.restore(point)
-        assert vm.succeed("cat /tmp/state") == "1\n"
+        assert vm.succeed("cat /tmp/state", DISK) == "1\nfirst\n"

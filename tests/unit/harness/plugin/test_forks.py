@@ -123,6 +123,7 @@ SEEN = {
     "nets=['link:a']": FORKED,
     "disks=['scratch:1M']": BOOTED,
     "disks=['scratch:1M,readonly=on']": FORKED,
+    "disks=['scratch:1M,overlay=memory']": FORKED,
 }
 
 
