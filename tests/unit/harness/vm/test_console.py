@@ -266,6 +266,7 @@ def test_it_goes_on_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert second.since(second.splats[1].mark)[0].at == 1000.0
     assert (tmp_path / "console.log").read_text() == first.text() + second.text(first.mark())
     assert "half of a" not in first.text()
+    second.close()
 
 
 def test_it_goes_on_from_one_that_said_nothing_or_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
