@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from pyvirt.errors import BackendError
+from pyvirt.errors import BackendError, PyvirtError
 from pyvirt.harness.vm.fork_server import ForkServer, Process, Template
 from pyvirt.qmp.client import Client, CommandError
 from pyvirt.vmm import bus, layout, slots
@@ -503,12 +503,18 @@ def test_by_commands_from_a_folder(machine: Make, tmp_path: Path) -> None:
 
 @pytest.mark.any_kvm
 def test_by_commands_from_a_monitor(kernel: Kernel) -> None:
-    with Monitored(kernel("spin")) as guest, held(guest.path, "-cont") as path:
+    with (
+        Monitored(kernel("spin")) as guest,
+        held(guest.path, "-cont") as path,
+        TemporaryDirectory() as folder,
+    ):
         assert guest.client.execute("query-status")["status"] == "running"
         assert "STOP" in guest.names()
-        command = [str(PYVIRT), "fork", path, "-serial", "none"]
+        qmp = f"unix:{folder}/qmp,server,nowait"
+        command = [str(PYVIRT), "fork", path, "-serial", "none", "-qmp", qmp]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as fork:
-            wait_until(lambda: signals_come(fork.pid), "it is a fork's command")
+            # Before it runs, a signal may come too early for an orderly end.
+            wait_until(lambda: runs(f"{folder}/qmp"), "the fork runs")
             fork.send_signal(signal.SIGTERM)
             assert fork.wait(PATIENCE) == 0
         again = by_command("template", guest.path, "/nowhere/socket")
@@ -516,8 +522,11 @@ def test_by_commands_from_a_monitor(kernel: Kernel) -> None:
         assert "No such file or directory; name a new file in a writable folder" in again.stderr
 
 
-def signals_come(pid: int) -> bool:
-    """Say whether a process has seen to SIGTERM."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt:"))[7:], 16)
-    return bool(caught >> signal.SIGTERM - 1 & 1)
+def runs(path: str) -> bool:
+    """Say whether the machine of a monitor, which may not be there yet, runs."""
+    try:
+        client = Client(path, lambda _: None)
+    except PyvirtError:
+        return False
+    with closing(client):
+        return bool(client.execute("query-status")["status"] == "running")
