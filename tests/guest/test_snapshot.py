@@ -234,10 +234,11 @@ def test_the_time_of_day_is_right_after_half_a_minute(
     """As many seconds have passed since the snapshot, of which the test before has waited most."""
     time.sleep(max(0.0, base.saved + 30 - time.monotonic()))
     with started(["restore", str(base.folder), *words], base.copy("time"), taps[0]) as guest:
-        # The guest tells when its second changes.
+        # The guest tells when its second changes; how long it takes to say so is not the matter.
+        asked = time.time()
         guest.begin("s=$(date +%s); while [ $(date +%s) = $s ]; do :; done; date +%s")
         output, _ = guest.finish(SECONDS)
-        assert abs(time.time() - int(output)) < 1
+        assert asked - 1 < int(output) < time.time() + 1
         guest.run(f"! dmesg | grep -E {LOCKUP!r}")
 
 
