@@ -43,6 +43,7 @@ RUNS, WARM_UP = 20, 2
 EACH = 5  # of each monitor in a turn
 SECONDS = 60
 LAB_SECONDS = 240
+RUN_S = 0.03  # that its vCPU may run before it is told to end
 REST_S = 0.15  # between two forks, as between two tests; another one is prepared meanwhile
 WORDS = ("-accel", "kvm", "-serial", "none", "-qmp", "fd:3,throttle=off")
 STREAMS = {"qmp": (3,), "messages": (2,)}
@@ -89,6 +90,7 @@ def fork(server: ForkServer, template: Template) -> Fork:
         one.take()
         assert one.pid is not None
         size = private(one.pid)
+        time.sleep(RUN_S)
         client.execute("quit")
         text = "".join(iter(lambda: one.streams["messages"].recv(65536).decode(), ""))
         client.close()
