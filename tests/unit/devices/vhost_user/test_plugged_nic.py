@@ -266,13 +266,19 @@ def test_a_driver_that_has_not_said_which_may_use_all_that_is_offered(
     way.close()
 
 
-def test_a_link_that_is_taken_down(
-    make: Callable[..., Switch], slot: Slot, uplink: Callable[[], Uplink]
-) -> None:
+def at_work(make: Callable[..., Switch], slot: Slot, uplink: Callable[[], Uplink]) -> Switch:
+    """Return a switch that the slot's NIC is plugged to, and has exchanged a frame with."""
     switch = make(features=ALL)
     slot.begin()
     slot.nic.attach(uplink())
     assert slot.exchange() == FRAME
+    return switch
+
+
+def test_a_link_that_is_taken_down(
+    make: Callable[..., Switch], slot: Slot, uplink: Callable[[], Uplink]
+) -> None:
+    switch = at_work(make, slot, uplink)
     slot.nic.set_link(up=False)
     assert slot.link == 0
     assert [switch._rings[index].enabled for index in (RX, TX)] == [False, False]
@@ -289,10 +295,7 @@ def test_a_link_that_is_taken_down(
 def test_the_link_is_down_without_a_switch_until_another_comes(
     make: Callable[..., Switch], slot: Slot, uplink: Callable[[], Uplink]
 ) -> None:
-    switch = make(features=ALL)
-    slot.begin()
-    slot.nic.attach(uplink())
-    assert slot.exchange() == FRAME
+    switch = at_work(make, slot, uplink)
     switch.die()
     wait(lambda: slot.report() and not slot.link)
     assert "its back end has gone; requests wait 5 s for another" in slot.log[0]
@@ -308,10 +311,7 @@ def test_the_link_is_down_without_a_switch_until_another_comes(
 def test_none_comes(
     make: Callable[..., Switch], slot: Slot, uplink: Callable[[], Uplink], hurry: Hurry
 ) -> None:
-    switch = make(features=ALL)
-    slot.begin()
-    slot.nic.attach(uplink())
-    assert slot.exchange() == FRAME
+    switch = at_work(make, slot, uplink)
     hurry()
     switch.die()
     wait(lambda: slot.is_broken)
@@ -325,10 +325,7 @@ def test_none_comes(
 def test_one_that_has_gone_can_be_unplugged_at_once(
     make: Callable[..., Switch], slot: Slot, uplink: Callable[[], Uplink]
 ) -> None:
-    switch = make(features=ALL)
-    slot.begin()
-    slot.nic.attach(uplink())
-    assert slot.exchange() == FRAME
+    switch = at_work(make, slot, uplink)
     switch.die()
     slot.unplug()
     slot.lose()
