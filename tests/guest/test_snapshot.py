@@ -21,6 +21,7 @@ import pytest
 from pyvirt.harness.guest import initramfs, kernel
 from pyvirt.qmp.client import Client
 
+from ..unit.fork_server import held
 from .conftest import PYVIRT
 from .live import BOOT_SECONDS, SCRIPT, SECONDS, Live
 
@@ -114,23 +115,6 @@ def started(command: list[str], disk: Path | str = "", tap: str = "") -> Iterato
         finally:
             process.kill()
             process.communicate()
-
-
-@contextmanager
-def template(source: Path | str, folder: Path) -> Iterator[str]:
-    """Hold what a folder or a monitor has; return where forks are to be had."""
-    path = str(folder / f"template{os.urandom(4).hex()}")
-    process = subprocess.Popen(
-        [str(PYVIRT), "template", str(source), path], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == f"ready: pyvirt fork {path}\n"
-        yield path
-    finally:
-        process.terminate()
-        assert process.wait(BOOT_SECONDS) == 0
-        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +261,7 @@ def test_forks_and_one_of_a_fork(
     image = base.copy("forks")
     disk = f"{image},overlay=memory"
     with (
-        template(base.folder, folder) as first,
+        held(str(base.folder), seconds=BOOT_SECONDS) as first,
         started(["fork", first, *words], disk, taps[0]) as one,
         started(["fork", first], disk, taps[1]) as two,
     ):
@@ -285,7 +269,7 @@ def test_forks_and_one_of_a_fork(
             guest.run(named(name))
         check_alive(one)
         with (
-            template(two.path, folder) as second,
+            held(two.path, seconds=BOOT_SECONDS) as second,
             started(["fork", second], disk, taps[2]) as three,
         ):
             assert three.run(NAMES) == "two\ntwo"
@@ -339,7 +323,7 @@ def test_a_clone_draws_other_random_numbers(folder: Path) -> None:
         guest.run("! dmesg | grep 'virtual machine fork'")
         snapshot(guest, folder / "generic")
     drawn: set[str] = set()
-    with template(folder / "generic", folder) as path:
+    with held(str(folder / "generic"), seconds=BOOT_SECONDS) as path:
         # The forks at once.
         with started(["fork", path]) as one, started(["fork", path]) as two:
             drawn |= {*draw(one).split(), *draw(two).split()}

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,7 +27,7 @@ from pyvirt.vmm.snapshot import template as templates
 from pyvirt.vmm.snapshot.folder import Folder
 from pyvirt.vmm.snapshot.save import Saver
 
-from ..unit.fork_server import read_all, telling_of_imports
+from ..unit.fork_server import held, read_all, telling_of_imports
 from .conftest import Make
 from .support import MAILBOX, MEMORY, PATIENCE, PORT, Guest
 from .test_life import Face, Ledger, counting_on_all, wait_until, wait_until_all_run
@@ -432,25 +432,6 @@ def test_who_is_no_template_leaves_the_guest_as_it_was(machine: Make, answers: l
     wait_until(lambda: guest.read_words(COUNT, 1) != stands, "the guest goes on")
 
 
-@contextmanager
-def held(source: str, *words: str) -> Iterator[str]:
-    """Run `pyvirt template`; yield the path of its socket."""
-    with TemporaryDirectory() as folder:
-        path = f"{folder}/socket"
-        process = subprocess.Popen(
-            [PYVIRT, "template", *words, source, path], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == f"ready: pyvirt fork {path}\n"
-            yield path
-        finally:
-            process.terminate()
-            assert process.wait(PATIENCE) == 0
-            process.communicate()
-        assert os.listdir(folder) == []
-
-
 def by_command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [PYVIRT, *words], check=False, capture_output=True, text=True, timeout=PATIENCE
@@ -465,7 +446,7 @@ def test_by_commands_from_a_folder(machine: Make, tmp_path: Path) -> None:
     saver = Saver(guest, Log())
     saver.start(Folder(str(tmp_path / "snapshot")))
     saver.wait()
-    with held(str(tmp_path / "snapshot")) as path:
+    with held(str(tmp_path / "snapshot"), seconds=PATIENCE) as path:
         for _ in range(2):
             done = by_command("fork", path, "-serial", "none")
             assert (done.returncode, done.stdout, done.stderr) == (KEPT, "", "")
@@ -505,7 +486,7 @@ def test_by_commands_from_a_folder(machine: Make, tmp_path: Path) -> None:
 def test_by_commands_from_a_monitor(kernel: Kernel) -> None:
     with (
         Monitored(kernel("spin")) as guest,
-        held(guest.path, "-cont") as path,
+        held(guest.path, "-cont", seconds=PATIENCE) as path,
         TemporaryDirectory() as folder,
     ):
         assert guest.client.execute("query-status")["status"] == "running"
