@@ -35,6 +35,13 @@ def open_regular(path: str, flags: int, mode: int = 0o666) -> int:
     return fd
 
 
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it, however little the file takes at once; OSError."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
 def _check(path: str, mode: int) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)

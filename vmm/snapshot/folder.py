@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from ...errors import BackendError
+from ...files import write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,12 +97,7 @@ def _way(path: str, parent: str) -> str:
 
 
 def _fill(path: str, memory: Callable[[int], None], state: Callable[[], bytes]) -> None:
-    def write_state(fd: int) -> None:
-        rest = memoryview(state())
-        while rest:
-            rest = rest[os.write(fd, rest) :]
-
-    for name, fill in ((MEMORY, memory), (STATE, write_state)):
+    for name, fill in ((MEMORY, memory), (STATE, lambda fd: write_all(fd, state()))):
         fd = os.open(
             os.path.join(path, name + _PART),
             os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,

@@ -23,6 +23,7 @@ import socket
 
 from ...devices import overlay
 from ...errors import BackendError, StateError
+from ...files import write_all
 from . import folder, state_file
 from .memory_file import MemoryFile, data_extents, open_memory
 from .restore import Incoming, read_shape
@@ -246,7 +247,7 @@ class Handover:
                 )
             fds.append(_sealed("memory", memory))
             data = state()
-            fds.insert(0, _sealed("state", lambda fd: _write(fd, data)))
+            fds.insert(0, _sealed("state", lambda fd: write_all(fd, data)))
             self._ask({"given": True}, [*fds, *layers])
         except OSError as error:
             raise self._failure(error) from None
@@ -283,9 +284,3 @@ class Handover:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-
-def _write(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
