@@ -258,13 +258,18 @@ class Handover:
 
     def _ask(self, message: dict[str, object], fds: list[int] | None = None) -> None:
         assert self._socket is not None
-        socket.send_fds(self._socket, [json.dumps(message).encode() + b"\n"], fds or [])
         line = b""
-        while not line.endswith(b"\n"):
-            data = self._socket.recv(_LINE_MAX)
-            if not data or len(line) > _LINE_MAX:
-                raise BackendError(f"{SCHEME}{self._path}: does not answer; is it pyvirt template?")
-            line += data
+        try:
+            socket.send_fds(self._socket, [json.dumps(message).encode() + b"\n"], fds or [])
+            while not line.endswith(b"\n") and len(line) <= _LINE_MAX:
+                data = self._socket.recv(_LINE_MAX)
+                if not data:
+                    break
+                line += data
+        except (BrokenPipeError, ConnectionResetError):
+            line = b""  # which of these it is, or an end, depends on when it went
+        if not line.endswith(b"\n"):
+            raise BackendError(f"{SCHEME}{self._path}: does not answer; is it pyvirt template?")
         try:
             why = json.loads(line).get("error")
         except (ValueError, AttributeError):
