@@ -3,7 +3,7 @@
 What needs no stock kernel runs here, on all processors. What boots stock kernels runs here too
 where this host's KVM can do that. Otherwise labs are booted, as many as there is room for, which
 share those files among them together with tests/kvm, which then meets a real KVM as well: all of it
-but the files that are marked `any_kvm`, whose tests come out the same on whatever KVM has run them.
+but what is marked `any_kvm`, which comes out the same on whatever KVM has run it.
 
 What fails is run once more by itself, here as in a lab. The last lines name every such test.
 """
@@ -83,7 +83,7 @@ def guest_groups(folder: Path, failure: str) -> list[Group]:
     claims.mkdir()
     spread = ["--claims", str(claims)]
     paths = ["tests/guest", "tests/kvm"]
-    # Marked files come out the same on every KVM: they have had this host's, if it has one.
+    # What is marked comes out the same on every KVM: it has had this host's, if it has one.
     chosen = ["-m", "not any_kvm"] if os.path.exists("/dev/kvm") else []
     processes = labs_at_once()
     return [examples, Group("lab", paths, chosen, spread=spread, processes=processes, lab=True)]

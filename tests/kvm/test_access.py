@@ -90,6 +90,7 @@ def test_a_port_device_sees_offset_size_and_value(machine: Make) -> None:
     assert guest.stats().unclaimed == 0
 
 
+@pytest.mark.any_kvm
 def test_an_answer_wider_than_the_access_is_cut(machine: Make) -> None:
     guest = machine("script")
     guest.bus.add(bus.PIO, PORT, 8, Recorder(0x1_FFAA, -1, -2))
@@ -261,6 +262,7 @@ def test_string_input_from_nobody_is_all_ones(machine: Make) -> None:
     assert guest.stats().cold == 1
 
 
+@pytest.mark.any_kvm
 def test_a_failing_device_ends_the_machine_in_one_line(machine: Make) -> None:
     guest = machine("script")
     guest.bus.add(bus.PIO, PORT, 1, Recorder())  # without an answer to give
@@ -280,6 +282,7 @@ class Leaving:
         raise SystemExit(3)
 
 
+@pytest.mark.any_kvm
 def test_a_vcpu_thread_that_leaves_ends_the_machine(machine: Make) -> None:
     guest = machine("script")
     guest.bus.add(bus.PIO, PORT, 1, Leaving())

@@ -48,7 +48,7 @@ def writing(make: Make, actions: Actions, *writes: tuple[int, int]) -> tuple[Gue
     return guest, told
 
 
-@pytest.mark.parametrize("write", [RESET, I8042])
+@pytest.mark.parametrize("write", [RESET, pytest.param(I8042, marks=pytest.mark.any_kvm)])
 def test_a_reset_begins_anew(make: Make, write: tuple[int, int]) -> None:
     guest, told = writing(make, Actions(reboot="reset"), write)
     end = guest.wait()
@@ -71,6 +71,7 @@ def test_a_triple_fault_is_a_reset_as_well(make: Make) -> None:
     assert len(lines) <= 12
 
 
+@pytest.mark.any_kvm
 def test_of_a_reset_that_fails_the_machine_ends(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +96,7 @@ def test_the_end_comes_with_a_reset(make: Make) -> None:
         assert guest.end.reason == "host"
 
 
+@pytest.mark.any_kvm
 def test_a_guest_that_is_off_stands_until_its_reset(make: Make) -> None:
     guest, told = writing(make, Actions(shutdown="pause"), SLEEP_CONTROL)
     told.wait_for("STOP")
@@ -108,6 +110,7 @@ def test_a_guest_that_is_off_stands_until_its_reset(make: Make) -> None:
     assert guest.wait().reason == "debug-exit"
 
 
+@pytest.mark.any_kvm
 def test_a_panic_pauses(make: Make) -> None:
     guest, told = writing(make, Actions(panic="pause"), PANIC)
     told.wait_for("STOP")
@@ -131,6 +134,7 @@ def watched(make: Make, actions: Actions, *writes: tuple[int, int]) -> tuple[Gue
     return guest, told
 
 
+@pytest.mark.any_kvm
 def test_a_watchdog_resets(make: Make) -> None:
     guest, told = watched(make, Actions(reboot="reset"), FEED, BARK)
     assert guest.wait().reason == "debug-exit"
@@ -139,12 +143,14 @@ def test_a_watchdog_resets(make: Make) -> None:
     assert guest.log_text() == "pyvirt: the guest's watchdog has fired: reset\n"
 
 
+@pytest.mark.any_kvm
 def test_a_watchdogs_reset_is_what_the_guests_own_is(make: Make) -> None:
     guest, _ = watched(make, Actions(), BARK)
     end = guest.wait()
     assert (end.reason, end.status) == ("guest-reset", 0)
 
 
+@pytest.mark.any_kvm
 def test_a_watchdog_pauses(make: Make) -> None:
     guest, told = watched(make, Actions(watchdog="pause"), BARK)
     told.wait_for("STOP")
@@ -154,6 +160,7 @@ def test_a_watchdog_pauses(make: Make) -> None:
     assert guest.state == "running"
 
 
+@pytest.mark.any_kvm
 def test_a_watchdog_switches_off(make: Make) -> None:
     guest, told = watched(make, Actions(watchdog="poweroff"), BARK)
     end = guest.wait()
@@ -161,6 +168,7 @@ def test_a_watchdog_switches_off(make: Make) -> None:
     assert told.events[0] == ("WATCHDOG", {"action": "poweroff"})
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize(("action", "event"), [("shutdown", "POWERDOWN"), ("none", "WATCHDOG")])
 def test_a_watchdog_asks(make: Make, action: str, event: str) -> None:
     guest, told = watched(make, Actions(watchdog=action), BARK)
@@ -176,6 +184,7 @@ def test_a_watchdog_injects_an_nmi(make: Make) -> None:
     assert told.events[0] == ("WATCHDOG", {"action": "inject-nmi"})
 
 
+@pytest.mark.any_kvm
 def test_a_watchdog_stands_while_the_machine_does(make: Make) -> None:
     guest, told = watched(make, Actions(watchdog="none"), FEED)
     assert guest._timed is not None
@@ -196,11 +205,13 @@ def test_a_watchdog_stands_while_the_machine_does(make: Make) -> None:
     assert "WATCHDOG" not in [name for name, _ in told.events]
 
 
+@pytest.mark.any_kvm
 def test_a_machine_without_a_watchdog_has_no_port_of_one(make: Make) -> None:
     guest, _ = writing(make, Actions(watchdog="poweroff"), BARK)
     assert guest.wait().reason == "debug-exit"
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize(("action", "status"), [("shutdown", 0), ("exit-failure", 1)])
 def test_a_panic_ends_the_run(make: Make, action: str, status: int) -> None:
     guest, told = writing(make, Actions(panic=action), PANIC, RESET)
@@ -210,6 +221,7 @@ def test_a_panic_ends_the_run(make: Make, action: str, status: int) -> None:
     assert guest.state == ENDED
 
 
+@pytest.mark.any_kvm
 def test_a_crash_kernel_is_left_alone(make: Make) -> None:
     guest, told = writing(make, Actions(panic="exit-failure"), (0x608, 2))
     assert guest.wait().reason == "debug-exit"

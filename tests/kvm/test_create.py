@@ -64,6 +64,7 @@ def test_close_without_start_gives_everything_back_and_may_be_repeated(machine: 
     guest.close()
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize("name", CREATION)
 def test_a_failing_ioctl_leaves_nothing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     fail_at(monkeypatch, name, 1)
@@ -71,6 +72,7 @@ def test_a_failing_ioctl_leaves_nothing(monkeypatch: pytest.MonkeyPatch, name: s
         create()
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize("name", ["CREATE_VCPU", "SET_CPUID2", "SET_LAPIC"])
 def test_a_failure_at_a_later_vcpu_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, name: str
@@ -80,6 +82,7 @@ def test_a_failure_at_a_later_vcpu_leaves_nothing(
         create(vcpus=4)
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize("name", LOADING)
 def test_a_failure_while_loading_is_an_error(
     machine: Make, monkeypatch: pytest.MonkeyPatch, name: str
@@ -107,6 +110,7 @@ def test_an_interrupt_line_that_fails_leaves_nothing(
             guest.interrupt_line(5)
 
 
+@pytest.mark.any_kvm
 def test_a_thread_that_cannot_start_is_no_obstacle_to_closing(
     machine: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +128,7 @@ def test_a_thread_that_cannot_start_is_no_obstacle_to_closing(
     guest.close()
 
 
+@pytest.mark.any_kvm
 def test_a_kvm_without_permission_is_named_with_the_mend(tmp_path: Path) -> None:
     path = tmp_path / "kvm"
     path.touch(0)
@@ -137,6 +142,7 @@ def test_a_kvm_without_permission_is_named_with_the_mend(tmp_path: Path) -> None
         os.seteuid(user)
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize("path", ["/nonexistent/kvm", "/dev/null", "/etc/passwd"])
 def test_a_device_that_is_no_kvm_leaves_nothing(path: str) -> None:
     with pytest.raises(PyvirtError, match=f"{path}: |KVM_GET_API_VERSION: "):
@@ -151,6 +157,7 @@ def test_more_vcpus_than_kvm_has_are_refused_by_name() -> None:
         create(vcpus=limit + 1)
 
 
+@pytest.mark.any_kvm
 def test_a_capability_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     extension = kvm.extension
 
@@ -162,6 +169,7 @@ def test_a_capability_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) 
         create()
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize(
     ("content", "message"),
     [

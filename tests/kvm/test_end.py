@@ -48,6 +48,7 @@ def test_debug_exit_gives_its_value(machine: Make, value: int) -> None:
     assert guest.log_text() == ""
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize(("operation", "value"), [(OUT_16, 0x1234), (OUT_32, 0x89AB_CD34)])
 def test_a_wide_debug_exit_gives_its_lowest_byte(machine: Make, operation: int, value: int) -> None:
     assert write_ports(machine("script"), (operation, DEBUG_EXIT, value)) == ("debug-exit", 0x34)
@@ -81,6 +82,7 @@ def test_power_registers_end_the_guest(machine: Make, port: int, value: int, rea
     assert guest.marks[-1] == "end"
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize(
     ("port", "value"),
     [
@@ -99,6 +101,7 @@ def test_other_values_do_not_end_the_guest(machine: Make, port: int, value: int)
     assert done(guest, 2) == [1, 0]
 
 
+@pytest.mark.any_kvm
 def test_boot_timer_marks_init_once_the_guest_says_so(machine: Make) -> None:
     guest = machine("script")
     assert guest.marks == ["vm-ready", "kernel-loaded"]
@@ -146,6 +149,7 @@ def test_an_exception_reaches_its_handler_where_the_probe_says_so(machine: Make)
         assert guest.log_text() == ""
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize("registers_fail", [False, True])
 def test_a_failing_kvm_run_ends_the_machine(
     machine: Make, monkeypatch: pytest.MonkeyPatch, registers_fail: bool

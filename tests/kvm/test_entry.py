@@ -85,6 +85,7 @@ def test_zero_page(machine: Make, initrd: Path, memory: int, ram: list[tuple[int
     assert is_rsdp(guest, rsdp)
 
 
+@pytest.mark.any_kvm
 def test_zero_page_without_initrd(machine: Make) -> None:
     guest = machine("entry_linux")
     guest.run()
@@ -161,6 +162,7 @@ def test_memory_that_is_not_touched_costs_nothing(machine: Make) -> None:
     assert resident_bytes() - before < 64 << 20
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize("address", [3 * GIB, 4 * GIB - 8, 6 * GIB - 7, 6 * GIB])
 def test_addresses_outside_memory_are_refused(machine: Make, address: int) -> None:
     guest = machine("spin", memory=FIVE_GIB)

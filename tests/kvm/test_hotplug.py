@@ -40,6 +40,7 @@ def capacities(guest: Guest, slots: int) -> list[int]:
     return [transport.read(r.CONFIG, 8) for transport in guest.slots.transports[:slots]]
 
 
+@pytest.mark.any_kvm
 def test_disks_of_the_start_come_first(make: Make, tmp_path: Path) -> None:
     disks = tuple(disk(tmp_path / name, size) for name, size in (("a", 8), ("b", 16)))
     guest = make("script", disks=disks)
@@ -48,6 +49,7 @@ def test_disks_of_the_start_come_first(make: Make, tmp_path: Path) -> None:
     assert capacities(guest, SLOTS) == [8, 16, 0, 0, 0, 0]
 
 
+@pytest.mark.any_kvm
 def test_more_disks_than_slots_at_the_start(make: Make, tmp_path: Path) -> None:
     disks = tuple(disk(tmp_path / f"d{number}", 8) for number in range(SLOTS + 2))
     guest = make("script", disks=disks)
@@ -55,6 +57,7 @@ def test_more_disks_than_slots_at_the_start(make: Make, tmp_path: Path) -> None:
     assert len(guest.slots.pluggable("block")) == SLOTS + 2
 
 
+@pytest.mark.any_kvm
 def test_without_hotplug_there_are_no_empty_slots(
     machine: Callable[[str], Guest], tmp_path: Path
 ) -> None:
@@ -76,6 +79,7 @@ def test_a_driver_sees_the_plugged_disk(make: Make, tmp_path: Path) -> None:
     assert values[-3:] == [DRIVER_RUNS, 24, 0]
 
 
+@pytest.mark.any_kvm
 def test_a_detached_disk_is_handed_back(make: Make, tmp_path: Path) -> None:
     guest = make("script")
     image = Image(disk(tmp_path / "a", 24))
@@ -86,6 +90,7 @@ def test_a_detached_disk_is_handed_back(make: Make, tmp_path: Path) -> None:
     assert guest.detach("block", 1) is None
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize("addr", [-1, SLOTS, 99])
 def test_a_slot_that_is_not_there(make: Make, tmp_path: Path, addr: int) -> None:
     guest = make("script")
@@ -95,6 +100,7 @@ def test_a_slot_that_is_not_there(make: Make, tmp_path: Path, addr: int) -> None
     image.close()
 
 
+@pytest.mark.any_kvm
 def test_disks_are_closed_with_the_machine(make: Make, tmp_path: Path) -> None:
     guest = make("script")
     image = Image(disk(tmp_path / "a", 8))
@@ -163,6 +169,7 @@ def test_a_reset_begins_anew(make: Make, tmp_path: Path) -> None:
     assert capacities(guest, 4) == [0, 0, 0, 8]
 
 
+@pytest.mark.any_kvm
 def test_a_reset_of_a_paused_machine_leaves_it_paused(make: Make) -> None:
     guest = make("spin")
     guest.start()
@@ -177,6 +184,7 @@ def test_a_reset_of_a_paused_machine_leaves_it_paused(make: Make) -> None:
     wait_until(lambda: counter(guest), "the guest runs")
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize("name", ["CREATE_VM", "CREATE_IRQCHIP", "CREATE_VCPU", "SET_LAPIC"])
 def test_a_reset_that_fails_early_changes_nothing(
     make: Make, monkeypatch: pytest.MonkeyPatch, name: str
@@ -193,6 +201,7 @@ def test_a_reset_that_fails_early_changes_nothing(
     wait_until(lambda: counter(guest) > before, "the guest runs on")
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize("name", ["IRQFD", "IOEVENTFD", "SET_SREGS"])
 def test_a_reset_that_fails_late_ends_the_machine(
     make: Make, monkeypatch: pytest.MonkeyPatch, name: str
@@ -207,6 +216,7 @@ def test_a_reset_that_fails_late_ends_the_machine(
     assert guest.wait().reason == "crash"
 
 
+@pytest.mark.any_kvm
 def test_a_reset_without_a_kernel_ends_the_machine(make: Make) -> None:
     guest = make("spin")
     guest.start()
@@ -218,7 +228,7 @@ def test_a_reset_without_a_kernel_ends_the_machine(make: Make) -> None:
         guest.reset()
 
 
-@pytest.mark.parametrize("vcpus", [1, 4])
+@pytest.mark.parametrize("vcpus", [pytest.param(1, marks=pytest.mark.any_kvm), 4])
 def test_the_end_comes_during_a_reset(make: Make, vcpus: int) -> None:
     """Whichever is first, all threads leave, and none uses a vCPU that is gone."""
     for number in range(20):
@@ -237,6 +247,7 @@ def test_the_end_comes_during_a_reset(make: Make, vcpus: int) -> None:
         guest.close()
 
 
+@pytest.mark.any_kvm
 def test_a_reset_that_finds_the_end_does_nothing(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +265,7 @@ def test_a_reset_that_finds_the_end_does_nothing(
     assert guest.vcpus == vcpus
 
 
+@pytest.mark.any_kvm
 def test_a_stop_tells_of_the_end_once(make: Make) -> None:
     guest = make("spin")
     events: list[tuple[str, dict[str, Any]]] = []
@@ -270,6 +282,7 @@ def test_a_stop_tells_of_the_end_once(make: Make) -> None:
     assert events == [("STOP", {}), ("RESUME", {}), end]
 
 
+@pytest.mark.any_kvm
 def test_a_failing_image_is_an_event_and_a_line(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

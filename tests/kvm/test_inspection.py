@@ -76,6 +76,7 @@ def test_memory_of_a_running_guest(machine: Make, tmp_path: Path) -> None:
     assert guest.state == PAUSED
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize("vcpu", [None, 0])
 def test_memory_that_is_not_there(machine: Make, tmp_path: Path, vcpu: int | None) -> None:
     guest = machine("spin")
@@ -118,6 +119,7 @@ def test_looking_while_the_end_comes(machine: Make) -> None:
         ender.join()
 
 
+@pytest.mark.any_kvm
 def test_threads_have_their_numbers(machine: Make) -> None:
     guest = machine("spin", vcpus=3)
     assert guest.thread_ids == [0, 0, 0]
@@ -127,6 +129,7 @@ def test_threads_have_their_numbers(machine: Make) -> None:
     assert len(set(guest.thread_ids)) == 3
 
 
+@pytest.mark.any_kvm
 def test_counters(kernel: Callable[[str], Path], tmp_path: Path) -> None:
     image = tmp_path / "a"
     image.touch()
@@ -157,6 +160,7 @@ def test_counters(kernel: Callable[[str], Path], tmp_path: Path) -> None:
         guest.close()
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize(
     ("value", "event"), [(1, "GUEST_PANICKED"), (2, "GUEST_CRASHLOADED"), (3, "GUEST_PANICKED")]
 )

@@ -76,7 +76,7 @@ def layered(machine: Make, restored: Restored, tmp_path: Path) -> Path:
     return tmp_path / "third"
 
 
-@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize("mapped", [True, pytest.param(False, marks=pytest.mark.any_kvm)])
 def test_the_newest_is_the_whole_machine(
     machine: Make, restored: Restored, tmp_path: Path, mapped: bool
 ) -> None:
@@ -91,6 +91,7 @@ def test_the_newest_is_the_whole_machine(
     assert again.run() == ("debug-exit", KEPT)
 
 
+@pytest.mark.any_kvm
 def test_only_what_changed_is_written(machine: Make, restored: Restored, tmp_path: Path) -> None:
     saved(machine, tmp_path / "first")
     second = restored.make("keep", tmp_path / "first")
@@ -122,6 +123,7 @@ def test_pages_that_became_zeroes_are_zeroes(
         assert again.read_words(BUFFER, 1024) == [0] * 1024
 
 
+@pytest.mark.any_kvm
 def test_made_one_it_needs_no_other(
     machine: Make, restored: Restored, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,6 +242,7 @@ def test_no_parent_does_more_than_be_refused(
     check()
 
 
+@pytest.mark.any_kvm
 def test_by_qmp_and_by_the_command(
     kernel: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

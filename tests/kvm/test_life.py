@@ -221,6 +221,7 @@ def test_pauses_around_the_startup_ipi_do_not_lose_it(machine: Make) -> None:
         assert [ledger.wrong for ledger in ledgers] == [[]] * VCPUS
 
 
+@pytest.mark.any_kvm
 def test_frozen_runs_nothing_before_resume(machine: Make) -> None:
     guest, ledger = counting(machine, frozen=True)
     guest.start()
@@ -234,6 +235,7 @@ def test_frozen_runs_nothing_before_resume(machine: Make) -> None:
     assert guest.first_run_ns() >= resumed
 
 
+@pytest.mark.any_kvm
 def test_pause_and_resume_are_idle_where_there_is_nothing_to_do(machine: Make) -> None:
     guest, _ = counting(machine)
     guest.start()
@@ -249,6 +251,7 @@ def test_pause_and_resume_are_idle_where_there_is_nothing_to_do(machine: Make) -
     assert guest.wait().reason == "host"
 
 
+@pytest.mark.any_kvm
 def test_close_while_paused(machine: Make) -> None:
     guest, ledger = counting(machine)
     guest.start()
@@ -260,6 +263,7 @@ def test_close_while_paused(machine: Make) -> None:
     assert guest.end.reason == "host"
 
 
+@pytest.mark.any_kvm
 def test_close_while_frozen(machine: Make) -> None:
     guest, ledger = counting(machine, frozen=True)
     guest.start()
@@ -267,6 +271,7 @@ def test_close_while_frozen(machine: Make) -> None:
     assert ledger.accesses == 0
 
 
+@pytest.mark.any_kvm
 def test_the_end_comes_while_another_thread_pauses(machine: Make) -> None:
     """Whichever is first, both return and the guest has ended."""
     for _ in range(20):
@@ -282,6 +287,7 @@ def test_the_end_comes_while_another_thread_pauses(machine: Make) -> None:
         guest.close()
 
 
+@pytest.mark.any_kvm
 def test_of_many_ends_the_first_holds(machine: Make) -> None:
     guest, _ = counting(machine)
     guest.start()
@@ -306,6 +312,7 @@ def test_of_many_ends_the_first_holds(machine: Make) -> None:
     assert os.eventfd_read(guest.ended_fd) == 1
 
 
+@pytest.mark.any_kvm
 def test_who_sees_the_end_may_close_at_once(machine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that ends the machine is done with its descriptor by then, however slow it is."""
     write, errors = os.eventfd_write, []

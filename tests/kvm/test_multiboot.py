@@ -31,13 +31,21 @@ def test_entry_and_command_line(flat: Path) -> None:
     assert (status, out, err) == (0, ENTERED + words + SUMMARY, "")
 
 
+@pytest.mark.any_kvm
 def test_64_bit_file(kernel: Kernel) -> None:
     status, out, _ = run(*command(kernel("multiboot"), "-append", ""))
     assert (status, out) == (0, ENTERED + b"INFO: entry: multiboot.elf \n" + SUMMARY)
 
 
 # At 0x8000 as realmode of kvm-unit-tests, and where the boot information is otherwise.
-@pytest.mark.parametrize("at", [0x1000, 0x6000, 0x8000])
+@pytest.mark.parametrize(
+    "at",
+    [
+        pytest.param(0x1000, marks=pytest.mark.any_kvm),
+        pytest.param(0x6000, marks=pytest.mark.any_kvm),
+        0x8000,
+    ],
+)
 def test_below_1_mib(at: int, tmp_path: Path) -> None:
     image = build(GUESTS / "multiboot.S", tmp_path / "low.elf", at)
     (tmp_path / "env").write_text("NR_CPUS=2")
@@ -48,6 +56,7 @@ def test_below_1_mib(at: int, tmp_path: Path) -> None:
     assert out.endswith(b"PASS: smp: all arrived\n" + SUMMARY)
 
 
+@pytest.mark.any_kvm
 def test_a_wish_for_a_video_mode(tmp_path: Path) -> None:
     source = tmp_path / "video.S"
     guest = (GUESTS / "multiboot.S").read_text()
@@ -60,6 +69,7 @@ def test_a_wish_for_a_video_mode(tmp_path: Path) -> None:
     assert err.count("\n") == 1
 
 
+@pytest.mark.any_kvm
 def test_module(flat: Path, tmp_path: Path) -> None:
     (tmp_path / "env").write_text("NR_CPUS=1")
     status, out, _ = run(*command(flat, "-append", "0", "-initrd", str(tmp_path / "env")))
@@ -67,13 +77,17 @@ def test_module(flat: Path, tmp_path: Path) -> None:
     assert b"INFO: module: NR_CPUS=1\n" in out
 
 
-@pytest.mark.parametrize("vcpus", [1, 2, 4])
+@pytest.mark.parametrize(
+    "vcpus",
+    [pytest.param(1, marks=pytest.mark.any_kvm), pytest.param(2, marks=pytest.mark.any_kvm), 4],
+)
 def test_processors(flat: Path, vcpus: int) -> None:
     status, out, err = run(*command(flat, "-append", str(vcpus), "-smp", str(vcpus)))
     assert (status, err) == (0, "")
     assert out.endswith(b"PASS: smp: all arrived\n" + SUMMARY)
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize(
     ("word", "status", "line"),
     [

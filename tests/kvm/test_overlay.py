@@ -23,6 +23,8 @@ from .test_life import wait_until
 from .test_qmp_run import Monitored
 from .test_virtio_mmio import driver, set_
 
+pytestmark = pytest.mark.any_kvm
+
 RINGS, HEADER, DATA, STATUS = 0x30_0000, 0x33_0000, 0x33_1000, 0x33_2000
 AVAIL = RINGS + 0x1000
 OUT, SECTOR, PLACE = 1, 512, 3

@@ -36,6 +36,7 @@ def test_a_handler_that_is_left_out_is_a_failure(monkeypatch: pytest.MonkeyPatch
     assert exceptions_fail() != ""
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize(
     "name", ["CREATE_VM", "CREATE_IRQCHIP", "CREATE_VCPU", "SET_USER_MEMORY_REGION", "SET_SREGS"]
 )
@@ -50,6 +51,7 @@ def test_a_kvm_that_cannot_even_do_that_is_an_error(
         exceptions_fail()
 
 
+@pytest.mark.any_kvm
 def test_no_memory_for_the_probe_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))

@@ -36,6 +36,7 @@ def test_register_memory_page_and_lines(kernel: Callable[[str], Path], tmp_path:
     assert (vectors & ONES, vectors >> 32) == (0, PENDING)
 
 
+@pytest.mark.any_kvm
 def test_what_is_kept_goes_at_a_reset(kernel: Callable[[str], Path], tmp_path: Path) -> None:
     config = MachineConfig(str(kernel("halt")), memory=128 << 20, testdev=True)
     guest = Guest(config, tmp_path / "log")
@@ -52,17 +53,20 @@ def test_what_is_kept_goes_at_a_reset(kernel: Callable[[str], Path], tmp_path: P
         guest.close()
 
 
+@pytest.mark.any_kvm
 def test_none_unless_asked_for(machine: Make) -> None:
     guest = machine("script")
     bases = {base for base, _, _ in (*guest.bus._devices[0], *guest.bus._devices[1])}
     assert not bases & {0xE0, 0xE4, 0xE8, 0x2000, 0xFF00_0000}
 
 
+@pytest.mark.any_kvm
 def test_on_the_command_line(kernel: Callable[[str], Path]) -> None:
     status, out, err = run(*command(kernel("testdev"), *TESTDEV))
     assert (status, out, err) == (0, b"", "")
 
 
+@pytest.mark.any_kvm
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -8,6 +8,8 @@ from pyvirt.devices.rtc import RtcConfig
 from .conftest import Make
 from .support import MAILBOX
 
+pytestmark = pytest.mark.any_kvm
+
 IN_8, OUT_8 = 1, 4  # of script.S
 VALID_TIME = 0x80
 NOTHING = 0xFF

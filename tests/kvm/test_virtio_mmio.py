@@ -223,6 +223,7 @@ def test_no_half_changed_configuration_passes_for_a_whole_one(make: Make) -> Non
     assert guest.read_words(MAILBOX + 8, 1) == [0]
 
 
+@pytest.mark.any_kvm
 def test_what_a_driver_does_wrong_is_one_line_and_the_guest_goes_on(make: Make) -> None:
     guest = make(Notes())
     values = carry_out(guest, *driver(rings=MEMORY - 0x1000), get(r.STATUS))
@@ -233,6 +234,7 @@ def test_what_a_driver_does_wrong_is_one_line_and_the_guest_goes_on(make: Make) 
     )
 
 
+@pytest.mark.any_kvm
 def test_devices_are_reset_and_closed_with_the_machine(make: Make) -> None:
     devices = [Notes(), Notes()]
     guest = make(*devices)
@@ -254,6 +256,7 @@ def test_as_many_devices_as_there_are_lines(make: Make) -> None:
     assert [device.closed for device in more] == [1] * len(more)
 
 
+@pytest.mark.any_kvm
 def test_a_device_breaks_and_the_machine_tells(make: Make) -> None:
     guest = make(Notes())
     assert guest.slots
@@ -278,6 +281,7 @@ class Noisy(Notes):
         return f"news {self.said}"
 
 
+@pytest.mark.any_kvm
 def test_what_a_device_says_is_limited_whatever_it_says(make: Make) -> None:
     device, other = Noisy(), Notes()
     guest = make(device, other)
@@ -292,6 +296,7 @@ def test_what_a_device_says_is_limited_whatever_it_says(make: Make) -> None:
     assert lines[-1] == "pyvirt: dev0: the driver did it; it needs a reset", "the other has its own"
 
 
+@pytest.mark.any_kvm
 def test_a_device_that_raises_costs_its_own_message(make: Make) -> None:
     device, other = Noisy(), Notes()
     guest = make(device, other)
