@@ -1,7 +1,8 @@
 """What a guest writes to a disk whose image stays as it is; native/block/overlay.h does the work.
 
 It is there as long as the machine, in memory or in a file without a name. Frozen, it is a layer: a
-descriptor that other disks, of forks, can have between their own overlay and the image.
+descriptor that other disks, of forks, can have between their own overlay and the image. Copied, it
+is a file with a name, that disks of restored guests can have there.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from ..native import ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 MEMORY = "memory"
 LAYERS_MAX = 16  # frozen ones; each is one more place to look for what is read
+MARK_BYTES: int = lib.PV_OVERLAY_MARK
 _MODE = 0o600
+_STEP = 16 * lib.PV_OVERLAY_SPAN  # between two looks at whether to go on
+_SECTOR = 512
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -78,8 +82,7 @@ class Overlay:
             raise ConfigError(
                 f"{option}: what is to be below it is no layer of a disk of this size"
             )
-        if result < 0:
-            raise OSError(-result, os.strerror(-result))
+        _result(result)
         self._handles.append(handle[0])
 
     def _add(self) -> None:
@@ -105,15 +108,31 @@ class Overlay:
             return tuple(self._fds[:-1])
         if len(self._fds) > LAYERS_MAX:
             raise BackendError(f"{LAYERS_MAX} layers are frozen, which is the most; begin anew")
-        result = lib.pv_overlay_freeze(self.handle)
         try:
-            if result < 0:
-                raise OSError(-result, os.strerror(-result))
+            _result(lib.pv_overlay_freeze(self.handle))
             self._add()
         except OSError as error:
             raise BackendError(f"its overlay: {error.strerror}; make room") from None
         _seal(self._fds[-2])
         return tuple(self._fds[:-1])
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether the disk is as its image is. Nothing is in flight."""
+        return all(lib.pv_overlay_is_empty(handle) for handle in self._handles)
+
+    def copy(self, fd: int, mark: bytes, check: Callable[[], None]) -> None:
+        """Write what all layers have to an empty file, which is one layer then; OSError.
+
+        `mark` are the last bytes of the file, MARK_BYTES of them, for its reader. Nothing
+        is in flight. `check` is called now and then, and raises what ends it.
+        """
+        assert len(mark) == MARK_BYTES
+        written = ffi.new("uint64_t *")
+        for start in range(0, self._sectors * _SECTOR, _STEP):
+            check()
+            _result(lib.pv_overlay_copy(self.handle, fd, start, start + _STEP, written))
+        _result(lib.pv_overlay_complete(self.handle, fd, mark))
 
     def close(self) -> None:
         """Give all of it up; no device has it any more."""
@@ -121,6 +140,11 @@ class Overlay:
             lib.pv_overlay_free(self._handles.pop())
         while self._fds:
             os.close(self._fds.pop())
+
+
+def _result(result: int) -> None:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
 
 
 def _open(place: str) -> int:

@@ -50,6 +50,7 @@ def open_snapshot(options: Options) -> Incoming:
     is_mapped = can_map if config.mapped is None else config.mapped
     incoming = open_folder(config.path, mapped=is_mapped)
     try:
+        _take_layers(options, incoming, "-incoming")
         _take_shape(options, incoming)
     except BaseException:
         incoming.close()
@@ -83,26 +84,26 @@ def take_template(options: Options, incoming: Incoming) -> None:
         )
     if options.accel == "lab":
         raise ConfigError("-accel lab: a fork runs where its template is; leave it out")
-    for slot, layers in incoming.layers.items():
-        _put_below(options, slot, layers)
+    _take_layers(options, incoming, "fork")
     _take_shape(options, incoming)
     options.content = incoming
 
 
-def _put_below(options: Options, slot: int, layers: tuple[int, ...]) -> None:
-    """Let a disk begin with what its template's guest has written to its overlay; ConfigError."""
-    if slot >= len(options.disks):
-        raise ConfigError(
-            f"fork: the template has a disk with an overlay in slot {slot}; give the same by "
-            "-disk or -drive, with overlay=memory or overlay=FOLDER"
-        )
-    disk = options.disks[slot]
-    if not disk.overlay:
-        raise ConfigError(
-            f"{disk.option}: the template's disk has an overlay, and this one none; give "
-            "overlay=memory or overlay=FOLDER"
-        )
-    disk.layers = layers
+def _take_layers(options: Options, incoming: Incoming, option: str) -> None:
+    """Let disks begin with what the guest has written to their overlays; ConfigError."""
+    for slot, layers in incoming.layers.items():
+        if slot >= len(options.disks):
+            raise ConfigError(
+                f"{option}: {incoming.name} has a disk with an overlay in slot {slot}; give the "
+                "same by -disk or -drive, with overlay=memory or overlay=FOLDER"
+            )
+        disk = options.disks[slot]
+        if not disk.overlay:
+            raise ConfigError(
+                f"{disk.option}: the disk of {incoming.name} has an overlay, and this one none; "
+                "give overlay=memory or overlay=FOLDER"
+            )
+        disk.layers = layers
 
 
 def _take_shape(options: Options, incoming: Incoming) -> None:

@@ -491,6 +491,11 @@ class Block(Pluggable):
             except BackendError as error:
                 raise BackendError(f"{self.name}: {error}") from None
 
+    def overlay(self) -> Overlay | None:
+        """Return the image's, which stays its own."""
+        served = self._served
+        return served.image.overlay if isinstance(served, Served) else None
+
     def take_failure(self) -> tuple[str, int] | None:
         """Return "read", "write" or "flush", and the errno; of many failures one a second."""
         kind = ffi.new("uint32_t *")

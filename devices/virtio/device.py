@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ...state import Fields
     from ..chardev import Chardev
+    from ..overlay import Overlay
     from .fault import Faults
 
     class DeviceConfig(Protocol):
@@ -258,6 +259,10 @@ class Pluggable(Device):
         and the device is drained. BackendError, and nothing has changed.
         """
         return ()
+
+    def overlay(self) -> Overlay | None:
+        """Return where what the guest writes goes beside what is behind the device, if it does."""
+        return None
 
     def take_failure(self) -> tuple[str, int] | None:
         """Return what failed on the host since the last call, in a word, and its errno.

@@ -10,9 +10,9 @@
 
 #include "iothread/io_internal.h"
 
-#define SECTOR UINT64_C(512)
-#define WORD UINT64_C(64)        /* bits */
-#define PAGE UINT64_C(4096)      /* of the map, bytes */
+#define SECTOR PV_OVERLAY_SECTOR
+#define WORD UINT64_C(64) /* bits */
+#define PAGE PV_OVERLAY_PAGE
 #define PAGE_SECTORS (8 * PAGE)
 #define SECTORS_MAX (UINT64_MAX / SECTOR / 2)
 
@@ -21,9 +21,12 @@ struct trailer {
 	char magic[16];
 	uint64_t version;
 	uint64_t sectors;
+	uint8_t mark[PV_OVERLAY_MARK]; /* of whom it belongs to; theirs to look at */
 };
 
-static const struct trailer TRAILER = {"pyvirt-overlay", 1, 0};
+_Static_assert(PV_OVERLAY_SPAN == PAGE_SECTORS * SECTOR, "a page of the map");
+
+static const struct trailer TRAILER = {"pyvirt-overlay", 1, 0, {0}};
 
 static uint64_t smaller(uint64_t a, uint64_t b)
 {
@@ -179,7 +182,12 @@ const struct pv_overlay *pv_overlay_find(const struct pv_overlay *o, uint64_t of
 	return o;
 }
 
-static int write_all(int fd, const void *data, size_t size, uint64_t at)
+bool pv_overlay_has(const struct pv_overlay *o, uint64_t page)
+{
+	return (o->touched[page / WORD] >> page % WORD & 1) != 0;
+}
+
+int pv_overlay_write(int fd, const void *data, size_t size, uint64_t at)
 {
 	const char *from = data;
 
@@ -211,20 +219,26 @@ static int read_all(int fd, void *data, size_t size, uint64_t at)
 	return 0;
 }
 
-int pv_overlay_freeze(struct pv_overlay *o)
+int pv_overlay_complete(const struct pv_overlay *o, int fd, const uint8_t *mark)
 {
-	uint64_t start = o->sectors * SECTOR;
 	struct trailer trailer = TRAILER;
-	int result = 0;
 
 	trailer.sectors = o->sectors;
+	memcpy(trailer.mark, mark, sizeof(trailer.mark));
+	return pv_overlay_write(fd, &trailer, sizeof(trailer), o->sectors * SECTOR + o->map_bytes);
+}
+
+int pv_overlay_freeze(struct pv_overlay *o)
+{
+	static const uint8_t nobody[PV_OVERLAY_MARK];
+	uint64_t start = o->sectors * SECTOR;
+	int result = 0;
+
 	for (uint64_t page = 0; result == 0 && page < o->map_bytes / PAGE; page++)
-		if (o->touched[page / WORD] >> page % WORD & 1)
-			result = write_all(o->fd, (char *)o->map + page * PAGE, PAGE,
-			                   start + page * PAGE);
-	if (result == 0)
-		result = write_all(o->fd, &trailer, sizeof(trailer), start + o->map_bytes);
-	return result;
+		if (pv_overlay_has(o, page))
+			result = pv_overlay_write(o->fd, (char *)o->map + page * PAGE, PAGE,
+			                          start + page * PAGE);
+	return result == 0 ? pv_overlay_complete(o, o->fd, nobody) : result;
 }
 
 /* Read the map, the parts of it that are there. */

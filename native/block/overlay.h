@@ -10,6 +10,9 @@
 
 #include <stdint.h>
 
+#define PV_OVERLAY_MARK 16       /* bytes */
+#define PV_OVERLAY_SPAN 16777216 /* bytes of the disk that a page of the map is of */
+
 struct pv_overlay;
 
 /* A layer that is empty, over `below` or, with NULL, the image. `fd` is an empty file, which
@@ -26,6 +29,15 @@ int pv_overlay_thaw(int fd, uint64_t sectors, const struct pv_overlay *below,
 /* Complete the file of a layer that is written to no more, nor is being. What pwrite(2) says: it
  * may go on. */
 int pv_overlay_freeze(struct pv_overlay *overlay);
+
+/* Copy what a layer and those below it have of the disk's bytes from `start` to `end`, both multiples
+ * of PV_OVERLAY_SPAN, to the same places of an empty file, and `written` is how many more bytes that
+ * takes. Nothing is written to the layer meanwhile. When all of the disk was seen to,
+ * pv_overlay_complete makes of the file a layer that stands for all of them, the last bytes of which
+ * are `mark`, PV_OVERLAY_MARK of them. What lseek(2), sendfile(2) and pwrite(2) say. */
+int pv_overlay_copy(const struct pv_overlay *top, int fd, uint64_t start, uint64_t end,
+                    uint64_t *written);
+int pv_overlay_complete(const struct pv_overlay *top, int fd, const uint8_t *mark);
 
 /* Whether nothing was written to it. Nothing is being. */
 int pv_overlay_is_empty(const struct pv_overlay *overlay);

@@ -8,6 +8,9 @@
 
 #include "block/overlay.h"
 
+#define PV_OVERLAY_SECTOR UINT64_C(512)
+#define PV_OVERLAY_PAGE UINT64_C(4096) /* of the map, bytes; a bit for each sector */
+
 struct pv_overlay {
 	const struct pv_overlay *below;
 	int fd;
@@ -29,5 +32,11 @@ const struct pv_overlay *pv_overlay_find(const struct pv_overlay *top, uint64_t 
  * there. A sector of which they are a part is not, the first one apart, that `start` is in and the
  * beginning of which was written before. Any thread. */
 void pv_overlay_mark(struct pv_overlay *overlay, uint64_t start, uint64_t end);
+
+/* Whether some bits of a page of its map are set. */
+bool pv_overlay_has(const struct pv_overlay *overlay, uint64_t page);
+
+/* Write all of `data`; what pwrite(2) says. */
+int pv_overlay_write(int fd, const void *data, size_t size, uint64_t at);
 
 #endif

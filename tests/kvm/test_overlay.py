@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -11,16 +13,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from pyvirt.devices.overlay import MARK_BYTES
 from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.block import Block, BlockConfig
 from pyvirt.devices.virtio.queue import DESC, DESC_NEXT, DESC_WRITE
 from pyvirt.vmm.config import MachineConfig
+from pyvirt.vmm.log import Log
+from pyvirt.vmm.snapshot import template as templates
+from pyvirt.vmm.snapshot.flatten import flatten
+from pyvirt.vmm.snapshot.folder import Folder
+from pyvirt.vmm.snapshot.save import Saver
 
+from .conftest import Make
 from .support import MAILBOX, MEMORY, Guest
 from .test_access import OPERATIONS
-from .test_fork import taken
+from .test_fork import by_command, taken
 from .test_life import wait_until
 from .test_qmp_run import Monitored
+from .test_snapshot import Restored, save
 from .test_virtio_mmio import driver, set_
 
 pytestmark = pytest.mark.any_kvm
@@ -70,6 +80,14 @@ def folder() -> Iterator[str]:
         yield name
 
 
+@pytest.fixture
+def restored(kernel: Callable[[str], Path], tmp_path: Path) -> Iterator[Restored]:
+    restored = Restored(kernel, tmp_path)
+    yield restored
+    for guest in restored.made:
+        guest.close()
+
+
 def test_two_machines_write_their_own(
     kernel: Callable[[str], Path], tmp_path: Path, folder: str
 ) -> None:
@@ -114,6 +132,99 @@ def test_a_template_has_what_was_written(kernel: Callable[[str], Path], tmp_path
                 assert slot == 0
                 assert [os.pread(fd, SECTOR, PLACE * SECTOR) for fd in layers] == [b"A" * SECTOR]
     assert image.read_bytes() == CONTENT
+
+
+def test_a_snapshot_has_what_was_written(
+    make: Make, restored: Restored, tmp_path: Path, folder: str
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(CONTENT)
+
+    def disks() -> tuple[BlockConfig, ...]:
+        return tuple(
+            BlockConfig(f"d{number}", str(image), overlay=place)
+            for number, place in enumerate(("memory", folder))
+        )
+
+    guest = make("script", disks=disks())
+    offer_write(guest, b"A" * SECTOR)
+    kick(guest)
+    wait_until(partial(answered, guest), "the write is answered")
+    # Written as often as wanted: nothing of the guest's becomes more by it.
+    for name in ("first", "second"):
+        save(guest, tmp_path / name)
+        # The second disk has nothing of its own.
+        assert sorted(os.listdir(tmp_path / name)) == ["memory", "overlay-0", "state"]
+    content = (tmp_path / "first/overlay-0").read_bytes()
+    shutil.rmtree(tmp_path / "second")
+    again = restored.make("script", tmp_path / "first", disks=disks(), hotplug=True)
+    (layer,), *others = frozen(again)
+    assert os.pread(layer, SECTOR, PLACE * SECTOR) == b"A" * SECTOR
+    assert not any(others)
+    save(again, tmp_path / "third")
+    flatten(str(tmp_path / "third"), str(tmp_path / "fourth"))
+    for name in ("first", "third", "fourth"):
+        written = (tmp_path / name / "overlay-0").read_bytes()
+        assert written[:-MARK_BYTES] == content[:-MARK_BYTES]
+        assert (tmp_path / name / "overlay-0").stat().st_blocks * 512 < len(CONTENT)
+    with closing(templates.read_folder(str(tmp_path / "fourth"))) as template:
+        shutil.rmtree(tmp_path / "fourth")
+        ((slot, (layer,)),) = template.incoming().layers.items()
+        assert (slot, os.pread(layer, SECTOR, PLACE * SECTOR)) == (0, b"A" * SECTOR)
+    assert image.read_bytes() == CONTENT
+
+
+def frozen(guest: Guest) -> list[tuple[int, ...]]:
+    assert guest.slots
+    devices = [transport.device for transport in guest.slots.transports]
+    return [device.freeze() for device in devices if isinstance(device, Block)]
+
+
+def test_a_snapshot_without_room_for_what_was_written(make: Make, tmp_path: Path) -> None:
+    """It leaves nothing, and the guest has what it had."""
+    image = tmp_path / "image"
+    with open(image, "wb") as file:
+        file.truncate(4 * MEMORY)
+    disk = BlockConfig("d", str(image), overlay="memory")
+    guest = make("script", disks=(disk,))
+    offer_write(guest, b"A" * SECTOR)
+    kick(guest)
+    wait_until(partial(answered, guest), "the write is answered")
+    saver = Saver(guest, Log())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MEMORY, before[1]))
+    try:
+        saver.start(Folder(str(tmp_path / "snapshot")))
+        saver.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert saver.status == "failed"
+    assert "File too large; name a folder that can be written" in saver.error
+    assert not (tmp_path / "snapshot").exists()
+    save(guest, tmp_path / "snapshot")
+
+
+def test_restored_on_the_command_line(
+    make: Make, kernel: Callable[[str], Path], tmp_path: Path, folder: str
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(CONTENT)
+    guest = make("script", disks=(BlockConfig("d", str(image), overlay="memory"),))
+    offer_write(guest, b"A" * SECTOR)
+    kick(guest)
+    wait_until(partial(answered, guest), "the write is answered")
+    save(guest, tmp_path / "snapshot")
+    words = ("-incoming", f"file:{tmp_path}/snapshot", "-disk", f"{image},id=d,overlay={folder}")
+    for _ in range(2):
+        with Monitored(kernel("script"), *words) as one, Monitored(kernel("script"), *words):
+            (disk,) = one.client.execute("query-block")
+            assert disk["inserted"]["x-overlay"] == {"place": folder, "size": 0}
+    done = by_command("restore", str(tmp_path / "snapshot"), "-accel", "kvm", "-disk", str(image))
+    reason = (
+        f"-disk {image}: the disk of the snapshot in {tmp_path}/snapshot has an overlay, and this "
+        "one none; give overlay=memory or overlay=FOLDER"
+    )
+    assert (done.returncode, done.stderr) == (2, f"pyvirt: {reason}\n")
 
 
 def test_on_the_command_line_and_plugged(

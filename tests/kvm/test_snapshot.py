@@ -61,6 +61,8 @@ class Restored:
             words.setdefault("topology", incoming.shape.topology)
             vcpus = words.setdefault("vcpus", incoming.shape.topology.vcpus)
             assert vcpus
+            for slot, disk in enumerate(words.get("disks", ())):
+                disk.layers = incoming.layers.get(slot, ())
             content = incoming if mapped else None
             config = MachineConfig(str(self._kernel(name)), content=content, **words)
             guest = Guest(config, self._logs / f"restored{len(self.made)}")

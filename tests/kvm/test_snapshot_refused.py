@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyvirt.devices.virtio.block import BlockConfig
+from pyvirt.devices.virtio.block import Block, BlockConfig
 from pyvirt.devices.virtio.rng import RngConfig
 from pyvirt.errors import BackendError, PyvirtError, StateError
 from pyvirt.vmm import kvm
@@ -231,5 +231,14 @@ def test_a_state_of_each_format_is_restored(
         state["clock"]["tsc_khz"] = khz
 
     change(tmp_path, move)
-    guest = restored.make("keep", tmp_path, devices=(RngConfig("rng0", "rng0", "/dev/urandom"),))
+    disks = disk(tmp_path / "image") if version >= 3 else ()
+    for one in disks:
+        one.overlay = "memory"
+    devices = (RngConfig("rng0", "rng0", "/dev/urandom"),)
+    guest = restored.make("keep", tmp_path, devices=devices, disks=disks)
     assert guest.run() == ("debug-exit", KEPT)
+    assert guest.slots
+    first = guest.slots.transports[0].device
+    layers = first.freeze() if isinstance(first, Block) else ()
+    # Sector 3 of the disk is the guest's.
+    assert [os.pread(fd, 512, 3 * 512) for fd in layers] == [b"A" * 512] * len(disks)

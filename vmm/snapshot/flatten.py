@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack, closing
+from functools import partial
 
 from ...errors import StateError
 from ..memory import GuestMemory
-from . import folder, shape, state_file
+from . import folder, overlays, shape, state_file
 from .layers import IDENTITY_BYTES, open_layers
-from .memory_file import Writer
+from .memory_file import Writer, copy_sparse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,15 +31,14 @@ def flatten(path: str, new: str, tell: Callable[[str], None] = lambda _: None) -
         size = shape.read(fields.section("machine")).memory
     except StateError as error:
         raise StateError(f"{path}: {error}") from None
-    content = open_layers(path, fields, size, identity)
-    try:
-        memory = GuestMemory(size, content=content)
-    finally:
-        content.close()
-    try:
+    with ExitStack() as stack:
+        content = open_layers(path, fields, size, identity)
+        with closing(content):
+            memory = stack.enter_context(closing(GuestMemory(size, content=content)))
+        for slot, (fd,) in overlays.open_files(path, fields, identity).items():
+            stack.callback(os.close, fd)
+            target.overlays[slot] = partial(copy_sparse, fd)
         writer = Writer(memory, identity, tell)
         values.pop("parent", None)
         target.write(writer.write, lambda: state_file.encode(values))
         return writer.written
-    finally:
-        memory.close()

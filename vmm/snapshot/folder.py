@@ -1,7 +1,7 @@
 """The folder of a snapshot: made whole or not at all.
 
-Both files are written under other names, brought to the disk, and then get their own: `memory`
-first, so that a folder with a `state` is complete.
+All files are written under other names, brought to the disk, and then get their own: `state` last,
+so that a folder with one is complete.
 """
 
 from __future__ import annotations
@@ -10,10 +10,16 @@ import os
 
 from ...errors import BackendError
 from ...files import write_all
+from . import overlays
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
+
+    from ...devices.virtio.device import Pluggable
+    from .memory_file import Writer
+
+    Fill = Callable[[int], None]  # what a descriptor is to have in it; OSError
 
 STATE, MEMORY, PARENT = "state", "memory", "parent"
 _MODE, _FOLDER_MODE = 0o600, 0o700  # a guest's secrets are its own
@@ -23,13 +29,13 @@ _PART = ".part"
 class Folder:
     """A snapshot's folder that is to be written."""
 
-    KEEPS_OVERLAYS = False
-    __slots__ = ("_parent", "_path")
+    __slots__ = ("_parent", "_path", "overlays")
 
     def __init__(self, path: str, parent: str = "") -> None:
         """`parent` is the folder of the one that it goes on from, absolute; "": none."""
         self._path = path
         self._parent = parent
+        self.overlays: dict[int, Fill] = {}  # what fills the files of disks' layers, by slots
 
     def check(self) -> None:
         """Refuse a folder that cannot be made, or has something in it; BackendError."""
@@ -38,26 +44,32 @@ class Folder:
         except OSError as error:
             raise _failure(self._path, error) from None
 
-    def write(
-        self,
-        memory: Callable[[int], None],
-        state: Callable[[], bytes],
-        _layers: Sequence[int] = (),
-    ) -> None:
+    def take(self, slot: int, device: Pluggable, writer: Writer) -> int:
+        """Have what the device's overlay has written too, as one layer, which the 1 says; or 0."""
+        overlay = device.overlay()
+        if overlay is None or overlay.is_empty:
+            return 0
+        self.overlays[slot] = lambda fd: overlay.copy(fd, writer.identity, writer.check)
+        return 1
+
+    def write(self, memory: Fill, state: Callable[[], bytes]) -> None:
         """Write a snapshot: `memory` is given a descriptor to fill, then `state` returns that file.
 
         BackendError, or what one of them raises; the folder is as it was before then.
         """
         path = self._path
+        files = {MEMORY: memory}
+        files.update((overlays.name(slot), fill) for slot, fill in self.overlays.items())
+        files[STATE] = lambda fd: write_all(fd, state())
         try:
             _check(path)
             is_new = _make(path)
             try:
                 if self._parent:
                     os.symlink(_way(path, self._parent), os.path.join(path, PARENT))
-                _fill(path, memory, state)
+                _fill(path, files)
             except BaseException:
-                _remove(path, is_new=is_new)
+                _remove(path, [*files, PARENT], is_new=is_new)
                 raise
         except OSError as error:
             raise _failure(path, error) from None
@@ -96,8 +108,8 @@ def _way(path: str, parent: str) -> str:
     return os.path.join("..", name) if above == os.path.dirname(os.path.realpath(path)) else parent
 
 
-def _fill(path: str, memory: Callable[[int], None], state: Callable[[], bytes]) -> None:
-    for name, fill in ((MEMORY, memory), (STATE, lambda fd: write_all(fd, state()))):
+def _fill(path: str, files: dict[str, Fill]) -> None:
+    for name, fill in files.items():
         fd = os.open(
             os.path.join(path, name + _PART),
             os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
@@ -108,7 +120,7 @@ def _fill(path: str, memory: Callable[[int], None], state: Callable[[], bytes]) 
             os.fsync(fd)
         finally:
             os.close(fd)
-    for name in (MEMORY, STATE):
+    for name in files:
         os.rename(os.path.join(path, name + _PART), os.path.join(path, name))
     for folder in (path, os.path.dirname(os.path.abspath(path))):
         _sync(folder)
@@ -122,8 +134,8 @@ def _sync(folder: str) -> None:
         os.close(fd)
 
 
-def _remove(path: str, *, is_new: bool) -> None:
-    for name in (STATE, MEMORY, PARENT):
+def _remove(path: str, names: list[str], *, is_new: bool) -> None:
+    for name in reversed(names):
         for suffix in (_PART, ""):
             try:
                 os.unlink(os.path.join(path, name + suffix))

@@ -37,7 +37,7 @@ def _line(identity: bytes) -> bytes:
 class Writer:
     """Writes the file of a machine that stands; `done` bytes of `memory.size` are seen to."""
 
-    __slots__ = ("_identity", "_memory", "_tell", "done", "is_cancelled", "own", "written")
+    __slots__ = ("_memory", "_tell", "done", "identity", "is_cancelled", "own", "written")
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Writer:
         """
         self.own = own
         self._memory = memory
-        self._identity = identity
+        self.identity = identity
         self._tell = tell
         self.done = self.written = 0
         self.is_cancelled = False
@@ -62,6 +62,11 @@ class Writer:
     def cancel(self) -> None:
         """Have `write` end soon, or not begin; any thread."""
         self.is_cancelled = True
+
+    def check(self) -> None:
+        """Raise OSError, ECANCELED, when it `is_cancelled`; any thread."""
+        if self.is_cancelled:
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
     def write(self, fd: int) -> None:
         """Fill an empty file; OSError, ECANCELED when it `is_cancelled`."""
@@ -83,8 +88,7 @@ class Writer:
         written, told = ffi.new("uint64_t *"), time.monotonic()
         for start, end, is_anonymous in self._extents():
             for at in range(start, end, _STEP):
-                if self.is_cancelled:
-                    raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+                self.check()
                 size = min(_STEP, end - at)
                 host = ffi.cast("void *", memory.base + at)
                 if self.own is not None:
@@ -103,7 +107,7 @@ class Writer:
                     self._tell(
                         f"snapshot: {self.done * 100 // memory.size} % of the memory is seen to"
                     )
-        os.pwrite(fd, _line(self._identity), memory.size)
+        os.pwrite(fd, _line(self.identity), memory.size)
         self.done = memory.size
 
     def _extents(self) -> Iterator[tuple[int, int, bool]]:
@@ -141,6 +145,20 @@ def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
         if start < size:
             yield start, end
         at = end
+
+
+def copy_sparse(source: int, target: int) -> None:
+    """Copy a file to an empty one, holes as holes; one that becomes shorter is cut off. OSError."""
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    for start, end in data_extents(source, size):
+        at = start
+        os.lseek(target, at, os.SEEK_SET)
+        while at < end:
+            done = os.sendfile(target, source, at, end - at)
+            if not done:
+                return
+            at += done
 
 
 class MemoryFile:

@@ -8,7 +8,7 @@ from ...errors import StateError
 from ..config import MachineConfig
 from ..core import Core
 from ..log import Log
-from . import chips, clock, folder, ioctls, processor, shape, state_file, vcpu
+from . import chips, clock, folder, ioctls, overlays, processor, shape, state_file, vcpu
 from .layers import IDENTITY_BYTES, Origin, open_layers
 
 TYPE_CHECKING = False
@@ -36,6 +36,11 @@ def open_folder(path: str, *, mapped: bool = True) -> Incoming:
     file = open_layers(path, fields, found.memory, identity)
     names = f"-incoming file:{path}", f"the snapshot in {path}"
     incoming = Incoming(fields, found, file, names, mapped=mapped)
+    try:
+        incoming.layers = overlays.open_files(path, fields, identity)
+    except BaseException:
+        incoming.close()
+        raise
     incoming.origin = Origin(os.path.realpath(path), identity)
     return incoming
 

@@ -13,7 +13,7 @@ from .memory_file import Writer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from typing import Protocol
 
     from ..log import Log
@@ -23,21 +23,18 @@ if TYPE_CHECKING:
     class Target(Protocol):
         """Where a snapshot goes; used for one."""
 
-        KEEPS_OVERLAYS: bool  # of disks
-
         def check(self) -> None:
             """Refuse before anything happens; PyvirtError."""
 
-        def write(
-            self,
-            memory: Callable[[int], None],
-            state: Callable[[], bytes],
-            layers: Sequence[int] = (),
-            /,
-        ) -> None:
+        def take(self, slot: int, device: Pluggable, writer: Writer, /) -> int:
+            """See to what a device's overlay has, which stands; return in how many layers.
+
+            BackendError: the snapshot is not made.
+            """
+
+        def write(self, memory: Callable[[int], None], state: Callable[[], bytes]) -> None:
             """Write it: `memory` is given a descriptor to fill, then `state` returns that file.
 
-            `layers` are descriptors of what overlays have, which the state tells of; borrowed.
             BackendError, or what one of them raises; nothing stays then.
             """
 
@@ -56,33 +53,19 @@ def check(machine: Machine) -> None:
     shape.of(machine.config)
 
 
-def _check_overlays(machine: Machine) -> None:
-    """Refuse disks whose content is in no file that would be there for the restored machine."""
-    assert machine.slots is not None
-    for transport in machine.slots.transports:
-        image = getattr(transport.device, "resource", None)
-        if getattr(image, "overlay", None) is not None:
-            raise PyvirtError(
-                f"{transport.device.name}: what was written is in an overlay, which ends with the "
-                "machine; make a template of it, or start it without overlay, on a copy of the "
-                "image"
-            )
+def _take_overlays(machine: Machine, target: Target, writer: Writer) -> list[dict[str, int]]:
+    """Have a target see to all overlays; return what the state says of their layers.
 
-
-def _freeze_overlays(machine: Machine, values: dict[str, object]) -> list[int]:
-    """Note in the state what layers the overlays have; return them, borrowed. BackendError."""
+    BackendError.
+    """
     assert machine.slots is not None
-    noted: list[dict[str, int]] = []
-    layers: list[int] = []
+    found: list[dict[str, int]] = []
     for slot, transport in enumerate(machine.slots.transports):
         device = transport.device
-        own = device.freeze() if isinstance(device, Pluggable) else ()
-        if own:
-            noted.append({"slot": slot, "count": len(own)})
-            layers += own
-    if noted:
-        values["layers"] = noted
-    return layers
+        count = target.take(slot, device, writer) if isinstance(device, Pluggable) else 0
+        if count:
+            found.append({"slot": slot, "count": count})
+    return found
 
 
 def fields(machine: Machine, identity: bytes) -> dict[str, object]:
@@ -130,8 +113,6 @@ class Saver:
         """
         machine = self._machine
         check(machine)
-        if not target.KEEPS_OVERLAYS:
-            _check_overlays(machine)
         target.check()
         try:
             self._start(target, origin)
@@ -149,11 +130,13 @@ class Saver:
         machine.begin_save(writer.cancel)
         try:
             values = fields(machine, identity)
-            layers = _freeze_overlays(machine, values) if target.KEEPS_OVERLAYS else []
+            layers = _take_overlays(machine, target, writer)
+            if layers:
+                values["layers"] = layers
             self._writer, self.status, self.error = writer, ACTIVE, ""
             self._done.acquire()
             try:
-                _thread.start_new_thread(self._run, (target, writer, values, layers, origin))
+                _thread.start_new_thread(self._run, (target, writer, values, origin))
             except BaseException:
                 self._done.release()
                 raise
@@ -171,7 +154,6 @@ class Saver:
         target: Target,
         writer: Writer,
         values: dict[str, object],
-        layers: list[int],
         origin: Origin | None,
     ) -> None:
         def state() -> bytes:
@@ -181,7 +163,7 @@ class Saver:
 
         status = FAILED
         try:
-            target.write(writer.write, state, layers)
+            target.write(writer.write, state)
             status = COMPLETED
         except BackendError as error:
             self.error = str(error)

@@ -19,8 +19,10 @@ from ... import __version__, files
 from ...errors import StateError
 from ...state import Fields
 
-FORMAT = 2
-_WHOLE = 1  # of a snapshot without a parent, which older ones read as well
+FORMAT = 3
+# Those of a snapshot that has less, which older ones read as well: without layers of disks, and
+# without a parent.
+_LAYER, _WHOLE = 2, 1
 _MAGIC = b"pyvirt-state"
 _HEAD_MAX = 256
 SIZE_MAX = 64 << 20
@@ -31,7 +33,8 @@ def encode(fields: Mapping[str, object]) -> bytes:
     """Return the file of a machine's fields."""
     values = {"pyvirt": __version__, **fields}
     body = json.dumps(values, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-    head = b"%s %d %d" % (_MAGIC, FORMAT if "parent" in values else _WHOLE, len(body))
+    version = FORMAT if "layers" in values else _LAYER if "parent" in values else _WHOLE
+    head = b"%s %d %d" % (_MAGIC, version, len(body))
     return b"%s %s\n%s" % (head, _checksum(head, body), body)
 
 

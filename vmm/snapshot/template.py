@@ -21,25 +21,25 @@ import json
 import os
 import socket
 
-from ...devices import overlay
 from ...errors import BackendError, StateError
 from ...files import write_all
-from . import folder, state_file
-from .memory_file import MemoryFile, data_extents, open_memory
+from . import folder, overlays, state_file
+from .memory_file import MemoryFile, copy_sparse, open_memory
 from .restore import Incoming, read_shape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
+    from ...devices.virtio.device import Pluggable
     from ...state import Fields
+    from .memory_file import Writer
     from .shape import Shape
 
 SCHEME = "template:"
 _NAME = ",name="
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _PAGE = 4096
-_SLOTS_MAX = 256
 _LAYERS_MAX = 62  # of all disks: 64 descriptors come at once
 _LINE_MAX = 4096
 # For an answer. That to {"given": true} comes when the state is read.
@@ -54,10 +54,10 @@ def uri(path: str, name: str = "") -> str:
 class Template:
     """The template; owns its memory and its disks' layers until `close`. One thread."""
 
-    __slots__ = ("_fields", "_file", "_layers", "_shape")
+    __slots__ = ("_file", "_layers", "_shape", "fields")
 
     def __init__(self, fields: Fields, shape: Shape, file: MemoryFile) -> None:
-        self._fields = fields
+        self.fields = fields
         self._layers: dict[int, tuple[int, ...]] = {}  # by slots
         self._shape = shape
         self._file = file
@@ -68,29 +68,14 @@ class Template:
         """Return the descriptors: the memory's, then those of layers."""
         return [self._file.fd, *(fd for own in self._layers.values() for fd in own)]
 
-    def own(self, layers: Sequence[int]) -> None:
-        """Take over the layers of disks, of which the state tells; StateError.
-
-        Whether they are layers is seen when a disk has them.
-        """
-        fields, found, at = self._fields, dict[int, tuple[int, ...]](), 0
-        for one in fields.items("layers", _SLOTS_MAX) if fields.has("layers") else ():
-            slot = one.integer("slot", 0, _SLOTS_MAX - 1)
-            count = one.integer("count", 1, overlay.LAYERS_MAX)
-            if slot in found:
-                raise one.wrong("slot", f"{slot} comes twice")
-            found[slot] = tuple(layers[at : at + count])
-            at += count
-        if at != len(layers):
-            raise StateError(
-                f"state: tells of {at} layers of disks, and {len(layers)} came with it"
-            )
-        self._layers = found
+    def own(self, layers: dict[int, tuple[int, ...]]) -> None:
+        """Take over the layers of disks, by slots."""
+        self._layers = layers
 
     def incoming(self) -> Incoming:
         """Return what one machine is restored from; in a process of its own, once."""
         names = "template", "the template"
-        incoming = Incoming(self._fields, self._shape, self._file, names, mapped=True)
+        incoming = Incoming(self.fields, self._shape, self._file, names, mapped=True)
         incoming.layers = self._layers
         return incoming
 
@@ -107,7 +92,7 @@ def take(state_fd: int, memory_fd: int, *layers: int) -> Template:
     try:
         template = _take(state_fd, memory_fd)
         try:
-            template.own(layers)
+            template.own(overlays.sort(template.fields, layers))
         except BaseException:
             template.close()
             raise
@@ -153,7 +138,7 @@ def _read(fd: int) -> bytes:
 def read_folder(path: str) -> Template:
     """Return the template that a snapshot's folder makes, whose memory is copied.
 
-    StateError, BackendError. The folder may go then.
+    StateError, BackendError. The folder may go then; its disks' layers stay open.
     """
     fields = state_file.read(os.path.join(path, folder.STATE))
     if fields.has("parent"):
@@ -169,25 +154,18 @@ def read_folder(path: str) -> Template:
     file = open_memory(name, shape.memory, identity)
     try:
         try:
-            fd = _sealed("memory", lambda fd: _copy(file.fd, fd))
+            fd = _sealed("memory", lambda fd: copy_sparse(file.fd, fd))
         except OSError as error:
             raise BackendError(f"{name}: {error.strerror}; free some memory") from None
     finally:
         file.close()
-    return Template(fields, shape, MemoryFile(fd, name, shape.memory, identity))
-
-
-def _copy(source: int, target: int) -> None:
-    size = os.fstat(source).st_size
-    os.ftruncate(target, size)
-    for start, end in data_extents(source, size):
-        at = start
-        os.lseek(target, at, os.SEEK_SET)
-        while at < end:
-            done = os.sendfile(target, source, at, end - at)
-            if not done:
-                return  # it became shorter; the line at its end is missing
-            at += done
+    template = Template(fields, shape, MemoryFile(fd, name, shape.memory, identity))
+    try:
+        template.own(overlays.open_files(path, fields, identity))
+    except BaseException:
+        template.close()
+        raise
+    return template
 
 
 def _sealed(name: str, fill: Callable[[int], None]) -> int:
@@ -205,15 +183,15 @@ def _sealed(name: str, fill: Callable[[int], None]) -> int:
 class Handover:
     """Where a machine goes that becomes a template: a socket, and the name that is to have there.
 
-    Used once: `check`, then `write`, from any one thread.
+    Used once: `check`, then `take` for each disk, then `write`, from any one thread.
     """
 
-    KEEPS_OVERLAYS = True
-    __slots__ = ("_name", "_path", "_socket")
+    __slots__ = ("_layers", "_name", "_path", "_socket")
 
     def __init__(self, text: str) -> None:
         """Read what is behind the scheme of a uri."""
         self._path, _, self._name = text.partition(_NAME)
+        self._layers: list[int] = []
         self._socket: socket.socket | None = None
 
     def check(self) -> None:
@@ -230,25 +208,29 @@ class Handover:
             self.close()
             raise
 
-    def write(
-        self,
-        memory: Callable[[int], None],
-        state: Callable[[], bytes],
-        layers: Sequence[int] = (),
-    ) -> None:
+    def take(self, _slot: int, device: Pluggable, _writer: Writer) -> int:
+        """Freeze what the device's overlay has, and borrow that; return the layers' number.
+
+        BackendError.
+        """
+        layers = device.freeze()
+        self._layers += layers
+        return len(layers)
+
+    def write(self, memory: Callable[[int], None], state: Callable[[], bytes]) -> None:
         """Have a memfd filled by `memory`, and hand all over with the state; BackendError."""
         assert self._socket is not None
         fds: list[int] = []
         try:
-            if len(layers) > _LAYERS_MAX:
+            if len(self._layers) > _LAYERS_MAX:
                 raise BackendError(
-                    f"{SCHEME}{self._path}: its disks have {len(layers)} layers, and {_LAYERS_MAX} "
-                    "are the most; fork the machine that was there first"
+                    f"{SCHEME}{self._path}: its disks have {len(self._layers)} layers, and "
+                    f"{_LAYERS_MAX} are the most; fork the machine that was there first"
                 )
             fds.append(_sealed("memory", memory))
             data = state()
             fds.insert(0, _sealed("state", lambda fd: write_all(fd, data)))
-            self._ask({"given": True}, [*fds, *layers])
+            self._ask({"given": True}, [*fds, *self._layers])
         except OSError as error:
             raise self._failure(error) from None
         finally:

@@ -241,6 +241,40 @@ static void make_fork(struct disk *fork, const struct disk *k)
 	start(&fork->device, FEATURES, 1);
 }
 
+/* The disk of a guest that was restored: its own newest layer, and below it all of the other's, made
+ * one in a file. */
+static void make_restored(struct disk *other, const struct disk *k)
+{
+	static const uint8_t mark[PV_OVERLAY_MARK] = "whose it is";
+	struct pv_block_config config = {.fd = dup(k->device.file), .flags = PV_BLOCK_UNMAP};
+	struct pv_overlay *top = k->layers[k->count - 1];
+	uint64_t written = 0;
+	char end[PV_OVERLAY_MARK];
+
+	CHECK_EQ(pv_block_drain(k->device.block, PV_FOREVER), 0);
+	memset(other, 0, sizeof(*other));
+	other->random = k->random;
+	other->image = malloc(IMAGE);
+	other->model = malloc(IMAGE);
+	memcpy(other->image, k->image, IMAGE);
+	memcpy(other->model, k->model, IMAGE);
+	other->files[0] = make_layer(false);
+	CHECK_EQ(pv_overlay_copy(top, other->files[0], 0, PV_OVERLAY_SPAN, &written), 0);
+	CHECK(written > 0 && written <= IMAGE);
+	CHECK_EQ(pv_overlay_complete(top, other->files[0], mark), 0);
+	CHECK_EQ(pread(other->files[0], end, sizeof(end),
+	               lseek(other->files[0], 0, SEEK_END) - (off_t)sizeof(end)),
+	         sizeof(end));
+	CHECK_EQ(memcmp(end, mark, sizeof(end)), 0);
+	CHECK_EQ(pv_overlay_thaw(other->files[0], SECTORS, NULL, &other->layers[0]), 0);
+	other->count = 1;
+	pv_block_resume(k->device.block);
+	add_layer(other, true);
+	config.overlay = other->layers[1];
+	make(&other->device, &config);
+	start(&other->device, FEATURES, 1);
+}
+
 static void do_things(struct disk *k)
 {
 	for (unsigned i = 0; i < TRIES; i++)
@@ -252,7 +286,7 @@ static void try_at_random(bool in_memory, uint32_t align)
 {
 	struct pv_block_config config = {
 		.flags = PV_BLOCK_UNMAP, .offset_align = align, .memory_align = align};
-	struct disk k, forks[2];
+	struct disk k, forks[2], restored;
 
 	make_disk(&k, &config, in_memory);
 	CHECK(pv_overlay_is_empty(k.layers[0]));
@@ -277,6 +311,13 @@ static void try_at_random(bool in_memory, uint32_t align)
 		check_all(&forks[i]);
 		unmake_disk(&forks[i]);
 	}
+	/* All that is written is in its newest layer, and in the two below that. */
+	make_restored(&restored, &k);
+	check_all(&restored);
+	do_things(&k);
+	do_things(&restored);
+	check_all(&k);
+	unmake_disk(&restored);
 	unmake_disk(&k);
 }
 
@@ -463,9 +504,9 @@ static void test_files_that_are_no_layers(void)
 		check_no_layer(fd, SECTORS);
 		CHECK_EQ(pwrite(fd, &was, 1, END + i), 1);
 	}
-	CHECK_EQ(ftruncate(fd, END + 31), 0);
+	CHECK_EQ(ftruncate(fd, END + 47), 0);
 	check_no_layer(fd, SECTORS);
-	CHECK_EQ(ftruncate(fd, END + 33), 0);
+	CHECK_EQ(ftruncate(fd, END + 49), 0);
 	check_no_layer(fd, SECTORS);
 	close(fd);
 }

@@ -113,11 +113,13 @@ GIVEN = [
 DISTANCES = ["-numa", "dist,src=0,dst=1,val=30"]
 
 
-def write(path: str, **machine: Any) -> None:
+def write(path: str, layers: list[dict[str, int]] | None = None, **machine: Any) -> None:
     """Write a state again, with other fields of its machine; None takes one away."""
     state = json.loads((Path(path) / "state").read_bytes().split(b"\n", 1)[1])
     fields = state["machine"] | machine
     state["machine"] = {name: value for name, value in fields.items() if value is not ...}
+    if layers is not None:
+        state["layers"] = layers
     del state["pyvirt"]
     (Path(path) / "state").write_bytes(state_file.encode(state))
 
@@ -206,10 +208,50 @@ def test_a_disk_of_a_fork_begins_with_what_its_templates_has(
     incoming.take_template(options, found)
     assert [disk.layers for disk in options.disks] == [(), found.layers[1]]
     assert refusal(lambda: incoming.take_template(parse([*two, *one]), found)) == (
-        f"-disk {image}: the template's disk has an overlay, and this one none; give "
-        "overlay=memory or overlay=FOLDER"
+        f"-disk {image}: the disk of the snapshot in {snapshot} has an overlay, and this one none; "
+        "give overlay=memory or overlay=FOLDER"
     )
     assert refusal(lambda: incoming.take_template(parse(two), found)) == (
-        "fork: the template has a disk with an overlay in slot 1; give the same by -disk or "
-        "-drive, with overlay=memory or overlay=FOLDER"
+        f"fork: the snapshot in {snapshot} has a disk with an overlay in slot 1; give the "
+        "same by -disk or -drive, with overlay=memory or overlay=FOLDER"
     )
+
+
+def test_a_disk_begins_with_what_the_snapshots_has(
+    snapshot: str, opened: list[Incoming], tmp_path: Path
+) -> None:
+    write(snapshot, layers=[{"slot": 0, "count": 1}])
+    disk = ["-disk", f"{tmp_path / 'image'},overlay=memory"]
+    file = Path(snapshot) / "overlay-0"
+    with pytest.raises(StateError, match=f"{file}: No such file or directory; keep the files of"):
+        incoming.open_snapshot(parse([*words(snapshot), *disk]))
+    for content in (b"", IDENTITY[1:], IDENTITY + b"more"):
+        file.write_bytes(content)
+        with pytest.raises(StateError, match=f"{file}: is of another snapshot than the state"):
+            incoming.open_snapshot(parse([*words(snapshot), *disk]))
+    file.write_bytes(b"something" + IDENTITY)
+    options = parse([*words(snapshot), *disk])
+    opened.append(incoming.open_snapshot(options))
+    ((layer,),) = (one.layers for one in options.disks)
+    assert os.pread(layer, 9, 0) == b"something"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.write(layer, b"x")
+    assert refusal(lambda: incoming.open_snapshot(parse(words(snapshot)))) == (
+        f"-incoming: the snapshot in {snapshot} has a disk with an overlay in slot 0; give the "
+        "same by -disk or -drive, with overlay=memory or overlay=FOLDER"
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "problem"),
+    [
+        ([{"slot": 0, "count": 2}], "layers.0.count: 2 is not between 1 and 1"),
+        ([{"slot": 256, "count": 1}], "layers.0.slot: 256 is not between 0 and 255"),
+        ([{"slot": 0, "count": 1}] * 2, "layers.1.slot: 0 comes twice"),
+    ],
+)
+def test_layers_that_cannot_be(snapshot: str, layers: list[dict[str, int]], problem: str) -> None:
+    write(snapshot, layers=layers)
+    (Path(snapshot) / "overlay-0").write_bytes(IDENTITY)
+    with pytest.raises(StateError, match=problem):
+        incoming.open_snapshot(parse(words(snapshot)))

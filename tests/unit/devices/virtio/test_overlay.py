@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyvirt.devices.overlay import LAYERS_MAX
+from pyvirt.devices.overlay import LAYERS_MAX, MARK_BYTES
 from pyvirt.devices.virtio.block import RO, Block, BlockConfig, Image
 from pyvirt.errors import BackendError, ConfigError
 from pyvirt.vmm.memory import GuestMemory
@@ -21,6 +21,7 @@ from .test_block_hotplug import DISCARD, IOERR, OK, OUT, SECTORS, Guest, descrip
 
 CONTENT = bytes(range(256)) * (2 * SECTORS)
 A, B = b"A" * 512, b"B" * 512
+MARK = bytes(range(MARK_BYTES))
 
 
 @pytest.fixture
@@ -100,6 +101,77 @@ def test_a_fork_of_a_fork(disks: Disks) -> None:
     assert third.read(0, 2560) == same + A + B + same + B
 
 
+def copied(guest: Guest, path: Path) -> int:
+    """Return the descriptor, to be read, of a file with what is in a guest's overlay."""
+    overlay = guest.block.overlay()
+    assert overlay
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        overlay.copy(fd, MARK, lambda: None)
+    finally:
+        os.close(fd)
+    return os.open(path, os.O_RDONLY)
+
+
+def test_a_copy_is_one_layer_that_stays_as_it_is(disks: Disks, tmp_path: Path) -> None:
+    first = disks.make()
+    first.ask(OUT, 1, A)
+    second = disks.make(layers=first.block.freeze())
+    second.ask(OUT, 2, B)
+    second.ask(OUT, 8, bytes(4096))
+    copy = copied(second, tmp_path / "copy")
+    content = (tmp_path / "copy").read_bytes()
+    assert content.endswith(MARK)
+    # What is copied goes on, and so does who begins with the copy.
+    second.ask(OUT, 3, A)
+    third = disks.make(layers=(copy,))
+    third.ask(OUT, 1, B)
+    same = CONTENT[:512]
+    assert second.read(0, 2560) == same + A + B + A + same
+    assert third.read(0, 2560) == same + B + B + same + same
+    assert third.read(8, 4096) == bytes(4096)
+    again = copied(third, tmp_path / "again")
+    assert disks.make(layers=(again,)).read(0, 2560) == third.read(0, 2560)
+    assert (tmp_path / "copy").read_bytes() == content
+    for fd in (copy, again):
+        os.close(fd)
+
+
+def test_what_has_been_written_to_by_anybody_is_not_empty(disks: Disks) -> None:
+    def is_empty(guest: Guest) -> bool:
+        overlay = guest.block.overlay()
+        assert overlay
+        return overlay.is_empty
+
+    first = disks.make()
+    assert is_empty(first)
+    first.ask(OUT, 1, A)
+    assert not is_empty(first)
+    assert not is_empty(disks.make(layers=first.block.freeze()))
+
+
+def test_a_copy_ends_when_it_is_to(disks: Disks, tmp_path: Path) -> None:
+    guest = disks.make()
+    guest.ask(OUT, 1, A)
+    overlay = guest.block.overlay()
+    assert overlay
+
+    def check() -> None:
+        raise InterruptedError
+
+    with open(tmp_path / "copy", "wb") as file:
+        with pytest.raises(InterruptedError):
+            overlay.copy(file.fileno(), MARK, check)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                overlay.copy(file.fileno(), MARK, lambda: None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert guest.read(1) == A
+
+
 def test_layers_are_sealed(disks: Disks) -> None:
     guest = disks.make()
     guest.ask(OUT, 1, A)
@@ -111,9 +183,9 @@ def test_layers_are_sealed(disks: Disks) -> None:
 
 def test_a_disk_without_an_overlay_has_no_layers(path: Path) -> None:
     block = Block(BlockConfig("d", str(path), readonly=True))
-    assert block.freeze() == ()
+    assert (block.freeze(), block.overlay()) == ((), None)
     block.close()
-    assert Block(slot=1).freeze() == ()
+    assert (Block(slot=1).freeze(), Block(slot=1).overlay()) == ((), None)
 
 
 def test_discards_give_room_back(disks: Disks) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -71,7 +72,7 @@ def test_one_that_may_not_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-@pytest.mark.parametrize("where", ["memory", "state"])
+@pytest.mark.parametrize("where", ["memory", "overlay-3", "state"])
 def test_nothing_half_made_stays(tmp_path: Path, is_there: bool, where: str) -> None:
     path = tmp_path / "snapshot"
     if is_there:
@@ -80,13 +81,15 @@ def test_nothing_half_made_stays(tmp_path: Path, is_there: bool, where: str) -> 
     def fail(*_: object) -> bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def fill(fd: int) -> None:
+    def fill(name: str, fd: int) -> None:
         memory(fd)
-        if where == "memory":
+        if where == name:
             fail()
 
+    target = Folder(str(path))
+    target.overlays = {slot: partial(fill, f"overlay-{slot}") for slot in (1, 3, 5)}
     with pytest.raises(BackendError, match="No space left on device; name a folder"):
-        Folder(str(path)).write(fill, fail)
+        target.write(partial(fill, "memory"), fail)
     assert path.exists() == is_there
     assert not is_there or not os.listdir(path)
 
@@ -100,5 +103,11 @@ def test_a_state_is_there_only_when_all_is(tmp_path: Path, monkeypatch: pytest.M
         seen.append(sorted(os.listdir(tmp_path)))
 
     monkeypatch.setattr(os, "rename", look)
-    write(tmp_path)
-    assert seen == [["memory", "state.part"], ["memory", "state"]]
+    target = Folder(str(tmp_path))
+    target.overlays[7] = memory
+    target.write(memory, lambda: b"state")
+    assert seen == [
+        ["memory", "overlay-7.part", "state.part"],
+        ["memory", "overlay-7", "state.part"],
+        ["memory", "overlay-7", "state"],
+    ]

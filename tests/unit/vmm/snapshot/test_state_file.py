@@ -77,8 +77,8 @@ def test_what_is_not_ours_is_told() -> None:
 
 
 def test_a_newer_one_asks_for_a_newer_pyvirt() -> None:
-    message = refusal(with_checksum(b"pyvirt-state 3 3", b"{}\n"))
-    assert "format 3" in message
+    message = refusal(with_checksum(b"pyvirt-state 4 3", b"{}\n"))
+    assert "format 4" in message
     assert "use a newer pyvirt" in message
 
 

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyvirt.devices.virtio.device import Pluggable
 from pyvirt.errors import BackendError, StateError
 from pyvirt.vmm.memory import MIB, GuestMemory
 from pyvirt.vmm.snapshot import shape, state_file, template
@@ -212,10 +213,22 @@ class There:
         self._listener.close()
 
 
+class Frozen(Pluggable):
+    """A disk whose overlay has layers."""
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        self._layers = tuple(layers)
+
+    def freeze(self) -> tuple[int, ...]:
+        return self._layers
+
+
 def hand_over(path: str, name: str = "", own: Sequence[int] = ()) -> None:
     target = template.Handover(template.uri(path, name).removeprefix(template.SCHEME))
     target.check()
-    target.write(write_memory, lambda: state(layers=layers((1, len(own)))) if own else state(), own)
+    with closing(GuestMemory(SIZE)) as memory:
+        assert target.take(1, Frozen(own), Writer(memory, IDENTITY)) == len(own)
+    target.write(write_memory, lambda: state(layers=layers((1, len(own)))) if own else state())
 
 
 def test_a_machine_is_handed_over_as_descriptors() -> None:
