@@ -8,7 +8,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 ALIGN = 4
@@ -16,6 +16,7 @@ ALIGN = 4
 BLOCK = 512
 MAX_SIZE = 0xFFFF_FFFF
 CHUNK = 1 << 20
+_HEADER = b"070701" + 13 * b"%08X"
 
 
 class Sink(Protocol):
@@ -30,6 +31,9 @@ class _Member:
     mode: int
     data: bytes | Path = b""
     device: tuple[int, int] = (0, 0)
+
+
+_DIRECTORY = _Member(stat.S_IFDIR | 0o755)
 
 
 class Archive:
@@ -79,8 +83,9 @@ class Archive:
         name = _clean(path)
         if not name:
             raise ValueError(f"{path!r} names no member of an archive")
-        for parent in list(PurePosixPath(name).parents)[-2::-1]:
-            held = self._members.setdefault(str(parent), _Member(stat.S_IFDIR | 0o755))
+        for end in (place for place, letter in enumerate(name) if letter == "/"):
+            parent = name[:end]
+            held = self._members.setdefault(parent, _DIRECTORY)
             if not stat.S_ISDIR(held.mode):
                 raise ValueError(f"{path}: {parent} is not a directory in this archive")
         held = self._members.setdefault(name, member)
@@ -104,7 +109,7 @@ def _write_member(out: Sink, inode: int, name: str, member: _Member) -> int:
     links = 2 if stat.S_ISDIR(member.mode) else 1
     # inode, mode, uid, gid, links, mtime, size, device of the file, of the node, name, checksum
     fields = (inode, member.mode, 0, 0, links, 0, size, 0, 0, *member.device, len(encoded), 0)
-    header = b"070701" + b"".join(b"%08X" % field for field in fields) + encoded
+    header = _HEADER % fields + encoded
     header += bytes(-len(header) % ALIGN)
     out.write(header)
     if isinstance(member.data, bytes):

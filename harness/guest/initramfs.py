@@ -10,6 +10,7 @@ import hashlib
 import lzma
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -152,10 +153,14 @@ def _add_busybox(archive: Archive) -> None:
     busybox = _busybox()
     if "/bin/busybox" not in archive:
         archive.file("/bin/busybox", busybox, 0o755)
-    applets = run([str(busybox), "--list-full"], timeout=TOOL_TIMEOUT_S).decode().split()
-    for applet in applets:
+    for applet in _applets(busybox):
         if applet not in archive:
             archive.symlink(applet, "/bin/busybox")
+
+
+@lru_cache
+def _applets(busybox: Path) -> list[str]:
+    return run([str(busybox), "--list-full"], timeout=TOOL_TIMEOUT_S).decode().split()
 
 
 def _busybox() -> Path:
@@ -182,7 +187,7 @@ def is_static(path: Path) -> bool:
     size = int.from_bytes(data[54:56], "little")
     count = int.from_bytes(data[56:58], "little")
     pt_interp = 3
-    headers = (data[table + i * size :][:4] for i in range(count))
+    headers = (data[place : place + 4] for place in range(table, table + count * size, size))
     return all(int.from_bytes(kind, "little") != pt_interp for kind in headers)
 
 
