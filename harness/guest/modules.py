@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from ...errors import ConfigError
@@ -64,29 +65,34 @@ def _choose(
     held = chosen.get(key)
     if held is None or (held.soft and not soft):
         # Assignment to a key already there keeps its place.
-        chosen[key] = Module(tree.paths[key], soft)
+        chosen[key] = Module(PurePosixPath(tree.paths[key]), soft)
 
 
 class _Tree:
     """The index files of one lib/modules/RELEASE, by module name with underscores."""
 
     def __init__(self, directory: Path) -> None:
-        self.paths: dict[str, PurePosixPath] = {}
+        # Plain text: there are thousands, of which a few are wanted.
+        self.paths: dict[str, str] = {}
         self._dependencies: dict[str, list[str]] = {}
         for words in _lines(directory / "modules.dep", required=True):
-            path = PurePosixPath(words[0].removesuffix(":"))
-            self.paths[_key_of(path)] = path
-            self._dependencies[_key_of(path)] = [_key_of(PurePosixPath(w)) for w in words[1:]]
-        self._builtin = {
-            _key_of(PurePosixPath(words[0])) for words in _lines(directory / "modules.builtin")
-        }
+            path = words[0].removesuffix(":")
+            key = _key_of(path)
+            self.paths[key] = path
+            self._dependencies[key] = words[1:]
+        self._builtin = {_key_of(words[0]) for words in _lines(directory / "modules.builtin")}
         self._soft: dict[str, list[str]] = {}
         for words in _lines(directory / "modules.softdep"):
             self._soft.setdefault(_key(words[1]), []).extend(_before(words[2:]))
-        self._aliases: dict[str, list[str]] = {}
-        if self._soft:
-            for words in _lines(directory / "modules.alias"):
-                self._aliases.setdefault(_key(words[1]), []).append(_key(words[2]))
+        self._directory = directory
+
+    @cached_property
+    def _aliases(self) -> dict[str, list[str]]:
+        """Who bears a name that is no module's: the largest of the files, which few need."""
+        found: dict[str, list[str]] = {}
+        for words in _lines(self._directory / "modules.alias"):
+            found.setdefault(_key(words[1]), []).append(_key(words[2]))
+        return found
 
     def has(self, key: str) -> bool:
         return key in self.paths or key in self._builtin
@@ -96,7 +102,7 @@ class _Tree:
 
         modules.dep lists all of them, those needed last first.
         """
-        return list(reversed(self._dependencies[key]))
+        return [_key_of(path) for path in reversed(self._dependencies[key])]
 
     def preferred(self, key: str) -> list[str]:
         """Return what is better loaded before `key`; an alias stands for all who bear it."""
@@ -136,5 +142,5 @@ def _key(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _key_of(path: PurePosixPath) -> str:
-    return _key(path.name.partition(".ko")[0])
+def _key_of(path: str) -> str:
+    return _key(path.rpartition("/")[2].partition(".ko")[0])
