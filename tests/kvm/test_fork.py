@@ -120,6 +120,7 @@ def family(server: ForkServer, kernel: Kernel) -> Iterator[Family]:
         yield family
 
 
+@pytest.mark.any_kvm
 def test_forks_go_on_from_there_with_memory_of_their_own(family: Family) -> None:
     first = family.first()
     first.goes_on()
@@ -146,6 +147,7 @@ def test_forks_go_on_from_there_with_memory_of_their_own(family: Family) -> None
         assert read_all(said) == ""
 
 
+@pytest.mark.any_kvm
 def test_forks_of_forks_of_forks(family: Family) -> None:
     one = family.first()
     for _ in range(3):
@@ -171,6 +173,7 @@ def test_a_hundred_at_once(family: Family) -> None:
     assert {fork.count() for fork in forks[51:]} == counts
 
 
+@pytest.mark.any_kvm
 def test_what_becomes_of_one_is_nothing_to_the_others(family: Family) -> None:
     template = family.template(family.first())
     killed, other = family.fork(template), family.fork(template)
@@ -184,6 +187,7 @@ def test_what_becomes_of_one_is_nothing_to_the_others(family: Family) -> None:
     other.goes_on()
 
 
+@pytest.mark.any_kvm
 def test_with_the_server_all_end(kernel: Kernel) -> None:
     with closing(ForkServer()) as server, closing(Family(server, kernel)) as family:
         template = family.template(family.first())

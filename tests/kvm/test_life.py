@@ -113,7 +113,7 @@ class Sequence:
 
 def test_pausing_within_a_string_instruction(machine: Make) -> None:
     """One exit of `rep insl` carries many elements; a pause may come between any two."""
-    count = 100_000
+    count = 30_000
     guest = machine("string_io")
     device = Sequence()
     guest.bus.add(bus.PIO, PORT, 4, device)
