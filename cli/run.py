@@ -315,7 +315,7 @@ def main(argv: list[str], prepared: Prepared | None = None) -> int:
     if options.help or options.print_config is not None:
         sys.stdout.write(_told(options))
         return 0
-    log = Log()
+    log = prepared.log if prepared is not None else Log()
     if options.log:
         log.open(options.log)
     if options.timeline:

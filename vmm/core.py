@@ -1,21 +1,22 @@
-"""What of a machine does not depend on its devices: KVM's VM with vCPUs, memory, and the bus.
+"""What of a machine does not depend on what is behind its devices: VM, memory, bus, empty slots.
 
-A machine makes one, or takes over one that was made ahead of it (snapshot/template.py): telling
-KVM of memory takes most of the time until a guest runs.
+A machine makes one, or takes over one that was made ahead of it (snapshot/restore.py).
 """
 
 from __future__ import annotations
 
 import os
 
-from . import kvm
+from . import kvm, slots
 from .bus import Bus
 from .memory import GuestMemory
-from .register_pages import RegisterPages
-from .vm import Vm, check_kvm
+from .vm import InterruptLine, Vm, check_kvm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..devices.virtio.device import Pluggable
     from .config import MachineConfig
     from .log import Log
 
@@ -23,28 +24,32 @@ if TYPE_CHECKING:
 class Core:
     """Owns all that it has until `close`, or until a machine takes it over."""
 
-    __slots__ = ("_config", "bus", "kvm_fd", "memory", "pages", "vm")
+    __slots__ = (
+        *("_config", "_count", "_vacancies"),
+        *("bus", "kvm_fd", "lines", "memory", "slots", "vacant", "vm"),
+    )
 
     def __init__(
-        self, config: MachineConfig, log: Log, device: str = kvm.DEVICE, *, slots: int = 0
+        self, config: MachineConfig, log: Log, device: str = kvm.DEVICE, *, count: int
     ) -> None:
-        """Make it of a configuration, and the register pages of so many slots, if not 0.
-
-        ConfigError, KvmError; nothing stays then.
-        """
+        """Make it of a configuration, with `count` slots; ConfigError, KvmError, nothing stays."""
         self._config = config
+        self._count = count
+        self._vacancies: Mapping[int, tuple[str, int]] = {}
         self.bus = Bus()
+        self.lines: list[InterruptLine] = []
         self.memory: GuestMemory | None = None
         self.vm: Vm | None = None
-        self.pages: RegisterPages | None = None
+        self.slots: slots.Slots | None = None
+        self.vacant: dict[int, Pluggable] = {}  # those that are made, by slots
         self.kvm_fd = kvm.open_device(device)
         try:
-            self._create(config, log, slots)
+            self._create(config, log)
         except BaseException:
             self.close()
             raise
 
-    def _create(self, config: MachineConfig, log: Log, slots: int) -> None:
+    def _create(self, config: MachineConfig, log: Log) -> None:
         check_kvm(self.kvm_fd, config.vcpus)
         self.memory = GuestMemory(
             config.memory,
@@ -55,12 +60,33 @@ class Core:
         )
         self.memory.preallocate(config.memdevs, log.notice, everything=config.prealloc)
         self.vm = Vm(self.kvm_fd, self.memory, config, self.bus)
-        if slots and kvm.extension(self.kvm_fd, "KVM_CAP_READONLY_MEM"):
-            self.pages = RegisterPages(slots)
-            self.pages.connect(self.vm.fd)
+        self.slots = slots.Slots(
+            self.vm.fd,
+            self._count,
+            bus=self.bus,
+            memory=self.memory.native(),
+            line=self.interrupt_line,
+            log=log,
+            read_exits=config.read_exits or not kvm.extension(self.kvm_fd, "KVM_CAP_READONLY_MEM"),
+        )
 
-    def suits(self, config: MachineConfig, slots: int) -> bool:
-        """Return whether one of that configuration, with so many slots, would be the same."""
+    def interrupt_line(self, gsi: int) -> InterruptLine:
+        """Return a new edge-triggered line, which is closed with the others."""
+        assert self.vm is not None
+        line = InterruptLine(self.vm.fd, gsi)
+        self.lines.append(line)
+        return line
+
+    def put_vacant(self, vacancies: Mapping[int, tuple[str, int]]) -> None:
+        """Put devices that nothing is behind into slots, each of its kind and at its addr."""
+        assert self.slots is not None
+        self._vacancies = vacancies
+        for slot, (kind, addr) in vacancies.items():
+            device = self.vacant[slot] = slots.vacant(kind, addr, self._config.name)
+            self.slots.put(slot, device, addr)
+
+    def suits(self, config: MachineConfig) -> bool:
+        """Return whether what is made would be the same for a machine of that configuration."""
         own = self._config
         return (
             config.memory == own.memory
@@ -68,19 +94,27 @@ class Core:
             and config.pit == own.pit
             and config.content is own.content
             and config.dump_guest_core == own.dump_guest_core
-            and slots == (self.pages.count if self.pages is not None else 0)
+            and slots.count(config) == self._count
+            and self._vacancies.items() <= slots.vacancies(config).items()
+            and (config.name == own.name or not self._vacancies)
             and not (config.cpu or config.share or config.memdevs or config.prealloc)
             and not config.read_exits
         )
 
     def close(self) -> None:
         """Give it all back; no vCPU runs."""
+        if self.slots is not None:
+            self.slots.close()
+            self.slots = None
+        for device in self.vacant.values():
+            device.close()
+        self.vacant.clear()
+        for line in self.lines:
+            line.close()
+        self.lines.clear()
         if self.vm is not None:
             self.vm.close()
             self.vm = None
-        if self.pages is not None:
-            self.pages.close()
-            self.pages = None
         if self.kvm_fd >= 0:
             os.close(self.kvm_fd)
             self.kvm_fd = -1

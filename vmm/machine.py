@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from .log import Log
     from .memory import GuestMemory
     from .ports import Part
-    from .register_pages import RegisterPages
     from .timed import TimedDevices
     from .vcpu import Vcpu
 
@@ -73,6 +72,7 @@ class Machine:
         self._mark = mark
         self.reaction = Reaction(config.actions, self, log)
         self._lines: list[InterruptLine] = []
+        self._vacant: dict[int, Pluggable] = {}  # made ahead, and not among those yet
         self._first_run_ns = 0  # before the first reset
         self._is_stopped = False
         self._saving = _thread.allocate_lock()  # held while a snapshot is written
@@ -83,19 +83,23 @@ class Machine:
         self._kvm_fd = -1
         self._execution = Execution(config.vcpus, lambda: self.vcpus, self.reaction, log, mark)
         try:
-            self._create(core or Core(config, log, device))
+            self._create(core or Core(config, log, device, count=self._count_slots()))
         except BaseException:
             self.close()
             raise
 
     def _create(self, core: Core) -> None:
         self.bus, self._kvm_fd = core.bus, core.kvm_fd
-        self.memory, self._vm = core.memory, core.vm
-        pages = core.pages
+        self.memory, self._vm, self.slots = core.memory, core.vm, core.slots
+        self._lines, self._vacant = core.lines, core.vacant
         self._add_devices()
-        slots.fill(self.config, self._virtio)
-        self._add_slots(pages)
+        slots.fill(self.config, self._virtio, self._vacant)
+        assert self.slots is not None
+        self.slots.put_all(self._virtio)
         self._mark("vm-ready")
+
+    def _count_slots(self) -> int:
+        return slots.count(self.config) + len(self._virtio)
 
     @property
     def vm(self) -> Vm:
@@ -148,20 +152,6 @@ class Machine:
     def _vm_fd(self) -> int:
         assert self._vm is not None
         return self._vm.fd
-
-    def _add_slots(self, pages: RegisterPages | None) -> None:
-        assert self.memory is not None
-        self.slots = slots.Slots(
-            self.vm.fd,
-            self._virtio,
-            pages=pages,
-            bus=self.bus,
-            memory=self.memory.native(),
-            line=self.interrupt_line,
-            log=self._log,
-            read_exits=self.config.read_exits
-            or not kvm.extension(self._kvm_fd, "KVM_CAP_READONLY_MEM"),
-        )
 
     def _on_boot_stage(self, stage: int) -> None:
         if stage == BootTimer.INIT:
@@ -456,7 +446,7 @@ class Machine:
     def _close(self) -> None:
         before, self.slots = self.slots, None
         kept = before.close() if before is not None else []
-        for device in self._virtio:
+        for device in (*self._virtio, *self._vacant.values()):
             if device not in kept:
                 device.close()
         if kept:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .vm import InterruptLine
 
 SLOTS_MAX = len(layout.VIRTIO_GSIS)
+BLOCK, NET = "block", "net"  # kinds of devices that something is put behind
 # At least, where disks and NICs can be plugged.
 BLOCK_SLOTS, NET_SLOTS = 6, 2
 # What a device has in seconds when others before it have used up what all have together.
@@ -54,6 +55,9 @@ def _nic(config: NicConfig | None, addr: int, machine: str) -> Pluggable:
     return nic.make(config, machine) if config else nic.empty(addr, machine)
 
 
+_MAKERS: dict[str, Callable[[Any, int, str], Pluggable]] = {BLOCK: _block, NET: _nic}
+
+
 def _counts(config: MachineConfig) -> tuple[int, int]:
     """Return how many slots for disks and for NICs there are."""
     given = len(config.disks), len(config.nics)
@@ -65,25 +69,46 @@ def count(config: MachineConfig) -> int:
     return sum(_counts(config)) + len(config.devices)
 
 
-def fill(config: MachineConfig, devices: list[Device]) -> None:
+def vacancies(config: MachineConfig) -> dict[int, tuple[str, int]]:
+    """Return the slots that `fill` puts nothing behind: of which kind each is, and its `addr`."""
+    blocks, nics = _counts(config)
+    found = {addr: (BLOCK, addr) for addr in range(len(config.disks), blocks)}
+    return found | {blocks + addr: (NET, addr) for addr in range(len(config.nics), nics)}
+
+
+def vacant(kind: str, addr: int, machine: str) -> Pluggable:
+    """Return a device of a kind that nothing is behind; `machine` is the machine's name."""
+    return _MAKERS[kind](None, addr, machine)
+
+
+def fill(config: MachineConfig, devices: list[Device], made: dict[int, Pluggable]) -> None:
     """Put the devices of the configuration before those in the list; ConfigError.
 
-    Those that something is behind come first within their kind.
+    Those that something is behind come first within their kind. What is `made` of them already,
+    by slots, is taken out of there.
     """
     blocks, nics = _counts(config)
-    kinds: tuple[tuple[tuple[Any, ...], int, Callable[[Any, int, str], Pluggable]], ...] = (
-        (config.disks, blocks, _block),
-        (config.nics, nics, _nic),
+    kinds: tuple[tuple[str, tuple[Any, ...], int], ...] = (
+        (BLOCK, config.disks, blocks),
+        (NET, config.nics, nics),
     )
     place = 0
-    for given, slots, make in kinds:
+    for kind, given, slots in kinds:
         for addr in range(slots):
             what = given[addr] if addr < len(given) else None
-            devices.insert(place, make(what, addr, config.name))
+            found = made.pop(place, None) or _MAKERS[kind](what, addr, config.name)
+            devices.insert(place, found)
             place += 1
     for other in config.devices:
         devices.insert(place, other.make())
         place += 1
+
+
+def _place(device: Device, addr: int) -> str:
+    """Return what Linux calls a disk or a NIC, which stays the same as they come and go."""
+    if not isinstance(device, Pluggable):
+        return ""
+    return f"vd{chr(ord('a') + addr)}" if device.KIND == BLOCK else f"eth{addr}"
 
 
 def windows(count: int) -> list[VirtioMmio]:
@@ -100,80 +125,109 @@ class Slots:
     def __init__(
         self,
         vm_fd: int,
-        devices: list[Device],
+        count: int,
         *,
         bus: Bus,
         memory: Any,
         line: Callable[[int], InterruptLine],
         log: Log,
         read_exits: bool,
-        pages: RegisterPages | None = None,
     ) -> None:
-        """Put each device into the slot of its place in the list; ConfigError, KvmError.
+        """Have `count` slots, each for `put` to fill before the guest runs; ConfigError, KvmError.
 
         `memory` is the struct pv_memory. `line` makes the line of a GSI, and keeps it.
         `read_exits` does without the memslot: every read and acknowledgement goes to Python.
-        `pages` were made ahead, for as many devices; these are its own then.
-        The devices are borrowed until `close`.
         """
-        self.transports: list[Mmio] = []
         self.notices_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._owned = [self.notices_fd]
-        self._devices = devices
+        self._bus = bus
+        self._memory = memory
+        self._line = line
+        self._log = log
+        self._transports: dict[int, Mmio] = {}  # by slots
         # Of each device its own, which has a limit: what it says is a driver's doing.
-        self._warnings = {device: log.limited() for device in devices}
-        self._vm_fd = -1
+        self._warnings: dict[Device, Callable[[str], None]] = {}
+        self._vm_fd = vm_fd
         self._watches: list[tuple[int, int, int]] = []  # a written address and value, an eventfd
-        self._pages = pages
+        self._pages: RegisterPages | None = None
         self._read_exits = read_exits
         self._memslot_lock = _thread.allocate_lock()  # two devices may change at a time
         try:
-            if len(devices) > SLOTS_MAX:
-                raise ConfigError(f"{len(devices)} virtio devices: at most {SLOTS_MAX}; drop some")
-            if devices:
-                self._fill(bus, memory, line)
-            self.connect(vm_fd)
+            if count > SLOTS_MAX:
+                raise ConfigError(f"{count} virtio devices: at most {SLOTS_MAX}; drop some")
+            self._windows = windows(count)
+            if count:
+                self._pages = RegisterPages(count)
+                self._acknowledged = self._eventfd() if not read_exits else -1
+                self._show_pages()
         except BaseException:
             self.close()
             raise
 
-    def _fill(
-        self,
-        machine_bus: Bus,
-        memory: Any,
-        line: Callable[[int], InterruptLine],
-    ) -> None:
-        pages = self._pages = self._pages or RegisterPages(len(self._devices))
-        acknowledged = self._eventfd() if not self._read_exits else -1
-        places = windows(len(self._devices))
-        for index, (device, place) in enumerate(zip(self._devices, places, strict=True)):
-            kicks = [self._eventfd() for _ in device.queue_sizes]
-            transport = Mmio(
-                device,
-                pages.page(index),
-                memory=memory,
-                irq_fd=line(place.gsi).fd,
-                broken_fd=self.notices_fd,
-                kicks=kicks,
-                warn=self._warnings[device],
-                place=self._place(device),
-                exclusively=None if self._read_exits else self._without_memslot,
-            )
-            self.transports.append(transport)
-            machine_bus.add(bus.MMIO, place.base, place.size, transport)
-            notify = place.base + registers.QUEUE_NOTIFY
-            self._watches += [(notify, queue, kick) for queue, kick in enumerate(kicks)]
-            if not self._read_exits:
-                ack = place.base + registers.INTERRUPT_ACK
-                self._watches.append((ack, registers.INTERRUPT_USED, acknowledged))
+    @property
+    def transports(self) -> list[Mmio]:
+        """Return those of the devices, in the slots' order."""
+        return [self._transports[slot] for slot in sorted(self._transports)]
+
+    def transport(self, slot: int) -> Mmio:
+        """Return that of the device in a slot."""
+        return self._transports[slot]
+
+    @property
+    def _devices(self) -> list[Device]:
+        return [transport.device for transport in self.transports]
+
+    def put(self, slot: int, device: Device, addr: int) -> Mmio:
+        """Put a device into an empty slot, and return its transport; PyvirtError.
+
+        It is the one of its kind at `addr`, if one can be plugged there. It is borrowed until
+        `close`.
+        """
+        assert self._pages is not None
+        window = self._windows[slot]
+        kicks = [self._eventfd() for _ in device.queue_sizes]
+        warn = self._warnings[device] = self._log.limited()
+        transport = self._transports[slot] = Mmio(
+            device,
+            self._pages.page(slot),
+            memory=self._memory,
+            irq_fd=self._line(window.gsi).fd,
+            broken_fd=self.notices_fd,
+            kicks=kicks,
+            warn=warn,
+            place=_place(device, addr),
+            exclusively=None if self._read_exits else self._without_memslot,
+        )
+        self._bus.add(bus.MMIO, window.base, window.size, transport)
+        notify = window.base + registers.QUEUE_NOTIFY
+        watches = [(notify, queue, kick) for queue, kick in enumerate(kicks)]
+        if not self._read_exits:
+            ack = window.base + registers.INTERRUPT_ACK
+            watches.append((ack, registers.INTERRUPT_USED, self._acknowledged))
+        self._watches += watches
+        for watch in watches:
+            self._watch(*watch)
+        return transport
+
+    def put_all(self, devices: list[Device]) -> None:
+        """Put each device into the slot of its place in the list, if it is not there yet."""
+        counts: dict[str, int] = {}
+        for slot, device in enumerate(devices):
+            kind = device.KIND if isinstance(device, Pluggable) else ""
+            addr = counts[kind] = counts.get(kind, -1) + 1
+            if slot not in self._transports:
+                self.put(slot, device, addr)
 
     def connect(self, vm_fd: int) -> None:
         """Let a VM's accesses find the slots; one that they belonged to before is closed."""
         self._vm_fd = vm_fd
         for address, value, fd in self._watches:
             self._watch(address, value, fd)
+        self._show_pages()
+
+    def _show_pages(self) -> None:
         if self._pages is not None and not self._read_exits:
-            self._pages.connect(vm_fd)
+            self._pages.connect(self._vm_fd)
 
     def drain(self) -> None:
         """Have every device complete what is in flight, before `reset`; no vCPU runs.
@@ -215,13 +269,6 @@ class Slots:
         """
         devices = [device for device in self._devices if isinstance(device, Pluggable)]
         return [device for device in devices if kind == device.KIND]
-
-    def _place(self, device: Device) -> str:
-        """Return what Linux calls a disk or a NIC, which stays the same as they come and go."""
-        if not isinstance(device, Pluggable):
-            return ""
-        addr = self.pluggable(device.KIND).index(device)
-        return f"vd{chr(ord('a') + addr)}" if device.KIND == "block" else f"eth{addr}"
 
     def _eventfd(self) -> int:
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -309,7 +356,7 @@ class Slots:
         ]
         if kept:
             return kept
-        self.transports.clear()
+        self._transports.clear()
         while self._owned:
             os.close(self._owned.pop())
         self.notices_fd = -1

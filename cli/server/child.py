@@ -13,7 +13,7 @@ import socket
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ...errors import PyvirtError, StateError, unexpected
-from ...vmm import slots
+from ...vmm.log import Log
 from ..options.parse import parse
 from .connection import LINE_MAX, STREAMS_MAX, Run
 
@@ -41,20 +41,30 @@ class Prepared:
         self.incoming = incoming
         self.asked_ns = 0  # CLOCK_MONOTONIC, when somebody asked for the fork
         self.error: PyvirtError | None = None
+        self._log: Log | None = None
         self._core: Core | None = None
         try:
-            self._core = incoming.prepare()
+            self._log = Log()
+            self._core = incoming.prepare(self._log)
         except PyvirtError as error:
             self.error = error
         except Exception as error:  # noqa: BLE001  (whoever takes it says so)
             self.error = StateError(f"template: {unexpected(error)}; please report")
+
+    @property
+    def log(self) -> Log:
+        """Return that which it writes to; PyvirtError."""
+        if self._log is None:
+            assert self.error is not None
+            raise self.error
+        return self._log
 
     def core_for(self, config: MachineConfig) -> Core | None:
         """Return what suits a machine, None where that has to make its own; PyvirtError."""
         if self.error is not None:
             raise self.error
         core, self._core = self._core, None
-        if core is not None and core.suits(config, slots.count(config)):
+        if core is not None and core.suits(config):
             return core
         if core is not None:
             core.close()

@@ -50,21 +50,41 @@ def save(vm: Vm, *, pit: bool) -> dict[str, object]:
     return state
 
 
-def restore(vm: Vm, fields: Fields) -> None:
-    """Set it; the local APICs are restored. StateError, KvmError."""
-    for name, number in _PICS.items():
-        pic = fields.section(name)
-        _write(vm.fd, number, bytes([pic.integer(one, 0, _U8_MAX) for one in _PIC]))
-    ioapic = fields.section("ioapic")
-    head = [ioapic.integer("base_address", 0, _U64_MAX)]
-    head += [ioapic.integer(name, 0, _U32_MAX) for name in ("ioregsel", "id", "irr")]
-    entries = ioapic.integers("redirection", 0, _U64_MAX, most=layout.IOAPIC_PINS)
+class State:
+    """What `save` returned, read."""
+
+    __slots__ = ("_chips", "_pit")
+
+    def __init__(self, fields: Fields) -> None:
+        """Read it; StateError."""
+        self._chips = {number: _pic(fields.section(name)) for name, number in _PICS.items()}
+        self._chips[lib.KVM_IRQCHIP_IOAPIC] = _ioapic(fields.section("ioapic"))
+        pit = fields.optional("pit")
+        self._pit: Any = None
+        if pit is not None:
+            self._pit = ffi.new("struct kvm_pit_state2 *")
+            structs.restore(self._pit, pit)
+
+    def set(self, vm: Vm) -> None:
+        """Set it, once; the local APICs are restored. KvmError."""
+        for number, values in self._chips.items():
+            _write(vm.fd, number, values)
+        if self._pit is not None:
+            _shift_loads(self._pit, lambda age: max(0, time.monotonic_ns() - age))
+            ioctls.SET_PIT2(vm.fd, self._pit)
+
+
+def _pic(fields: Fields) -> bytes:
+    return bytes([fields.integer(one, 0, _U8_MAX) for one in _PIC])
+
+
+def _ioapic(fields: Fields) -> bytes:
+    head = [fields.integer("base_address", 0, _U64_MAX)]
+    head += [fields.integer(name, 0, _U32_MAX) for name in ("ioregsel", "id", "irr")]
+    entries = fields.integers("redirection", 0, _U64_MAX, most=layout.IOAPIC_PINS)
     if len(entries) != layout.IOAPIC_PINS:
-        raise ioapic.wrong("redirection", f"has {len(entries)} entries, not {layout.IOAPIC_PINS}")
-    _write(vm.fd, lib.KVM_IRQCHIP_IOAPIC, _IOAPIC.pack(*head, 0, *entries))
-    pit = fields.optional("pit")
-    if pit is not None:
-        _restore_pit(vm.fd, pit)
+        raise fields.wrong("redirection", f"has {len(entries)} entries, not {layout.IOAPIC_PINS}")
+    return _IOAPIC.pack(*head, 0, *entries)
 
 
 def _read(vm_fd: int, number: int) -> bytes:
@@ -85,13 +105,6 @@ def _save_pit(vm_fd: int) -> dict[str, object]:
     # When a counter was loaded is in the host's time, which means nothing elsewhere.
     _shift_loads(pit, lambda load: time.monotonic_ns() - load)
     return structs.save(pit)
-
-
-def _restore_pit(vm_fd: int, fields: Fields) -> None:
-    pit = ffi.new("struct kvm_pit_state2 *")
-    structs.restore(pit, fields)
-    _shift_loads(pit, lambda age: max(0, time.monotonic_ns() - age))
-    ioctls.SET_PIT2(vm_fd, pit)
 
 
 def _shift_loads(pit: Any, change: Any) -> None:

@@ -7,13 +7,15 @@ import os
 from ...errors import StateError
 from ..config import MachineConfig
 from ..core import Core
-from ..log import Log
 from . import chips, clock, folder, ioctls, overlays, processor, shape, state_file, vcpu
 from .layers import IDENTITY_BYTES, Origin, open_layers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from ...state import Fields
+    from ..log import Log
     from ..machine import Machine
     from ..vm import Vm
     from .layers import Stack
@@ -51,6 +53,27 @@ def read_shape(fields: Fields) -> tuple[shape.Shape, bytes]:
     return shape.read(fields.section("machine")), identity
 
 
+class _Ahead:
+    """What was restored of a machine before it was there."""
+
+    __slots__ = ("chips", "devices", "slots", "vcpus", "vm")
+
+    def __init__(
+        self,
+        vm: Vm,
+        devices: list[Fields],
+        slots: Container[int],
+        vcpus: list[vcpu.Restored],
+        state: chips.State,
+    ) -> None:
+        """`devices` are all of them, `slots` those that are restored."""
+        self.vm = vm
+        self.devices = devices
+        self.slots = slots
+        self.vcpus = vcpus
+        self.chips = state
+
+
 class Incoming:
     """What a machine is to be restored from; owns its files until `close`."""
 
@@ -83,16 +106,16 @@ class Incoming:
         self._fields = fields
         self._file = file
         self._is_mapped = mapped
-        self._ahead: tuple[Vm, list[vcpu.Restored]] | None = None
+        self._ahead: _Ahead | None = None
 
     def map(self, at: int) -> list[tuple[int, int]]:
         """Map the memory at an address of this process, and return the parts; ConfigError."""
         return self._file.map(at)
 
-    def prepare(self) -> Core:
-        """Return the core of a machine whose memory is mapped, its vCPUs restored ahead.
+    def prepare(self, log: Log) -> Core:
+        """Return the core of a machine, restored as far as nothing is behind its devices.
 
-        StateError, ConfigError, KvmError.
+        Its memory is mapped. StateError, ConfigError, KvmError.
         """
         found = self.shape
         config = MachineConfig(
@@ -104,18 +127,29 @@ class Incoming:
             content=self,
         )
         try:
-            slots = self._fields.count("devices", _DEVICES_MAX)
-            core = Core(config, Log(), slots=slots)
+            devices = self._fields.items("devices", _DEVICES_MAX)
+            core = Core(config, log, count=len(devices))
             try:
-                assert core.vm is not None
-                self._check_capabilities(core.kvm_fd)
-                self._ahead = core.vm, self._restore_vcpus(core.vm, core.kvm_fd)
+                self._ahead = self._restore_ahead(core, devices)
             except BaseException:
                 core.close()
                 raise
         except StateError as error:
             raise self._placed(error) from None
         return core
+
+    def _restore_ahead(self, core: Core, devices: list[Fields]) -> _Ahead:
+        assert core.vm is not None
+        assert core.slots is not None
+        self._check_capabilities(core.kvm_fd)
+        vacancies = shape.vacancies(devices)
+        core.put_vacant(vacancies)
+        for slot in vacancies:
+            core.slots.transport(slot).restore(devices[slot].section("state"))
+        vcpus = self._restore_vcpus(core.vm, core.kvm_fd)
+        return _Ahead(
+            core.vm, devices, vacancies, vcpus, chips.State(self._fields.section("chips"))
+        )
 
     def _check_capabilities(self, kvm_fd: int) -> None:
         lacking = ioctls.missing(kvm_fd)
@@ -145,10 +179,17 @@ class Incoming:
     def _restore(self, machine: Machine, log: Log) -> None:
         assert machine.slots is not None
         fields = self._fields
-        devices = fields.items("devices", _DEVICES_MAX)
+        ahead, self._ahead = self._ahead, None
+        devices = ahead.devices if ahead else fields.items("devices", _DEVICES_MAX)
+        if ahead is not None and ahead.vm is not machine.vm:
+            ahead = None  # the machine is another than was expected, and was made anew
         shape.check_devices(machine, devices, log)
-        for transport, one in zip(machine.slots.transports, devices, strict=True):
-            transport.restore(one.section("state"))
+        done = ahead.slots if ahead else ()
+        for slot, (transport, one) in enumerate(
+            zip(machine.slots.transports, devices, strict=True)
+        ):
+            if slot not in done:
+                transport.restore(one.section("state"))
         parts = fields.sections("parts")
         for name, part in machine.parts.items():
             # What older states lack is as after power-on.
@@ -156,15 +197,15 @@ class Incoming:
                 part.restore(parts.pop(name))
         for name in parts:
             raise fields.wrong("parts", f"this machine has no {name}")
-        self._restore_kvm(machine.vm, machine.kvm_fd)
+        self._restore_kvm(machine.vm, machine.kvm_fd, ahead)
         fields.done()
 
-    def _restore_kvm(self, vm: Vm, kvm_fd: int) -> None:
-        ahead, self._ahead = self._ahead, None
-        restored = ahead[1] if ahead and ahead[0] is vm else self._restore_vcpus(vm, kvm_fd)
+    def _restore_kvm(self, vm: Vm, kvm_fd: int, ahead: _Ahead | None) -> None:
+        restored = ahead.vcpus if ahead else self._restore_vcpus(vm, kvm_fd)
+        state = ahead.chips if ahead else chips.State(self._fields.section("chips"))
         for one in restored:
             one.start_timer()
-        chips.restore(vm, self._fields.section("chips"))
+        state.set(vm)
         clock.restore(vm, self._fields.section("clock"), kvm_fd)
         for one in restored:
             one.finish()

@@ -8,6 +8,7 @@ import time
 from ...devices.virtio.device import Pluggable
 from ...errors import PyvirtError, StateError
 from ..memory import MIB, SIZE_MAX, SIZE_MIN
+from ..slots import BLOCK, NET
 from ..topology import Topology
 
 TYPE_CHECKING = False
@@ -32,6 +33,7 @@ _KINDS = {
     26: "a file system",
 }
 _TYPE_MAX = 0xFF
+_PLUGGABLE = {2: BLOCK, 1: NET}
 
 
 class Shape:
@@ -149,6 +151,20 @@ def devices(machine: Machine) -> list[dict[str, object]]:
                 "image": _image(device),
             }
         )
+    return found
+
+
+def vacancies(saved: list[Fields]) -> dict[int, tuple[str, int]]:
+    """Return the slots for disks and NICs that nothing was behind: kind, and place within it."""
+    found: dict[int, tuple[str, int]] = {}
+    counts = dict.fromkeys(_PLUGGABLE.values(), 0)
+    for slot, fields in enumerate(saved):
+        kind = _PLUGGABLE.get(fields.integer("type", 0, _TYPE_MAX))
+        if kind is None:
+            continue
+        if not fields.flag("filled"):
+            found[slot] = kind, counts[kind]
+        counts[kind] += 1
     return found
 
 
