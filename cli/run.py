@@ -311,7 +311,7 @@ def main(argv: list[str], prepared: Prepared | None = None) -> int:
     """Run `pyvirt run` with the words after it, or a fork; return the exit status."""
     timeline = Timeline(prepared.asked_ns if prepared is not None else 0)
     timeline.mark("imports")
-    options = parse(argv)
+    options = prepared.options(argv) if prepared is not None else parse(argv)
     if options.help or options.print_config is not None:
         sys.stdout.write(_told(options))
         return 0

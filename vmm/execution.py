@@ -30,6 +30,7 @@ class Execution:
 
     __slots__ = (
         "_fault_log",
+        "_first",
         "_gate",
         "_log",
         "_mark",
@@ -64,6 +65,8 @@ class Execution:
         self.thread_ids = [0] * count
         # Guards the state, its reason and which vCPUs there are; their threads stand at the gate.
         self.lock = _thread.allocate_lock()
+        self._first = _thread.allocate_lock()  # held until the boot vCPU's thread runs the guest
+        self._first.acquire()
         gate = ffi.new("struct pv_gate **")
         check(lib.pv_gate_new(gate), "machine")
         self._gate = ffi.gc(gate[0], lib.pv_gate_free)
@@ -78,6 +81,14 @@ class Execution:
             except RuntimeError as error:
                 lib.pv_gate_leave(self._gate)
                 raise PyvirtError(f"vCPU {vcpu.index}: {error}; raise ulimit -u") from None
+
+    def wait_begun(self) -> None:
+        """Return when the boot vCPU runs, or the machine has ended; after `start` and `resume`.
+
+        Else its thread would wait for the caller's, which goes on with Python.
+        """
+        with self._first:
+            pass
 
     def check_alive(self) -> None:
         """Raise PyvirtError when the machine has ended."""
@@ -164,10 +175,14 @@ class Execution:
     def _run(self, vcpu: Vcpu) -> None:
         self.thread_ids[vcpu.index] = _thread.get_native_id()
         lib.pv_crash_thread(f"vcpu{vcpu.index}".encode())
+        is_first = vcpu.index == 0
         try:
             while lib.pv_gate_pass(self._gate):
                 # After a reset it is another.
                 vcpu = self._vcpus()[vcpu.index]
+                if is_first:
+                    is_first = False
+                    self._first.release()
                 reason = vcpu.run()
                 if reason != lib.KVM_EXIT_INTR:
                     self._judge(vcpu, reason)
@@ -179,6 +194,8 @@ class Execution:
             # Of a machine that has ended already, the reason stays.
             self.finish(End(CRASH, 1))
             lib.pv_gate_leave(self._gate)
+            if is_first:
+                self._first.release()
 
     def _judge(self, vcpu: Vcpu, reason: int) -> None:
         """Handle an exit that no device serves: each of them ends or resets the guest."""

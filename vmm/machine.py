@@ -198,6 +198,7 @@ class Machine:
         self._execution.start()
         if not self.config.frozen:
             self._execution.resume()
+            self._execution.wait_begun()
 
     @property
     def state(self) -> str:

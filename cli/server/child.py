@@ -8,6 +8,7 @@ import fcntl
 import gc
 import json
 import os
+import re
 import signal
 import socket
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -24,21 +25,46 @@ if TYPE_CHECKING:
     from ...vmm.core import Core
     from ...vmm.snapshot.restore import Incoming
     from ...vmm.snapshot.template import Template
+    from ..options.parsed import Options
 
     # Is `pyvirt run WORDS...`, as a fork where something was prepared for it.
     Enter = Callable[[list[str], "Prepared | None"], NoReturn]
 
 _prctl = ctypes.CDLL(None).prctl
 _PR_SET_PDEATHSIG = 1
+_OPTIONS_IN_FILE = re.compile("--?config(=|$)")
 _ALL = os.sysconf("SC_OPEN_MAX")
+
+
+class Rehearsal:
+    """What the words of one fork say, for the next, which is most often given the same."""
+
+    __slots__ = ("_options", "_words")
+
+    def __init__(self, words: list[str]) -> None:
+        """Read them, where they say everything by themselves."""
+        self._words = words
+        self._options: Options | None = None
+        if not any(_OPTIONS_IN_FILE.match(word) for word in words):
+            with contextlib.suppress(PyvirtError):
+                self._options = parse(words)
+
+    def is_of(self, words: list[str]) -> bool:
+        """Tell whether it is of these words."""
+        return self._words == words
+
+    def options_of(self, words: list[str]) -> Options | None:
+        """Return what these say, for one fork, which may change it; None: that is not known."""
+        return self._options if self._words == words else None
 
 
 class Prepared:
     """What was made for a fork ahead of its command line; owns it until it is taken."""
 
-    def __init__(self, incoming: Incoming) -> None:
+    def __init__(self, incoming: Incoming, rehearsal: Rehearsal) -> None:
         """Make it; what goes wrong is told to who takes it."""
         self.incoming = incoming
+        self._rehearsal = rehearsal
         self.asked_ns = 0  # CLOCK_MONOTONIC, when somebody asked for the fork
         self.error: PyvirtError | None = None
         self._log: Log | None = None
@@ -58,6 +84,10 @@ class Prepared:
             assert self.error is not None
             raise self.error
         return self._log
+
+    def options(self, words: list[str]) -> Options:
+        """Return what the words say; ConfigError."""
+        return self._rehearsal.options_of(words) or parse(words)
 
     def core_for(self, config: MachineConfig) -> Core | None:
         """Return what suits a machine, None where that has to make its own; PyvirtError."""
@@ -96,16 +126,15 @@ def become(run: Run, places: dict[int, int], enter: Enter) -> NoReturn:
 
 
 def wait_to_become(
-    template: Template, channel: socket.socket, words: list[str], enter: Enter
+    template: Template, channel: socket.socket, rehearsal: Rehearsal, enter: Enter
 ) -> NoReturn:
     """Be a fork of a template, as soon as what it is to be comes over the channel.
 
     The first message there is its own: {}, or {"error": TEXT}. All descriptors of this process
-    are above those that a monitor is given. `words` are those of the fork before.
+    are above those that a monitor is given.
     """
     _keep_only({channel.fileno(), *template.fds})
-    prepared = Prepared(template.incoming())
-    _rehearse(words)
+    prepared = Prepared(template.incoming(), rehearsal)
     gc.freeze()
     error = {"error": str(prepared.error)} if prepared.error is not None else {}
     channel.send(json.dumps(error).encode())
@@ -120,12 +149,6 @@ def wait_to_become(
     prepared.asked_ns = message["asked_ns"]
     os.chdir(message["cwd"])
     enter(message["words"], prepared)
-
-
-def _rehearse(words: list[str]) -> None:
-    """Do what changes nothing: a page of the server's that it touches is copied here, now."""
-    with contextlib.suppress(PyvirtError):
-        parse(words)
 
 
 def ask(channel: socket.socket, run: Run, places: dict[int, int], asked_ns: int) -> None:
@@ -165,11 +188,13 @@ def _keep_only(kept: Iterable[int]) -> None:
 
 def _place_below(places: dict[int, int]) -> None:
     """Do as `place`, with descriptors that are above them all; what else is above stays open."""
-    for number in range(STREAMS_MAX):
-        if number in places:
-            os.dup2(places[number], number)
-        elif number > 2:
-            os.close(number)
+    at = 3
+    for number in sorted(places):
+        os.dup2(places[number], number)
+        if number >= at:
+            os.closerange(at, number)
+            at = number + 1
+    os.closerange(at, STREAMS_MAX)
 
 
 def place(places: dict[int, int]) -> None:

@@ -50,6 +50,7 @@ class Place:
         self.waiting: Waiting | None = None
         self.refill_at: float | None = None  # time.monotonic()
         self._words: list[str] = []  # of the last fork
+        self._rehearsal = child.Rehearsal(self._words)
 
     def give(self, giver: Connection) -> None:
         """Note who is to fill it; Refused when it is not empty."""
@@ -83,14 +84,20 @@ class Place:
         return None
 
     def _start(self, enter: Enter) -> Waiting:
-        template, words, parent = self.template, self._words, os.getpid()
+        template, parent = self.template, os.getpid()
         assert template is not None
+        # Here, and not in each child, that would have pages of its own of all that it takes.
+        if not self._rehearsal.is_of(self._words):
+            self._rehearsal = child.Rehearsal(self._words)
+        rehearsal = self._rehearsal
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
                 pid = os.fork()
                 if pid == 0:
-                    child.live(lambda: child.wait_to_become(template, theirs, words, enter), parent)
+                    child.live(
+                        lambda: child.wait_to_become(template, theirs, rehearsal, enter), parent
+                    )
                 return Waiting(pid, os.pidfd_open(pid), ours)
             except BaseException:
                 ours.close()
