@@ -15,10 +15,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from pyvirt.devices.virtio.block import BlockConfig
 from pyvirt.errors import BackendError, PyvirtError
 from pyvirt.harness.vm.fork_server import ForkServer, Process, Template
 from pyvirt.qmp.client import Client, CommandError
-from pyvirt.vmm import bus, layout
+from pyvirt.vmm import bus, kvm, layout
 from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.cpu_model import CpuModel
 from pyvirt.vmm.execution import PAUSED, RUNNING
@@ -41,6 +42,7 @@ WORDS = ("-accel", "kvm", "-serial", "none", "-qmp", "fd:3,throttle=off")
 STREAMS = {"qmp": (3,), "messages": (2,)}
 KEPT = 42
 FORKS = 100
+LEFT = 16  # calls of KVM
 
 
 @pytest.fixture(scope="module")
@@ -317,15 +319,20 @@ class Ahead:
     def template(self, guest: Guest) -> templates.Template:
         return self._stack.enter_context(closing(taken(guest)))
 
-    def make(self, name: str, template: templates.Template) -> Guest:
+    def make(
+        self, name: str, template: templates.Template, made: Callable[[], object] = lambda: None
+    ) -> Guest:
+        """Return a fork; `made` is called when nothing is left but what it is asked for."""
         incoming = template.incoming()
         core = incoming.prepare(Log())
+        made()
         config = MachineConfig(
             str(self._kernel(name)),
             memory=incoming.shape.memory,
             vcpus=incoming.shape.topology.vcpus,
             topology=incoming.shape.topology,
             content=incoming,
+            hotplug=incoming.shape.hotplug,
         )
         assert core.suits(config)
         self._count += 1
@@ -376,6 +383,47 @@ def test_four_vcpus_go_on_where_each_of_them_was(machine: Make, ahead: Ahead) ->
     )
     fork.close()
     assert [ledger.wrong for ledger in ledgers] == [[]] * len(ledgers)
+
+
+@pytest.mark.any_kvm
+def test_what_is_left_for_who_asks_does_not_grow(
+    make: Make, ahead: Ahead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of eight empty slots and a VM nothing is made then: the calls are counted, and no time."""
+    called: list[str] = []
+    before: set[str] = set()
+    real = kvm.Ioctl.__call__
+
+    def count(self: kvm.Ioctl, fd: int, argument: Any = 0) -> int:
+        called.append(self.name.removeprefix("KVM_"))
+        return real(self, fd, argument)
+
+    monkeypatch.setattr(kvm.Ioctl, "__call__", count)
+
+    def forget() -> None:
+        before.update(called)
+        called.clear()
+
+    template = ahead.template(make("keep"))
+    fork = ahead.make("keep", template, made=forget)
+    once = {"CREATE_VM", "CREATE_VCPU", "SET_USER_MEMORY_REGION", "IOEVENTFD"}
+    assert once <= before
+    assert not once & set(called)
+    # The lines of the event device, and what goes on with the time.
+    assert len(called) <= LEFT, called
+    assert fork.slots is not None
+    assert len(fork.slots.transports) == 8
+
+
+@pytest.mark.any_kvm
+def test_a_fork_with_other_empty_slots_is_made_anew(make: Make, ahead: Ahead) -> None:
+    incoming = ahead.template(make("keep")).incoming()
+    with closing(incoming.prepare(Log())) as core:
+        same: dict[str, Any] = {"memory": MEMORY, "content": incoming, "hotplug": True}
+        assert core.suits(MachineConfig("", **same))
+        disk = BlockConfig("disk", "/dev/null")
+        for other in ({"disks": (disk,)}, {"name": "other"}, {"hotplug": False}):
+            assert not core.suits(MachineConfig("", **(same | other))), other
 
 
 @pytest.mark.any_kvm

@@ -166,7 +166,6 @@ class Incoming:
         if not self._is_mapped:
             self._file.read(machine.memory)
         try:
-            self._check_capabilities(machine.kvm_fd)
             self._restore(machine, log)
         except StateError as error:
             raise self._placed(error) from None
@@ -183,6 +182,8 @@ class Incoming:
         devices = ahead.devices if ahead else fields.items("devices", _DEVICES_MAX)
         if ahead is not None and ahead.vm is not machine.vm:
             ahead = None  # the machine is another than was expected, and was made anew
+        if ahead is None:
+            self._check_capabilities(machine.kvm_fd)
         shape.check_devices(machine, devices, log)
         done = ahead.slots if ahead else ()
         for slot, (transport, one) in enumerate(
