@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendError, ConfigError
@@ -25,6 +26,7 @@ be others. The guest is on this terminal, and ends with this command.
 
   pyvirt fork /tmp/template -disk fork.img -qmp unix:/tmp/fork.sock,server,nowait
 """
+_STOP_S, _LOOK_S = 2.0, 0.01
 _TEMPLATE = ""  # as template.py names it
 # What ends a guest, what it wants to know, and what stops a command.
 _FORWARDED = (
@@ -61,6 +63,15 @@ def _inherited() -> list[int]:
     return found
 
 
+def _is_stopped(pid: int) -> bool:
+    """Say whether a process stands, or is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] in "TtZX"
+    except OSError:
+        return True
+
+
 class _Fork:
     """The command, while the machine is in another process."""
 
@@ -68,7 +79,7 @@ class _Fork:
         self._path = path
         self._words = words
         self._line = b""
-        self._pidfd = -1
+        self._pid = self._pidfd = -1
 
     def run(self) -> int:
         """Return the machine's exit status; PyvirtError."""
@@ -88,9 +99,10 @@ class _Fork:
                     f"fork {self._path}: {error.strerror}; name the socket of a pyvirt template "
                     "that runs"
                 ) from None
-            self._hear("pid")
+            self._pid = int(self._hear("pid"))
             for number in _FORWARDED:
                 signal.signal(number, self._forward)
+            signal.signal(signal.SIGTSTP, self._stop)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
             status = int(self._hear("status"))
         if status < 0:
@@ -114,6 +126,14 @@ class _Fork:
         if "error" in message:
             raise BackendError(f"fork {self._path}: {message['error']}")
         return message[name]
+
+    def _stop(self, _number: int, frame: FrameType | None) -> None:
+        """Stop, when the fork stands and the terminal is as it was; SIGCONT is the way on."""
+        self._forward(signal.SIGTSTP, frame)
+        until = time.monotonic() + _STOP_S
+        while not _is_stopped(self._pid) and time.monotonic() < until:
+            time.sleep(_LOOK_S)
+        os.kill(os.getpid(), signal.SIGSTOP)
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         try:

@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import re
+import resource
 import signal
 import socket
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,6 +21,7 @@ from .connection import LINE_MAX, STREAMS_MAX, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from types import FrameType
 
     from ...vmm.config import MachineConfig
     from ...vmm.core import Core
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 _prctl = ctypes.CDLL(None).prctl
 _PR_SET_PDEATHSIG = 1
 _OPTIONS_IN_FILE = re.compile("--?config(=|$)")
-_ALL = os.sysconf("SC_OPEN_MAX")
 
 
 class Rehearsal:
@@ -111,11 +112,17 @@ def live(child: Callable[[], NoReturn], parent: int) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # By itself the signal does nothing to the leader of a session.
+        signal.signal(signal.SIGTSTP, _stop)
         child()
     except BaseException as error:  # noqa: BLE001  (no way may lead back into the server)
         os.write(2, f"pyvirt: {unexpected(error)}\n".encode(errors="replace"))
     finally:
         os._exit(1)
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def become(run: Run, places: dict[int, int], enter: Enter) -> NoReturn:
@@ -158,13 +165,22 @@ def ask(channel: socket.socket, run: Run, places: dict[int, int], asked_ns: int)
 
 
 def reserve() -> None:
-    """Have all descriptors that are opened from now on above those that a monitor is given."""
+    """Have all descriptors that are opened from now on above those that a monitor is given.
+
+    There may be as many as this process can have at all: each fork takes two.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for number in range(3, STREAMS_MAX):
         if number != null:
             _put_if_free(null, number)
     if null >= STREAMS_MAX:
         os.close(null)
+
+
+def _close_from(first: int) -> None:
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 def _put_if_free(fd: int, number: int) -> None:
@@ -183,7 +199,7 @@ def _keep_only(kept: Iterable[int]) -> None:
     for fd in sorted(kept):
         os.closerange(at, fd)
         at = fd + 1
-    os.closerange(at, _ALL)
+    _close_from(at)
 
 
 def _place_below(places: dict[int, int]) -> None:
@@ -214,4 +230,4 @@ def place(places: dict[int, int]) -> None:
     for number in range(top):
         if number not in wanted:
             os.closerange(number, number + 1)
-    os.closerange(top, _ALL)
+    _close_from(top)

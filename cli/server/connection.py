@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import socket
 import stat
 from dataclasses import dataclass, field
@@ -19,6 +21,17 @@ STREAMS_MAX = 64  # of one monitor, and its highest descriptor
 
 class Refused(Exception):  # noqa: N818  (it is the client's error)
     """What a client asks for cannot be done; its text tells why."""
+
+
+def why(error: OSError) -> str:
+    """Return what went wrong, with the mend where this process has too many files open."""
+    if error.errno not in {errno.EMFILE, errno.ENFILE}:
+        return error.strerror or str(error)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return (
+        f"the process that makes forks has {limit} files open, and may have no more; end some "
+        "forks, or start it anew under a higher limit (ulimit -Hn)"
+    )
 
 
 @dataclass(frozen=True)
@@ -99,9 +112,11 @@ class Connection:
         if not data:
             raise Refused("the connection ended")
         end = data.find(b"\n") + 1
-        data, fds, _, _ = socket.recv_fds(self.socket, end or len(data), STREAMS_MAX)
+        data, fds, flags, _ = socket.recv_fds(self.socket, end or len(data), STREAMS_MAX)
         self.line += data
         self.fds += fds
+        if flags & socket.MSG_CTRUNC and len(self.fds) < STREAMS_MAX:
+            raise Refused(why(OSError(errno.EMFILE, "")))
         if len(self.line) > LINE_MAX:
             raise Refused(f"the first line is longer than {LINE_MAX} bytes")
         if len(self.fds) > STREAMS_MAX:

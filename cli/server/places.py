@@ -98,7 +98,12 @@ class Place:
                     child.live(
                         lambda: child.wait_to_become(template, theirs, rehearsal, enter), parent
                     )
-                return Waiting(pid, os.pidfd_open(pid), ours)
+                try:
+                    return Waiting(pid, os.pidfd_open(pid), ours)
+                except BaseException:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    raise
             except BaseException:
                 ours.close()
                 raise

@@ -35,13 +35,16 @@ One thread, so that a fork is safe. With the server its monitors end.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
+import json
 import os
 import selectors
 import signal
 import socket
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -49,7 +52,7 @@ from ...devices.unix_socket import UnixListener
 from ...errors import ConfigError, PyvirtError, unexpected
 from ...harness.vm.switch import Switch
 from . import child
-from .connection import Connection, Refused, is_path, read_file, read_run
+from .connection import Connection, Refused, is_path, read_file, read_run, why
 from .places import PLACES_MAX, Place, Waiting
 
 if TYPE_CHECKING:
@@ -74,6 +77,10 @@ class _Monitor:
     path: str = ""
 
 
+def _spare() -> int:
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
 class Server:
     """Forks monitors; owns the socket, the connections and the children until `close`."""
 
@@ -94,6 +101,7 @@ class Server:
         self._enter = enter
         self._tidy = tidy
         self._accepting = socket.socket(fileno=os.dup(self._listener.fd))
+        self._spare = _spare()  # given up to say that there are no more
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._accepting, selectors.EVENT_READ, self._accept)
         self._unclaimed: dict[Connection, None] = {}
@@ -162,7 +170,8 @@ class Server:
     def _accept(self) -> None:
         try:
             client, _ = self._accepting.accept()
-        except OSError:
+        except OSError as error:
+            self._refuse(error)
             return
         client.setblocking(True)
         connection = Connection(client, time.monotonic() + PATIENCE_S)
@@ -171,6 +180,20 @@ class Server:
             return
         self._unclaimed[connection] = None
         self._selector.register(client, selectors.EVENT_READ, lambda: self._begin(connection))
+
+    def _refuse(self, error: OSError) -> None:
+        """Tell whoever is next why there is no connection, if that takes one file more."""
+        if error.errno not in {errno.EMFILE, errno.ENFILE}:
+            return
+        os.close(self._spare)
+        try:
+            with closing(self._accepting.accept()[0]) as client:
+                line = json.dumps({"error": why(error)}).encode() + b"\n"
+                client.sendall(line, socket.MSG_DONTWAIT)
+        except OSError:
+            return
+        finally:
+            self._spare = _spare()
 
     def _begin(self, connection: Connection) -> None:
         """Take a part of the first line of a connection."""
@@ -329,8 +352,8 @@ class Server:
                 raise Refused("is not there; make it again")
             waiting, is_new = place.take(self._enter, run, fds, asked_ns)
         except (OSError, Refused) as error:
-            why = error.strerror if isinstance(error, OSError) else str(error)
-            self._drop(control, f"template {name}: {why}" if name else f"template: {why}")
+            text = why(error) if isinstance(error, OSError) else str(error)
+            self._drop(control, f"template {name}: {text}" if name else f"template: {text}")
             return
         if is_new:
             self._listen_to(place, waiting)
@@ -358,12 +381,19 @@ class Server:
         try:
             pid = os.fork()
         except OSError as error:
-            self._drop(control, f"fork: {error.strerror}")
+            self._drop(control, f"fork: {why(error)}")
             return
         if pid == 0:
             child.live(life, parent)
         has_fds = control.run is not None and bool(control.run.fds)
-        self._adopt(_Monitor(pid, os.pidfd_open(pid), control, path), has_fds=has_fds)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            self._drop(control, f"fork: {why(error)}")
+            return
+        self._adopt(_Monitor(pid, pidfd, control, path), has_fds=has_fds)
 
     def _adopt(self, monitor: _Monitor, *, has_fds: bool) -> None:
         control = monitor.control
@@ -412,4 +442,5 @@ class Server:
             self._drop(connection, "")
         self._selector.close()
         self._accepting.close()
+        os.close(self._spare)
         self._listener.close()

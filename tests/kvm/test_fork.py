@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -548,11 +549,31 @@ def test_by_commands_from_a_monitor(kernel: Kernel) -> None:
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as fork:
             # Before it runs, a signal may come too early for an orderly end.
             wait_until(lambda: runs(f"{folder}/qmp"), "the fork runs")
+            monitor = listener(f"{folder}/qmp")
+            fork.send_signal(signal.SIGTSTP)
+            wait_until(lambda: stands(fork.pid), "the command stands")
+            assert stands(monitor)
+            fork.send_signal(signal.SIGCONT)
+            wait_until(lambda: not stands(monitor), "the guest goes on")
+            assert runs(f"{folder}/qmp")
             fork.send_signal(signal.SIGTERM)
             assert fork.wait(PATIENCE) == 0
         again = by_command("template", guest.path, "/nowhere/socket")
         assert again.returncode == 2
         assert "No such file or directory; name a new file in a writable folder" in again.stderr
+
+
+def listener(path: str) -> int:
+    """Return the process that listens at a socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        data = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(data[:4], sys.byteorder)
+
+
+def stands(pid: int) -> bool:
+    """Say whether a process is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def runs(path: str) -> bool:

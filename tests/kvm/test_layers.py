@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pyvirt.cli import main
 from pyvirt.errors import KvmError, PyvirtError, StateError
 from pyvirt.vmm.execution import PAUSED
 from pyvirt.vmm.log import Log
+from pyvirt.vmm.memory import GuestMemory
 from pyvirt.vmm.snapshot import state_file
 from pyvirt.vmm.snapshot.flatten import flatten
 from pyvirt.vmm.snapshot.folder import Folder
@@ -25,7 +27,7 @@ from pyvirt.vmm.snapshot.save import Saver
 from pyvirt.vmm.snapshot.template import read_folder
 
 from .conftest import Make
-from .support import BUFFER, Guest
+from .support import BUFFER, MEMORY, Guest
 from .test_life import wait_until
 from .test_qmp_run import Monitored
 from .test_snapshot import COUNT, FLAG, KEPT, Restored, saved
@@ -200,10 +202,14 @@ def test_not_without_a_snapshot_that_it_was_restored_from(
 
 @pytest.mark.any_kvm
 def test_a_template_is_whole(machine: Make, restored: Restored, tmp_path: Path) -> None:
-    saved(machine, tmp_path / "first")
-    save_changes(restored.make("keep", tmp_path / "first"), tmp_path / "second")
-    with pytest.raises(StateError, match=r"make it whole: pyvirt snapshot flatten"):
-        read_folder(str(tmp_path / "second"))
+    folder = layered(machine, restored, tmp_path)
+    was = restored.made[-1]
+    with closing(read_folder(str(folder))) as template:
+        for name in ("first", "second", "third"):
+            shutil.rmtree(tmp_path / name)
+        with closing(GuestMemory(MEMORY, content=template.incoming())) as memory:
+            for address in (FAR, FAR + PAGE, BUFFER, COUNT):
+                assert memory.read(address, PAGE) == was.read(address, PAGE)
 
 
 @pytest.mark.any_kvm

@@ -20,11 +20,14 @@ import fcntl
 import json
 import os
 import socket
+from contextlib import closing
 
 from ...errors import BackendError, StateError
 from ...files import write_all
+from ..memory import GuestMemory
 from . import folder, overlays, state_file
-from .memory_file import MemoryFile, copy_sparse, open_memory
+from .layers import Stack, open_layers
+from .memory_file import MemoryFile, Writer, copy_sparse
 from .restore import Incoming, read_shape
 
 TYPE_CHECKING = False
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
 
     from ...devices.virtio.device import Pluggable
     from ...state import Fields
-    from .memory_file import Writer
     from .shape import Shape
 
 SCHEME = "template:"
@@ -141,24 +143,16 @@ def read_folder(path: str) -> Template:
     StateError, BackendError. The folder may go then; its disks' layers stay open.
     """
     fields = state_file.read(os.path.join(path, folder.STATE))
-    if fields.has("parent"):
-        raise StateError(
-            f"{path}: goes on from another snapshot; make it whole: pyvirt snapshot flatten "
-            f"{path} DIR, and give that"
-        )
     try:
         shape, identity = read_shape(fields)
     except StateError as error:
         raise StateError(f"{path}: {error}") from None
     name = os.path.join(path, folder.MEMORY)
-    file = open_memory(name, shape.memory, identity)
-    try:
+    with closing(open_layers(path, fields, shape.memory, identity)) as content:
         try:
-            fd = _sealed("memory", lambda fd: copy_sparse(file.fd, fd))
+            fd = _sealed("memory", lambda fd: _copy(content, shape.memory, identity, fd))
         except OSError as error:
             raise BackendError(f"{name}: {error.strerror}; free some memory") from None
-    finally:
-        file.close()
     template = Template(fields, shape, MemoryFile(fd, name, shape.memory, identity))
     try:
         template.own(overlays.open_files(path, fields, identity))
@@ -166,6 +160,15 @@ def read_folder(path: str) -> Template:
         template.close()
         raise
     return template
+
+
+def _copy(content: MemoryFile | Stack, size: int, identity: bytes, fd: int) -> None:
+    """Copy the memory of a folder to a new file; OSError, BackendError."""
+    if isinstance(content, MemoryFile):
+        copy_sparse(content.fd, fd)
+        return
+    with closing(GuestMemory(size, content=content)) as memory:
+        Writer(memory, identity).write(fd)
 
 
 def _sealed(name: str, fill: Callable[[int], None]) -> int:

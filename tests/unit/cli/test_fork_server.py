@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import signal
 import socket
 import termios
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +335,23 @@ def test_signal_ends_the_server_in_good_order() -> None:
     assert server._process.wait(SECONDS) == 0
     assert not Path(server.path).exists()
     server.close()
+
+
+def test_files_that_may_be_open_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = fork_server.command
+    shell = ("sh", "-c", 'ulimit -n 80; exec "$@"', "sh")
+    monkeypatch.setattr(fork_server, "command", lambda *words: [*shell, *real(*words)])
+    with closing(ForkServer()) as server, ExitStack() as stack:
+        clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(80)]
+        for client in clients:
+            client.connect(server.path)
+        # Those that were too many are told, and the others are waited for.
+        refused = select.select(clients, [], [], SECONDS)[0][0]
+        told = refused.recv(65536)
+        assert json.loads(told)["error"].startswith("the process that makes forks has 80 files")
+        for client in clients:
+            client.close()
+        wait_for(lambda: fork_server.answers(server.path, 1.0), "it serves on")
 
 
 def test_server_that_cannot_listen_says_why(
