@@ -1,8 +1,12 @@
 """A virtiofsd of the machine's own, which shares a folder of the host and ends with the machine.
 
-It is Debian 12's, of QEMU 7.2, in namespaces of its own, with the folder as its root. Without root
-it is root in a user namespace: it has the rights of the user who runs it, all files are theirs in
-the guest's eyes, and only the guest's root can make new ones. Source: virtiofsd --help.
+It runs in namespaces of its own, with the folder as its root. Without root it is root in a user
+namespace: it has the rights of the user who runs it, all files are theirs in the guest's eyes, and
+only the guest's root can make new ones.
+
+There are two programs of that name: QEMU's in C, up to 7.2 (Debian 12), and one in Rust, which has
+taken its place. They are told the same by other words: those of C that the other knows as well are
+none for a folder with a comma in its name. Sources: virtiofsd --help of QEMU 7.2.22 and of 1.14.0.
 """
 
 from __future__ import annotations
@@ -16,8 +20,12 @@ import sys
 from ...errors import ConfigError
 from ..child import Complaints, end
 
-PROGRAM = "/usr/lib/qemu/virtiofsd"
-PACKAGE = "qemu-system-common"
+PROGRAM = "/usr/lib/qemu/virtiofsd"  # Debian 12
+# Where distributions have it, those first that have the newer one.
+PROGRAMS = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", PROGRAM)
+PACKAGES = "virtiofsd, or for Debian 12 qemu-system-common"
+_FIRST_WORDS_OF_C = b"virtiofsd version "
+_VERSION_S = 20.0
 _NULL_FD, _OUT_FD, _COMPLAINT_FD, _SOCKET_FD = 0, 1, 2, 3
 _CHATTER = ("virtio_session_mount: ", "virtio_loop: ")
 # Folders that take sockets; that of the lab's /tmp does not.
@@ -31,7 +39,7 @@ _CAP_SYS_ADMIN = 21
 class Virtiofsd:
     """A back end that is started when it is connected to; owns the process until `close`."""
 
-    __slots__ = ("_complaints", "_folder", "_pid", "_readonly", "where")
+    __slots__ = ("_complaints", "_folder", "_pid", "_program", "_readonly", "where")
     who = "virtiofsd"
     mend = "see whether this host lets you start processes"
     patience = 60.0  # it is a process that is yet to start, on a host that may be busy
@@ -42,15 +50,16 @@ class Virtiofsd:
         self._readonly = readonly
         self._complaints: Complaints | None = None
         self._pid = 0
+        self._program = ""
         self.where = f"{option} {folder}"
 
     def connect(self) -> socket.socket:
         """Start one, in place of that before, and return the connection; ConfigError, OSError."""
         self._end()
-        if not os.access(PROGRAM, os.X_OK):
+        self._program = next((one for one in PROGRAMS if os.access(one, os.X_OK)), "")
+        if not self._program:
             raise ConfigError(
-                f"{self.where}: virtiofsd is not installed; "
-                f"run: sudo apt-get install -y --no-install-recommends {PACKAGE}"
+                f"{self.where}: virtiofsd is not installed; install the package {PACKAGES}"
             )
         words = self._words()
         self._complaints = Complaints(lambda line: line.startswith(_CHATTER))
@@ -82,9 +91,13 @@ class Virtiofsd:
         is_root = _is_root()
         can_mount = not is_root or _has_admin()
         folder = _READONLY_AT if self._readonly else self._folder
-        source = folder.replace("\\", "\\\\").replace(",", "\\,")
         sandbox = "namespace" if can_mount else "chroot"
-        program = [PROGRAM, f"--fd={_SOCKET_FD}", "-o", f"source={source},sandbox={sandbox}"]
+        program = [self._program, f"--fd={_SOCKET_FD}"]
+        if _is_in_c(self._program):
+            source = folder.replace("\\", "\\\\").replace(",", "\\,")
+            program += ["-o", f"source={source},sandbox={sandbox}"]
+        else:
+            program += [f"--shared-dir={folder}", f"--sandbox={sandbox}", "--log-level=warn"]
         if not is_root:
             # Each file that the guest knows of takes a descriptor, and nobody else may have more.
             program.append(f"--rlimit-nofile={resource.getrlimit(resource.RLIMIT_NOFILE)[1]}")
@@ -103,9 +116,10 @@ class Virtiofsd:
         return ["unshare", *unshare, "--", *words] if unshare else words
 
     def why(self) -> str:
-        """Return the last that it has said."""
+        """Return the last that it has said, less the time and level before it."""
         lines = self._complaints.lines() if self._complaints is not None else []
-        return lines[-1] if lines else ""
+        line = lines[-1] if lines else ""
+        return line.partition("] ")[2] or line if line.startswith("[") else line
 
     def _end(self) -> None:
         if self._pid > 0:
@@ -118,6 +132,23 @@ class Virtiofsd:
     def close(self) -> None:
         """Wait for its end; the connection is closed."""
         self._end()
+
+
+def _is_in_c(program: str) -> bool:
+    """Say whether it is QEMU's; one that does not answer fails when it is started."""
+    import subprocess  # noqa: PLC0415  (few machines share a folder)
+
+    try:
+        done = subprocess.run(
+            [program, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_VERSION_S,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.stdout.startswith(_FIRST_WORDS_OF_C)
 
 
 def _is_root() -> bool:
