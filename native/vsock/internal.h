@@ -113,6 +113,7 @@ struct pv_vsock_conn {
 	uint32_t peer_room;
 	uint32_t peer_forwarded;
 	bool stalled;
+	uint32_t chains; /* buffers to take for what the socket has; 0: as many as there may be */
 
 	/* From the driver. */
 	uint32_t room;

@@ -39,12 +39,11 @@ static void add_buffer(struct pv_vsock *vsock, uint64_t limit)
 	batch->bytes += bytes;
 }
 
-/* Take buffers for up to `limit` bytes. False: there are none, or the device is broken. */
-static bool gather(struct pv_vsock *vsock, uint32_t limit)
+/* Take `most` buffers at most, for up to `limit` bytes. False: there are none, or the device is
+ * broken. */
+static bool gather(struct pv_vsock *vsock, uint32_t most, uint32_t limit)
 {
 	struct pv_vsock_batch *batch = &vsock->batch;
-	/* A fault is for one packet. */
-	uint32_t most = pv_faults_armed(vsock->faults) & PV_FAULT_RX ? 1 : PV_VSOCK_CHAINS;
 
 	batch->chains = batch->segments = batch->data_segments = 0;
 	batch->bytes = 0;
@@ -66,13 +65,23 @@ static bool gather(struct pv_vsock *vsock, uint32_t limit)
 	return true;
 }
 
+/* Buffers that stay empty were looked at for nothing: take as many the next time as were filled, and
+ * one that shows that this was all. Where all were, there may be any number more. */
+static void expect(struct pv_vsock_conn *conn, uint32_t filled, bool all)
+{
+	uint32_t slowly = conn->chains - conn->chains / 4;
+
+	conn->chains = all ? PV_VSOCK_CHAINS : filled + 1 > slowly ? filled + 1 : slowly;
+}
+
 /* Give the first `bytes` of the batch to the driver, and put back the buffers without any. */
 static void hand_over(struct pv_vsock *vsock, struct pv_vsock_conn *conn, uint32_t bytes)
 {
 	const struct pv_vsock_batch *batch = &vsock->batch;
 	struct virtio_vsock_hdr header = pv_vsock_compose(vsock, conn, VIRTIO_VSOCK_OP_RW, 0);
+	uint32_t i;
 
-	for (uint32_t i = 0; i < batch->chains && bytes > 0; i++) {
+	for (i = 0; i < batch->chains && bytes > 0; i++) {
 		uint32_t part = batch->chain[i].bytes < bytes ? batch->chain[i].bytes : bytes;
 
 		header.len = part;
@@ -82,6 +91,7 @@ static void hand_over(struct pv_vsock *vsock, struct pv_vsock_conn *conn, uint32
 		pv_vsock_count(vsock, PV_VSOCK_PACKETS_IN, 1);
 		bytes -= part;
 	}
+	expect(conn, i, i == batch->chains);
 }
 
 static ssize_t read_some(struct pv_vsock *vsock, const struct pv_vsock_conn *conn)
@@ -129,13 +139,16 @@ static void stall(struct pv_vsock *vsock, struct pv_vsock_conn *conn)
 static bool send_data(struct pv_vsock *vsock, struct pv_vsock_conn *conn)
 {
 	uint32_t credit = pv_vsock_credit(conn);
+	uint32_t most = conn->chains ? conn->chains : PV_VSOCK_CHAINS;
 	ssize_t bytes;
 
 	if (credit == 0) {
 		stall(vsock, conn);
 		return true;
 	}
-	if (!gather(vsock, credit < PV_VSOCK_BATCH ? credit : PV_VSOCK_BATCH))
+	if (pv_faults_armed(vsock->faults) & PV_FAULT_RX)
+		most = 1; /* a fault is for one packet */
+	if (!gather(vsock, most, credit < PV_VSOCK_BATCH ? credit : PV_VSOCK_BATCH))
 		return false;
 	bytes = read_some(vsock, conn);
 	if (bytes > 0 && !pv_vsock_is_lost(vsock, PV_FAULT_RX))

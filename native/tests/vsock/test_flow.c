@@ -115,6 +115,36 @@ static void test_no_more_than_the_credit_of_the_driver(void)
 }
 
 /* The driver's bytes stay here while nobody reads them, up to its credit. */
+/* However many buffers a message took, the next one takes those that it needs. */
+static void test_messages_of_changing_sizes_are_whole(void)
+{
+	static const uint32_t SIZES[] = {1, 200000, 1, 1, 1, 1, 1, 1, 1, 1, DATA_MAX, DATA_MAX + 1,
+	                                 2 * DATA_MAX, 1, 60000, 60000, 5, 130000, 3 * DATA_MAX};
+	uint32_t port, at = 0, heard = 0;
+	struct packet packet;
+	struct bench b;
+	int fd;
+
+	make(&b);
+	fill_sent();
+	fd = client(&b, 5, &port);
+	for (size_t i = 0; i < sizeof(SIZES) / sizeof(SIZES[0]); i++) {
+		for (uint32_t end = at + SIZES[i], most; at < end; at += most) {
+			most = end - at < 50000 ? end - at : 50000; /* what the socket holds */
+			write_all(fd, sent + at, most);
+			for (; heard < at + most; heard += packet.header.len) {
+				hear_any(&b, &packet);
+				CHECK_EQ(packet.header.op, VIRTIO_VSOCK_OP_RW);
+				CHECK(packet.header.len <= at + most - heard);
+				CHECK_EQ(memcmp(packet.data, sent + heard, packet.header.len), 0);
+			}
+		}
+		say_credit(&b, port, CREDIT, heard);
+	}
+	close(fd);
+	unmake(&b);
+}
+
 static void test_no_more_than_the_credit_of_the_device(void)
 {
 	uint32_t port, taken = 0, out = 0, forwarded = 0;
@@ -445,6 +475,7 @@ int main(void)
 {
 	RUN(test_bulk_both_ways);
 	RUN(test_no_more_than_the_credit_of_the_driver);
+	RUN(test_messages_of_changing_sizes_are_whole);
 	RUN(test_no_more_than_the_credit_of_the_device);
 	RUN(test_what_was_sent_before_the_end_arrives);
 	RUN(test_a_thousand_connections_at_once);
