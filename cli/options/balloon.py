@@ -17,10 +17,22 @@ if TYPE_CHECKING:
     from .gather import Parts
 
 _ID = "balloon0"
+
+
+def _no_hints(option: str, text: str) -> None:
+    """Refuse QEMU's free page hints (docs/snapshot.md says why)."""
+    if members.switch(option, text):
+        raise ConfigError(
+            f"{option} {text}: this balloon asks for no hints; give free-page-reporting=on, by "
+            "which the host, and a snapshot, is rid of more"
+        )
+
+
 _MEMBERS: tuple[members.Member, ...] = (
     ("id", "id", members.name),
     ("deflate-on-oom", "deflate_on_oom", members.switch),
     ("free-page-reporting", "free_page_reporting", members.switch),
+    ("free-page-hint", "", _no_hints),
     ("auto-balloon", "auto", members.switch),
     # Ranges and defaults are StratoVirt's.
     ("membuf-percent", "percent", members.number(20, 80)),

@@ -144,6 +144,7 @@ NOT_OFFERED = {
         "driftfix",
         "hugetlb",
         "hugetlbsize",
+        "free-page-hint",
     ),
     *("file", "path", "ifname"),  # the first word
 }

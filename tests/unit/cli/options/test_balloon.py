@@ -28,7 +28,7 @@ def test_a_balloon() -> None:
         False,
         None,
     )
-    full = made(",id=b,deflate-on-oom=true,free-page-reporting=on")
+    full = made(",id=b,deflate-on-oom=true,free-page-reporting=on,free-page-hint=off")
     assert (full.id, full.deflate_on_oom, full.free_page_reporting) == ("b", True, True)
 
 
@@ -53,6 +53,9 @@ def test_a_balloon_that_follows(members: str, expected: tuple[int, int] | None) 
         (["", ""], f"-device {DRIVER}: there is one already; a guest has one balloon"),
         ([",id=a", ",id=b"],
          f"-device {DRIVER},id=b: there is one already; a guest has one balloon"),
+        ([",free-page-hint=on"],
+         ("-device free-page-hint on: this balloon asks for no hints; give free-page-reporting=on, "
+          "by which the host, and a snapshot, is rid of more")),
         ([",membuf-percent=19"], "-device membuf-percent 19: not a number from 20 to 80"),
         ([",membuf-percent=81"], "-device membuf-percent 81: not a number from 20 to 80"),
         ([",monitor-interval=4"], "-device monitor-interval 4: not a number from 5 to 300"),
@@ -62,7 +65,7 @@ def test_a_balloon_that_follows(members: str, expected: tuple[int, int] | None) 
         ([",id="], "-device id: 0 characters, an id has 1 to 255"),
         ([",color=red"],
          ("-device color: not understood here; accepted are id, deflate-on-oom, "
-          "free-page-reporting, auto-balloon, membuf-percent, monitor-interval")),
+          "free-page-reporting, free-page-hint, auto-balloon, membuf-percent, monitor-interval")),
         ([",id=a,id=a"], "-device id=a,id=a: id is given twice; give it once"),
     ],
 )  # fmt: skip
