@@ -116,6 +116,8 @@ def command(group: Group, folder: Path, extra: Sequence[str]) -> list[str]:
     # pytest captures into unlinked files, which the lab's 9p cannot truncate: TMPDIR is a tmpfs.
     # The tests' own files stay on this host's file system: a tmpfs has no O_DIRECT.
     pytest += ["-v", "-p", "no:cacheprovider", "--basetemp", str(folder / "base")]
+    # What it would only import: that takes seconds there.
+    pytest += ["-p", "no:hypothesispytest", "-p", "no:xdist"]
     pyvirt = str(Path(sys.executable).with_name("pyvirt"))
     lab = [pyvirt, "lab", "exec", "-m", str(LAB_MIB)]
     return [*lab, "-timeout", str(SECONDS), "--", "env", "TMPDIR=/dev/shm", *pytest]
