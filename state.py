@@ -145,6 +145,7 @@ class Fields:
             raise self.wrong(name, "is no field that this pyvirt knows")
         for opened in self._opened:
             opened.done()
+        self._opened.clear()
 
     def _take(self, name: str) -> object:
         if name not in self._values:

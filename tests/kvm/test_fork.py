@@ -358,6 +358,8 @@ def test_every_register_is_kept(machine: Make, ahead: Ahead) -> None:
     guest.write_words(FLAG, 1)
     template = ahead.template(guest)
     guest.write_words(FLAG, 0)  # which is not theirs
+    # What is KVM's is read once for all.
+    assert template.incoming().kvm_state is template.incoming().kvm_state is not None
     forks = [ahead.make("keep", template) for _ in range(2)]
     ids = {fork.read(layout.GENERATION_ID, layout.GENERATION_ID_SIZE) for fork in forks}
     assert len(ids) == 2

@@ -66,12 +66,13 @@ class State:
             structs.restore(self._pit, pit)
 
     def set(self, vm: Vm) -> None:
-        """Set it, once; the local APICs are restored. KvmError."""
+        """Set it; the local APICs are restored. KvmError."""
         for number, values in self._chips.items():
             _write(vm.fd, number, values)
         if self._pit is not None:
-            _shift_loads(self._pit, lambda age: max(0, time.monotonic_ns() - age))
-            ioctls.SET_PIT2(vm.fd, self._pit)
+            pit = ffi.new("struct kvm_pit_state2 *", self._pit[0])
+            _shift_loads(pit, lambda age: max(0, time.monotonic_ns() - age))
+            ioctls.SET_PIT2(vm.fd, pit)
 
 
 def _pic(fields: Fields) -> bytes:

@@ -47,23 +47,36 @@ def save(vm: Vm) -> dict[str, Any]:
     }
 
 
-def restore(vm: Vm, fields: Fields, kvm_fd: int) -> None:
-    """Set the clocks going, before the first vCPU runs; StateError, KvmError."""
-    clock, realtime = (fields.integer(name, 0, _NS_MAX) for name in ("clock", "realtime"))
-    tscs = fields.integers("tsc", 0, _U64_MAX, most=_VCPUS_MAX)
-    khz = fields.integer("tsc_khz", 0, _TSC_KHZ_MAX)
-    if len(tscs) != len(vm.vcpus):
-        raise fields.wrong("tsc", f"has {len(tscs)} entries, and the machine {len(vm.vcpus)} vCPUs")
-    _set_frequency(vm, khz, kvm_fd)
-    new = _set(vm.fd, clock, realtime)
-    # Modulo 2^64, as far as kvmclock has come: both stay one time.
-    ahead = (int(new.clock) - clock) * khz // 1_000_000
-    has_offsets = all(vcpus.tsc_offset(vcpu) is not None for vcpu in vm.vcpus)
-    for vcpu, tsc in zip(vm.vcpus, tscs, strict=True):
-        if new.flags & lib.KVM_CLOCK_HOST_TSC and has_offsets:
-            vcpus.set_tsc_offset(vcpu, tsc + ahead - int(new.host_tsc))
-        else:
-            vcpus.write_tsc(vcpu, (tsc + ahead) & _U64_MAX)
+class State:
+    """What `save` returned, read."""
+
+    __slots__ = ("_clock", "_fields", "_khz", "_realtime", "_tscs")
+
+    def __init__(self, fields: Fields) -> None:
+        """Read it; StateError."""
+        self._fields = fields
+        self._clock = fields.integer("clock", 0, _NS_MAX)
+        self._realtime = fields.integer("realtime", 0, _NS_MAX)
+        self._tscs = fields.integers("tsc", 0, _U64_MAX, most=_VCPUS_MAX)
+        self._khz = fields.integer("tsc_khz", 0, _TSC_KHZ_MAX)
+
+    def set(self, vm: Vm, kvm_fd: int) -> None:
+        """Set the clocks going, before the first vCPU runs; StateError, KvmError."""
+        tscs, khz = self._tscs, self._khz
+        if len(tscs) != len(vm.vcpus):
+            raise self._fields.wrong(
+                "tsc", f"has {len(tscs)} entries, and the machine {len(vm.vcpus)} vCPUs"
+            )
+        _set_frequency(vm, khz, kvm_fd)
+        new = _set(vm.fd, self._clock, self._realtime)
+        # Modulo 2^64, as far as kvmclock has come: both stay one time.
+        ahead = (int(new.clock) - self._clock) * khz // 1_000_000
+        has_offsets = all(vcpus.tsc_offset(vcpu) is not None for vcpu in vm.vcpus)
+        for vcpu, tsc in zip(vm.vcpus, tscs, strict=True):
+            if new.flags & lib.KVM_CLOCK_HOST_TSC and has_offsets:
+                vcpus.set_tsc_offset(vcpu, tsc + ahead - int(new.host_tsc))
+            else:
+                vcpus.write_tsc(vcpu, (tsc + ahead) & _U64_MAX)
 
 
 def _read(vm_fd: int) -> Any:

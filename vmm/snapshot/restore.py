@@ -7,7 +7,8 @@ import os
 from ...errors import StateError
 from ..config import MachineConfig
 from ..core import Core
-from . import chips, clock, folder, ioctls, overlays, processor, shape, state_file, vcpu
+from . import folder, ioctls, overlays, shape, state_file
+from .kvm_state import KvmState
 from .layers import IDENTITY_BYTES, Origin, open_layers
 
 TYPE_CHECKING = False
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
     from ..log import Log
     from ..machine import Machine
     from ..vm import Vm
+    from . import vcpu
     from .layers import Stack
     from .memory_file import MemoryFile
 
-_VCPUS_MAX, _DEVICES_MAX = 254, 256
+_DEVICES_MAX = 256
 
 
 def open_folder(path: str, *, mapped: bool = True) -> Incoming:
@@ -56,7 +58,7 @@ def read_shape(fields: Fields) -> tuple[shape.Shape, bytes]:
 class _Ahead:
     """What was restored of a machine before it was there."""
 
-    __slots__ = ("chips", "devices", "slots", "vcpus", "vm")
+    __slots__ = ("devices", "slots", "vcpus", "vm")
 
     def __init__(
         self,
@@ -64,14 +66,12 @@ class _Ahead:
         devices: list[Fields],
         slots: Container[int],
         vcpus: list[vcpu.Restored],
-        state: chips.State,
     ) -> None:
         """`devices` are all of them, `slots` those that are restored."""
         self.vm = vm
         self.devices = devices
         self.slots = slots
         self.vcpus = vcpus
-        self.chips = state
 
 
 class Incoming:
@@ -83,6 +83,7 @@ class Incoming:
         "_file",
         "_is_mapped",
         "_option",
+        "kvm_state",
         "layers",
         "name",
         "origin",
@@ -102,6 +103,7 @@ class Incoming:
         self.shape = found
         self._option, self.name = names
         self.origin: Origin | None = None  # what of it is mapped, where that is a folder's
+        self.kvm_state: KvmState | None = None  # where it was read already
         self.layers: dict[int, tuple[int, ...]] = {}  # descriptors of disks' layers, by slots
         self._fields = fields
         self._file = file
@@ -146,10 +148,8 @@ class Incoming:
         core.put_vacant(vacancies)
         for slot in vacancies:
             core.slots.transport(slot).restore(devices[slot].section("state"))
-        vcpus = self._restore_vcpus(core.vm, core.kvm_fd)
-        return _Ahead(
-            core.vm, devices, vacancies, vcpus, chips.State(self._fields.section("chips"))
-        )
+        vcpus = self._kvm_state(core.kvm_fd).set_vcpus(core.vm)
+        return _Ahead(core.vm, devices, vacancies, vcpus)
 
     def _check_capabilities(self, kvm_fd: int) -> None:
         lacking = ioctls.missing(kvm_fd)
@@ -198,32 +198,15 @@ class Incoming:
                 part.restore(parts.pop(name))
         for name in parts:
             raise fields.wrong("parts", f"this machine has no {name}")
-        self._restore_kvm(machine.vm, machine.kvm_fd, ahead)
+        state = self._kvm_state(machine.kvm_fd)
+        vcpus = ahead.vcpus if ahead else state.set_vcpus(machine.vm)
+        state.set_going(machine.vm, vcpus, machine.kvm_fd)
         fields.done()
 
-    def _restore_kvm(self, vm: Vm, kvm_fd: int, ahead: _Ahead | None) -> None:
-        restored = ahead.vcpus if ahead else self._restore_vcpus(vm, kvm_fd)
-        state = ahead.chips if ahead else chips.State(self._fields.section("chips"))
-        for one in restored:
-            one.start_timer()
-        state.set(vm)
-        clock.restore(vm, self._fields.section("clock"), kvm_fd)
-        for one in restored:
-            one.finish()
-
-    def _restore_vcpus(self, vm: Vm, kvm_fd: int) -> list[vcpu.Restored]:
-        """Set what of the vCPUs' states does not go on with the time."""
-        fields = self._fields
-        saved = fields.items("vcpus", _VCPUS_MAX)
-        if len(saved) != len(vm.vcpus):
-            raise fields.wrong("vcpus", f"{len(saved)} of {len(vm.vcpus)} are there")
-        pairs = list(zip(vm.vcpus, saved, strict=True))
-        for one, own in pairs:
-            # The CPUID that the guest has seen, where this host has no less.
-            entries = processor.read(own)
-            processor.check(entries, one.cpuid)
-            one.set_cpuid(entries)
-        return [vcpu.restore(one, own, kvm_fd, vm.fd) for one, own in pairs]
+    def _kvm_state(self, kvm_fd: int) -> KvmState:
+        if self.kvm_state is None:
+            self.kvm_state = KvmState(self._fields, kvm_fd)
+        return self.kvm_state
 
     def _placed(self, error: StateError) -> StateError:
         return StateError(f"{self._option}: {error}")

@@ -22,10 +22,12 @@ import os
 import socket
 from contextlib import closing
 
-from ...errors import BackendError, StateError
+from ...errors import BackendError, PyvirtError, StateError
 from ...files import write_all
+from .. import kvm
 from ..memory import GuestMemory
 from . import folder, overlays, state_file
+from .kvm_state import KvmState
 from .layers import Stack, open_layers
 from .memory_file import MemoryFile, Writer, copy_sparse
 from .restore import Incoming, read_shape
@@ -56,14 +58,16 @@ def uri(path: str, name: str = "") -> str:
 class Template:
     """The template; owns its memory and its disks' layers until `close`. One thread."""
 
-    __slots__ = ("_file", "_layers", "_shape", "fields")
+    __slots__ = ("_file", "_kvm_state", "_layers", "_shape", "fields")
 
     def __init__(self, fields: Fields, shape: Shape, file: MemoryFile) -> None:
         self.fields = fields
         self._layers: dict[int, tuple[int, ...]] = {}  # by slots
         self._shape = shape
         self._file = file
-        file.extents()  # of which each fork has a copy
+        # Of these each fork has a copy.
+        file.extents()
+        self._kvm_state = _read_kvm_state(fields)
 
     @property
     def fds(self) -> list[int]:
@@ -79,11 +83,26 @@ class Template:
         names = "template", "the template"
         incoming = Incoming(self.fields, self._shape, self._file, names, mapped=True)
         incoming.layers = self._layers
+        incoming.kvm_state = self._kvm_state
         return incoming
 
     def close(self) -> None:
         """Give it all back, when its forks have."""
         self.incoming().close()
+
+
+def _read_kvm_state(fields: Fields) -> KvmState | None:
+    """Read what is KVM's; None: it cannot be, of which each fork tells."""
+    try:
+        kvm_fd = kvm.open_device()
+    except PyvirtError:
+        return None
+    try:
+        return KvmState(fields, kvm_fd)
+    except PyvirtError:
+        return None
+    finally:
+        os.close(kvm_fd)
 
 
 def take(state_fd: int, memory_fd: int, *layers: int) -> Template:

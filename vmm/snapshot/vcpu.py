@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _U32_MAX, _U64_MAX = (1 << 32) - 1, (1 << 64) - 1
 _MSRS_MAX = 1024
-_XSAVE_MIN = 4096  # bytes
+_XSAVE_MIN, _XSAVE_MAX = 4096, 1 << 20  # bytes
 _MP_STATE_MAX = 10
 
 _EFER_SVME, _CR4_VMXE = 1 << 12, 1 << 13
@@ -133,29 +133,20 @@ def read_msrs(fd: int, indices: list[int]) -> dict[int, int]:
 class Restored:
     """What of a vCPU's state goes on with the time, and is set last: its local APIC has a timer."""
 
-    __slots__ = ("_deadline", "_events", "_fields", "_lapic", "_vcpu")
+    __slots__ = ("_state", "_vcpu")
 
-    def __init__(self, vcpu: Vcpu, fields: Fields, deadline: int) -> None:
-        """Read it; StateError."""
+    def __init__(self, vcpu: Vcpu, state: State) -> None:
         self._vcpu = vcpu
-        self._fields = fields
-        self._deadline = deadline
-        self._lapic = ffi.new("struct kvm_lapic_state *")
-        size = len(self._lapic.regs)
-        ffi.memmove(self._lapic.regs, fields.data("lapic", size), size)
-        self._events = ffi.new("struct kvm_vcpu_events *")
-        structs.restore(self._events, fields.section("events"))
+        self._state = state
 
     def start_timer(self) -> None:
         """Set the local APIC, before the TSC; StateError."""
-        _set(self._fields, "lapic", kvm.SET_LAPIC, self._vcpu.fd, self._lapic)
+        self._state.set_lapic(self._vcpu.fd)
 
     def finish(self) -> None:
         """Set what its TSC is due for, and tell KVM that the guest stood still; KvmError."""
         fd = self._vcpu.fd
-        if self._deadline:
-            _write_msr(fd, _MSR_TSC_DEADLINE, self._deadline)
-        ioctls.SET_VCPU_EVENTS(fd, self._events)
+        self._state.set_last(fd)
         try:
             ioctls.KVMCLOCK_CTRL(fd)
         except KvmError:
@@ -163,24 +154,94 @@ class Restored:
             return
 
 
-def restore(vcpu: Vcpu, fields: Fields, kvm_fd: int, vm_fd: int) -> Restored:
-    """Set the state of a vCPU that has not run; its CPUID is set. StateError, KvmError.
+class State:
+    """What `save` returned, read for a KVM."""
 
-    Return what is still to be set.
-    """
-    fd = vcpu.fd
-    mp = ffi.new("struct kvm_mp_state *")
-    mp.mp_state = fields.integer("mp_state", 0, _MP_STATE_MAX)
-    regs = ffi.new("struct kvm_regs *")
-    structs.restore(regs, fields.section("regs"))
-    debugregs = ffi.new("struct kvm_debugregs *")
-    structs.restore(debugregs, fields.section("debugregs"))
-    _set(fields, "mp_state", ioctls.SET_MP_STATE, fd, mp)
-    _set(fields, "regs", kvm.SET_REGS, fd, regs)
-    _restore_sregs(fd, fields, kvm_fd)
-    _restore_fpu(fd, fields, kvm_fd, vm_fd)
-    _set(fields, "debugregs", ioctls.SET_DEBUGREGS, fd, debugregs)
-    return Restored(vcpu, fields, _restore_msrs(fd, fields))
+    __slots__ = (
+        *("_area", "_deadline", "_debugregs", "_events", "_fields", "_fpu", "_lapic", "_mp"),
+        *("_msrs", "_regs", "_sregs", "_xcrs", "_xsave"),
+    )
+
+    def __init__(self, fields: Fields, kvm_fd: int) -> None:
+        """Read it; StateError."""
+        self._fields = fields
+        self._mp = ffi.new("struct kvm_mp_state *")
+        self._mp.mp_state = fields.integer("mp_state", 0, _MP_STATE_MAX)
+        self._regs = _read(fields, "regs", "struct kvm_regs *")
+        self._debugregs = _read(fields, "debugregs", "struct kvm_debugregs *")
+        self._sregs = _read_sregs(fields, kvm_fd)
+        self._xsave = fields.optional("xsave")
+        self._area = b""
+        if self._xsave is not None:
+            _check_capability(fields, "xsave", kvm_fd)
+            self._area = self._xsave.data("area", most=_XSAVE_MAX)
+        self._fpu = _read(fields, "fpu", "struct kvm_fpu *")
+        self._xcrs = _read_xcrs(fields, kvm_fd)
+        self._msrs = {
+            one.integer("index", 0, _U32_MAX): (one, one.integer("value", 0, _U64_MAX))
+            for one in fields.items("msrs", _MSRS_MAX)
+        }
+        self._deadline = self._msrs.pop(_MSR_TSC_DEADLINE, (fields, 0))[1]
+        self._lapic = ffi.new("struct kvm_lapic_state *")
+        size = len(self._lapic.regs)
+        ffi.memmove(self._lapic.regs, fields.data("lapic", size), size)
+        self._events = _read(fields, "events", "struct kvm_vcpu_events *")
+
+    def set(self, vcpu: Vcpu, vm_fd: int) -> Restored:
+        """Set it to a vCPU that has not run, whose CPUID is set; StateError, KvmError.
+
+        Return what is still to be set.
+        """
+        fd, fields = vcpu.fd, self._fields
+        _set(fields, "mp_state", ioctls.SET_MP_STATE, fd, self._mp)
+        _set(fields, "regs", kvm.SET_REGS, fd, self._regs)
+        _set(fields, "sregs", self._sregs[0], fd, self._sregs[1])
+        if self._xsave is not None:
+            self._set_xsave(fd, self._xsave, vm_fd)
+        _set(fields, "fpu", kvm.SET_FPU, fd, self._fpu)
+        if self._xcrs is not None:
+            _set(fields, "xcrs", ioctls.SET_XCRS, fd, self._xcrs)
+        _set(fields, "debugregs", ioctls.SET_DEBUGREGS, fd, self._debugregs)
+        self._set_msrs(fd)
+        return Restored(vcpu, self)
+
+    def _set_xsave(self, fd: int, xsave: Fields, vm_fd: int) -> None:
+        # KVM reads as much as it would write.
+        size = max(kvm.extension(vm_fd, "KVM_CAP_XSAVE2"), _XSAVE_MIN)
+        if len(self._area) > size:
+            raise xsave.wrong("area", f"has {len(self._area)} bytes, and {size} are the most")
+        area = ffi.new("char[]", self._area.ljust(size, b"\0"))
+        _set(self._fields, "xsave", ioctls.SET_XSAVE, fd, area)
+
+    def _set_msrs(self, fd: int) -> None:
+        """Set the MSRs but the timer's deadline."""
+        here = read_msrs(fd, list(self._msrs))
+        # What is the same here may be one that can only be read.
+        others = [
+            (index, one, value)
+            for index, (one, value) in self._msrs.items()
+            if here.get(index) != value
+        ]
+        done = _write_msrs(fd, [(index, 0, value) for index, _, value in others])
+        if done < len(others):
+            index, one, value = others[done]
+            raise one.wrong("value", f"MSR {index:#x} cannot have {value:#x} on this KVM")
+
+    def set_lapic(self, fd: int) -> None:
+        """Set the local APIC; StateError."""
+        _set(self._fields, "lapic", kvm.SET_LAPIC, fd, self._lapic)
+
+    def set_last(self, fd: int) -> None:
+        """Set what its TSC is due for, and what is pending; KvmError."""
+        if self._deadline:
+            _write_msrs(fd, [(_MSR_TSC_DEADLINE, 0, self._deadline)])
+        ioctls.SET_VCPU_EVENTS(fd, self._events)
+
+
+def _read(fields: Fields, name: str, kind: str) -> Any:
+    struct = ffi.new(kind)
+    structs.restore(struct, fields.section(name))
+    return struct
 
 
 def _set(fields: Fields, name: str, ioctl: kvm.Ioctl, fd: int, argument: Any) -> None:
@@ -191,7 +252,15 @@ def _set(fields: Fields, name: str, ioctl: kvm.Ioctl, fd: int, argument: Any) ->
         raise fields.wrong(name, f"is not what this KVM takes ({error})") from None
 
 
-def _restore_sregs(fd: int, fields: Fields, kvm_fd: int) -> None:
+def _check_capability(fields: Fields, name: str, kvm_fd: int) -> None:
+    """Refuse what takes the capability of that name on a KVM without it; StateError."""
+    capability = f"KVM_CAP_{name.upper()}"
+    if not kvm.extension(kvm_fd, capability):
+        raise fields.wrong(name, f"takes {capability}, which this KVM lacks; use a newer one")
+
+
+def _read_sregs(fields: Fields, kvm_fd: int) -> tuple[kvm.Ioctl, Any]:
+    """Return the special registers, and the ioctl that takes them."""
     section, pdptrs = fields.section("sregs"), fields.optional("pdptrs")
     if kvm.extension(kvm_fd, "KVM_CAP_SREGS2"):
         sregs = ffi.new("struct kvm_sregs2 *")
@@ -200,58 +269,32 @@ def _restore_sregs(fd: int, fields: Fields, kvm_fd: int) -> None:
             values = pdptrs.integers("entries", 0, _U64_MAX, most=4)
             sregs.flags = lib.KVM_SREGS2_FLAGS_PDPTRS_VALID
             sregs.pdptrs = values + [0] * (4 - len(values))
-        _set(fields, "sregs", ioctls.SET_SREGS2, fd, sregs)
-        return
+        return ioctls.SET_SREGS2, sregs
     if pdptrs is not None:
         raise fields.wrong("pdptrs", "takes KVM_CAP_SREGS2, which this KVM lacks; use a newer one")
     sregs = ffi.new("struct kvm_sregs *")
     structs.restore(sregs, section, ("interrupt_bitmap",))
-    _set(fields, "sregs", kvm.SET_SREGS, fd, sregs)
+    return kvm.SET_SREGS, sregs
 
 
-def _restore_fpu(fd: int, fields: Fields, kvm_fd: int, vm_fd: int) -> None:
-    xsave, xcrs = fields.optional("xsave"), fields.optional("xcrs")
-    if xsave is not None:
-        if not kvm.extension(kvm_fd, "KVM_CAP_XSAVE"):
-            raise fields.wrong(
-                "xsave", "takes KVM_CAP_XSAVE, which this KVM lacks; use a newer one"
-            )
-        # KVM reads as much as it would write.
-        size = max(kvm.extension(vm_fd, "KVM_CAP_XSAVE2"), _XSAVE_MIN)
-        area = xsave.data("area", most=size)
-        _set(fields, "xsave", ioctls.SET_XSAVE, fd, ffi.new("char[]", area.ljust(size, b"\0")))
-    fpu = ffi.new("struct kvm_fpu *")
-    structs.restore(fpu, fields.section("fpu"))
-    _set(fields, "fpu", kvm.SET_FPU, fd, fpu)
-    if xcrs is not None:
-        if not kvm.extension(kvm_fd, "KVM_CAP_XCRS"):
-            raise fields.wrong("xcrs", "takes KVM_CAP_XCRS, which this KVM lacks; use a newer one")
-        table = ffi.new("struct kvm_xcrs *")
-        for place, one in enumerate(xcrs.items("registers", len(table.xcrs))):
-            structs.restore(table.xcrs[place], one)
-            table.nr_xcrs = place + 1
-        _set(fields, "xcrs", ioctls.SET_XCRS, fd, table)
+def _read_xcrs(fields: Fields, kvm_fd: int) -> Any:
+    xcrs = fields.optional("xcrs")
+    if xcrs is None:
+        return None
+    _check_capability(fields, "xcrs", kvm_fd)
+    table = ffi.new("struct kvm_xcrs *")
+    for place, one in enumerate(xcrs.items("registers", len(table.xcrs))):
+        structs.restore(table.xcrs[place], one)
+        table.nr_xcrs = place + 1
+    return table
 
 
-def _restore_msrs(fd: int, fields: Fields) -> int:
-    """Set the MSRs but the timer's deadline; return that, 0 where there is none."""
-    saved = {
-        one.integer("index", 0, _U32_MAX): (one, one.integer("value", 0, _U64_MAX))
-        for one in fields.items("msrs", _MSRS_MAX)
-    }
-    deadline = saved.pop(_MSR_TSC_DEADLINE, (fields, 0))[1]
-    here = read_msrs(fd, list(saved))
-    for index, (one, value) in saved.items():
-        # What is the same here may be one that can only be read.
-        if here.get(index) != value and not _write_msr(fd, index, value):
-            raise one.wrong("value", f"MSR {index:#x} cannot have {value:#x} on this KVM")
-    return deadline
-
-
-def _write_msr(fd: int, index: int, value: int) -> bool:
-    entries = [(index, 0, value)]
-    table = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": entries})
-    return kvm.SET_MSRS(fd, table) == 1
+def _write_msrs(fd: int, entries: list[tuple[int, int, int]]) -> int:
+    """Set MSRs (index, 0, value) up to the first that cannot be; return how many were."""
+    if not entries:
+        return 0
+    table = ffi.new("struct kvm_msrs *", {"nmsrs": len(entries), "entries": entries})
+    return kvm.SET_MSRS(fd, table)
 
 
 def read_tsc(vcpu: Vcpu) -> int:
@@ -261,7 +304,7 @@ def read_tsc(vcpu: Vcpu) -> int:
 
 def write_tsc(vcpu: Vcpu, value: int) -> None:
     """Let the TSC go on from a value."""
-    _write_msr(vcpu.fd, _MSR_TSC, value)
+    _write_msrs(vcpu.fd, [(_MSR_TSC, 0, value)])
 
 
 def tsc_offset(vcpu: Vcpu) -> int | None:
