@@ -23,7 +23,8 @@ usage: pyvirt snapshot [-cont] [-incremental] SOCKET DIR
 
 Pauses a machine, and writes it to the folder DIR, which is new or empty. SOCKET is the path of its
 monitor, or tcp:HOST:PORT; pyvirt ps lists the running machines. It stays paused, unless -cont lets
-it go on; pyvirt restore runs others from where it stood.
+it go on; pyvirt restore runs others from where it stood. Of disks it has what is in their overlays;
+images are yours to copy.
 
 With -incremental, DIR has of memory only what has changed since the machine was restored, and goes
 on from the snapshot that it was restored from, which has to stay: DIR/parent is a link to it.
