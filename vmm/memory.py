@@ -109,11 +109,7 @@ class GuestMemory:
     def _reserve(self) -> mmap.mmap:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         mapping = mmap.mmap(-1, self.size + self._alignment, flags)
-        try:
-            mapping.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            # A kernel without transparent huge pages: slower, and right all the same.
-            return mapping
+        _ask_for_huge_pages(mapping)
         return mapping
 
     def _map_content(self, content: Content) -> list[tuple[int, int]]:
@@ -130,6 +126,8 @@ class GuestMemory:
             self._map.close()
             pieces.close()
             raise
+        # Of files in memory too, where the host's shmem_enabled leaves that to who maps them.
+        _ask_for_huge_pages(self._map)
         self.files = pieces.files
 
     def _close_pieces(self) -> None:
@@ -277,6 +275,13 @@ class GuestMemory:
         self._view.release()
         self._map.close()
         self._close_pieces()
+
+
+def _ask_for_huge_pages(mapping: mmap.mmap) -> None:
+    try:
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:
+        return  # a kernel without transparent ones, or they are huge: right all the same
 
 
 def _read(fd: int, offset: int, target: memoryview) -> None:

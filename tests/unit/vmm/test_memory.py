@@ -60,6 +60,23 @@ def test_pieces_are_neighbours_in_the_file_that_others_see() -> None:
     memory.close()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_host_is_asked_for_huge_pages(shared: bool) -> None:
+    """In a file as well, of which the host may leave it to who maps it (shmem_enabled)."""
+    memory = GuestMemory(SIZE_MIN, shared=shared)
+    is_here, flags = False, ""
+    with open("/proc/self/smaps", encoding="utf-8") as file:
+        for line in file:
+            first = line.split()[0]
+            if line.startswith("VmFlags:") and is_here:
+                flags = line
+            elif not first.endswith(":"):
+                start, end = (int(word, 16) for word in first.split("-"))
+                is_here = start <= memory.base < end
+    memory.close()
+    assert "hg" in flags.split()
+
+
 def resident() -> int:
     """Return the bytes of memory that this process has, files and all."""
     with open("/proc/self/statm", encoding="ascii") as file:
