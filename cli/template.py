@@ -14,18 +14,19 @@ from ..qmp.client import Client, printable
 from ..vmm.snapshot import template as templates
 from . import usage
 from .fork_server import Ended, start
-from .server.places import Place
+from .server.places import SPARES_MAX, Place
 
 if TYPE_CHECKING:
     from .server.server import Server
 
 USAGE = """\
-usage: pyvirt template [-cont] SOCKET|DIR PATH
+usage: pyvirt template [-cont] [-spares N] SOCKET|DIR PATH
 
 Holds a machine in memory, from where it stands, and starts forks of it for pyvirt fork, which finds
 it by the Unix socket PATH. It serves until it is ended by Ctrl-C or SIGTERM, and its forks end with
 it. The machine is that of the monitor at SOCKET, which is paused, and stays so unless -cont lets it
-go on; or that of the snapshot in DIR, which is read, and may go.
+go on; or that of the snapshot in DIR, which is read, and may go. N forks, 1 if it is not given, are
+prepared ahead and wait to be asked for, 16 at most.
 
   pyvirt template /tmp/guest.sock /tmp/template
 """
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
     if usage.shown(USAGE, argv):
         return 0
     goes_on = [word for word in argv if word in {"-cont", "--cont"}]
-    words = [word for word in argv if word not in goes_on]
+    words, spares = _take_spares([word for word in argv if word not in goes_on])
     for word in words:
         if word.startswith("-"):
             raise ConfigError(f"template: {word}: no such option; pyvirt template -help tells more")
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
     source, path = words
     server = start(path, "template")
     try:
-        _fill(server, source, path, goes_on=bool(goes_on))
+        _fill(server, source, path, goes_on=bool(goes_on), spares=spares)
         server.serve(lambda: False)
     except Ended:
         pass
@@ -59,10 +60,25 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _fill(server: Server, source: str, path: str, *, goes_on: bool) -> None:
+def _take_spares(argv: list[str]) -> tuple[list[str], int]:
+    """Return the other words, and the number of forks that are to wait; ConfigError."""
+    words: list[str] = []
+    given, rest = "1", iter(argv)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name in {"-spares", "--spares"}:
+            given = value if equals else next(rest, "")
+        else:
+            words.append(word)
+    if not (given.isascii() and given.isdigit() and 0 < int(given) <= SPARES_MAX):
+        raise ConfigError(f"template: -spares {given}: give a number from 1 to {SPARES_MAX}")
+    return words, int(given)
+
+
+def _fill(server: Server, source: str, path: str, *, goes_on: bool, spares: int) -> None:
     """Make the template, and say so when forks can be had; PyvirtError."""
     said: list[dict[str, object]] = []
-    place = server.places[NAME] = Place(said.append)
+    place = server.places[NAME] = Place(said.append, spares=spares)
     if _is_socket(source):
         _take(server, source, os.path.abspath(path), goes_on=goes_on)
     else:

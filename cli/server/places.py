@@ -1,4 +1,4 @@
-"""Templates that a server has, by their names, and the child of each that is a fork in waiting."""
+"""Templates that a server has, by their names, and the children that are forks in waiting."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .connection import Run
 
 PLACES_MAX = 64
+SPARES_MAX = 16
 # Another child waits when nobody has asked for a fork for so long: who has just begun goes first.
 _REFILL_S = 0.02
 
@@ -42,12 +43,12 @@ class Place:
     """
 
     def __init__(self, tell: Callable[[dict[str, object]], None], *, spares: int = 1) -> None:
-        """Have as many `spares` wait, 0 or 1."""
+        """Have as many `spares` wait, up to SPARES_MAX; they are made one after the other."""
         self._tell: Callable[[dict[str, object]], None] | None = tell
         self._spares = spares
         self.template: Template | None = None
         self.giver: Connection | None = None  # who is to fill it
-        self.waiting: Waiting | None = None
+        self.waiting: list[Waiting] = []  # the oldest first
         self.refill_at: float | None = None  # time.monotonic()
         self._words: list[str] = []  # of the last fork
         self._rehearsal = child.Rehearsal(self._words)
@@ -71,17 +72,18 @@ class Place:
         self.refill_at = time.monotonic()
 
     def refill(self, enter: Enter) -> Waiting | None:
-        """Have a child wait, if none does and it is time for that; return it when it is new.
+        """Have a child more wait, if too few do and it is time for that; return it.
 
         OSError.
         """
         if self.refill_at is None or self.refill_at > time.monotonic():
             return None
         self.refill_at = None
-        if self.waiting is None and self._spares:
-            self.waiting = self._start(enter)
-            return self.waiting
-        return None
+        if len(self.waiting) >= self._spares:
+            return None
+        started = self._start(enter)
+        self.waiting.append(started)
+        return started
 
     def _start(self, enter: Enter) -> Waiting:
         template, parent = self.template, os.getpid()
@@ -114,14 +116,15 @@ class Place:
         """Return the child that becomes what `run` says; is it new? Refused, OSError."""
         if self.template is None:
             raise Refused("has nothing in it yet; migrate a machine there first")
-        waiting, self.waiting, self._words = self.waiting, None, run.words
+        self._words = run.words
         self.refill_at = time.monotonic() + _REFILL_S
-        if waiting is not None:
+        for waiting in list(self.waiting):
             try:
                 child.ask(waiting.channel, run, fds, asked_ns)
-                return waiting, False
             except BrokenPipeError:
-                self.waiting = waiting  # its end is seen to in a moment
+                continue  # its end is seen to in a moment
+            self.waiting.remove(waiting)
+            return waiting, False
         started = self._start(enter)
         try:
             child.ask(started.channel, run, fds, asked_ns)
@@ -141,6 +144,8 @@ class Place:
             data = b""  # it has ended, and not read what it was told
         if not data:
             return False
+        if waiting in self.waiting:
+            self.refill_at = time.monotonic()
         tell, self._tell = self._tell, None
         if tell is not None:
             error = json.loads(data).get("error")
@@ -149,8 +154,8 @@ class Place:
 
     def close(self) -> None:
         """Let it go; forks that run go on."""
-        if self.waiting is not None:
-            signal.pidfd_send_signal(self.waiting.pidfd, signal.SIGKILL)
+        for waiting in self.waiting:
+            signal.pidfd_send_signal(waiting.pidfd, signal.SIGKILL)
         if self.template is not None:
             self.template.close()
             self.template = None

@@ -13,9 +13,9 @@ LINE_MAX bytes, says what the connection is:
                             `pyvirt restore` behind the folder
     {"hold": NAME, "spares": N}
                             have room for a template, as long as this connection is there, of which
-                            N forks (1 or 0) are prepared ahead; answered by {"path": PATH}, the
-                            server's socket, and when one is prepared by {"ready": true}, or
-                            {"error": TEXT}
+                            N forks (0 to 16; else 1) are prepared ahead; answered by
+                            {"path": PATH}, the server's socket, and when one is prepared by
+                            {"ready": true}, or {"error": TEXT}
     {"give": NAME}          make a machine the template; vmm/snapshot/template.py has the rest
     {"switch": PATH}        run a switch between the VMs whose stream netdevs name the socket PATH,
                             a new one; answered as a `run` is, and ends as one
@@ -53,7 +53,7 @@ from ...errors import ConfigError, PyvirtError, unexpected
 from ...harness.vm.switch import Switch
 from . import child
 from .connection import Connection, Refused, is_path, read_file, read_run, why
-from .places import PLACES_MAX, Place, Waiting
+from .places import PLACES_MAX, SPARES_MAX, Place, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -260,12 +260,12 @@ class Server:
     def _hold(self, connection: Connection, name: object, spares: object) -> None:
         if not (isinstance(name, str) and name and "," not in name) or name in self.places:
             raise Refused("hold: not a name of its own")
-        if spares not in {0, 1}:
-            raise Refused("spares: neither 0 nor 1")
+        if type(spares) is not int or not 0 <= spares <= SPARES_MAX:
+            raise Refused(f"spares: not a number from 0 to {SPARES_MAX}")
         if len(self.places) >= PLACES_MAX:
             raise Refused(f"hold: there are {PLACES_MAX} templates; give up one")
         self._release(connection)
-        self.places[name] = Place(connection.answer, spares=int(bool(spares)))
+        self.places[name] = Place(connection.answer, spares=spares)
         self._selector.register(
             connection.socket, selectors.EVENT_READ, lambda: self._let_go(connection, name)
         )
@@ -312,8 +312,8 @@ class Server:
             self._selector.unregister(waiting.pidfd)
             os.close(waiting.pidfd)
             os.waitpid(waiting.pid, 0)
-            if place.waiting is waiting:
-                place.waiting = None
+            if waiting in place.waiting:
+                place.waiting.remove(waiting)
 
         self._listen_to(place, waiting)
         self._selector.register(waiting.pidfd, selectors.EVENT_READ, end)

@@ -178,7 +178,7 @@ class Template:
     """
 
     def __init__(self, server: str, *, spares: int = 1) -> None:
-        """Have room made; ServerGoneError. Of `spares`, 0 or 1, the next fork is prepared ahead."""
+        """Have room made; ServerGoneError. `spares` forks, 0 to 16, are prepared ahead."""
         self.name = secrets.token_hex(8)
         self._server = server
         self._control = _connect(server, {"hold": self.name, "spares": spares})

@@ -501,7 +501,7 @@ def test_by_commands_from_a_folder(machine: Make, tmp_path: Path) -> None:
     saver = Saver(guest, Log())
     saver.start(Folder(str(tmp_path / "snapshot")))
     saver.wait()
-    with held(str(tmp_path / "snapshot"), seconds=PATIENCE) as path:
+    with held(str(tmp_path / "snapshot"), "-spares=2", seconds=PATIENCE) as path:
         for _ in range(2):
             done = by_command("fork", path, "-serial", "none")
             assert (done.returncode, done.stdout, done.stderr) == (KEPT, "", "")
@@ -524,6 +524,7 @@ def test_by_commands_from_a_folder(machine: Make, tmp_path: Path) -> None:
         assert done.returncode == 2
         other = by_command("template", str(tmp_path / "snapshot"), path)
         assert "Address already in use; name a new file" in other.stderr
+    assert "-spares 99: give a number" in by_command("template", "-spares", "99", ".", path).stderr
     gone = by_command("fork", path)
     assert gone.returncode == 1
     assert "No such file or directory; name the socket of a pyvirt template" in gone.stderr
@@ -535,6 +536,31 @@ def test_by_commands_from_a_folder(machine: Make, tmp_path: Path) -> None:
         assert refused.returncode in {1, 2}
         assert message in refused.stderr
         assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.any_kvm
+def test_several_wait_to_be_forks(family: Family, server: ForkServer) -> None:
+    first = family.first()
+    with closing(Template(server.path, spares=3)) as template:
+        first.become(template)
+        first.process.take()
+        wait_until(lambda: len(children(server) - {first.process.pid}) == 3, "three wait")
+        waiting = children(server)
+        forks = [family.fork(template, "-S") for _ in range(3)]
+        for fork in forks:
+            fork.process.take()
+        # These were there before.
+        assert {fork.process.pid for fork in forks} <= waiting
+        assert len({fork.count() for fork in forks}) == 1
+        wait_until(lambda: len(children(server) - waiting) == 3, "three more wait")
+    wait_until(lambda: not children(server) - waiting, "they go with the template")
+
+
+def children(server: ForkServer) -> set[int | None]:
+    """Return the processes that a fork server has made."""
+    pid = server._process.pid
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return {int(word) for word in text.split()}
 
 
 @pytest.mark.any_kvm
