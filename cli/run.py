@@ -227,8 +227,7 @@ def _run(
                     control.listen(options, machine, serial)
                     with _Terminal(options, machine):
                         serial.start()
-                        machine.start()
-                        control.start()
+                        _start(machine, control, prepared)
                         starter.started()
                         _warn(options, machine, log)
                         events.wait(machine, log)
@@ -253,6 +252,14 @@ def _run(
     assert machine.end is not None
     log.info(f"ended: {machine.end.reason}")
     return machine.end.status
+
+
+def _start(machine: Machine, control: Control, prepared: Prepared | None) -> None:
+    """Let the guest run, and only then see to what is not of it."""
+    machine.start()
+    if prepared is not None:
+        prepared.begun()
+    control.start()
 
 
 def _warn(options: Options, machine: Machine, log: Log) -> None:

@@ -62,8 +62,12 @@ class Rehearsal:
 class Prepared:
     """What was made for a fork ahead of its command line; owns it until it is taken."""
 
-    def __init__(self, incoming: Incoming, rehearsal: Rehearsal) -> None:
-        """Make it; what goes wrong is told to who takes it."""
+    def __init__(self, incoming: Incoming, rehearsal: Rehearsal, channel: socket.socket) -> None:
+        """Make it; what goes wrong is told to who takes it.
+
+        When the guest runs the channel is closed, by which the server knows it.
+        """
+        self._channel = channel
         self.incoming = incoming
         self._rehearsal = rehearsal
         self.asked_ns = 0  # CLOCK_MONOTONIC, when somebody asked for the fork
@@ -85,6 +89,10 @@ class Prepared:
             assert self.error is not None
             raise self.error
         return self._log
+
+    def begun(self) -> None:
+        """Note that the guest runs."""
+        self._channel.close()
 
     def options(self, words: list[str]) -> Options:
         """Return what the words say; ConfigError."""
@@ -141,7 +149,7 @@ def wait_to_become(
     are above those that a monitor is given.
     """
     _keep_only({channel.fileno(), *template.fds})
-    prepared = Prepared(template.incoming(), rehearsal)
+    prepared = Prepared(template.incoming(), rehearsal, channel)
     gc.freeze()
     error = {"error": str(prepared.error)} if prepared.error is not None else {}
     channel.send(json.dumps(error).encode())
@@ -152,7 +160,6 @@ def wait_to_become(
     _place_below(dict(zip(message["places"], fds, strict=True)))
     for fd in fds:
         os.close(fd)
-    channel.close()
     prepared.asked_ns = message["asked_ns"]
     os.chdir(message["cwd"])
     enter(message["words"], prepared)

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 PLACES_MAX = 64
 SPARES_MAX = 16
-# Another child waits when nobody has asked for a fork for so long: who has just begun goes first.
-_REFILL_S = 0.02
 
 
 @dataclass(eq=False)
@@ -34,6 +31,7 @@ class Waiting:
     pid: int
     pidfd: int
     channel: socket.socket
+    is_taken: bool = False  # and about to be a fork
 
 
 class Place:
@@ -49,7 +47,8 @@ class Place:
         self.template: Template | None = None
         self.giver: Connection | None = None  # who is to fill it
         self.waiting: list[Waiting] = []  # the oldest first
-        self.refill_at: float | None = None  # time.monotonic()
+        # Another child is to wait: when the fork before runs its guest, for that goes first.
+        self.is_due = False
         self._words: list[str] = []  # of the last fork
         self._rehearsal = child.Rehearsal(self._words)
 
@@ -69,17 +68,15 @@ class Place:
     def set(self, template: Template) -> None:
         """Have a template that was made here."""
         self.template = template
-        self.refill_at = time.monotonic()
+        self.is_due = True
 
     def refill(self, enter: Enter) -> Waiting | None:
-        """Have a child more wait, if too few do and it is time for that; return it.
+        """Have a child more wait, if that is due and too few do; return it.
 
         OSError.
         """
-        if self.refill_at is None or self.refill_at > time.monotonic():
-            return None
-        self.refill_at = None
-        if len(self.waiting) >= self._spares:
+        is_due, self.is_due = self.is_due, False
+        if not is_due or len(self.waiting) >= self._spares:
             return None
         started = self._start(enter)
         self.waiting.append(started)
@@ -117,13 +114,13 @@ class Place:
         if self.template is None:
             raise Refused("has nothing in it yet; migrate a machine there first")
         self._words = run.words
-        self.refill_at = time.monotonic() + _REFILL_S
         for waiting in list(self.waiting):
             try:
                 child.ask(waiting.channel, run, fds, asked_ns)
             except BrokenPipeError:
                 continue  # its end is seen to in a moment
             self.waiting.remove(waiting)
+            waiting.is_taken = True
             return waiting, False
         started = self._start(enter)
         try:
@@ -134,18 +131,19 @@ class Place:
             os.close(started.pidfd)
             started.channel.close()
             raise
+        started.is_taken = True
         return started, True
 
     def hear(self, waiting: Waiting) -> bool:
-        """Hear what a child says of its preparation; False: there is no more to hear."""
+        """Hear that a child is prepared; False: it is a fork, whose guest runs, or has ended."""
         try:
             data = waiting.channel.recv(LINE_MAX)
         except OSError:
             data = b""  # it has ended, and not read what it was told
+        # One that ended while it waited is not replaced: the next would, too.
+        self.is_due = self.is_due or bool(data) or waiting.is_taken
         if not data:
             return False
-        if waiting in self.waiting:
-            self.refill_at = time.monotonic()
         tell, self._tell = self._tell, None
         if tell is not None:
             error = json.loads(data).get("error")
@@ -159,4 +157,4 @@ class Place:
         if self.template is not None:
             self.template.close()
             self.template = None
-        self.refill_at = None
+        self.is_due = False

@@ -150,7 +150,6 @@ class Server:
 
     def _patience(self) -> float | None:
         times = [connection.until for connection in self._unclaimed]
-        times += [place.refill_at for place in self.places.values() if place.refill_at is not None]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _close_late(self) -> None:
