@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .timed import TimedDevices
     from .vcpu import Vcpu
 
+_BEGUN_S = 0.1
 RUNNING, PAUSED, ENDED = "running", "paused", "ended"
 
 
@@ -85,10 +86,11 @@ class Execution:
     def wait_begun(self) -> None:
         """Return when the boot vCPU runs, or the machine has ended; after `start` and `resume`.
 
-        Else its thread would wait for the caller's, which goes on with Python.
+        Else its thread would wait for the caller's, which goes on with Python. If another vCPU has
+        had all of them stand before that, it returns as well, a moment later.
         """
-        with self._first:
-            pass
+        if self._first.acquire(timeout=_BEGUN_S):
+            self._first.release()
 
     def check_alive(self) -> None:
         """Raise PyvirtError when the machine has ended."""
