@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import socket
@@ -111,6 +112,14 @@ def save(machine: Machine, folder: Path) -> None:
     assert (saver.status, saver.error) == ("completed", "")
 
 
+@functools.cache
+def _initramfs(
+    image: kernel.Kernel, modules: tuple[str, ...], files: tuple[tuple[str, Path | bytes], ...]
+) -> Path:
+    """Return that of a guest; in a lab it takes a second to find that there is one."""
+    return initramfs.build(image, script=SCRIPT, modules=modules, files=dict(files))
+
+
 @contextmanager
 def live(
     image: kernel.Kernel,
@@ -130,7 +139,7 @@ def live(
     if saved is not None and not saved.exists():
         with live(image, folder, modules=modules, files=files, **config) as first:
             save(first.machine, saved)
-    initrd = initramfs.build(image, script=SCRIPT, modules=modules, files=files)
+    initrd = _initramfs(image, tuple(modules), tuple(files.items()))
     incoming = None if saved is None else open_folder(str(saved))
     log, path = Log(), folder / "log"
     log.open(str(path))
