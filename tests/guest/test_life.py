@@ -1,23 +1,21 @@
-"""What an operator does to a running guest: its power button, and its reset.
+"""What an operator does to a running guest, its power button and its reset, and how Linux ends.
 
-The guest boots once; most tests have it as it was then.
+The guest boots once; each test has it as it was then.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyvirt.devices.virtio.block import BlockConfig, Image
-from pyvirt.errors import PyvirtError
 from pyvirt.harness.guest import kernel
-from pyvirt.vmm.execution import ENDED, PAUSED, RUNNING
+from pyvirt.vmm.end import Actions
+from pyvirt.vmm.execution import RUNNING
 
 from ..kvm.support import wait_readable
 from .live import Live, live
@@ -26,7 +24,9 @@ MIB = 1 << 20
 # Type, code and value of the next input event; the file is open before the button is pressed.
 OPEN = "exec 4</dev/input/event0"
 EVENT = "dd bs=24 count=1 <&4 2>/dev/null | od -An -tu2 -j16 -N6"
+KIND: dict[str, Any] = {"hotplug": True, "vcpus": 2}
 EV_KEY, EV_SYN, KEY_POWER = "1", "0", "116"
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def saved() -> Iterator[Path]:
 
 @pytest.fixture
 def guest(micro: kernel.Kernel, tmp_path: Path, saved: Path) -> Iterator[Live]:
-    with live(micro, tmp_path, saved=saved, hotplug=True, vcpus=2) as guest:
+    with live(micro, tmp_path, saved=saved, **KIND) as guest:
         yield guest
 
 
@@ -72,33 +72,24 @@ def test_a_guest_that_heeds_the_button_switches_itself_off(guest: Live) -> None:
     ]
 
 
-def uptime(guest: Live) -> float:
-    return float(guest.run("cat /proc/uptime").split()[0])
-
-
-@pytest.fixture
-def booted(micro: kernel.Kernel, tmp_path: Path) -> Iterator[Live]:
-    with live(micro, tmp_path, hotplug=True, vcpus=2) as guest:
-        yield guest
-
-
-def test_a_reset_boots_the_guest_anew(booted: Live, image: BlockConfig) -> None:
-    guest = booted
-    guest.run("echo kept >/tmp/file")
+def test_a_reset_boots_the_guest_anew(guest: Live, image: BlockConfig) -> None:
+    """Under load, from which nothing is left."""
+    before = guest.run(BOOT_ID)
     guest.machine.attach("block", 2, Image(image))
-    for life in range(2):
-        before = uptime(guest)
-        guest.machine.reset()
-        guest.ready()
-        assert uptime(guest) < before + 5 * life + 10
-        guest.run("! [ -e /tmp/file ]")
-        assert guest.run("nproc") == "2"
-        assert guest.run("cat /sys/block/vd?/size").split() == ["0", "0", "2048", "0", "0", "0"]
-        assert guest.run("dd if=/dev/vdc bs=11 count=1 2>/dev/null") == "on the disk"
-        # Time goes by: interrupts of the timer and the console come.
-        guest.run("sleep 0.2")
-        guest.run("echo here >/tmp/file")
-    assert guest.events == [("RESET", {"guest": False})] * 2
+    guest.run("echo kept >/tmp/file")
+    guest.run("(while :; do dd if=/dev/vdc of=/dev/null bs=4k iflag=direct 2>&-; done) & :")
+    guest.run("(while :; do :; done) & :")
+    guest.machine.reset()
+    guest.ready()
+    assert guest.run(BOOT_ID) != before
+    guest.run("! [ -e /tmp/file ]")
+    assert guest.run("nproc") == "2"
+    assert guest.run("cat /sys/block/vd?/size").split() == ["0", "0", "2048", "0", "0", "0"]
+    assert guest.run("dd if=/dev/vdc bs=11 count=1 2>/dev/null") == "on the disk"
+    # Time goes by: interrupts of the timer and the console come.
+    guest.run("sleep 0.2")
+    assert guest.events == [("RESET", {"guest": False})]
+    assert guest.machine.state == RUNNING
     assert guest.log.read_text() == ""
 
 
@@ -109,57 +100,47 @@ def test_a_reset_in_the_middle_of_the_boot(guest: Live) -> None:
     assert guest.run("echo alive") == "alive"
 
 
-def test_a_paused_guest_stays_paused(guest: Live) -> None:
-    guest.machine.pause()
-    guest.machine.reset()
-    assert guest.machine.state == PAUSED
-    guest.machine.resume()
-    guest.ready()
-    assert [name for name, _ in guest.events] == ["STOP", "RESET", "RESUME"]
-
-
-def test_a_reset_under_load(guest: Live, image: BlockConfig) -> None:
-    guest.machine.attach("block", 0, Image(image))
-    for _ in range(3):
-        guest.run("(while :; do dd if=/dev/vda of=/dev/null bs=4k iflag=direct 2>&-; done) & :")
-        guest.run("(while :; do :; done) & :")
-        guest.machine.reset()
+def test_a_reboot_that_begins_anew(micro: kernel.Kernel, tmp_path: Path, saved: Path) -> None:
+    actions = Actions(reboot="reset")
+    with live(micro, tmp_path, saved=saved, actions=actions, **KIND) as guest:
+        before = guest.run(BOOT_ID)
+        guest.begin("reboot -f")
         guest.ready()
-    assert guest.machine.state == RUNNING
-    assert guest.log.read_text() == ""
+        assert guest.run(BOOT_ID) != before
+        assert guest.events == [("RESET", {"guest": True})]
 
 
-def test_a_reset_without_a_kernel_ends_the_machine(guest: Live) -> None:
-    guest.machine.config.kernel = "/nonexistent/kernel"
-    with pytest.raises(PyvirtError, match="/nonexistent/kernel"):
-        guest.machine.reset()
-    assert guest.machine.state == ENDED
+def reboot(how: str) -> str:
+    return f"echo {how} >/sys/kernel/reboot/type; reboot -f"
 
 
-def test_the_end_comes_during_a_reset(micro: kernel.Kernel, tmp_path: Path, saved: Path) -> None:
-    for delay in (0.0, 0.002, 0.01, 0.05):
-        folder = tmp_path / str(delay)
-        folder.mkdir()
-        with live(micro, folder, saved=saved, hotplug=True, vcpus=2) as guest:
-            ender = threading.Timer(delay, guest.machine.stop)
-            ender.start()
-            # It may be over before, or after.
-            with suppress(PyvirtError):
-                guest.machine.reset()
-            ender.join()
-            assert guest.machine.state == ENDED
+@pytest.mark.parametrize(
+    ("words", "reason", "status"),
+    [
+        ("poweroff -f", "guest-shutdown", 0),
+        (reboot("acpi"), "guest-reset", 0),
+        (reboot("kbd"), "guest-reset", 0),
+        (reboot("triple"), "triple-fault", 1),
+        (
+            "printf '\\052' | dd of=/dev/port bs=1 seek=244 count=1 conv=notrunc; sleep 60",
+            *("debug-exit", 42),
+        ),
+    ],
+)
+def test_a_guest_ends_itself(guest: Live, words: str, reason: str, status: int) -> None:
+    guest.begin(words)
+    wait_readable(guest.machine.ended_fd, "the guest's end")
+    guest.machine.stop()
+    assert guest.machine.end is not None
+    assert (guest.machine.end.reason, guest.machine.end.status) == (reason, status)
+    text = guest.log.read_text()
+    assert ("the guest triple-faulted" in text) == (reason == "triple-fault")
+    assert bool(text) == (reason == "triple-fault")
 
 
-def test_a_stock_kernel_tells_of_its_panic(cloud: kernel.Kernel, tmp_path: Path) -> None:
-    """Debian's has the driver as a module, which finds the device by ACPI."""
-    with live(cloud, tmp_path, modules=("pvpanic_mmio",), cmdline="console=ttyS0 quiet") as guest:
-        guest.begin("echo c >/proc/sysrq-trigger")
-        until = time.monotonic() + 60
-        while not guest.events:
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        assert guest.events == [("GUEST_PANICKED", {"action": "run"})]
-        assert guest.machine.state == RUNNING
-        guest.machine.reset()
-        guest.ready()
-        assert guest.run("echo alive") == "alive"
+def test_a_panic_is_shown_and_ends_the_run(guest: Live) -> None:
+    guest.begin("echo c >/proc/sysrq-trigger")
+    guest.expect("Kernel panic - not syncing: sysrq triggered crash")
+    wait_readable(guest.machine.ended_fd, "the guest's end")
+    assert guest.machine.end is not None
+    assert (guest.machine.end.reason, guest.machine.end.status) == ("guest-reset", 0)

@@ -19,13 +19,14 @@ from pyvirt.devices.virtio.vsock import VsockConfig
 from pyvirt.harness.guest import kernel
 from pyvirt.harness.guest.program import program
 from pyvirt.qmp.machine import MachineHost
+from pyvirt.vmm.execution import RUNNING
 
 from .live import Live, live
 
 MIB = 1 << 20
 MODULES = (
     *("virtio_mmio", "virtio_console", "virtio_rng", "virtio_balloon", "virtiofs"),
-    "vmw_vsock_virtio_transport",
+    *("vmw_vsock_virtio_transport", "pvpanic_mmio"),
 )
 SECONDS = 60.0
 
@@ -52,7 +53,10 @@ def guest(
     peer = program("vsock-peer", Path(__file__).with_name("vsock"))
     logs = tmp_path_factory.mktemp("stock")
     files = {"/bin/peer": peer}
-    with live(cloud, logs, modules=MODULES, files=files, devices=devices) as running:
+    cmdline = "console=ttyS0 quiet"  # a panic does not reboot
+    with live(
+        cloud, logs, modules=MODULES, files=files, cmdline=cmdline, devices=devices
+    ) as running:
         yield running
 
 
@@ -92,3 +96,13 @@ def test_a_shared_folder(guest: Live, folder: Path) -> None:
     (folder / "shared/seen").write_text("from the host")
     guest.run("mount -t virtiofs share0 /mnt && cp /mnt/seen /mnt/copy", SECONDS)
     assert (folder / "shared/copy").read_text() == "from the host"
+
+
+def test_a_panic_is_told(guest: Live) -> None:
+    """Debian's has the driver as a module, which finds the device by ACPI."""
+    guest.begin("echo c >/proc/sysrq-trigger")
+    until = time.monotonic() + SECONDS
+    while ("GUEST_PANICKED", {"action": "run"}) not in guest.events:
+        assert time.monotonic() < until, guest.events
+        time.sleep(0.05)
+    assert guest.machine.state == RUNNING
