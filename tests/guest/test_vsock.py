@@ -32,8 +32,8 @@ from .live import Live, live
 MIB = 1 << 20
 CID = 42
 ECHO, SINK, SOURCE, HOST, NOBODY = 1, 2, 3, 4, 5
-BYTES = 16 * MIB + 12345
-MANY = 250
+BYTES = 4 * MIB + 12345
+MANY = 100
 SECONDS = 60.0
 _SHUTDOWN = 4
 MODULES = ("virtio_mmio", "vmw_vsock_virtio_transport", "vsock_loopback")
