@@ -30,7 +30,7 @@ from .live import SECONDS, Live, live, reporting, save
 from .network import TOOLS
 
 MIB = 1 << 20
-ROUNDS = int(os.environ.get("PYVIRT_ROUNDS", "8"))
+ROUNDS = int(os.environ.get("PYVIRT_ROUNDS", "5"))
 SHARE = 64 << 10  # bytes that come in each round
 HOST, PORT = "10.79.0.1", 5000
 FIO = (
