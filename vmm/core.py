@@ -77,12 +77,18 @@ class Core:
         self.lines.append(line)
         return line
 
-    def put_vacant(self, vacancies: Mapping[int, tuple[str, int]]) -> None:
-        """Put devices that nothing is behind into slots, each of its kind and at its addr."""
+    def put_vacant(
+        self, vacancies: Mapping[int, tuple[str, int]], made: Mapping[int, Pluggable]
+    ) -> None:
+        """Put devices that nothing is behind into slots, each of its kind and at its addr.
+
+        They are those that were `made`, by slots, or new ones.
+        """
         assert self.slots is not None
         self._vacancies = vacancies
         for slot, (kind, addr) in vacancies.items():
-            device = self.vacant[slot] = slots.vacant(kind, addr, self._config.name)
+            device = made.get(slot) or slots.vacant(kind, addr, self._config.name)
+            self.vacant[slot] = device
             self.slots.put(slot, device, addr)
 
     def suits(self, config: MachineConfig) -> bool:

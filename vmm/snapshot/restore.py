@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container
 
+    from ...devices.virtio.device import Pluggable
     from ...state import Fields
     from ..log import Log
     from ..machine import Machine
@@ -47,6 +48,11 @@ def open_folder(path: str, *, mapped: bool = True) -> Incoming:
         raise
     incoming.origin = Origin(os.path.realpath(path), identity)
     return incoming
+
+
+def read_devices(fields: Fields) -> list[Fields]:
+    """Return what a state has of each slot, which is still to be read; StateError."""
+    return fields.items("devices", _DEVICES_MAX)
 
 
 def read_shape(fields: Fields) -> tuple[shape.Shape, bytes]:
@@ -83,11 +89,13 @@ class Incoming:
         "_file",
         "_is_mapped",
         "_option",
+        "devices",
         "kvm_state",
         "layers",
         "name",
         "origin",
         "shape",
+        "vacant",
     )
 
     def __init__(
@@ -103,7 +111,10 @@ class Incoming:
         self.shape = found
         self._option, self.name = names
         self.origin: Origin | None = None  # what of it is mapped, where that is a folder's
-        self.kvm_state: KvmState | None = None  # where it was read already
+        # What was read and made already.
+        self.kvm_state: KvmState | None = None
+        self.devices: list[Fields] = []
+        self.vacant: dict[int, Pluggable] = {}  # by slots; the machine's own then
         self.layers: dict[int, tuple[int, ...]] = {}  # descriptors of disks' layers, by slots
         self._fields = fields
         self._file = file
@@ -129,7 +140,7 @@ class Incoming:
             content=self,
         )
         try:
-            devices = self._fields.items("devices", _DEVICES_MAX)
+            devices = self.devices or read_devices(self._fields)
             core = Core(config, log, count=len(devices))
             try:
                 self._ahead = self._restore_ahead(core, devices)
@@ -145,7 +156,7 @@ class Incoming:
         assert core.slots is not None
         self._check_capabilities(core.kvm_fd)
         vacancies = shape.vacancies(devices)
-        core.put_vacant(vacancies)
+        core.put_vacant(vacancies, self.vacant)
         for slot in vacancies:
             core.slots.transport(slot).restore(devices[slot].section("state"))
         vcpus = self._kvm_state(core.kvm_fd).set_vcpus(core.vm)
@@ -179,7 +190,7 @@ class Incoming:
         assert machine.slots is not None
         fields = self._fields
         ahead, self._ahead = self._ahead, None
-        devices = ahead.devices if ahead else fields.items("devices", _DEVICES_MAX)
+        devices = ahead.devices if ahead else read_devices(fields)
         if ahead is not None and ahead.vm is not machine.vm:
             ahead = None  # the machine is another than was expected, and was made anew
         if ahead is None:

@@ -20,17 +20,18 @@ import fcntl
 import json
 import os
 import socket
-from contextlib import closing
+from contextlib import closing, suppress
 
 from ...errors import BackendError, PyvirtError, StateError
 from ...files import write_all
-from .. import kvm
+from .. import kvm, slots
 from ..memory import GuestMemory
 from . import folder, overlays, state_file
 from .kvm_state import KvmState
 from .layers import Stack, open_layers
 from .memory_file import MemoryFile, Writer, copy_sparse
-from .restore import Incoming, read_shape
+from .restore import Incoming, read_devices, read_shape
+from .shape import vacancies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def uri(path: str, name: str = "") -> str:
 class Template:
     """The template; owns its memory and its disks' layers until `close`. One thread."""
 
-    __slots__ = ("_file", "_kvm_state", "_layers", "_shape", "fields")
+    __slots__ = ("_devices", "_file", "_kvm_state", "_layers", "_shape", "_vacant", "fields")
 
     def __init__(self, fields: Fields, shape: Shape, file: MemoryFile) -> None:
         self.fields = fields
@@ -68,6 +69,13 @@ class Template:
         # Of these each fork has a copy.
         file.extents()
         self._kvm_state = _read_kvm_state(fields)
+        self._devices: list[Fields] = []
+        self._vacant: dict[int, Pluggable] = {}
+        # Where it cannot be read, each fork tells of it.
+        with suppress(PyvirtError):
+            self._devices = read_devices(fields)
+            for slot, (kind, addr) in vacancies(self._devices).items():
+                self._vacant[slot] = slots.vacant(kind, addr, "")
 
     @property
     def fds(self) -> list[int]:
@@ -84,10 +92,13 @@ class Template:
         incoming = Incoming(self.fields, self._shape, self._file, names, mapped=True)
         incoming.layers = self._layers
         incoming.kvm_state = self._kvm_state
+        incoming.devices, incoming.vacant = self._devices, self._vacant
         return incoming
 
     def close(self) -> None:
         """Give it all back, when its forks have."""
+        for device in self._vacant.values():
+            device.close()
         self.incoming().close()
 
 
