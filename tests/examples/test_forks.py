@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from pyvirt.harness.vm.vm import VM
 
-NUMBERS = range(30)
+NUMBERS = [pytest.param(n, id=f"{'few' if n < 5 else 'many'}-{n}") for n in range(30)]
 # What tells a guest's boots apart; the kernel makes it when it is first read.
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 

@@ -45,7 +45,7 @@ SHUTDOWN = 'event SHUTDOWN {"guest": true, "reason": "%s"}\nexit %d\n'
 TRIPLE_FAULT = "say pyvirt: vCPU 0: the guest triple-faulted\n" + SHUTDOWN % ("guest-panic", 1)
 
 HEAD = """
-import os, pytest, time
+import json, os, pytest, time
 HERE = {!r}
 
 def warn(vm):
@@ -465,6 +465,12 @@ def test_it(vm, qmp, console):
     vm.hotplug.disk("a/b", size="1M")
     with pytest.raises(Exception, match="size 900000G: File too large"):
         vm.hotplug.disk("c", size="900000G")
+    vm.hotplug.net("nic", ifname="tap0", mac="52:54:00:00:00:01")
+    asked = [json.loads(line[3:]) for line in vm.qmp_log if line.startswith("->")]
+    assert [one["arguments"] for one in asked[-2:]] == [
+        {"id": "nic", "ifname": "tap0"},
+        {"id": "nic", "driver": "virtio-net-mmio", "mac": "52:54:00:00:00:01"},
+    ]
     assert events[0]["data"]["device"] == "disk1"
     assert vm.events("DEVICE_DELETED") == events
     assert qmp.execute("query-status") == {"running": True}

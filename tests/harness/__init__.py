@@ -1,0 +1,1 @@
+"""The pytest plugin with real guests: pytest runs on this host, its VMs where they can."""
