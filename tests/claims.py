@@ -18,9 +18,19 @@ from _pytest.runner import runtestprotocol
 
 # From the longest on, as `python -m tests` tells them.
 LONGEST = (
-    *("harness", "net", "net_host", "disk", "cycles", "hostroot", "agent", "boot", "reports"),
-    *("fault", "hotplug", "kunit", "fio", "snapshot", "life", "qmp_net", "hotplug_page", "end"),
-    *("vsock", "disk_kill", "timed", "rootfs", "vhost_user", "qmp"),
+    *("net", "net_host", "agent", "disk", "cycles", "hostroot", "rootfs", "boot", "timed", "fio"),
+    *(
+        "life",
+        "hotplug",
+        "snapshot",
+        "qmp_net",
+        "hotplug_page",
+        "demo",
+        "vsock",
+        "disk_kill",
+        "virtio_mmio",
+    ),
+    *("fault", "vhost_user", "qmp"),
 )
 
 
