@@ -5,7 +5,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..devices.serial import Serial
-    from ..qmp.machine import MachineHost
+    from ..qmp.machine import DeviceMaker, MachineHost
     from ..qmp.server import Server
     from ..vmm.log import Log
     from ..vmm.machine import Machine
@@ -40,9 +40,18 @@ class Control:
             options.iothreads,
             log=self._log,
             restored=options.incoming is not None,
+            maker=self._maker(options, machine),
         )
         self._server = Server(self._host, options.monitors, self._log)
         self._host.tell(self._server.emit)
+
+    @staticmethod
+    def _maker(options: Options, machine: Machine) -> DeviceMaker | None:
+        if machine.demand is None:
+            return None
+        from .options.plugged import maker
+
+        return maker(options.given)
 
     def _tell_of_terminals(self, machine: Machine, serial: Serial) -> None:
         for chardev in (serial.chardev, *(found[0] for found in machine.chardevs())):

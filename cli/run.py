@@ -15,7 +15,7 @@ from ..devices.serial import Serial
 from ..errors import ConfigError, PyvirtError, unexpected
 from ..native import check, lib
 from ..vmm import layout
-from ..vmm.config import MachineConfig
+from ..vmm.config import DEMAND, MachineConfig
 from ..vmm.end import CRASH, HOST, End
 from ..vmm.log import Log
 from ..vmm.machine import Machine
@@ -116,6 +116,7 @@ def config(options: Options) -> MachineConfig:
         content=options.content,
         prealloc=options.prealloc,
         numa=options.numa,
+        on_demand=options.slots == DEMAND,
         hotplug=bool(options.monitors) if options.hotplug is None else options.hotplug,
     )
 

@@ -96,6 +96,7 @@ class EventDevice:
     SIZE = 4
     POWER_BUTTON = 1 << 0
     GENERATION = 1 << 1
+    PLUG = 1 << 2
     EVENTS = 0xFFFF_FFFF  # all that there can be
 
     __slots__ = ("_irq_fd", "_lock", "_pending")
@@ -113,6 +114,10 @@ class EventDevice:
     def tell_generation(self) -> None:
         """Tell the guest that its generation ID is another; any thread."""
         self._raise(self.GENERATION)
+
+    def tell_plug(self) -> None:
+        """Tell the guest that a device has come; any thread."""
+        self._raise(self.PLUG)
 
     def _raise(self, event: int) -> None:
         with self._lock:

@@ -13,6 +13,7 @@ SHUTDOWN = "SHUTDOWN"
 RESET = "RESET"
 POWERDOWN = "POWERDOWN"
 DEVICE_DELETED = "DEVICE_DELETED"
+DEVICE_UNPLUG_GUEST_ERROR = "DEVICE_UNPLUG_GUEST_ERROR"
 BLOCK_IO_ERROR = "BLOCK_IO_ERROR"
 GUEST_PANICKED = "GUEST_PANICKED"
 GUEST_CRASHLOADED = "GUEST_CRASHLOADED"
@@ -50,6 +51,14 @@ TABLE = (
     Event(
         DEVICE_DELETED,
         "A device is unplugged, and nothing of its backend is in use any more.",
+        (
+            Field("device", Text(), "its id"),
+            Field("path", Text(), "the same id"),
+        ),
+    ),
+    Event(
+        DEVICE_UNPLUG_GUEST_ERROR,
+        "A device is not unplugged, as a driver of the guest has it.",
         (
             Field("device", Text(), "its id"),
             Field("path", Text(), "the same id"),

@@ -167,6 +167,13 @@ if TYPE_CHECKING:
         uuid: str  # "" where none was given
         memory: int  # bytes of RAM
         inventory: Inventory
+        on_demand: bool  # whether slots come with their devices
+
+        def plug_other(self, id: str, driver: str, members: dict[str, str]) -> None:  # noqa: A002
+            """Plug a device that is neither disk nor NIC, where slots come on demand."""
+
+        def unplug_other(self, id: str) -> bool | None:  # noqa: A002
+            """Unplug it; False: a driver of the guest has it, None: there is none of this id."""
 
         def state(self) -> str:
             """Return RUNNING, PAUSED or ENDED."""

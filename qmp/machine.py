@@ -16,7 +16,7 @@ from ..devices.virtio.net import Net
 from ..errors import QmpError
 from ..native import ffi, lib
 from ..vmm import end, inspection
-from ..vmm.hotplug import BLOCK, NET, Inventory
+from ..vmm.hotplug import BLOCK, NET, ON_DEMAND, SLOTS, Inventory
 from ..vmm.log import Log
 from . import events
 from .host import (
@@ -36,7 +36,7 @@ from .host import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from ..devices.chardev import Chardev as OpenChardev
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ..devices.vhost_user.back_end import BackEnd
     from ..devices.virtio.balloon import Balloon
     from ..devices.virtio.device import Device as VirtioDevice
+    from ..devices.virtio.device import DeviceConfig
     from ..devices.virtio.fault import Fault, FaultState
     from ..devices.virtio.served import Export
     from ..vmm.hotplug import Device, Resource
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from ..vmm.snapshot.layers import Origin
     from ..vmm.snapshot.save import Saver, Target
     from .listener import ListenerConfig
+
+    DeviceMaker = Callable[[str, Mapping[str, str], Mapping[str, str]], DeviceConfig]
 
 _RAM = "microvm.ram"  # QEMU's id of memory that no object has
 # What the machine calls the kinds of its slots.
@@ -81,16 +84,20 @@ class MachineHost:
         *,
         log: Log | None = None,
         restored: bool = False,
+        maker: DeviceMaker | None = None,
     ) -> None:
         """Enter the disks and NICs that the machine has from its start; it is not ours.
 
         `serial` is its serial port; some of `monitors` are on a chardev. `restored` says that it
-        comes from a snapshot.
+        comes from a snapshot. `maker` makes devices of other kinds, where slots come on demand.
         """
         self.name = of.config.name
         self.uuid = of.config.uuid
         self.memory = of.config.memory
-        self.inventory = Inventory()
+        self.on_demand = of.demand is not None
+        self._maker = maker
+        self._others: dict[str, VirtioDevice] = {}  # plugged ones, neither disks nor NICs
+        self.inventory = Inventory(ON_DEMAND if self.on_demand else SLOTS)
         self._machine = of
         self._serial = serial
         self._monitors = monitors
@@ -469,7 +476,9 @@ class MachineHost:
                 )
 
     def attach(self, device: Device) -> None:
-        """Put the backend behind the slot."""
+        """Put the backend behind the slot, which may be made for it."""
+        if device.id in self._others:
+            raise QmpError(f"Device {device.id} is plugged already; send device_del first")
         options: dict[str, Any] = {"iothread": self._iothread(device)}
         backend = device.backend
         if backend.kind == NET:
@@ -478,11 +487,46 @@ class MachineHost:
         else:
             self._check_engine(device)
             options |= {"serial": device.serial}
-        self._machine.attach(_KINDS[backend.kind], device.slot, backend.resource, **options)
+        if self._machine.demand is None:
+            self._machine.attach(_KINDS[backend.kind], device.slot, backend.resource, **options)
+            return
+        from .demand import plug  # noqa: PLC0415  (few machines have slots so)
+
+        plug(self._machine, _KINDS[backend.kind], device, options)
 
     def detach(self, device: Device) -> None:
         """Take it away again."""
-        self._machine.detach(_KINDS[device.backend.kind], device.slot)
+        (self._machine.demand or self._machine).detach(_KINDS[device.backend.kind], device.slot)
+
+    def plug_other(self, id: str, driver: str, members: dict[str, str]) -> None:  # noqa: A002
+        """Plug a device that is neither disk nor NIC."""
+        from .demand import make_other  # noqa: PLC0415  (few machines have slots so)
+
+        if self._maker is None or self._machine.demand is None:
+            raise QmpError("Unsupported replaceable device type.")
+        if id in self._others or id in self._ids():
+            raise QmpError(f"Device {id} is plugged already; send device_del first")
+        chardevs = self.inventory.chardevs()
+        config = self._maker(driver, {"id": id, **members}, chardevs)
+        self._others[id] = make_other(self._machine, config)
+
+    def _ids(self) -> set[str]:
+        """Return the ids of all devices of the command line and of disks and NICs."""
+        config = self._machine.config
+        given: tuple[Any, ...] = (*config.disks, *config.nics, *config.devices)
+        plugged = (device.id for kind in _KINDS for device in self.inventory.devices(kind))
+        return {one.id for one in given} | set(plugged)
+
+    def unplug_other(self, id: str) -> bool | None:  # noqa: A002
+        """Unplug it; False: the guest has it still, None: there is none."""
+        device = self._others.get(id)
+        if device is None:
+            return None
+        assert self._machine.demand is not None
+        is_gone = self._machine.demand.unplug(device)
+        if is_gone:
+            del self._others[id]
+        return is_gone
 
     def resize(self, device: Device, size: int) -> None:
         """Give a disk and its image another size."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 VCPUS_MAX = 254
 DISCOVERIES = ("auto", "acpi", "cmdline")
 IB700, ACPI_WATCHDOG = "ib700", "acpi-watchdog"
+PREPARED, DEMAND = "prepared", "demand"
+SLOTS = (PREPARED, DEMAND)
 WATCHDOGS = (IB700, ACPI_WATCHDOG)
 
 
@@ -43,6 +45,7 @@ class MachineConfig:
         "name",
         "nics",
         "numa",
+        "on_demand",
         "pit",
         "prealloc",
         "read_exits",
@@ -73,6 +76,7 @@ class MachineConfig:
         nics: tuple[NicConfig, ...] = (),
         devices: tuple[DeviceConfig, ...] = (),
         hotplug: bool = False,
+        on_demand: bool = False,
         read_exits: bool = False,
         cpu: CpuModel | None = None,
         pit: bool = True,
@@ -94,7 +98,8 @@ class MachineConfig:
         memory a memfd, as do devices that need it, and
         `dump_guest_core` a part of the monitor's own core dumps. `disks` are in the order of their
         slots, and so are `nics`, after them; then come the `devices` of other kinds. `hotplug` adds
-        the slots that are empty, for what comes while the guest runs. `read_exits` keeps
+        the slots that are empty, for what comes while the guest runs; with `on_demand`, which takes
+        ACPI, each comes with its device instead. `read_exits` keeps
         KVM's read-only memory from the virtio devices' registers, as on a KVM that has none. `cpu`
         is None for the host's processor as it is, `pit` the timer of old, and `testdev` adds the
         device of kvm-unit-tests. `actions` is None for a guest that ends its run itself, and
@@ -122,6 +127,7 @@ class MachineConfig:
         self.disks = disks
         self.nics = nics
         self.hotplug = hotplug
+        self.on_demand = on_demand and hotplug and discovery == "acpi"
         self.read_exits = read_exits
         self.cpu = cpu
         self.devices = devices

@@ -63,11 +63,13 @@ class Core:
         self.slots = slots.Slots(
             self.vm.fd,
             self._count,
-            bus=self.bus,
+            machine_bus=self.bus,
             memory=self.memory.native(),
             line=self.interrupt_line,
+            drop_line=self._drop_line,
             log=log,
             read_exits=config.read_exits or not kvm.extension(self.kvm_fd, "KVM_CAP_READONLY_MEM"),
+            on_demand=config.on_demand,
         )
 
     def interrupt_line(self, gsi: int) -> InterruptLine:
@@ -76,6 +78,10 @@ class Core:
         line = InterruptLine(self.vm.fd, gsi)
         self.lines.append(line)
         return line
+
+    def _drop_line(self, line: InterruptLine) -> None:
+        self.lines.remove(line)
+        line.close()
 
     def put_vacant(
         self, vacancies: Mapping[int, tuple[str, int]], made: Mapping[int, Pluggable]
@@ -99,6 +105,7 @@ class Core:
             and config.vcpus == own.vcpus
             and config.pit == own.pit
             and config.content is own.content
+            and config.on_demand == own.on_demand
             and config.dump_guest_core == own.dump_guest_core
             and slots.count(config) == self._count
             and self._vacancies.items() <= slots.vacancies(config).items()

@@ -12,7 +12,7 @@ from ..errors import QmpError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Protocol
 
     class Resource(Protocol):
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 BLOCK, NET = "blk", "net"
 SLOTS = {BLOCK: 6, NET: 2}
-_BACKENDS_MAX = sum(SLOTS.values())
+ON_DEMAND = {BLOCK: 16, NET: 16}  # at most; `addr` is no more than a name then
 _WITHDRAWN_MAX = 64
 _CHARDEVS_MAX = 64
 _WORDS = {BLOCK: "block", NET: "net"}
@@ -51,9 +51,12 @@ class Backend:
 
 
 class Device:
-    """A device in its slot. `mac`, `serial` and `iothread` are "" where the slot's own stay."""
+    """A device in its slot. `mac`, `serial` and `iothread` are "" where the slot's own stay.
 
-    __slots__ = ("backend", "id", "iothread", "mac", "serial", "slot")
+    `shape` is what its queues and blocks are to be like, where slots come on demand.
+    """
+
+    __slots__ = ("backend", "id", "iothread", "mac", "serial", "shape", "slot")
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class Device:
         mac: str = "",
         serial: str = "",
         iothread: str = "",
+        shape: Mapping[str, int] | None = None,
     ) -> None:
         """`slot` counts the slots of the backend's kind: 0 is vda or eth0."""
         self.id = id
@@ -72,6 +76,7 @@ class Device:
         self.mac = mac
         self.serial = serial
         self.iothread = iothread
+        self.shape = shape or {}
 
     @property
     def number(self) -> int:
@@ -119,9 +124,11 @@ def kind_of(driver: str) -> str:
 class Inventory:
     """Backends and devices of one machine; owns the backends' resources until `close`."""
 
-    __slots__ = ("_backends", "_chardevs", "_devices", "_withdrawn")
+    __slots__ = ("_backends", "_chardevs", "_devices", "_slots", "_withdrawn")
 
-    def __init__(self) -> None:
+    def __init__(self, slots: Mapping[str, int] = SLOTS) -> None:
+        """`slots` are how many devices of each kind there can be."""
+        self._slots = slots
         self._backends: dict[str, Backend] = {}
         self._devices: dict[str, Device] = {}
         self._chardevs: dict[str, str] = {}  # ids and paths of sockets that others listen on
@@ -174,13 +181,14 @@ class Inventory:
         """
         if id in self._backends:
             raise QmpError(f"{id} is already registered.")
-        if len(self._backends) >= _BACKENDS_MAX:
-            raise QmpError(f"A maximum of {_BACKENDS_MAX} replaceable devices are supported.")
+        most = sum(self._slots.values())
+        if len(self._backends) >= most:
+            raise QmpError(f"A maximum of {most} replaceable devices are supported.")
         if chardev:
             self._free_chardev(chardev, "give each device its own")
         backend = Backend(kind, id, open_it(), chardev)
         self._backends[id] = backend
-        for each in SLOTS:
+        for each in self._slots:
             self._withdrawn.pop((each, id), None)
         return backend
 
@@ -216,6 +224,7 @@ class Inventory:
         mac: str = "",
         serial: str = "",
         iothread: str = "",
+        shape: Mapping[str, int] | None = None,
     ) -> Device:
         """Plug a device; `attach` gives the backend to the slot when all else is right.
 
@@ -235,14 +244,14 @@ class Inventory:
         if backend.device is not None:
             raise QmpError(f"{backend.id} is in use by device {backend.device.id} already")
         slot = self._slot(kind, parse_address(id, addr, lun, kind))
-        device = Device(id, backend, slot, mac=mac, serial=serial, iothread=iothread)
+        device = Device(id, backend, slot, mac=mac, serial=serial, iothread=iothread, shape=shape)
         attach(device)
         backend.device = device
         self._devices[id] = device
         return device
 
     def _slot(self, kind: str, wanted: int | None) -> int:
-        count = SLOTS[kind]
+        count = self._slots[kind]
         taken = {device.slot for device in self.devices(kind)}
         if wanted is None:
             wanted = next((slot for slot in range(count) if slot not in taken), count)

@@ -32,6 +32,8 @@ CMDLINE_ROOM = 0x1_0000  # including the terminating zero; the kernel's own limi
 # the RSDP in 0xe0000..0xfffff, the MP floating pointer in 0xf0000..0xfffff. (The MP table of 254
 # processors is over 5 KiB, too much for the 1 KiB area at EBDA.)
 EBDA = 0x9_FC00
+PLUG_TABLE = 0xD_0000  # of the device that the guest is told of, where slots come on demand
+PLUG_TABLE_SIZE = 0x1000
 ACPI = 0xE_0000
 ACPI_END = 0xE_F000
 GENERATION_ID = 0xE_F000  # 16 bytes in a page of their own; none of it is RAM to the guest
@@ -63,6 +65,8 @@ MAX_VCPUS = 254  # 8-bit APIC ids: 255 is broadcast, and the MP table's IOAPIC n
 # Lines of the virtio devices, a GSI each, in the order of their slots. What a PC has elsewhere is
 # left out (8 the clock, 13 the coprocessor), and so is 9, the GED's.
 VIRTIO_GSIS = (5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23)
+
+SLOTS_MAX = len(VIRTIO_GSIS)
 
 # KVM's memory slots, by their numbers.
 RAM_MEMSLOT = 0  # and 1
@@ -96,8 +100,10 @@ GED_SELECTOR_SIZE = 4
 GED_IRQ = 9
 GED_POWER_BUTTON = 1 << 0
 GED_GENERATION = 1 << 1
+GED_PLUG = 1 << 2
 PANIC = 0x608  # pvpanic's events, a byte
 IB700 = 0x441  # a watchdog of old: stop, and, two ports further, start
+PLUG, PLUG_SIZE = 0x620, 8  # the registers of devices/plug.py
 ACPI_WATCHDOG = 0x610  # the registers of devices/watchdog.py
 
 # e820 types, as the boot protocols use them.

@@ -13,8 +13,9 @@ from ..devices.debug import BootTimer
 from ..devices.power import EventDevice
 from ..errors import ConfigError, PyvirtError
 from ..native import ffi, lib
-from . import kvm, layout, ports, slots
+from . import bus, kvm, layout, ports, slots
 from .boot import loader
+from .change import Change
 from .core import Core
 from .end import CRASH, DEBUG_EXIT, HOST, End, Reaction
 from .execution import Execution
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ..devices.virtio.device import Device, Pluggable
     from .boot.kernel import Kernel
     from .config import MachineConfig
+    from .demand import Demand
     from .log import Log
     from .memory import GuestMemory
     from .ports import Part
@@ -78,7 +80,8 @@ class Machine:
         self._saving = _thread.allocate_lock()  # held while a snapshot is written
         self._cancel_save: Callable[[], None] = lambda: None
         # Held while a slot or the whole machine changes, which may wait for requests in flight.
-        self._change = _thread.allocate_lock()
+        self.changing = Change(self._check_changeable)
+        self.demand: Demand | None = None
         self._vm: Vm | None = None
         self._kvm_fd = -1
         self._execution = Execution(config.vcpus, lambda: self.vcpus, self.reaction, log, mark)
@@ -95,11 +98,13 @@ class Machine:
         self._add_devices()
         slots.fill(self.config, self._virtio, self._vacant)
         assert self.slots is not None
-        self.slots.put_all(self._virtio)
+        self.slots.put_all(self._virtio, self.config.places)
+        if self.config.on_demand:
+            self._virtio.clear()  # any of them may go, with its slot
         self._mark("vm-ready")
 
     def _count_slots(self) -> int:
-        return slots.count(self.config) + len(self._virtio)
+        return slots.count(self.config, len(self._virtio))
 
     @property
     def vm(self) -> Vm:
@@ -130,6 +135,8 @@ class Machine:
             self._add_testdev()
         if self.config.watchdog or self.config.rtc:
             self._add_timed()
+        if self.config.on_demand:
+            self._add_demand()
 
     def _add_timed(self) -> None:
         from .timed import TimedDevices  # noqa: PLC0415  (few machines have one)
@@ -142,6 +149,14 @@ class Machine:
         )
         self.on_reset.append(self._timed.reset)
         self.parts |= self._timed.parts()
+
+    def _add_demand(self) -> None:
+        from .demand import Demand  # noqa: PLC0415  (few machines have slots so)
+
+        self.demand = Demand(self, self._events, self._log.limited())
+        self.bus.add(bus.PIO, layout.PLUG, layout.PLUG_SIZE, self.demand.port)
+        self.on_reset.append(self.demand.port.reset)
+        self.parts["plug"] = self.demand.port
 
     def _add_testdev(self) -> None:
         from . import testdev  # noqa: PLC0415  (few machines have one)
@@ -174,7 +189,9 @@ class Machine:
         """Log what devices have to say: that a driver broke one, that an image failed."""
         if self.slots is None or not self.slots.report():
             return
-        for name, data in self.slots.take_events():
+        with self.slots.lock:
+            events = list(self.slots.take_events())
+        for name, data in events:
             self.tell(name, **data)
 
     def load(self) -> None:
@@ -185,8 +202,8 @@ class Machine:
 
     def _load(self) -> Kernel:
         assert self.memory is not None
-        places = slots.windows(len(self._virtio))
-        return loader.load(self.config, self.memory, self.vcpus[0].fd, places)
+        assert self.slots is not None
+        return loader.load(self.config, self.memory, self.vcpus[0].fd, self.slots.windows())
 
     def tell(self, event: str, **data: Any) -> None:
         """Tell the listeners of an event; any thread."""
@@ -247,8 +264,7 @@ class Machine:
         A paused one stays paused. `by_guest` is for who listens. PyvirtError: it cannot be; the
         machine has ended if there is nothing to go back to.
         """
-        with self._change:
-            self._check_changeable()
+        with self.changing:
             assert self.memory is not None
             was_running = self._execution.pause()
             # At its end the vCPU threads do not stand, they leave.
@@ -306,15 +322,19 @@ class Machine:
 
         PyvirtError when the machine has ended.
         """
-        with self._change:
+        with self.changing.lock:
             self._check_not_saved()
-            was_running = self._execution.pause()
-            try:
-                self._execution.check_alive()
-                return look()
-            finally:
-                if was_running:
-                    self._execution.resume()
+            return self.rest(look)
+
+    def rest(self, look: Callable[[], Any]) -> Any:
+        """Do so in the middle of a change."""
+        was_running = self._execution.pause()
+        try:
+            self._execution.check_alive()
+            return look()
+        finally:
+            if was_running:
+                self._execution.resume()
 
     def begin_save(self, cancel: Callable[[], None]) -> None:
         """Pause, and have all devices stand, so that the machine can be looked at as it is.
@@ -323,8 +343,7 @@ class Machine:
         before that. PyvirtError: it has ended, or a device does not come to a stand; a guest that
         ran runs on then.
         """
-        with self._change:
-            self._check_changeable()
+        with self.changing:
             assert self.slots is not None
             was_running = self._execution.pause()
             try:
@@ -347,7 +366,7 @@ class Machine:
         self._saving.release()
 
     def _check_changeable(self) -> None:
-        """Say why the machine cannot change, if so; to be asked with `_change` held."""
+        """Say why the machine cannot change, if so; to be asked with `changing` taken."""
         self._check_not_saved()
         self._execution.check_alive()
 
@@ -391,15 +410,15 @@ class Machine:
 
     def slot(self, kind: str, addr: int) -> Pluggable:
         """Return the device in slot `addr` of a kind ("block", "net"); ConfigError."""
-        devices = self.slots.pluggable(kind) if self.slots is not None else []
-        if not 0 <= addr < len(devices):
-            raise ConfigError(f"slot {addr}: there are {len(devices)} of kind {kind}")
-        return devices[addr]
+        device = self.slots.find(kind, addr) if self.slots is not None else None
+        if device is None:
+            count = len(self.slots.pluggable(kind)) if self.slots is not None else 0
+            raise ConfigError(f"slot {addr}: there are {count} of kind {kind}")
+        return device
 
     def attach(self, kind: str, addr: int, backend: Any, **options: Any) -> None:
         """Put `backend` behind a slot, as its device's `attach` says; the guest is told."""
-        with self._change:
-            self._check_changeable()
+        with self.changing:
             self.slot(kind, addr).attach(backend, **options)
 
     def detach(self, kind: str, addr: int) -> Any:
@@ -407,21 +426,23 @@ class Machine:
 
         The slot's faults go first, so that no request stays behind.
         """
-        with self._change:
-            self._check_changeable()
+        with self.changing:
             device = self.slot(kind, addr)
             device.faults().clear()
             return device.detach()
 
     def change(self, kind: str, addr: int, change: Callable[[Any], None]) -> None:
         """Let `change` change the device in a slot, while nothing else does."""
-        with self._change:
-            self._check_changeable()
+        with self.changing:
             change(self.slot(kind, addr))
 
     def finish(self, end: End) -> None:
         """End the machine for the reason given; the first reason holds. Any thread."""
         self._execution.finish(end)
+
+    def wait_left(self) -> None:
+        """Wait until the vCPU threads of a machine that has ended are gone."""
+        self._execution.wait_left()
 
     def stop(self) -> None:
         """End the machine if nothing has, and wait until its vCPU threads are gone."""
@@ -439,15 +460,16 @@ class Machine:
         if self._timed is not None:
             self._timed.close()
         # In the order in which `begin_save` takes them: it has begun, or it will find the end.
-        with self._change:
+        with self.changing.lock:
             self._cancel_save()
             with self._saving:
                 self._close()
 
     def _close(self) -> None:
         before, self.slots = self.slots, None
+        placed = [one.device for one in before.transports] if before is not None else []
         kept = before.close() if before is not None else []
-        for device in (*self._virtio, *self._vacant.values()):
+        for device in dict.fromkeys((*self._virtio, *self._vacant.values(), *placed)):
             if device not in kept:
                 device.close()
         if kept:

@@ -3,6 +3,9 @@
 A slot is a register page (register_pages.py), an interrupt line, an ioeventfd for each queue's
 notifications. The acknowledgement of "used buffers", one write for each interrupt, ends in an
 ioeventfd that nobody reads. Source: Documentation/virt/kvm/api.rst, KVM_IOEVENTFD.
+
+On demand a slot is equipped for its device, and given back with it: only the pages are there from
+the start, and addresses that no device has read as 0.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from .register_pages import RegisterPages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from ..devices.nic import NicConfig
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from .log import Log
     from .vm import InterruptLine
 
-SLOTS_MAX = len(layout.VIRTIO_GSIS)
+SLOTS_MAX = layout.SLOTS_MAX
 BLOCK, NET = "block", "net"  # kinds of devices that something is put behind
 # At least, where disks and NICs can be plugged.
 BLOCK_SLOTS, NET_SLOTS = 6, 2
@@ -61,12 +64,14 @@ _MAKERS: dict[str, Callable[[Any, int, str], Pluggable]] = {BLOCK: _block, NET: 
 def _counts(config: MachineConfig) -> tuple[int, int]:
     """Return how many slots for disks and for NICs there are."""
     given = len(config.disks), len(config.nics)
-    return (max(given[0], BLOCK_SLOTS), max(given[1], NET_SLOTS)) if config.hotplug else given
+    has_empty = config.hotplug and not config.on_demand
+    return (max(given[0], BLOCK_SLOTS), max(given[1], NET_SLOTS)) if has_empty else given
 
 
-def count(config: MachineConfig) -> int:
-    """Return how many slots `fill` fills."""
-    return sum(_counts(config)) + len(config.devices)
+def count(config: MachineConfig, others: int = 0) -> int:
+    """Return how many slots `fill` fills, with devices beside the configuration's; or all."""
+    given = sum(_counts(config)) + len(config.devices) + others
+    return max(given, SLOTS_MAX) if config.on_demand else given
 
 
 def vacancies(config: MachineConfig) -> dict[int, tuple[str, int]]:
@@ -111,12 +116,51 @@ def _place(device: Device, addr: int) -> str:
     return f"vd{chr(ord('a') + addr)}" if device.KIND == BLOCK else f"eth{addr}"
 
 
-def windows(count: int) -> list[VirtioMmio]:
-    """Return where the first `count` slots stand, as the guest is told."""
-    return [
-        VirtioMmio(layout.VIRTIO_MMIO + index * layout.VIRTIO_MMIO_STEP, registers.PAGE_SIZE, gsi)
-        for index, gsi in enumerate(layout.VIRTIO_GSIS[:count])
-    ]
+def _window(slot: int) -> VirtioMmio:
+    """Return where a slot stands, as the guest is told."""
+    base = layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_STEP
+    return VirtioMmio(base, registers.PAGE_SIZE, layout.VIRTIO_GSIS[slot])
+
+
+class _Seat:
+    """What a slot has that a device is in."""
+
+    __slots__ = ("kicks", "line", "transport", "watches")
+
+    def __init__(self) -> None:
+        self.line: InterruptLine | None = None
+        self.kicks: list[int] = []  # eventfds, its own
+        self.watches: list[tuple[int, int, int]] = []  # a written address and value, an eventfd
+        self.transport: Mmio | None = None
+
+
+class _Windows:
+    """All windows on the bus, which cannot change while vCPUs run, and what is in them now."""
+
+    __slots__ = ("_transports",)
+
+    def __init__(self) -> None:
+        self._transports: dict[int, Mmio] = {}
+
+    def put(self, slot: int, transport: Mmio | None) -> None:
+        """Let a device's transport answer in a window, or nothing."""
+        if transport is not None:
+            self._transports[slot] = transport
+        else:
+            self._transports.pop(slot, None)
+
+    def read(self, offset: int, size: int) -> int:
+        """Answer a read; where nothing is, with 0: there is no magic value."""
+        slot, within = divmod(offset, layout.VIRTIO_MMIO_STEP)
+        transport = self._transports.get(slot)
+        return transport.read(within, size) if transport is not None else 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Hand on a write."""
+        slot, within = divmod(offset, layout.VIRTIO_MMIO_STEP)
+        transport = self._transports.get(slot)
+        if transport is not None:
+            transport.write(within, size, value)
 
 
 class Slots:
@@ -127,35 +171,47 @@ class Slots:
         vm_fd: int,
         count: int,
         *,
-        bus: Bus,
+        machine_bus: Bus,
         memory: Any,
         line: Callable[[int], InterruptLine],
+        drop_line: Callable[[InterruptLine], None],
         log: Log,
         read_exits: bool,
+        on_demand: bool = False,
     ) -> None:
-        """Have `count` slots, each for `put` to fill before the guest runs; ConfigError, KvmError.
+        """Have `count` slots, each for `put` to fill; ConfigError, KvmError.
 
-        `memory` is the struct pv_memory. `line` makes the line of a GSI, and keeps it.
+        That is before the guest runs, or at any time `on_demand`. `memory` is the struct pv_memory.
+        `line` makes the line of a GSI, and keeps it until `drop_line`.
         `read_exits` does without the memslot: every read and acknowledgement goes to Python.
         """
         self.notices_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._owned = [self.notices_fd]
-        self._bus = bus
+        self._bus = machine_bus
         self._memory = memory
         self._line = line
+        self._drop_line = drop_line
         self._log = log
+        # Held while the transports are gone through on a thread that does not change them.
+        self.lock = _thread.allocate_lock()
+        self._seats: dict[int, _Seat] = {}  # by slots
+        self._addrs: dict[tuple[str, int], Pluggable] = {}  # by kind and number within that
+        self._windows: _Windows | None = None  # on demand
+        self._left: set[int] = set()  # slots of devices that have gone
         self._transports: dict[int, Mmio] = {}  # by slots
         # Of each device its own, which has a limit: what it says is a driver's doing.
         self._warnings: dict[Device, Callable[[str], None]] = {}
         self._vm_fd = vm_fd
-        self._watches: list[tuple[int, int, int]] = []  # a written address and value, an eventfd
         self._pages: RegisterPages | None = None
         self._read_exits = read_exits
         self._memslot_lock = _thread.allocate_lock()  # two devices may change at a time
         try:
             if count > SLOTS_MAX:
                 raise ConfigError(f"{count} virtio devices: at most {SLOTS_MAX}; drop some")
-            self._windows = windows(count)
+            if on_demand:
+                self._windows = _Windows()
+                size = SLOTS_MAX * layout.VIRTIO_MMIO_STEP
+                machine_bus.add(bus.MMIO, layout.VIRTIO_MMIO, size, self._windows)
             if count:
                 self._pages = RegisterPages(count)
                 self._acknowledged = self._eventfd() if not read_exits else -1
@@ -167,7 +223,25 @@ class Slots:
     @property
     def transports(self) -> list[Mmio]:
         """Return those of the devices, in the slots' order."""
-        return [self._transports[slot] for slot in sorted(self._transports)]
+        found = self._transports
+        return [found[slot] for slot in sorted(found)]
+
+    def ordered(self) -> list[Mmio]:
+        """Return them as `fill` orders devices: disks, NICs and others, each as they came."""
+        if self._windows is None:
+            return self.transports
+        kinds = (BLOCK, NET)
+
+        def rank(transport: Mmio) -> int:
+            device = transport.device
+            return kinds.index(device.KIND) if isinstance(device, Pluggable) else len(kinds)
+
+        return sorted(self._transports.values(), key=rank)
+
+    def places(self) -> tuple[int, ...]:
+        """Return their slots, in that order."""
+        slots = {transport: slot for slot, transport in self._transports.items()}
+        return tuple(slots[transport] for transport in self.ordered())
 
     def transport(self, slot: int) -> Mmio:
         """Return that of the device in a slot."""
@@ -178,51 +252,144 @@ class Slots:
         return [transport.device for transport in self.transports]
 
     def put(self, slot: int, device: Device, addr: int) -> Mmio:
-        """Put a device into an empty slot, and return its transport; PyvirtError.
+        """Put a device into an empty slot, and return its transport; PyvirtError, and it is empty.
 
         It is the one of its kind at `addr`, if one can be plugged there. It is borrowed until
-        `close`.
+        `close`, or `remove`.
         """
+        seat = _Seat()
+        self._warnings[device] = self._log.limited()
+        done: list[tuple[int, int, int]] = []
+        try:
+            transport = self._equip(seat, slot, device, addr)
+            for watch in seat.watches:
+                self._watch(*watch)
+                done.append(watch)
+        except BaseException:
+            seat.watches = done
+            self._clear(slot, seat, device)
+            raise
+        self._seats[slot] = seat
+        self._transports = {**self._transports, slot: transport}
+        if isinstance(device, Pluggable):
+            self._addrs[device.KIND, addr] = device
+        if self._windows is not None:
+            self._windows.put(slot, transport)
+        else:
+            window = _window(slot)
+            self._bus.add(bus.MMIO, window.base, window.size, transport)
+        return transport
+
+    def _equip(self, seat: _Seat, slot: int, device: Device, addr: int) -> Mmio:
+        """Give a device all that a slot has, of which no VM knows yet but for the line."""
         assert self._pages is not None
-        window = self._windows[slot]
-        kicks = [self._eventfd() for _ in device.queue_sizes]
-        warn = self._warnings[device] = self._log.limited()
-        transport = self._transports[slot] = Mmio(
+        window = _window(slot)
+        seat.line = self._line(window.gsi)
+        seat.kicks += [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in device.queue_sizes]
+        transport = seat.transport = Mmio(
             device,
             self._pages.page(slot),
             memory=self._memory,
-            irq_fd=self._line(window.gsi).fd,
+            irq_fd=seat.line.fd,
             broken_fd=self.notices_fd,
-            kicks=kicks,
-            warn=warn,
+            kicks=seat.kicks,
+            warn=self._warnings[device],
             place=_place(device, addr),
             exclusively=None if self._read_exits else self._without_memslot,
         )
-        self._bus.add(bus.MMIO, window.base, window.size, transport)
         notify = window.base + registers.QUEUE_NOTIFY
-        watches = [(notify, queue, kick) for queue, kick in enumerate(kicks)]
+        seat.watches += [(notify, queue, kick) for queue, kick in enumerate(seat.kicks)]
         if not self._read_exits:
             ack = window.base + registers.INTERRUPT_ACK
-            watches.append((ack, registers.INTERRUPT_USED, self._acknowledged))
-        self._watches += watches
-        for watch in watches:
-            self._watch(*watch)
+            seat.watches.append((ack, registers.INTERRUPT_USED, self._acknowledged))
         return transport
 
-    def put_all(self, devices: list[Device]) -> None:
-        """Put each device into the slot of its place in the list, if it is not there yet."""
+    def put_all(self, devices: list[Device], places: Sequence[int] = ()) -> None:
+        """Put each device into the slot of its place in the list, if it is not there yet.
+
+        Or into those of `places`, if there are as many.
+        """
         counts: dict[str, int] = {}
-        for slot, device in enumerate(devices):
+        for index, device in enumerate(devices):
+            slot = places[index] if len(places) == len(devices) else index
             kind = device.KIND if isinstance(device, Pluggable) else ""
             addr = counts[kind] = counts.get(kind, -1) + 1
             if slot not in self._transports:
                 self.put(slot, device, addr)
 
+    def add(self, device: Device, addr: int = -1) -> VirtioMmio:
+        """Put a device into any slot while vCPUs may run, as `put` does; return where that is.
+
+        ConfigError: there is no free one.
+        """
+        free = [slot for slot in range(SLOTS_MAX) if slot not in self._seats]
+        if not free or self._windows is None:
+            raise ConfigError(
+                f"all {SLOTS_MAX} interrupt lines are taken; unplug a device, or unbind the "
+                "drivers of unplugged ones in the guest"
+            )
+        # Linux keeps what it made of a window that was another's; one that was nobody's is better.
+        slot = next((slot for slot in free if slot not in self._left), free[0])
+        self.put(slot, device, addr)
+        return _window(slot)
+
+    def remove(self, device: Device) -> None:
+        """Take away a device and its slot; no vCPU runs, and no driver has it.
+
+        The device stays as it is, the caller's.
+        """
+        assert self._windows is not None
+        found = self._transports
+        slot = next(slot for slot, transport in found.items() if transport.device is device)
+        with self.lock:
+            self._windows.put(slot, None)
+            self._transports = {key: one for key, one in found.items() if key != slot}
+            self._left.add(slot)
+            self.forget(device)
+            self._clear(slot, self._seats.pop(slot), device)
+
+    def _clear(self, slot: int, seat: _Seat, device: Device) -> None:
+        """Give back what a slot has."""
+        for address, value, fd in seat.watches:
+            self._watch(address, value, fd, lib.KVM_IOEVENTFD_FLAG_DEASSIGN)
+        if seat.transport is not None:
+            seat.transport.close()
+        device.leave()
+        assert self._pages is not None
+        with self._pages.page(slot) as page:
+            page[:] = bytes(len(page))
+        while seat.kicks:
+            os.close(seat.kicks.pop())
+        if seat.line is not None:
+            self._drop_line(seat.line)
+        del self._warnings[device]
+
+    def has_room(self) -> bool:
+        """Tell whether there is a slot for another device."""
+        return len(self._seats) < SLOTS_MAX
+
+    def find(self, kind: str, addr: int) -> Pluggable | None:
+        """Return the device of a kind that QMP calls by `addr`."""
+        return self._addrs.get((kind, addr))
+
+    def name(self, device: Pluggable, addr: int) -> None:
+        """Let a device be found by `addr`, which is no other's of its kind."""
+        self._addrs[device.KIND, addr] = device
+
+    def forget(self, device: Device) -> None:
+        """Let nothing find a device by its `addr` any more; its slot stays."""
+        self._addrs = {name: one for name, one in self._addrs.items() if one is not device}
+
+    def windows(self) -> list[VirtioMmio]:
+        """Return where the slots stand that something is in."""
+        return [_window(slot) for slot in sorted(self._seats)]
+
     def connect(self, vm_fd: int) -> None:
         """Let a VM's accesses find the slots; one that they belonged to before is closed."""
         self._vm_fd = vm_fd
-        for address, value, fd in self._watches:
-            self._watch(address, value, fd)
+        for seat in self._seats.values():
+            for address, value, fd in seat.watches:
+                self._watch(address, value, fd)
         self._show_pages()
 
     def _show_pages(self) -> None:
@@ -275,14 +442,14 @@ class Slots:
         self._owned.append(fd)
         return fd
 
-    def _watch(self, address: int, value: int, fd: int) -> None:
-        """Let a 4-byte write of `value` at `address` end in the eventfd."""
+    def _watch(self, address: int, value: int, fd: int, flags: int = 0) -> None:
+        """Let a 4-byte write of `value` at `address` end in the eventfd, or no longer."""
         words = {
             "datamatch": value,
             "addr": address,
             "len": 4,
             "fd": fd,
-            "flags": lib.KVM_IOEVENTFD_FLAG_DATAMATCH,
+            "flags": lib.KVM_IOEVENTFD_FLAG_DATAMATCH | flags,
         }
         kvm.IOEVENTFD(self._vm_fd, ffi.new("struct kvm_ioeventfd *", words))
 
@@ -305,8 +472,9 @@ class Slots:
             os.eventfd_read(self.notices_fd)
         except BlockingIOError:
             return False
-        for transport in self.transports:
-            transport.report()
+        with self.lock:
+            for transport in self.transports:
+                transport.report()
         return True
 
     def take_events(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -356,7 +524,11 @@ class Slots:
         ]
         if kept:
             return kept
-        self._transports.clear()
+        self._transports = {}
+        for seat in self._seats.values():
+            while seat.kicks:
+                os.close(seat.kicks.pop())
+        self._seats.clear()
         while self._owned:
             os.close(self._owned.pop())
         self.notices_fd = -1

@@ -6,7 +6,7 @@ Imported only when it is given.
 from __future__ import annotations
 
 from ...errors import ConfigError
-from ...vmm.config import DISCOVERIES
+from ...vmm.config import DISCOVERIES, SLOTS
 from . import members
 from .members import one_of, pairs
 from .parsed import ACCELERATORS
@@ -15,6 +15,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .parsed import Options
 
+# Members that take one of some words, and where that is stored.
+_WORDS = {
+    "discovery": ("discovery", DISCOVERIES),
+    "accel": ("accel", ACCELERATORS),
+    "rtc": ("rtc_switch", ("auto", "on", "off")),
+    "slots": ("slots", SLOTS),
+}
 # Members that are on or off, and where that is stored, "" for nowhere.
 _SWITCHES = {
     "mem-share": "share",
@@ -32,14 +39,11 @@ def read(options: Options, text: str) -> None:
         if key == "type":
             if value.lower() != "microvm":
                 raise ConfigError(f"-machine {text}: the only machine type is microvm")
-        elif key == "discovery":
-            options.discovery = one_of("-machine discovery", value, DISCOVERIES)
-        elif key == "accel":
-            options.accel = one_of("-machine accel", value, ACCELERATORS)
+        elif key in _WORDS:
+            field, words = _WORDS[key]
+            setattr(options, field, one_of(f"-machine {key}", value, words))
         elif key == "memory-backend":
             options.memory_backend = members.name(f"-machine {key}", value)
-        elif key == "rtc":
-            options.rtc_switch = one_of("-machine rtc", value, ("auto", "on", "off"))
         elif key in _SWITCHES:
             is_on = members.switch(f"-machine {key}", value)
             if _SWITCHES[key]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ...devices.chardev import NULL, STDIO, ChardevConfig
 from ...errors import ConfigError
-from ...vmm.config import ACPI_WATCHDOG
+from ...vmm.config import ACPI_WATCHDOG, DEMAND
 from . import members
 from .parsed import Options
 from .table import BY_NAME, SERIAL_WORDS, later
@@ -73,6 +73,11 @@ def parse(argv: list[str]) -> Options:
     if serial not in {None, *SERIAL_WORDS} or needs_more or options.memory_backend:
         other = _take_devices(options)
     _take_terminal(options, other, is_given=serial is not None)
+    if options.slots == DEMAND and options.discovery == "cmdline":
+        raise ConfigError(
+            "-machine slots=demand: not with discovery=cmdline, as the guest is told of its "
+            "devices by ACPI; drop one of them"
+        )
     if options.watchdog == ACPI_WATCHDOG and options.discovery == "cmdline":
         raise ConfigError(
             f"-device {ACPI_WATCHDOG}: not with -machine discovery=cmdline, which has no ACPI; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...devices.chardev import STDIO, ChardevConfig
+from ...vmm.config import PREPARED
 from ...vmm.end import Actions
 from ...vmm.memory import MIB
 
@@ -77,6 +78,7 @@ class Options:
         "serial",
         "share",
         "shares",
+        "slots",
         "smp",
         "stats",
         "terminal",
@@ -127,6 +129,7 @@ class Options:
         # these, or they are left.
         self.serial = ChardevConfig("serial0", STDIO, option="-serial stdio")
         self.share = False
+        self.slots = PREPARED  # one of vmm.config.SLOTS
         self.shares: tuple[str, ...] = ()  # the tags of folders of the host
         self.dump_guest_core = False
         self.smp = 1

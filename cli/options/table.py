@@ -195,9 +195,10 @@ TABLE = (
     Option(
         "machine",
         "[type=]microvm[,discovery=auto|acpi|cmdline][,mem-share=on|off][,dump-guest-core=on|off]"
-        "[,pit=on|off][,rtc=auto|on|off][,memory-backend=ID]",
+        "[,pit=on|off][,rtc=auto|on|off][,memory-backend=ID][,slots=prepared|demand]",
         "how the guest finds its devices; memory as a memfd for other processes, and in core "
-        "dumps; whether the timer of old is there, and the real-time clock",
+        "dumps; whether the timer of old is there, and the real-time clock; whether there are "
+        "slots to plug into from the start",
         _machine,
     ),
     Option(

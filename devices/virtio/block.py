@@ -212,10 +212,13 @@ class Block(Pluggable):
     )
     KIND = "block"
 
-    def __init__(self, config: BlockConfig | None = None, slot: int = 0) -> None:
+    def __init__(
+        self, config: BlockConfig | None = None, slot: int = 0, *, opened: Image | None = None
+    ) -> None:
         """Open the image, if there is to be one; ConfigError, and nothing stays behind.
 
-        `slot` is how messages call a device without an image.
+        One that is `opened`, of this configuration, is behind the device as by `attach`. `slot` is
+        how messages call a device without an image.
         """
         self._queues = config.queues if config else 1
         self._vacant = Vacant(f"disk slot {slot}")
@@ -223,11 +226,12 @@ class Block(Pluggable):
         self._lock = _thread.allocate_lock()  # of `_served`, which `stats` looks at
         self._served: Served | Vacant | Lent = self._vacant
         if config is not None:
-            image = Image(config)
+            image = opened or Image(config)
             try:
                 self._served = Served(image, "", config.iothread)
             except BaseException:
-                image.close()
+                if opened is None:
+                    image.close()
                 raise
         super().__init__(
             self._served.name,

@@ -96,11 +96,15 @@ class Device:
         self.device_type = device_type
         self.features = features
         self.queue_sizes = queue_sizes
+        # Set by the transport: return the device's faults.
+        self.faults: Callable[[], Faults]
+        self.leave()
+
+    def leave(self) -> None:
+        """Be as before there was a transport, which has gone; nothing was in its queues."""
         # Set by the transport: the device calls it from any thread when `config` answers
         # differently; the driver is told, now or as soon as may be. It never waits.
         self.config_changed: Callable[[], None] = lambda: None
-        # Set by the transport: return the device's faults.
-        self.faults: Callable[[], Faults]
         # Set by the transport, for a Pluggable device.
         self.exchange: Callable[[Callable[[bool], None]], None] = lambda change: change(False)
 

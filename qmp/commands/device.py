@@ -5,10 +5,22 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from ...devices.disk import SECTOR
+from ...devices.virtio import block, net
 from ...errors import QmpError
 from ...vmm.hotplug import BLOCK, NET, kind_of
 from .. import events
-from ..schema import Arguments, Command, Departure, Field, Integer, Scalar, Struct, Text
+from ..schema import (
+    Arguments,
+    Command,
+    Departure,
+    Field,
+    Integer,
+    Scalar,
+    Struct,
+    Text,
+    shown,
+)
 
 if TYPE_CHECKING:
     from typing import Any
@@ -17,17 +29,24 @@ if TYPE_CHECKING:
 
 _SERIAL_MAX = 20
 _VHOST_USER = "vhost-user"
+# Drivers of devices that have no prepared slots.
+_OTHERS = (
+    "virtio-rng-device",
+    "virtio-balloon-device",
+    "vsock-device",
+    "vhost-vsock-device",
+    "vhost-user-fs-device",
+    "python",
+)
+_MEMBER = re.compile(r"[a-z][a-z0-9_.-]*", re.ASCII)
+_WORD_MAX = 4096  # characters
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 _NO_PCI = "slots are no PCI devices"
-_FIXED = "the guest learns the slot's when its driver starts"
+_LEARNS = "the guest learns that when its driver starts"
 # Members that StratoVirt takes as well and, for its slots, does not use.
 _WITHOUT_EFFECT = (
-    ("num-queues", _FIXED),
-    ("queue-size", _FIXED),
-    ("mq", _FIXED),
-    ("logical_block_size", _FIXED),
-    ("physical_block_size", _FIXED),
-    ("config-wce", _FIXED),
+    ("mq", "a NIC has as many pairs of queues as its backend"),
+    ("config-wce", "there is no such cache"),
     ("bus", _NO_PCI),
     ("multifunction", _NO_PCI),
     ("romfile", _NO_PCI),
@@ -40,6 +59,41 @@ _WITHOUT_EFFECT = (
     ("vhostfd", "netdev_add has it"),
     ("share-rw", "who writes an image has it alone"),
 )
+# What a device is to be like that gets a slot of its own: member, what of, the field of the
+# device's configuration, and its range.
+_SHAPE: tuple[tuple[str, str, str, int, int], ...] = (
+    ("num-queues", BLOCK, "queues", 1, block.QUEUES_MAX),
+    ("queue-size", BLOCK, "queue_size", block.QUEUE_SIZE_MIN, block.QUEUE_SIZE_MAX),
+    ("queue-size", NET, "queue_size", net.QUEUE_SIZE_MIN, net.QUEUE_SIZE_MAX),
+    ("logical_block_size", BLOCK, "logical_block", SECTOR, block.LOGICAL_MAX),
+    ("physical_block_size", BLOCK, "physical_block", SECTOR, block.PHYSICAL_MAX),
+    ("host_mtu", NET, "mtu", net.MTU_MIN, net.MTU_MAX),
+)
+_ANY_NUMBER = ("num-queues", "host_mtu")
+_SHAPED = {
+    "num-queues": "the disk's queues, 1 to 64",
+    "queue-size": "the size of each queue, a power of two up to 1024",
+    "logical_block_size": "bytes in a block of the disk, a power of two from 512 to 4096",
+    "physical_block_size": "bytes that are best written at once, a power of two up to 65536",
+    "host_mtu": "the NIC's MTU, of which the guest is advised",
+}
+
+
+def _shape(kind: str, given: Arguments) -> dict[str, int]:
+    """Return the fields that members of device_add are for, checked."""
+    found: dict[str, int] = {}
+    for name, of, field, least, most in _SHAPE:
+        value = getattr(given, name.replace("-", "_"))
+        if value is None or of != kind:
+            continue
+        text = str(value)
+        number = int(text) if text.isascii() and text.isdigit() and len(text) < 7 else -1
+        is_fit = name in _ANY_NUMBER or number & number - 1 == 0
+        if isinstance(value, bool) or not least <= number <= most or not is_fit:
+            what = "number" if name in _ANY_NUMBER else "power of two"
+            raise QmpError(f"`{name}` {shown(text)}: give a {what} from {least} to {most}")
+        found[field] = number
+    return found
 
 
 def _check_mac(text: str) -> None:
@@ -55,8 +109,31 @@ class _DeviceMembers(Struct):
     def read(self, value: Any, field: str) -> Arguments:
         """Return the members."""
         if isinstance(value, dict) and isinstance(value.get("driver"), str):
+            if value["driver"] in _OTHERS:
+                return _read_other(value)
             kind_of(value["driver"])
         return super().read(value, field)
+
+
+def _read_other(value: dict[str, Any]) -> Arguments:
+    """Return `id`, `driver`, and all others by name as words: they are the members of -device."""
+    read = Arguments()
+    if "id" not in value:
+        raise QmpError("missing field `id`")
+    read.id, read.driver = Text().read(value["id"], "id"), value["driver"]
+    read.members = {}
+    for name, given in value.items():
+        if name in {"id", "driver", "addr"}:
+            continue
+        if not _MEMBER.fullmatch(name):
+            raise QmpError(f"`{shown(name)}` is no member of driver {read.driver}; leave it out")
+        if isinstance(given, bool):
+            read.members[name] = "on" if given else "off"
+        elif isinstance(given, int):
+            read.members[name] = str(given)
+        else:
+            read.members[name] = Text(_WORD_MAX).read(given, name)
+    return read
 
 
 def _plug_export(session: Session, given: Arguments) -> object:
@@ -90,6 +167,9 @@ def _plug_export(session: Session, given: Arguments) -> object:
 
 def _device_add(session: Session, given: Arguments) -> object:
     host = session.monitor.host
+    if given.driver in _OTHERS:
+        host.plug_other(given.id, given.driver, given.members)
+        return {}
     if _VHOST_USER in given.driver:
         return _plug_export(session, given)
     kind = kind_of(given.driver)
@@ -108,6 +188,7 @@ def _device_add(session: Session, given: Arguments) -> object:
         )
     if given.mac:
         _check_mac(given.mac)
+    shape = _shape(kind, given) if host.on_demand else None
     host.inventory.plug(
         given.id,
         given.driver,
@@ -118,13 +199,23 @@ def _device_add(session: Session, given: Arguments) -> object:
         mac=given.mac or "",
         serial=given.serial or "",
         iothread=given.iothread or "",
+        shape=shape,
     )
     return {}
 
 
 def _device_del(session: Session, given: Arguments) -> object:
     host = session.monitor.host
-    host.inventory.unplug(given.id, host.detach)
+    is_gone = host.unplug_other(given.id)
+    if is_gone is None:
+        host.inventory.unplug(given.id, host.detach)
+    elif not is_gone:
+        data: dict[str, object] = {"device": given.id, "path": given.id}
+        session.monitor.emit(events.DEVICE_UNPLUG_GUEST_ERROR, data)
+        raise QmpError(
+            f"Device {given.id}: a driver of the guest has it; unbind that there first "
+            "(/sys/bus/platform/drivers/virtio-mmio/unbind)"
+        )
     session.monitor.emit(events.DEVICE_DELETED, {"device": given.id, "path": given.id})
     return {}
 
@@ -134,7 +225,12 @@ COMMANDS = (
         "device_add",
         "Plugs a disk or NIC into a slot of the running guest. Disks have the slots 0 (vda) to 5, "
         "NICs 0 (eth0) and 1; without `addr` and `lun` the first free one is taken. Disks and NICs "
-        "of the command line have slots from 0 up.",
+        "of the command line have slots from 0 up. With `-machine slots=demand` a device gets a "
+        "slot of its own, and `addr` is no more than its number among those of its kind, 0 to 15; "
+        "the answer comes when the guest has taken the device, or an error after 5 s (20 s while "
+        "it starts), and it has not got it. A guest that is paused gets it when it runs. "
+        f"The drivers {', '.join(_OTHERS)} are for such slots alone, and take the members of their "
+        "-device.",
         _device_add,
         _DeviceMembers(
             Field(
@@ -172,6 +268,15 @@ COMMANDS = (
                 optional=True,
             ),
             *(
+                Field(
+                    name,
+                    Scalar(),
+                    f"{what}; without effect in prepared slots, of which {_LEARNS}",
+                    optional=True,
+                )
+                for name, what in _SHAPED.items()
+            ),
+            *(
                 Field(name, Scalar(), f"has no effect: {why}", optional=True)
                 for name, why in _WITHOUT_EFFECT
             ),
@@ -187,7 +292,8 @@ COMMANDS = (
         "sees a disk of size 0 or a NIC without link, then the image or tap is closed and "
         "unlocked. DEVICE_DELETED comes before the answer; the slot can be used again at once. It "
         "is refused, and nothing changes, when the host's storage does not complete a disk's "
-        "requests within 5 s, those from before a reset by its driver among them.",
+        "requests within 5 s, those from before a reset by its driver among them; and for what is "
+        "neither disk nor NIC, as long as a driver of the guest has it.",
         _device_del,
         Struct(Field("id", Text(), "the device's name")),
         example=('{"id": "drive-0"}', "{}"),

@@ -40,6 +40,8 @@ _ALL_PROCESSORS_8BIT = 0xFF
 _ALL_PROCESSORS_32BIT = 0xFFFF_FFFF
 X2APIC_FROM = 255  # the first id that an 8-bit local APIC entry cannot name
 _NMI_LINT = 1
+_PLUGGED_UID = 0x1000
+PLUGS_MAX = 0x1000
 _NOTIFY_PRESSED = 0x80
 _NOTIFY_NEW_GENERATION = 0x80
 
@@ -163,38 +165,70 @@ def _generation() -> bytes:
     )
 
 
-def _event_device() -> bytes:
+def _take_devices() -> bytes:
+    """Return what loads table after table, as long as there is one (devices/plug.py)."""
+    offered = aml.store(aml.path("POFR"), aml.LOCAL1)
+    return offered + aml.while_(
+        aml.LOCAL1,
+        aml.load("PTAB", aml.LOCAL0),
+        aml.store(aml.LOCAL1, aml.path("PANS")),
+        offered,
+    )
+
+
+def _event_device(*, on_demand: bool) -> bytes:
     """Return the GED: its interrupt's method reads the selector, which says what happened."""
     pressed = aml.bit_and(aml.LOCAL0, aml.integer(layout.GED_POWER_BUTTON))
     is_new = aml.bit_and(aml.LOCAL0, aml.integer(layout.GED_GENERATION))
+    regions: tuple[bytes, ...] = ()
+    more: tuple[bytes, ...] = ()
+    if on_demand:
+        plugged = aml.bit_and(aml.LOCAL0, aml.integer(layout.GED_PLUG))
+        more = (aml.if_(plugged, _take_devices()),)
+        regions = (
+            aml.memory_region("PTAB", layout.PLUG_TABLE, layout.PLUG_TABLE_SIZE),
+            aml.io_region("PREG", layout.PLUG, layout.PLUG_SIZE),
+            aml.dword_field("PREG", ("POFR", 32), ("PANS", 32)),
+        )
     return aml.device(
         "GED",
         aml.name("_HID", aml.string("ACPI0013")),
         aml.name("_CRS", aml.resource_template(aml.interrupt(layout.GED_IRQ))),
         aml.io_region("EREG", layout.GED_SELECTOR, layout.GED_SELECTOR_SIZE),
         aml.dword_field("EREG", ("ESEL", 8 * layout.GED_SELECTOR_SIZE)),
+        *regions,
         aml.method(
             "_EVT",
             1,
             aml.store(aml.path("ESEL"), aml.LOCAL0),
             aml.if_(pressed, aml.notify("\\_SB.PWRB", _NOTIFY_PRESSED)),
             aml.if_(is_new, aml.notify("\\_SB.VGEN", _NOTIFY_NEW_GENERATION)),
+            *more,
             serialized=True,
         ),
     )
 
 
-def _virtio(index: int, window: VirtioMmio) -> bytes:
+def _virtio(path: str, uid: int, window: VirtioMmio) -> bytes:
     resources = aml.resource_template(
         aml.memory32_fixed(window.base, window.size), aml.interrupt(window.gsi)
     )
     return aml.device(
-        f"V{index:03X}",
+        path,
         aml.name("_HID", aml.string("LNRO0005")),
-        aml.name("_UID", aml.integer(index)),
+        aml.name("_UID", aml.integer(uid)),
         aml.name("_CCA", aml.integer(1)),
         aml.name("_CRS", resources),
     )
+
+
+def plugged(number: int, window: VirtioMmio) -> bytes:
+    """Return the table of a device that comes while the guest runs.
+
+    `number` is 0 to PLUGS_MAX - 1, and no other's since the machine started: what is loaded stays.
+    """
+    path = f"\\_SB.P{number:03X}"
+    return table(b"SSDT", 2, _virtio(path, _PLUGGED_UID + number, window))
 
 
 def _rtc() -> bytes:
@@ -205,13 +239,14 @@ def _rtc() -> bytes:
     )
 
 
-def _dsdt(devices: Sequence[VirtioMmio], *, rtc: bool) -> bytes:
+def _dsdt(devices: Sequence[VirtioMmio], *, rtc: bool, on_demand: bool) -> bytes:
     # \_S5: of the package only the first value counts, the type for the sleep control register.
     off = aml.package(aml.integer(layout.SLEEP_TYPE_S5), aml.ZERO, aml.ZERO, aml.ZERO)
     more = [_rtc()] if rtc else []
-    more += [_virtio(index, window) for index, window in enumerate(devices)]
+    more += [_virtio(f"V{index:03X}", index, window) for index, window in enumerate(devices)]
+    events = _event_device(on_demand=on_demand)
     body = aml.name("\\_S5", off) + aml.scope(
-        "\\_SB", _com1(), _power_button(), _generation(), _event_device(), _panic(), *more
+        "\\_SB", _com1(), _power_button(), _generation(), events, _panic(), *more
     )
     return table(b"DSDT", 2, body)
 
@@ -222,14 +257,15 @@ def build(
     devices: Sequence[VirtioMmio] = (),
     others: Sequence[bytes] = (),
     rtc: bool = False,
+    on_demand: bool = False,
     address: int = layout.ACPI,
 ) -> tuple[bytes, int]:
     """Return the tables, to be placed at `address`, and the RSDP's physical address.
 
     `address` is a multiple of 16 below 4 GiB, and within 0xe0000..0xfffff if the guest is to
     find the RSDP by itself. `apic_ids` are the vCPUs', ascending, and `others` are tables beside
-    those made here; `rtc` says that there is a clock. ValueError when tables at the usual address
-    would run into the MP table.
+    those made here; `rtc` says that there is a clock, and `on_demand` that devices come as tables.
+    ValueError when tables at the usual address would run into the MP table.
     """
     image = bytearray(_RSDP_SIZE)
 
@@ -239,7 +275,7 @@ def build(
         image.extend(data)
         return at
 
-    fadt = place(_fadt(place(_dsdt(devices, rtc=rtc)), rtc=rtc))
+    fadt = place(_fadt(place(_dsdt(devices, rtc=rtc, on_demand=on_demand)), rtc=rtc))
     found = [fadt, place(_madt(apic_ids)), *map(place, others)]
     xsdt = place(table(b"XSDT", 1, pack(f"<{len(found)}Q", *found)))
     image[:_RSDP_SIZE] = _rsdp(xsdt)

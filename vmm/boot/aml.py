@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from struct import pack
 
-LOCAL0 = b"\x60"
+LOCAL0, LOCAL1 = b"\x60", b"\x61"
 ZERO = b"\x00"  # also the null target of an operator whose result only feeds another
 
 _EXT = b"\x5b"
-_SYSTEM_IO = 1
+_SYSTEM_MEMORY, _SYSTEM_IO = 0, 1
 _DWORD_ACCESS = 3
 _WRITE_AS_ZEROS = 2 << 5
 
@@ -116,10 +116,19 @@ def buffer(data: bytes) -> bytes:
     return b"\x11" + _packaged(integer(len(data)) + data)
 
 
+def _region(path_text: str, space: int, start: int, length: int) -> bytes:
+    head = _EXT + b"\x80" + path(path_text) + bytes((space,))
+    return head + integer(start) + integer(length)
+
+
 def io_region(path_text: str, port: int, length: int) -> bytes:
     """Encode OperationRegion (path, SystemIO, port, length)."""
-    head = _EXT + b"\x80" + path(path_text) + bytes((_SYSTEM_IO,))
-    return head + integer(port) + integer(length)
+    return _region(path_text, _SYSTEM_IO, port, length)
+
+
+def memory_region(path_text: str, address: int, length: int) -> bytes:
+    """Encode OperationRegion (path, SystemMemory, address, length)."""
+    return _region(path_text, _SYSTEM_MEMORY, address, length)
 
 
 def dword_field(region: str, *fields: tuple[str, int]) -> bytes:
@@ -143,6 +152,19 @@ def bit_and(left: bytes, right: bytes, target: bytes = ZERO) -> bytes:
 def if_(predicate: bytes, *body: bytes) -> bytes:
     """Encode If (predicate) {body}; any value but zero is true."""
     return b"\xa0" + _packaged(predicate + b"".join(body))
+
+
+def while_(predicate: bytes, *body: bytes) -> bytes:
+    """Encode While (predicate) {body}."""
+    return b"\xa2" + _packaged(predicate + b"".join(body))
+
+
+def load(path_text: str, handle: bytes) -> bytes:
+    """Encode Load (path, handle): the definition block of a region becomes part of the namespace.
+
+    A failure ends the method that asks for it.
+    """
+    return _EXT + b"\x20" + path(path_text) + handle
 
 
 def notify(path_text: str, value: int) -> bytes:

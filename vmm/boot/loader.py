@@ -94,7 +94,11 @@ def _write_tables(
 
         others.append(wdat.build())
     tables, rsdp = acpi.build(
-        apic_ids=apic_ids, devices=devices, others=others, rtc=config.rtc is not None
+        apic_ids=apic_ids,
+        devices=devices,
+        others=others,
+        rtc=config.rtc is not None,
+        on_demand=config.on_demand,
     )
     memory.write(layout.ACPI, tables)
     memory.write(layout.GENERATION_ID, os.urandom(layout.GENERATION_ID_SIZE))

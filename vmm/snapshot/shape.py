@@ -89,6 +89,10 @@ def of(config: MachineConfig) -> Shape:
     """Return that of a machine; PyvirtError where it has what cannot be saved."""
     if config.testdev:
         raise PyvirtError("-device pc-testdev: a snapshot does not keep it; leave it out")
+    if config.on_demand:
+        raise PyvirtError(
+            "-machine slots=demand: a snapshot does not keep such slots; use slots=prepared"
+        )
     return Shape(
         config.memory,
         config.topology,

@@ -8,6 +8,9 @@
 #define PORT 0x1000     /* Python devices of the tests stand from here ... */
 #define MMIO 0xd0000000 /* ... and here */
 
+#define PLUG 0x620 /* devices that come while it runs: what is offered, and the answer */
+#define PLUG_TABLE 0xd0000
+
 #define LAPIC 0xfee00000
 #define LAPIC_EOI 0xb0
 #define LAPIC_SPURIOUS 0xf0

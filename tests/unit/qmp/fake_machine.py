@@ -111,6 +111,9 @@ class FakeHost:
         self.ballooned: int | None = None  # bytes; None: there is no balloon
         self.polling = 0
         self.inventory = Inventory()
+        self.on_demand = False
+        self.others: dict[str, tuple[str, dict[str, str]]] = {}
+        self.is_bound = False  # a driver of the guest has the others
         self.slots: dict[tuple[str, int], Device] = {}
         self.taps: set[str] = set()
         self.exports: list[str] = []  # paths of the back ends that are connected
@@ -125,6 +128,19 @@ class FakeHost:
         self._state = RUNNING
         self._vcpus = vcpus
         self.places: list[VcpuPlace] = []  # in place of cores of one socket
+
+    def plug_other(self, id: str, driver: str, members: dict[str, str]) -> None:  # noqa: A002
+        if not self.on_demand:
+            raise QmpError("Unsupported replaceable device type.")
+        self.others[id] = (driver, members)
+
+    def unplug_other(self, id: str) -> bool | None:  # noqa: A002
+        if id not in self.others:
+            return None
+        if self.is_bound:
+            return False
+        del self.others[id]
+        return True
 
     def state(self) -> str:
         return self._state

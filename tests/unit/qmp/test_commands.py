@@ -437,8 +437,9 @@ def test_commands_are_all_there_once(bench: Bench) -> None:
 
 def test_events_are_all_there(bench: Bench) -> None:
     assert {entry["name"] for entry in bench.do("query-events")} == {
-        "STOP", "RESUME", "SHUTDOWN", "RESET", "POWERDOWN", "DEVICE_DELETED", "BLOCK_IO_ERROR",
-        "GUEST_PANICKED", "GUEST_CRASHLOADED", "NIC_RX_FILTER_CHANGED", "BALLOON_CHANGED",
+        "STOP", "RESUME", "SHUTDOWN", "RESET", "POWERDOWN", "DEVICE_DELETED",
+        "DEVICE_UNPLUG_GUEST_ERROR", "BLOCK_IO_ERROR", "GUEST_PANICKED", "GUEST_CRASHLOADED",
+        "NIC_RX_FILTER_CHANGED", "BALLOON_CHANGED",
         "WATCHDOG",
     }  # fmt: skip
 

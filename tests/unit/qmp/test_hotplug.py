@@ -355,10 +355,10 @@ REFUSED: list[tuple[str, list[Ask], Ask, str]] = [
     ("no-driver", [ADD], ("device_add", {"id": "drive-0"}), "missing field `driver`"),
     ("unknown-member", [ADD], ("device_add", {"id": "drive-0", "slot": 1} | BLK),
      ("unknown field `slot`, expected one of `id`, `driver`, `addr`, `lun`, `drive`, `netdev`, "
-      "`serial`, `mac`, `chardev`, `iothread`, `num-queues`, `queue-size`, `mq`, "
-      "`logical_block_size`, `physical_block_size`, `config-wce`, `bus`, `multifunction`, "
-      "`romfile`, `vectors`, `disable-modern`, `host`, `sysfsdev`, `bootindex`, `discard`, "
-      "`vhostfd`, `share-rw`")),
+      "`serial`, `mac`, `chardev`, `iothread`, `num-queues`, `queue-size`, "
+      "`logical_block_size`, `physical_block_size`, `host_mtu`, `mq`, `config-wce`, `bus`, "
+      "`multifunction`, `romfile`, `vectors`, `disable-modern`, `host`, `sysfsdev`, "
+      "`bootindex`, `discard`, `vhostfd`, `share-rw`")),
     ("plugged-twice", [ADD, PLUG], ("device_add", {"id": "drive-0", "addr": "0x2"} | BLK),
      "Device drive-0 is plugged already; send device_del first"),
     ("backend-used-twice", [ADD, PLUG], ("device_add", {"id": "d2", "drive": "drive-0"} | BLK),
@@ -567,3 +567,50 @@ def test_an_unplugged_backend_is_freed_at_once(bench: Bench, image: str) -> None
         assert resource() is None
     finally:
         gc.enable()
+
+
+# Slots on demand.
+
+RNG = {"id": "r", "driver": "virtio-rng-device"}
+
+
+def ask(bench: Bench, command: str, **arguments: Any) -> Any:
+    request = {"execute": command, "arguments": arguments}
+    message: Any = bench.monitor.execute(bench.session, request).message
+    return message["return"] if "return" in message else message["error"]["desc"]
+
+
+def test_another_device_takes_the_members_of_its_option(bench: Bench) -> None:
+    bench.host.on_demand = True
+    given = {"rng": "src", "max-bytes": 5, "flag": True, "other": False, "addr": "0x3"}
+    assert ask(bench, "device_add", **RNG, **given) == {}
+    members = {"rng": "src", "max-bytes": "5", "flag": "on", "other": "off"}
+    assert bench.host.others == {"r": ("virtio-rng-device", members)}
+    bench.host.is_bound = True
+    assert "a driver of the guest has it; unbind" in ask(bench, "device_del", id="r")
+    assert bench.host.others
+    bench.host.is_bound = False
+    assert ask(bench, "device_del", id="r") == {}
+    names = [name for name, _ in bench.events]
+    assert names == ["DEVICE_UNPLUG_GUEST_ERROR", "DEVICE_DELETED"]
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"driver": "virtio-rng-device"}, "missing field `id`"),
+        (RNG | {"Odd": "x"}, "`Odd` is no member of driver virtio-rng-device; leave it out"),
+        (RNG | {"a=b,c": "x"}, "is no member of driver"),
+        (RNG | {"rng": "a\nb"}, "`rng` has a character that cannot be printed"),
+        (RNG | {"rng": ["x"]}, "invalid type: sequence"),
+        (RNG | {"rng": "x" * 5000}, "`rng` has 5000 characters, 1 to 4096 are accepted"),
+    ],
+)
+def test_another_device_that_cannot_be(bench: Bench, given: dict[str, Any], text: str) -> None:
+    bench.host.on_demand = True
+    assert text in ask(bench, "device_add", **given)
+    assert not bench.host.others
+
+
+def test_another_device_without_slots_on_demand(bench: Bench) -> None:
+    assert ask(bench, "device_add", **RNG) == "Unsupported replaceable device type."

@@ -170,20 +170,64 @@ def _iasl(folder: Path, *arguments: str) -> str:
     return output
 
 
-@pytest.mark.parametrize("vcpus", VCPUS)
-def test_acpica_reads_the_dsdt_and_writes_the_same_bytes(vcpus: int, tmp_path: Path) -> None:
-    dsdt = walk(*_at_home(vcpus))["DSDT"]
-    (tmp_path / "dsdt.aml").write_bytes(dsdt)
-    _iasl(tmp_path, "-d", "dsdt.aml")
-    source = (tmp_path / "dsdt.dsl").read_text()
+def _round_trip(folder: Path, table: bytes) -> str:
+    """Have a table read and assembled again, to the same bytes; return its source in one line."""
+    (folder / "table.aml").write_bytes(table)
+    _iasl(folder, "-d", "table.aml")
+    source = (folder / "table.dsl").read_text()
     assert "Warning" not in source
     assert "External" not in source
     # -oa: no rewriting of the names.
-    assert "0 Errors, 0 Warnings, 0 Remarks" in _iasl(tmp_path, "-oa", "-p", "again", "dsdt.dsl")
-    again = (tmp_path / "again.aml").read_bytes()
+    assert "0 Errors, 0 Warnings, 0 Remarks" in _iasl(folder, "-oa", "-p", "again", "table.dsl")
+    again = (folder / "again.aml").read_bytes()
     # The header's checksum and creator are the assembler's own.
-    assert again[36:] == dsdt[36:]
-    assert again[:9] + again[10:28] == dsdt[:9] + dsdt[10:28]
+    assert again[36:] == table[36:]
+    assert again[:9] + again[10:28] == table[:9] + table[10:28]
+    return " ".join(source.split())
+
+
+@pytest.mark.parametrize("vcpus", VCPUS)
+def test_acpica_reads_the_dsdt_and_writes_the_same_bytes(vcpus: int, tmp_path: Path) -> None:
+    _round_trip(tmp_path, walk(*_at_home(vcpus))["DSDT"])
+
+
+def test_acpica_sees_how_devices_are_taken(tmp_path: Path) -> None:
+    image, rsdp = acpi.build(apic_ids=range(1), on_demand=True)
+    source = _round_trip(tmp_path, walk(image, layout.ACPI, rsdp)["DSDT"])
+    for piece in (
+        "OperationRegion (PTAB, SystemMemory, 0x000D0000, 0x1000)",
+        "OperationRegion (PREG, SystemIO, 0x0620, 0x08)",
+        "Field (PREG, DWordAcc, NoLock, WriteAsZeros) { POFR, 32, PANS, 32 }",
+        "If ((Local0 & 0x04)) { Local1 = POFR",
+        "While (Local1) { Load (PTAB, Local0) PANS = Local1",
+    ):
+        assert piece in source
+    assert "PTAB" not in _round_trip(tmp_path, walk(*_at_home(1))["DSDT"])
+
+
+@pytest.mark.parametrize("number", [0, 1, acpi.PLUGS_MAX - 1])
+def test_acpica_sees_a_device_that_comes(number: int, tmp_path: Path) -> None:
+    table = acpi.plugged(number, SLOTS[5])
+    assert len(table) <= layout.PLUG_TABLE_SIZE
+    assert (table[:4], sum(table) & 0xFF) == (b"SSDT", 0)
+    source = _round_trip(tmp_path, table)
+    for piece in (
+        f"Device (\\_SB.P{number:03X})",
+        'Name (_HID, "LNRO0005")',
+        f"Name (_UID, 0x{0x1000 + number:04X})",
+        f"ReadWrite, 0x{SLOTS[5].base:08X}, // Address Base",
+        f"{{ 0x{SLOTS[5].gsi:08X}, }}",
+    ):
+        assert piece in source
+
+
+def test_the_page_of_tables_is_no_ram_and_nothing_elses() -> None:
+    first, last = layout.PLUG_TABLE, layout.PLUG_TABLE + layout.PLUG_TABLE_SIZE
+    assert last <= layout.ACPI
+    assert any(
+        start <= first and last <= start + size and kind == layout.E820_RESERVED
+        for start, size, kind in layout.e820(1 << 30)
+    )
 
 
 def test_acpica_sees_the_devices(tmp_path: Path) -> None:

@@ -36,6 +36,18 @@ def test_path(text: str, encoded: bytes) -> None:
     assert aml.path(text) == encoded
 
 
+def test_while_and_load() -> None:
+    assert aml.while_(aml.LOCAL1, aml.ZERO) == b"\xa2\x03\x61\x00"
+    assert aml.load("TAB", aml.LOCAL0) == b"\x5b\x20TAB_\x60"
+
+
+def test_regions() -> None:
+    assert aml.memory_region("TAB", 0xD0000, 0x1000) == (
+        b"\x5b\x80TAB_\x00\x0c\x00\x00\x0d\x00\x0b\x00\x10"
+    )
+    assert aml.io_region("REG", 0x620, 8) == b"\x5b\x80REG_\x01\x0b\x20\x06\x0a\x08"
+
+
 @pytest.mark.parametrize("text", ["ABCDE", "_SB..PWRB", "\\_SB.TOOLONG"])
 def test_path_refuses_what_no_name_can_be(text: str) -> None:
     with pytest.raises(ValueError, match="one to four"):

@@ -1,0 +1,185 @@
+"""Slots on demand under a distribution's kernel, which is told of each device by ACPI.
+
+All of it in one boot: what a kernel does with a table that comes while it runs is nothing that
+another test could show.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyvirt.devices.virtio.rng import RngConfig
+from pyvirt.harness.guest import kernel
+from pyvirt.qmp.machine import MachineHost
+from pyvirt.qmp.monitor import Monitor
+from pyvirt.qmp.session import Session
+from pyvirt.vmm import slots
+from pyvirt.vmm.log import Log
+
+from ..unit.namespace import ip, network_namespace
+from .live import Live, live
+
+MODULES = ("virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng")
+MIB = 1 << 20
+SECTORS = 8 * MIB // 512
+SECONDS = 60.0
+DRIVER = "/sys/bus/platform/drivers/virtio-mmio"
+
+
+class Client:
+    """Somebody at the machine's monitor."""
+
+    def __init__(self, guest: Live, folder: Path) -> None:
+        self.events: list[str] = []
+        self.host = MachineHost(guest.machine)
+        assert guest.machine.demand
+        assert guest.machine.slots
+        self.demand = guest.machine.demand
+        self.slots = guest.machine.slots
+        self._folder = folder
+        self._monitor = Monitor(self.host, lambda name, _: self.events.append(name), Log())
+        self._session = Session(self._monitor)
+        self._session.is_ready = True
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """Return what a request returns, or the text of its error."""
+        request = {"execute": command, "arguments": arguments}
+        message: Any = self._monitor.execute(self._session, request).message
+        return message["return"] if "return" in message else message["error"]["desc"]
+
+    def disk(self, name: str, *, readonly: bool = False, **more: Any) -> None:
+        """Plug a disk of 8 MiB that begins with its name."""
+        path = self._folder / name
+        path.write_text(name)
+        os.truncate(path, 8 * MIB)
+        file = {"driver": "file", "filename": str(path)}
+        added: Any = {"node-name": name, "file": file, "read-only": readonly}
+        assert self.ask("blockdev-add", **added) == {}
+        assert self.ask("device_add", id=name, driver="virtio-blk-mmio", **more) == {}
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def guest(
+    cloud: kernel.Kernel, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Live]:
+    logs = tmp_path_factory.mktemp("ondemand")
+    with live(cloud, logs, modules=MODULES, hotplug=True, on_demand=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def whole_client(guest: Live, folder: Path) -> Client:
+    return Client(guest, folder)
+
+
+@pytest.fixture
+def client(guest: Live, whole_client: Client) -> Iterator[Client]:
+    """Return the client; what a test plugs is unplugged after it, and unbound in the guest."""
+    yield whole_client
+    for kind in ("blk", "net"):
+        for device in list(whole_client.host.inventory.devices(kind)):
+            whole_client.ask("device_del", id=device.id)
+    guest.run(f"for d in {DRIVER}/LNRO*; do echo ${{d##*/}} >{DRIVER}/unbind; done; true")
+    whole_client.events.clear()
+    whole_client.demand._sweep()
+    assert whole_client.slots.transports == []
+
+
+def wait_for(guest: Live, command: str, answer: str) -> None:
+    """Ask until the guest says so: it has the device, its driver may still be at its probe."""
+    until = time.monotonic() + SECONDS
+    while (said := guest.run(f"({command}) 2>/dev/null; true")) != answer:
+        assert time.monotonic() < until, f"{command}: {said} instead of {answer}"
+
+
+def test_a_guest_begins_with_none(guest: Live, client: Client) -> None:
+    assert guest.run("ls /sys/bus/virtio/devices") == ""
+
+
+def test_a_disk_with_what_no_prepared_slot_has(guest: Live, client: Client) -> None:
+    more = {"num-queues": 2, "logical_block_size": 4096, "serial": "number"}
+    client.disk("d", readonly=True, **more)
+    wait_for(guest, "cat /sys/block/vda/size", str(SECTORS))
+    assert guest.run("cat /sys/block/vda/ro /sys/block/vda/serial") == "1\nnumber"
+    assert guest.run("cat /sys/block/vda/queue/logical_block_size") == "4096"
+    assert guest.run("head -c 1 /dev/vda") == "d"
+
+
+def test_a_disk_is_written_and_unplugged(guest: Live, client: Client, folder: Path) -> None:
+    client.disk("w")
+    wait_for(guest, "cat /sys/block/vda/size", str(SECTORS))
+    guest.run("printf written | dd of=/dev/vda conv=fsync 2>/dev/null")
+    assert client.ask("device_del", id="w") == {}
+    assert client.events == ["DEVICE_DELETED"]
+    assert (folder / "w").read_bytes()[:7] == b"written"
+    wait_for(guest, "cat /sys/block/vda/size", "0")
+
+
+def test_what_is_unbound_leaves_its_slot_to_another(guest: Live, client: Client) -> None:
+    for cycle in range(20):
+        client.disk("again")
+        wait_for(guest, "cat /sys/block/vda/size", str(SECTORS))
+        name = guest.run(f"cd {DRIVER}; echo LNRO*")
+        guest.run(f"echo {name} >{DRIVER}/unbind; ! test -e /sys/block/vda")
+        assert client.ask("device_del", id="again") == {}
+        assert client.slots.transports == [], cycle
+
+
+def test_a_burst_in_a_paused_guest(guest: Live, client: Client) -> None:
+    guest.machine.pause()
+    for index in range(5):
+        client.disk(f"burst{index}")
+    guest.machine.resume()
+    wait_for(guest, "cat /sys/block/vd?/size | wc -l", "5")
+    assert guest.run("for d in /dev/vd?; do head -c 6 $d; echo; done") == "\n".join(
+        f"burst{index}" for index in range(5)
+    )
+
+
+def test_as_many_as_there_are_lines(guest: Live, client: Client) -> None:
+    for index in range(slots.SLOTS_MAX):
+        client.disk(f"many{index}")
+    wait_for(guest, "cat /sys/block/vd?/size | wc -l", str(slots.SLOTS_MAX))
+    last = guest.run("head -c 6 /dev/vdp")
+    assert last == "many15"
+
+
+def test_a_nic_with_an_mtu(guest: Live, client: Client) -> None:
+    with network_namespace():
+        ip("tuntap add odtap0 mode tap vnet_hdr")
+        assert client.ask("netdev_add", id="n", ifname="odtap0") == {}
+        more = {"host_mtu": 1400, "mac": "52:54:00:12:34:56"}
+        assert client.ask("device_add", id="n", driver="virtio-net-mmio", **more) == {}
+    wait_for(guest, "cat /sys/class/net/eth0/mtu", "1400")
+    assert guest.run("cat /sys/class/net/eth0/address") == "52:54:00:12:34:56"
+
+
+def test_entropy(guest: Live, client: Client) -> None:
+    device = RngConfig("rng0", "src", "/dev/urandom", 0).make()
+    client.demand.plug(device)
+    wait_for(guest, "cat /sys/class/misc/hw_random/rng_current", "virtio_rng.0")
+    guest.run("head -c 100 /dev/hwrng >/dev/null", SECONDS)
+    assert not client.demand.unplug(device)
+    name = guest.run(f"cd {DRIVER}; echo LNRO*")
+    guest.run(f"echo {name} >{DRIVER}/unbind")
+    assert client.demand.unplug(device)
+    assert client.slots.transports == []
+
+
+def test_nothing_of_it_is_an_error_to_the_kernel(guest: Live, client: Client) -> None:
+    said = guest.run("dmesg")
+    assert "Dynamic OEM Table Load" in said
+    for word in ("ACPI Error", "ACPI Warning", "can't request region", "Wrong magic", "failed"):
+        assert word not in said, word

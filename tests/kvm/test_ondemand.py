@@ -1,0 +1,395 @@
+"""Slots that come with their devices, offered to a guest that takes them, or does not."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyvirt.devices.virtio import registers as r
+from pyvirt.devices.virtio.block import RO, Block
+from pyvirt.devices.virtio.device import Device
+from pyvirt.errors import ConfigError, PyvirtError
+from pyvirt.qmp.machine import MachineHost
+from pyvirt.qmp.monitor import Monitor
+from pyvirt.qmp.session import Session
+from pyvirt.vmm import demand, layout, slots
+from pyvirt.vmm.end import End
+from pyvirt.vmm.log import Log
+
+from .support import MAILBOX, Guest
+from .test_access import carry_out
+from .test_life import wait_until
+from .test_virtio_mmio import driver, get
+
+Make = Callable[..., Guest]
+SECTORS = 16
+RUBBISH = 7
+SILENT = "the guest's ACPI has not answered within 0.5 s, and the guest does not get the device"
+
+
+class Client:
+    """Somebody at a machine's monitor."""
+
+    def __init__(self, guest: Guest, folder: Path) -> None:
+        self.events: list[str] = []
+        self.host = MachineHost(guest)
+        self._folder = folder
+        self._monitor = Monitor(self.host, lambda name, _: self.events.append(name), Log())
+        self._session = Session(self._monitor)
+        self._session.is_ready = True
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """Return what a request returns, or the text of its error."""
+        request = {"execute": command, "arguments": arguments}
+        message: Any = self._monitor.execute(self._session, request).message
+        return message["return"] if "return" in message else message["error"]["desc"]
+
+    def register(self, name: str, *, readonly: bool = False) -> None:
+        """Make an image, and its backend."""
+        path = self._folder / name
+        path.touch()
+        os.truncate(path, 512 * SECTORS)
+        file = {"driver": "file", "filename": str(path)}
+        arguments: Any = {"node-name": name, "file": file, "read-only": readonly}
+        assert self.ask("blockdev-add", **arguments) == {}
+
+    def plug(self, name: str, **more: Any) -> Any:
+        """Register a disk and plug it."""
+        self.register(name)
+        return self.ask("device_add", id=name, driver="virtio-blk-mmio", **more)
+
+
+@pytest.fixture
+def client(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[Guest, Client]]]:
+    """Return a function that makes a machine with slots on demand, and its client."""
+    monkeypatch.setattr(demand, "START_S", 0.5)
+    monkeypatch.setattr(demand, "LIMIT_S", 0.5)
+    clients = []
+
+    def make_one(name: str = "plug", **config: Any) -> tuple[Guest, Client]:
+        guest = make(name, on_demand=True, **config)
+        clients.append(Client(guest, tmp_path))
+        return guest, clients[-1]
+
+    yield make_one
+    for one in clients:
+        one.host.close()
+
+
+def start(guest: Guest, *, adds: int = 0) -> None:
+    guest.write_words(MAILBOX, 0, adds, 0)
+    guest.start()
+
+
+def transports(guest: Guest) -> int:
+    assert guest.slots
+    return len(guest.slots.transports)
+
+
+def test_there_are_no_empty_slots(client: Any) -> None:
+    guest, _ = client()
+    assert transports(guest) == 0
+    assert guest.slots.windows() == []
+
+
+def test_what_is_plugged_is_offered_and_taken(client: Any) -> None:
+    guest, user = client()
+    start(guest)
+    for count in range(1, 4):
+        assert user.plug(f"d{count}") == {}
+        assert transports(guest) == count
+    wait_until(lambda: guest.read_words(MAILBOX, 1) == [3], "it has taken three")
+    assert guest.read(MAILBOX + 16, 4) == b"SSDT"
+    assert guest.read(layout.PLUG_TABLE, layout.PLUG_TABLE_SIZE) == bytes(layout.PLUG_TABLE_SIZE)
+    gsis = [window.gsi for window in guest.slots.windows()]
+    assert gsis == list(layout.VIRTIO_GSIS[:3])
+
+
+def test_as_many_as_there_are_lines_and_no_more(client: Any) -> None:
+    guest, user = client()
+    start(guest)
+    for index in range(slots.SLOTS_MAX):
+        assert user.plug(f"d{index}") == {}
+    files = set(os.listdir("/proc/self/fd"))
+    user.ask("netdev_add", id="n", ifname="absent")
+    user.register("more")
+    answer = user.ask("device_add", id="more", driver="virtio-blk-mmio")
+    assert answer == "A maximum of 16 block replaceable devices are supported."
+    assert user.ask("blockdev-del", **{"node-name": "more"}) == {}
+    assert set(os.listdir("/proc/self/fd")) == files
+    with pytest.raises(ConfigError, match="all 16 interrupt lines are taken; unplug a device"):
+        guest.demand.plug(Block(None, 0), "block", 16)
+
+
+def test_features_are_those_of_the_disk(client: Any) -> None:
+    guest, user = client()
+    start(guest)
+    user.register("d", readonly=True)
+    more = {"num-queues": 4, "queue-size": "512", "logical_block_size": 1024, "serial": "number"}
+    assert user.ask("device_add", id="d", driver="virtio-blk-mmio", **more) == {}
+    device = guest.slot("block", 0)
+    assert isinstance(device, Block)
+    assert device.offer() & RO
+    assert device.queue_sizes == (512,) * 4
+    assert device.config()[20:24] == (1024).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"num-queues": 0}, "`num-queues` 0: give a number from 1 to 64"),
+        ({"num-queues": True}, "`num-queues` True: give a number from 1 to 64"),
+        ({"num-queues": "-1"}, "`num-queues` -1: give a number from 1 to 64"),
+        ({"queue-size": 3}, "`queue-size` 3: give a power of two from 2 to 1024"),
+        ({"logical_block_size": 8192}, "`logical_block_size` 8192: give a power of two from 512"),
+        ({"logical_block_size": 4096, "physical_block_size": 512}, "is less than"),
+    ],
+)
+def test_a_shape_that_cannot_be(client: Any, more: dict[str, Any], text: str) -> None:
+    guest, user = client()
+    start(guest)
+    assert text in user.plug("d", **more)
+    assert transports(guest) == 0
+    assert user.ask("device_add", id="d", driver="virtio-blk-mmio") == {}
+
+
+def test_blocks_that_do_not_divide_the_disk(client: Any, tmp_path: Path) -> None:
+    guest, user = client()
+    start(guest)
+    user.register("d")
+    user.ask("blockdev-del", **{"node-name": "d"})
+    os.truncate(tmp_path / "d", 512 * 3)
+    file = {"driver": "file", "filename": str(tmp_path / "d")}
+    assert user.ask("blockdev-add", **{"node-name": "d", "file": file}) == {}
+    answer = user.ask("device_add", id="d", driver="virtio-blk-mmio", logical_block_size=1024)
+    assert "the image's size is no multiple of it; run: truncate -s %1024" in answer
+    assert user.ask("device_add", id="d", driver="virtio-blk-mmio") == {}
+
+
+def test_a_guest_that_does_not_answer_does_not_get_it(client: Any) -> None:
+    guest, user = client("spin")
+    start(guest)
+    wait_until(lambda: guest.read_words(MAILBOX, 1) != [0], "it runs")
+    user.register("d")
+    files = set(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        answer = user.ask("device_add", id="d", driver="virtio-blk-mmio")
+        assert answer.startswith(SILENT)
+        assert transports(guest) == 0
+        assert set(os.listdir("/proc/self/fd")) == files
+        assert guest.read(layout.PLUG_TABLE, 4) == bytes(4)
+    assert user.ask("blockdev-del", **{"node-name": "d"}) == {}
+
+
+def test_rubbish_is_no_answer(client: Any) -> None:
+    guest, user = client()
+    start(guest, adds=RUBBISH)
+    text = "the guest has not taken the device within 0.5 s, and does not get it"
+    assert user.plug("d").startswith(text)
+    assert transports(guest) == 0
+    guest.write_words(MAILBOX, 0, 0)
+    assert user.ask("device_add", id="d", driver="virtio-blk-mmio") == {}
+
+
+def test_a_paused_guest_is_told_when_it_runs_on(client: Any) -> None:
+    guest, user = client()
+    start(guest)
+    guest.pause()
+    assert [user.plug(f"d{index}") for index in range(3)] == [{}] * 3
+    assert user.ask("device_del", id="d1") == {}
+    assert transports(guest) == 2
+    guest.resume()
+    wait_until(lambda: guest.read_words(MAILBOX, 1) == [2], "it has taken two")
+    wait_until(lambda: not guest.demand.port.is_waiting, "nothing is left")
+
+
+def test_a_reset_before_the_answer(client: Any) -> None:
+    guest, user = client("spin")
+    demand.START_S = 30.0
+    start(guest)
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(user.plug("d")))
+    thread.start()
+    wait_until(lambda: guest.demand.port.is_waiting, "it is offered")
+    guest.reset()
+    thread.join()
+    assert answers == [{}]
+    assert len(guest.slots.windows()) == 1
+    image = guest.read(layout.ACPI, layout.ACPI_END - layout.ACPI)
+    assert image.count(b"LNRO0005") == 1
+
+
+def test_an_end_before_the_answer(client: Any) -> None:
+    guest, user = client("spin")
+    demand.START_S = 30.0
+    start(guest)
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(user.plug("d")))
+    thread.start()
+    wait_until(lambda: guest.demand.port.is_waiting, "it is offered")
+    guest.finish(End("host"))
+    thread.join()
+    assert answers == ["the machine has ended; start another"]
+    assert transports(guest) == 0
+
+
+def test_a_disk_whose_driver_has_let_go_goes_with_its_slot(client: Any, tmp_path: Path) -> None:
+    guest, user = client()
+    start(guest)
+    for cycle in range(2 * slots.SLOTS_MAX):
+        assert user.plug("d") == {}
+        assert user.ask("device_del", id="d") == {}
+        assert transports(guest) == 0, cycle
+        with open(tmp_path / "d", "r+b"):
+            pass
+    assert user.events == ["DEVICE_DELETED"] * 2 * slots.SLOTS_MAX
+
+
+def bind(transport: Any) -> None:
+    """Do what a driver does first."""
+    for status in (r.ACKNOWLEDGE, r.ACKNOWLEDGE | r.DRIVER):
+        transport.write(r.STATUS, 4, status)
+
+
+def test_a_disk_whose_driver_has_not_stays_empty_until_it_does(client: Any) -> None:
+    guest, user = client()
+    start(guest)
+    assert user.plug("d") == {}
+    (transport,) = guest.slots.transports
+    bind(transport)
+    assert user.ask("device_del", id="d") == {}
+    assert guest.slots.transports == [transport]
+    assert int.from_bytes(transport.device.config()[:8], "little") == 0
+    with pytest.raises(ConfigError, match="slot 0: there are 1 of kind block"):
+        guest.slot("block", 0)
+    assert user.plug("other") == {}
+    assert len(guest.slots.transports) == 2
+    # As Linux leaves it.
+    for status in (0, r.ACKNOWLEDGE):
+        transport.write(r.STATUS, 4, status)
+    assert user.plug("third") == {}
+    assert [one.device.backend for one in guest.slots.transports] == ["other", "third"]
+    assert user.events == ["DEVICE_DELETED"]
+
+
+def test_a_machine_that_is_full_uses_an_empty_disk_again(client: Any) -> None:
+    guest, user = client()
+    start(guest)
+    for index in range(slots.SLOTS_MAX):
+        assert user.plug(f"d{index}") == {}
+    bound = guest.slots.transports[3]
+    bind(bound)
+    assert user.ask("device_del", id="d3") == {}
+    assert transports(guest) == slots.SLOTS_MAX
+    assert user.plug("again") == {}
+    assert guest.slot("block", 3) is bound.device
+    assert guest.slot("block", 3).backend == "again"
+
+
+def test_nobody_is_told_without_room_for_the_number(client: Any) -> None:
+    guest, user = client()
+    start(guest)
+    guest.demand.port._number = guest.demand.port._most
+    assert "the guest has been told of 4096 devices since it started" in user.plug("d")
+    assert transports(guest) == 0
+
+
+def test_an_absent_device_reads_as_nothing(client: Any) -> None:
+    guest, _ = client("script")
+    values = carry_out(guest, get(r.MAGIC_VALUE, 3), *driver(slot=3), get(r.STATUS, 3))
+    assert values[0] == values[-1] == 0
+
+
+def test_a_machine_without_acpi_has_prepared_slots(client: Any) -> None:
+    guest, user = client(discovery="cmdline")
+    assert guest.demand is None
+    assert transports(guest) == slots.BLOCK_SLOTS + slots.NET_SLOTS
+    assert not user.host.on_demand
+
+
+def test_the_end_of_a_guest_with_a_device_that_it_has_not_taken(client: Any) -> None:
+    guest, user = client()
+    start(guest)
+    guest.pause()
+    assert user.plug("d") == {}
+    guest.close()
+    with pytest.raises(PyvirtError, match="has ended"):
+        guest.demand.detach("block", 0)
+
+
+class Notes(Device):
+    """A device that notes its end."""
+
+    def __init__(self) -> None:
+        super().__init__("notes", device_type=42, features=0, queue_sizes=(16,))
+        self.is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class NotesConfig:
+    """It, as it was asked for."""
+
+    def __init__(self, name: str) -> None:
+        self.id = name
+        self.device = Notes()
+
+    def make(self) -> Notes:
+        """Return it."""
+        return self.device
+
+
+def make_notes(user: Client) -> list[NotesConfig]:
+    """Let drivers make such devices; return what was asked for."""
+    asked: list[NotesConfig] = []
+
+    def maker(driver: str, members: Any, chardevs: Any) -> NotesConfig:
+        assert driver == "virtio-rng-device"
+        asked.append(NotesConfig(members["id"]))
+        return asked[-1]
+
+    user.host._maker = maker
+    return asked
+
+
+def test_another_device_is_unplugged_when_no_driver_has_it(client: Any) -> None:
+    guest, user = client()
+    asked = make_notes(user)
+    start(guest)
+    assert user.ask("device_add", id="n", driver="virtio-rng-device", rng="o") == {}
+    answer = user.ask("device_add", id="n", driver="virtio-rng-device", rng="o")
+    assert answer == "Device n is plugged already; send device_del first"
+    (transport,) = guest.slots.transports
+    bind(transport)
+    answer = user.ask("device_del", id="n")
+    assert answer.startswith("Device n: a driver of the guest has it; unbind that there first")
+    assert user.events == ["DEVICE_UNPLUG_GUEST_ERROR"]
+    assert [one.device.is_closed for one in asked] == [False]
+    transport.write(r.STATUS, 4, 0)
+    assert user.ask("device_del", id="n") == {}
+    assert user.events[1:] == ["DEVICE_DELETED"]
+    assert [one.device.is_closed for one in asked] == [True]
+    assert transports(guest) == 0
+
+
+def test_another_device_for_a_guest_that_does_not_answer(client: Any) -> None:
+    guest, user = client("spin")
+    asked = make_notes(user)
+    start(guest)
+    assert user.ask("device_add", id="n", driver="virtio-rng-device").startswith(SILENT)
+    assert [one.device.is_closed for one in asked] == [True]
+    assert transports(guest) == 0
+
+
+def test_another_device_in_a_machine_with_prepared_slots(make: Make, tmp_path: Path) -> None:
+    user = Client(make("spin"), tmp_path)
+    answer = user.ask("device_add", id="n", driver="virtio-rng-device")
+    assert answer == "Unsupported replaceable device type."
+    user.host.close()
