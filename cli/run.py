@@ -117,6 +117,7 @@ def config(options: Options) -> MachineConfig:
         prealloc=options.prealloc,
         numa=options.numa,
         on_demand=options.slots == DEMAND,
+        places=options.places,
         hotplug=bool(options.monitors) if options.hotplug is None else options.hotplug,
     )
 

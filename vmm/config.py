@@ -47,6 +47,7 @@ class MachineConfig:
         "numa",
         "on_demand",
         "pit",
+        "places",
         "prealloc",
         "read_exits",
         "rtc",
@@ -77,6 +78,7 @@ class MachineConfig:
         devices: tuple[DeviceConfig, ...] = (),
         hotplug: bool = False,
         on_demand: bool = False,
+        places: tuple[int, ...] = (),
         read_exits: bool = False,
         cpu: CpuModel | None = None,
         pit: bool = True,
@@ -99,7 +101,8 @@ class MachineConfig:
         `dump_guest_core` a part of the monitor's own core dumps. `disks` are in the order of their
         slots, and so are `nics`, after them; then come the `devices` of other kinds. `hotplug` adds
         the slots that are empty, for what comes while the guest runs; with `on_demand`, which takes
-        ACPI, each comes with its device instead. `read_exits` keeps
+        ACPI, each comes with its device instead, and `places` are the slots of all that a restored
+        machine has at its start. `read_exits` keeps
         KVM's read-only memory from the virtio devices' registers, as on a KVM that has none. `cpu`
         is None for the host's processor as it is, `pit` the timer of old, and `testdev` adds the
         device of kvm-unit-tests. `actions` is None for a guest that ends its run itself, and
@@ -127,6 +130,7 @@ class MachineConfig:
         self.disks = disks
         self.nics = nics
         self.hotplug = hotplug
+        self.places = places
         self.on_demand = on_demand and hotplug and discovery == "acpi"
         self.read_exits = read_exits
         self.cpu = cpu

@@ -221,6 +221,16 @@ class Demand:
             device.close()
             return True
 
+    def check_saved(self) -> None:
+        """Raise PyvirtError where there is what a machine that is restored cannot have."""
+        with self._machine.changing:
+            self._sweep()
+            for device in self._empty:
+                raise PyvirtError(
+                    f"{device.name}: a driver of the guest still has it, and nothing is behind it; "
+                    "unbind that there first (/sys/bus/platform/drivers/virtio-mmio/unbind)"
+                )
+
     def _take_back(self, device: Device) -> bool:
         """Withdraw the offer of a device that the guest has not taken, and return whether it was.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...errors import ConfigError
+from ...vmm.config import DEMAND, PREPARED
 from ...vmm.memory import MIB
 from ...vmm.snapshot import shape as shapes
 from ...vmm.snapshot.restore import Incoming, open_folder
@@ -125,6 +126,10 @@ def _take_shape(options: Options, incoming: Incoming) -> None:
         _take_nodes(options, shape.numa, where, is_given="numa" in given)
     options.memory = shape.memory
     options.smp, options.topology, options.pit = shape.topology.vcpus, shape.topology, shape.pit
+    if options.slots == DEMAND and shape.places is None:
+        raise ConfigError(f"-machine slots=demand: {where} has prepared ones; leave it out")
+    options.slots = PREPARED if shape.places is None else DEMAND
+    options.places = shape.places or ()
     options.hotplug = shape.hotplug
     options.discovery = "acpi" if shape.acpi else "cmdline"
 

@@ -70,6 +70,7 @@ class Options:
         "numa",
         "pidfile",
         "pit",
+        "places",
         "prealloc",
         "print_config",
         "root",
@@ -129,6 +130,7 @@ class Options:
         # these, or they are left.
         self.serial = ChardevConfig("serial0", STDIO, option="-serial stdio")
         self.share = False
+        self.places: tuple[int, ...] = ()  # slots of a guest that is restored
         self.slots = PREPARED  # one of vmm.config.SLOTS
         self.shares: tuple[str, ...] = ()  # the tags of folders of the host
         self.dump_guest_core = False

@@ -128,7 +128,7 @@ def test_a_disk_is_written_and_unplugged(guest: Live, client: Client, folder: Pa
 
 
 def test_what_is_unbound_leaves_its_slot_to_another(guest: Live, client: Client) -> None:
-    for cycle in range(20):
+    for cycle in range(18):
         client.disk("again")
         wait_for(guest, "cat /sys/block/vda/size", str(SECTORS))
         name = guest.run(f"cd {DRIVER}; echo LNRO*")

@@ -10,19 +10,27 @@ from typing import Any
 
 import pytest
 from pyvirt.devices.virtio import registers as r
-from pyvirt.devices.virtio.block import RO, Block
+from pyvirt.devices.virtio.block import RO, Block, BlockConfig
 from pyvirt.devices.virtio.device import Device
-from pyvirt.errors import ConfigError, PyvirtError
+from pyvirt.errors import ConfigError, PyvirtError, StateError
 from pyvirt.qmp.machine import MachineHost
 from pyvirt.qmp.monitor import Monitor
 from pyvirt.qmp.session import Session
+from pyvirt.state import Fields
 from pyvirt.vmm import demand, layout, slots
+from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.end import End
 from pyvirt.vmm.log import Log
+from pyvirt.vmm.snapshot import shape
+from pyvirt.vmm.snapshot.folder import Folder
+from pyvirt.vmm.snapshot.restore import open_folder
+from pyvirt.vmm.snapshot.save import Saver
+from pyvirt.vmm.topology import Topology
 
-from .support import MAILBOX, Guest
+from .support import MAILBOX, MEMORY, Guest
 from .test_access import carry_out
 from .test_life import wait_until
+from .test_snapshot import save
 from .test_virtio_mmio import driver, get
 
 Make = Callable[..., Guest]
@@ -393,3 +401,97 @@ def test_another_device_in_a_machine_with_prepared_slots(make: Make, tmp_path: P
     answer = user.ask("device_add", id="n", driver="virtio-rng-device")
     assert answer == "Unsupported replaceable device type."
     user.host.close()
+
+
+def restore(kernel: Any, folder: Path, log: Path, **words: Any) -> Guest:
+    """Return a machine that goes on from a snapshot, with what `words` say."""
+    incoming = open_folder(str(folder))
+    try:
+        config = MachineConfig(
+            str(kernel("plug")),
+            memory=incoming.shape.memory,
+            topology=incoming.shape.topology,
+            content=incoming,
+            hotplug=True,
+            on_demand=incoming.shape.places is not None,
+            places=incoming.shape.places or (),
+            **words,
+        )
+        guest = Guest(config, log)
+        try:
+            incoming.restore(guest, Log())
+        except BaseException:
+            guest.close()
+            raise
+    finally:
+        incoming.close()
+    return guest
+
+
+def test_what_was_plugged_is_in_its_slot_when_restored(
+    client: Any, kernel: Any, tmp_path: Path
+) -> None:
+    guest, user = client()
+    start(guest)
+    for name in ("d0", "d1", "d2"):
+        assert user.plug(name) == {}
+    assert user.ask("device_del", id="d1") == {}
+    folder = tmp_path / "saved"
+    save(guest, folder)
+    windows = [(one.base, one.gsi) for one in guest.slots.windows()]
+    guest.close()
+    user.host.close()
+    disks = tuple(BlockConfig(name, str(tmp_path / name)) for name in ("d0", "d2"))
+    again = restore(kernel, folder, tmp_path / "again", disks=disks)
+    try:
+        assert again.slots
+        assert again.slots.places() == (0, 2)
+        assert [(one.base, one.gsi) for one in again.slots.windows()] == windows
+        other = Client(again, tmp_path)
+        again.start()
+        again.resume()
+        assert other.plug("more") == {}
+        assert again.slots.places() == (0, 2, 1)
+        # Its name is no other's of those that the guest has loaded.
+        assert again.demand
+        assert again.demand.port.save()["number"] == 4
+        other.host.close()
+    finally:
+        again.close()
+
+
+def test_a_guest_with_other_devices_is_not_restored(
+    client: Any, kernel: Any, tmp_path: Path
+) -> None:
+    guest, user = client()
+    start(guest)
+    assert user.plug("d0") == {}
+    folder = tmp_path / "saved"
+    save(guest, folder)
+    with pytest.raises(StateError, match="had 1 virtio devices, and here are 0"):
+        restore(kernel, folder, tmp_path / "again")
+
+
+def test_what_has_no_end_yet_is_not_saved(client: Any, tmp_path: Path) -> None:
+    guest, user = client()
+    start(guest)
+    assert user.plug("d") == {}
+    (transport,) = guest.slots.transports
+    bind(transport)
+    assert user.ask("device_del", id="d") == {}
+    saver = Saver(guest, Log())
+    with pytest.raises(PyvirtError, match="a driver of the guest still has it"):
+        saver.start(Folder(str(tmp_path / "saved")))
+    transport.write(r.STATUS, 4, 0)
+    guest.pause()
+    assert user.plug("e") == {}
+    with pytest.raises(PyvirtError, match="has not yet taken a device that was plugged"):
+        saver.start(Folder(str(tmp_path / "saved")))
+
+
+@pytest.mark.parametrize("slots_", [[16], [-1], [0, 0], "0", list(range(17))])
+def test_slots_that_cannot_be_in_a_state(slots_: Any) -> None:
+    fields = shape.Shape(MEMORY, Topology(1), pit=True, hotplug=True, acpi=True, places=(3,)).save()
+    assert shape.read(Fields(fields)).places == (3,)
+    with pytest.raises(StateError, match="slots"):
+        shape.read(Fields({**fields, "slots": slots_}))

@@ -7,6 +7,7 @@ import os
 from ...errors import StateError
 from ..config import MachineConfig
 from ..core import Core
+from ..layout import SLOTS_MAX
 from . import folder, ioctls, overlays, shape, state_file
 from .kvm_state import KvmState
 from .layers import IDENTITY_BYTES, Origin, open_layers
@@ -131,8 +132,11 @@ class Incoming:
         Its memory is mapped. StateError, ConfigError, KvmError.
         """
         found = self.shape
+        on_demand = found.places is not None
         config = MachineConfig(
             "",
+            hotplug=on_demand,
+            on_demand=on_demand,
             vcpus=found.topology.vcpus,
             memory=found.memory,
             pit=found.pit,
@@ -141,7 +145,7 @@ class Incoming:
         )
         try:
             devices = self.devices or read_devices(self._fields)
-            core = Core(config, log, count=len(devices))
+            core = Core(config, log, count=SLOTS_MAX if on_demand else len(devices))
             try:
                 self._ahead = self._restore_ahead(core, devices)
             except BaseException:
@@ -197,9 +201,7 @@ class Incoming:
             self._check_capabilities(machine.kvm_fd)
         shape.check_devices(machine, devices, log)
         done = ahead.slots if ahead else ()
-        for slot, (transport, one) in enumerate(
-            zip(machine.slots.transports, devices, strict=True)
-        ):
+        for slot, (transport, one) in enumerate(zip(machine.slots.ordered(), devices, strict=True)):
             if slot not in done:
                 transport.restore(one.section("state"))
         parts = fields.sections("parts")

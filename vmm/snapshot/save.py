@@ -51,6 +51,8 @@ def check(machine: Machine) -> None:
     if lacking:
         raise PyvirtError(f"snapshot: this KVM lacks {', '.join(lacking)}; run pyvirt doctor")
     shape.of(machine.config)
+    if machine.demand is not None:
+        machine.demand.check_saved()
 
 
 def _take_overlays(machine: Machine, target: Target, writer: Writer) -> list[dict[str, int]]:
@@ -60,7 +62,7 @@ def _take_overlays(machine: Machine, target: Target, writer: Writer) -> list[dic
     """
     assert machine.slots is not None
     found: list[dict[str, int]] = []
-    for slot, transport in enumerate(machine.slots.transports):
+    for slot, transport in enumerate(machine.slots.ordered()):
         device = transport.device
         count = target.take(slot, device, writer) if isinstance(device, Pluggable) else 0
         if count:
@@ -74,7 +76,8 @@ def fields(machine: Machine, identity: bytes) -> dict[str, object]:
     for one in machine.vcpus:
         vcpu.check(one)
     devices = shape.devices(machine)
-    for device, transport in zip(devices, machine.slots.transports, strict=True):
+    places = machine.slots.places() if machine.demand is not None else None
+    for device, transport in zip(devices, machine.slots.ordered(), strict=True):
         try:
             device["state"] = transport.save()
         except NotImplementedError:
@@ -83,7 +86,7 @@ def fields(machine: Machine, identity: bytes) -> dict[str, object]:
     kvm_fd, vm = machine.kvm_fd, machine.vm
     return {
         "snapshot": identity.hex(),
-        "machine": shape.of(machine.config).save(),
+        "machine": shape.of(machine.config, places).save(),
         "devices": devices,
         "parts": {name: part.save() for name, part in machine.parts.items()},
         "clock": clock.save(vm),

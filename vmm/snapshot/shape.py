@@ -7,6 +7,7 @@ import time
 
 from ...devices.virtio.device import Pluggable
 from ...errors import PyvirtError, StateError
+from ..layout import SLOTS_MAX
 from ..memory import MIB, SIZE_MAX, SIZE_MIN
 from ..slots import BLOCK, NET
 from ..topology import Topology
@@ -39,10 +40,11 @@ _PLUGGABLE = {2: BLOCK, 1: NET}
 class Shape:
     """Memory in bytes, vCPUs, and what else the guest has come to rely on.
 
-    `numa` is None without nodes. `knows_numa` is false of a state that does not tell.
+    `numa` is None without nodes. `knows_numa` is false of a state that does not tell. `places` are
+    the slots of the devices where those come on demand, and None where they are prepared.
     """
 
-    __slots__ = ("acpi", "hotplug", "knows_numa", "memory", "numa", "pit", "topology")
+    __slots__ = ("acpi", "hotplug", "knows_numa", "memory", "numa", "pit", "places", "topology")
 
     def __init__(
         self,
@@ -54,7 +56,9 @@ class Shape:
         acpi: bool,
         numa: Numa | None = None,
         knows_numa: bool = True,
+        places: tuple[int, ...] | None = None,
     ) -> None:
+        self.places = places
         self.knows_numa = knows_numa
         self.numa = numa
         self.memory = memory
@@ -74,6 +78,7 @@ class Shape:
             "hotplug": self.hotplug,
             "acpi": self.acpi,
             "numa": numa_fields(self.numa),
+            **({"slots": list(self.places)} if self.places is not None else {}),
         }
 
 
@@ -85,14 +90,10 @@ def numa_fields(numa: Numa | None) -> dict[str, object] | None:
     return {"nodes": nodes, "distances": [{"row": list(row)} for row in numa.distances]}
 
 
-def of(config: MachineConfig) -> Shape:
+def of(config: MachineConfig, places: tuple[int, ...] | None = None) -> Shape:
     """Return that of a machine; PyvirtError where it has what cannot be saved."""
     if config.testdev:
         raise PyvirtError("-device pc-testdev: a snapshot does not keep it; leave it out")
-    if config.on_demand:
-        raise PyvirtError(
-            "-machine slots=demand: a snapshot does not keep such slots; use slots=prepared"
-        )
     return Shape(
         config.memory,
         config.topology,
@@ -100,6 +101,7 @@ def of(config: MachineConfig) -> Shape:
         hotplug=config.hotplug,
         acpi=config.discovery == "acpi",
         numa=config.numa,
+        places=places,
     )
 
 
@@ -118,7 +120,15 @@ def read(fields: Fields) -> Shape:
     numa = _read_numa(fields, vcpus) if knows_numa else None
     if numa is not None and sum(node.memory for node in numa.nodes) != memory:
         raise fields.wrong("numa", "its nodes have other memory than the machine")
-    return Shape(memory, topology, numa=numa, knows_numa=knows_numa, **flags)
+    places = _read_places(fields) if fields.has("slots") else None
+    return Shape(memory, topology, numa=numa, knows_numa=knows_numa, places=places, **flags)
+
+
+def _read_places(fields: Fields) -> tuple[int, ...]:
+    places = tuple(fields.integers("slots", 0, SLOTS_MAX - 1, most=SLOTS_MAX))
+    if len(set(places)) < len(places):
+        raise fields.wrong("slots", "two devices are in one")
+    return places
 
 
 def _read_numa(fields: Fields, vcpus: int) -> Numa | None:
@@ -146,7 +156,7 @@ def devices(machine: Machine) -> list[dict[str, object]]:
     """Return what is in the slots, less the devices' own states."""
     assert machine.slots is not None
     found: list[dict[str, object]] = []
-    for transport in machine.slots.transports:
+    for transport in machine.slots.ordered():
         device = transport.device
         found.append(
             {
@@ -189,7 +199,7 @@ def _image_fd(device: object) -> int:
 def check_devices(machine: Machine, saved: list[Fields], log: Log) -> None:
     """Refuse other devices than the guest had (StateError); warn of disks it has not left so."""
     assert machine.slots is not None
-    here = [transport.device for transport in machine.slots.transports]
+    here = [transport.device for transport in machine.slots.ordered()]
     if len(here) != len(saved):
         raise StateError(
             f"state: the guest had {len(saved)} virtio devices, and here are {len(here)}; give the "
