@@ -18,19 +18,9 @@ from _pytest.runner import runtestprotocol
 
 # From the longest on, as `python -m tests` tells them.
 LONGEST = (
-    *("net", "net_host", "agent", "disk", "cycles", "hostroot", "rootfs", "boot", "timed", "fio"),
-    *(
-        "life",
-        "hotplug",
-        "snapshot",
-        "qmp_net",
-        "hotplug_page",
-        "demo",
-        "vsock",
-        "disk_kill",
-        "virtio_mmio",
-    ),
-    *("fault", "vhost_user", "qmp"),
+    *("net", "net_host", "disk", "cycles", "hostroot", "rootfs", "boot", "timed", "fio", "life"),
+    *("hotplug", "snapshot", "qmp_net", "hotplug_page", "demo", "vsock", "disk_kill"),
+    *("virtio_mmio", "fault", "vhost_user", "qmp"),
 )
 
 
