@@ -9,18 +9,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from pyvirt.devices.chardev import ChardevConfig
 from pyvirt.devices.virtio.console import Console, ConsoleConfig, PortConfig
 from pyvirt.harness.guest import kernel
 
-from .conftest import Boot
 from .live import Live, live
 
 MIB = 1 << 20
-BULK = 16 * MIB
+BULK = 4 * MIB
 # The lab moves some 10 MiB a second when its host is busy.
 BULK_SECONDS = 100.0
 PORT = "/dev/vport0p1"
@@ -80,7 +78,7 @@ def test_a_guest_is_seen_to_open_and_close(
     assert ours.recv(100) == b"from the guest\n"
 
 
-def test_16_mib_each_way_arrive_whole(
+def test_4_mib_each_way_arrive_whole(
     guest: Live, host: tuple[socket.socket, socket.socket]
 ) -> None:
     data = random.Random(1).randbytes(BULK)
@@ -157,19 +155,3 @@ def test_the_host_closes_for_good(guest: Live, host: tuple[socket.socket, socket
     host[0].sendall(b"the end")
     host[0].close()
     assert guest.finish() == ("the end", 0)
-
-
-def test_by_command_line(boot: Boot) -> None:
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        path = Path(folder, "port")
-        ended = boot(
-            "cat /sys/class/virtio-ports/*/name",
-            *("-chardev", f"socket,id=c,path={path},server,nowait"),
-            *("-device", "virtio-serial-device", "-device", "virtserialport,chardev=c,name=here"),
-            "-stats",
-        )
-        assert not path.exists()
-    assert ended.status == 0
-    assert "here" in ended.console.splitlines()
-    assert "virtio-serial serial0: register exits" in ended.messages
-    assert "host's ends opened 0" in ended.messages

@@ -11,6 +11,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -105,6 +106,34 @@ def test_the_log_goes_to_stderr_or_to_its_file(kernel: Kernel, tmp_path: Path) -
     log.write_text("before\n")
     assert run(*command(kernel("triple_fault"), "-D", str(log))) == (1, b"", "")
     assert log.read_text() == "before\n" + err
+
+
+def test_the_end_tells_what_devices_have_done(kernel: Kernel, tmp_path: Path) -> None:
+    """Which is nothing here; none of them leaves a socket."""
+    image = tmp_path / "image"
+    image.touch()
+    os.truncate(image, 4096)
+    with TemporaryDirectory() as folder:
+        port = Path(folder, "port")
+        status, out, err = run(
+            *command(kernel("console"), "-stats", "-disk", str(image)),
+            *("-object", "rng-random,id=src,filename=/dev/urandom"),
+            *("-device", "virtio-rng-device,rng=src", "-device", "virtio-balloon-device"),
+            *("-chardev", f"socket,id=c,path={port},server,nowait"),
+            *("-device", "virtio-serial-device", "-device", "virtserialport,chardev=c,name=here"),
+        )
+        assert not port.exists()
+    assert (status, out) == (STATUS, TEXT)
+    lines = err.splitlines()
+    for name, counters in (
+        ("disk ", "  reads 0 "),
+        ("virtio-rng rng0", "  requests 0 "),
+        ("virtio-balloon balloon0", "  inflated 0 pages"),
+        ("virtio-serial serial0", "  received 0.0 MiB"),
+    ):
+        (place,) = (place for place, line in enumerate(lines) if line.startswith(name))
+        assert ": register exits 0 (0 reads, 0 writes)" in lines[place]
+        assert lines[place + 1].startswith(counters)
 
 
 def test_serial_to_a_file(kernel: Kernel, tmp_path: Path) -> None:
