@@ -12,10 +12,10 @@ from pyvirt.devices.disk import Disk
 from .conftest import Boot, Ended, make
 
 MIB = 1 << 20
-SIZES = (512, 4096, 65536, MIB)
-DEPTHS = (1, 32)
+SIZES = (512, 4096, MIB // 4)
+DEPTHS = (1, 16)
 # A job has this many requests, but not more bytes.
-REQUESTS, BYTES = 32, 4 * MIB
+REQUESTS, BYTES = 32, MIB
 RATE = 200  # requests a second of the throttled disk
 RATED = "[rate]\nfilename=/dev/vdf\nrw=randrw\nbs=4k\niodepth=4\ntime_based\nruntime=5\nstonewall\n"
 WAYS = [(aio, direct) for aio in ("io_uring", "threads") for direct in ("on", "off")]
@@ -125,7 +125,7 @@ def done(boot: Boot, measure: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_what_is_written_is_read(done: Done) -> None:
     assert len(done.results) == len(done.jobs) + 1
-    assert len(done.jobs) >= 3 * len(DEPTHS) * len(WAYS)
+    assert len(done.jobs) >= 2 * len(DEPTHS) * len(WAYS)
     for job in done.jobs:
         found = done.results[job.name]
         assert found.read_kib == found.written_kib == job.bytes // 1024

@@ -95,7 +95,7 @@ def unplug(operator: Operator) -> None:
 
 def test_nic_by_the_book(linked: Live, operator: Operator) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    for _ in range(3):
+    for _ in range(2):
         assert operator.says(ADD) == DONE
         check_used("tap0")
         assert carriers(linked) == [0, 0]
@@ -251,7 +251,7 @@ def test_plug_while_paused(linked: Live, operator: Operator) -> None:
 
 def test_unplug_under_load(linked: Live, operator: Operator) -> None:
     """What is under way is lost, as by a pulled cable, and nothing is wrong afterwards."""
-    for _ in range(3):
+    for _ in range(2):
         assert operator.says(ADD) == DONE
         assert operator.says(PLUG) == DONE
         wait_for_carriers(linked, [1, 0])
