@@ -57,7 +57,7 @@ EXPECTED: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "boot_failed_without_agent": (
         *("failed", "boot-failed"),
-        ("no agent answered in 5 s; does the initrd start one?", STATE),
+        ("no agent answered in 8 s; does the initrd start one?", STATE),
     ),
     "monitor_died": ("failed", "monitor-died", ("the monitor was killed by signal 9",)),
     "timeout": ("failed", "timeout", ("sleep 60: not within 1 s", STATE)),
@@ -120,7 +120,8 @@ def test_verdict(name: str, session: Session) -> None:
     if outcome == "failed":
         assert "guest console (last lines)" in report
         (folder,) = session.logs.glob(f"*test_{name}")
-        assert (folder / "vm" / "console.log").read_bytes()
+        # A guest that is given up may not have come to its first word.
+        assert (folder / "vm" / "console.log").is_file()
 
 
 def test_every_test_is_known(session: Session) -> None:

@@ -82,7 +82,7 @@ def test_boot_failed_with_garbage(vm_factory: Make, tmp_path: Path) -> None:
 
 
 @BOOTS
-@pytest.mark.vm_timeout(boot=5)
+@pytest.mark.vm_timeout(boot=8)
 def test_boot_failed_without_agent(vm_factory: Make, kernel: Kernel) -> None:
     vm_factory(initrd=initramfs.build(kernel, script="sleep 100")).start()
 
