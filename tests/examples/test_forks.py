@@ -13,10 +13,9 @@ from pyvirt.harness.vm.vm import VM
 NUMBERS = [pytest.param(n, id=f"{'few' if n < 5 else 'many'}-{n}") for n in range(30)]
 # What tells a guest's boots apart; the kernel makes it when it is first read.
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-
-
 # Not what the kernel remembers of it.
 DISK = "echo 3 >/proc/sys/vm/drop_caches; head -n 1 /dev/vda"
+DRAW = "head -c 16 /dev/urandom | md5sum"
 
 
 def prepare(vm: VM) -> None:
@@ -47,21 +46,18 @@ def drawn() -> set[str]:
 def test_a_guest_of_its_own(
     vm: VM, number: int, boots: dict[str, set[str]], drawn: set[str]
 ) -> None:
-    boot = vm.succeed("cat /tmp/prepared")
-    assert vm.succeed(f"cat {BOOT_ID}") == boot
+    look = (f"cat /tmp/prepared {BOOT_ID}", "hostname", "ls /tmp", DISK, DRAW)
+    prepared, boot, *found, random = vm.succeed("; ".join(look)).splitlines()
+    assert prepared == boot
     of_kernel = boots.setdefault(vm.kernel.name, set())
     of_kernel.add(boot)
     assert len(of_kernel) == 1, "this guest has booted by itself"
-
-    assert vm.succeed("hostname; ls /tmp").split() == ["(none)", "prepared"]
-    assert "Linux version" in vm.log()
-    assert vm.succeed(DISK) == "prepared\n"
-    vm.succeed(f"hostname test{number}", f"echo {number} >/tmp/left", "rm /tmp/prepared")
-    write(vm, f"test{number}")
-
-    random = vm.succeed("head -c 16 /dev/urandom | md5sum")
     assert random not in drawn
     drawn.add(random)
+
+    assert found == ["(none)", "prepared", "prepared"]
+    vm.succeed(f"hostname test{number}; echo {number} >/tmp/left; rm /tmp/prepared")
+    write(vm, f"test{number}")
 
 
 @pytest.mark.vm(nets=["link:wire"], modules=["virtio_net"])
@@ -78,6 +74,7 @@ def test_more_processors(vm: VM) -> None:
 
 
 def test_back_to_where_it_stood(vm: VM) -> None:
+    assert "Linux version" in vm.log()
     vm.succeed("echo 1 >/tmp/state")
     write(vm, "first")
     point = vm.snapshot()
