@@ -114,7 +114,6 @@ static void test_no_more_than_the_credit_of_the_driver(void)
 	unmake(&b);
 }
 
-/* The driver's bytes stay here while nobody reads them, up to its credit. */
 /* However many buffers a message took, the next one takes those that it needs. */
 static void test_messages_of_changing_sizes_are_whole(void)
 {
@@ -145,6 +144,7 @@ static void test_messages_of_changing_sizes_are_whole(void)
 	unmake(&b);
 }
 
+/* The driver's bytes stay here while nobody reads them, up to its credit. */
 static void test_no_more_than_the_credit_of_the_device(void)
 {
 	uint32_t port, taken = 0, out = 0, forwarded = 0;
