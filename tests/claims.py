@@ -18,9 +18,9 @@ from _pytest.runner import runtestprotocol
 
 # From the longest on, as `python -m tests` tells them.
 LONGEST = (
-    *("net", "net_host", "disk", "cycles", "hostroot", "rootfs", "boot", "timed", "fio", "life"),
-    *("hotplug", "snapshot", "qmp_net", "hotplug_page", "demo", "vsock", "disk_kill"),
-    *("virtio_mmio", "fault", "vhost_user", "qmp"),
+    *("hostroot", "net_host", "snapshot", "cycles", "ondemand", "rootfs", "net", "boot", "timed"),
+    *("fio", "life", "disk", "vhost_user", "hotplug", "qmp_net", "snapshot_rounds", "demo"),
+    *("vsock", "disk_kill", "hotplug_page", "virtio_mmio", "fault", "numa", "qmp"),
 )
 
 
