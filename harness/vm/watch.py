@@ -33,9 +33,10 @@ _MESSAGES_MAX = 1 << 20  # bytes of the monitor's messages that are kept
 _LINE_MAX = 1 << 20
 _EVENTS_MAX = 10_000
 _DRAIN_S = 1.0  # for the channels, when the monitor is gone
-# After the silence that ends a report, for the kernel's own words, when pvpanic or the agent's end
-# came first.
+# After the silence that ends a report, for the kernel's own words, when the agent's end came first.
 _REPORT_S = 0.2
+# From pvpanic's event to the kernel's own words, which a busy host's guest is slow to print.
+_WORDS_S = 5.0
 _TICK_S = 1.0
 _TRIPLE_FAULT = "the guest triple-faulted"
 GOOD_ENDS = {
@@ -227,7 +228,8 @@ class Watch:
     def _consider(self, end: End) -> None:
         """Finish for this cause in a moment, unless a better one comes until then."""
         if self._weak is None or end.verdict == Verdict.PANICKED:
-            self._weak = (time.monotonic() + self._console.quiet + _REPORT_S, end)
+            patience = _WORDS_S if end.verdict == Verdict.PANICKED else _REPORT_S
+            self._weak = (time.monotonic() + self._console.quiet + patience, end)
 
     def _on_console(self, data: bytes) -> None:
         if self._echo is not None:
