@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _prctl = ctypes.CDLL(None).prctl
 _PR_SET_PDEATHSIG = 1
-_OPTIONS_IN_FILE = re.compile("--?config(=|$)")
+_WITH_FILES = re.compile("--?(config|share|root)(=|$)")  # which are looked at from where one is
 
 
 class Rehearsal:
@@ -46,7 +46,7 @@ class Rehearsal:
         """Read them, where they say everything by themselves."""
         self._words = words
         self._options: Options | None = None
-        if not any(_OPTIONS_IN_FILE.match(word) for word in words):
+        if not any(_WITH_FILES.match(word) for word in words):
             with contextlib.suppress(PyvirtError):
                 self._options = parse(words)
 
