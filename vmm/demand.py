@@ -55,8 +55,9 @@ if TYPE_CHECKING:
             """Wait until no vCPU runs any more; it has ended."""
 
 
-# What the guest has in seconds to take a device, before its ACPI has been heard of and after.
-START_S, LIMIT_S = 20.0, 5.0
+LIMIT_S = 5.0  # for the guest to take a device: who plugs it, and all other clients, wait
+# For one that was paused, when nobody waits.
+_LEFT_S = 20.0
 # An event that comes before the guest's driver is lost.
 _REMIND_S = 0.2
 
@@ -134,18 +135,18 @@ class Demand:
                 "see its kernel's log"
             )
         return (
-            f"the guest's ACPI has not answered within {START_S:g} s, and the guest does not get "
-            "the device; give it a kernel with CONFIG_ACPI, or use -machine slots=prepared"
+            f"the guest's ACPI has not answered within {LIMIT_S:g} s, and the guest does not get "
+            "the device; if it is starting, ask again, else give it a kernel with CONFIG_ACPI, or "
+            "use -machine slots=prepared"
         )
 
     def _wait(self, offer: Offer) -> bool:
         """Return True when the guest has taken it, or is paused; False: it will not."""
-        began = time.monotonic()
+        until = time.monotonic() + LIMIT_S
         while not offer.wait(_REMIND_S):
             if self._machine.state == PAUSED:
                 return True
-            limit = LIMIT_S if self.port.is_known else START_S
-            if self._machine.state == ENDED or time.monotonic() > began + limit:
+            if self._machine.state == ENDED or time.monotonic() > until:
                 return False
             self.port.remind()
         return True
@@ -159,12 +160,12 @@ class Demand:
 
     def _remind(self) -> None:
         ran = 0.0
-        while self.port.is_waiting and self._machine.state != ENDED and ran < START_S:
+        while self.port.is_waiting and self._machine.state != ENDED and ran < _LEFT_S:
             if self._machine.state == RUNNING:
                 self.port.remind()
                 ran += _REMIND_S
             time.sleep(_REMIND_S)
-        if ran >= START_S:
+        if ran >= _LEFT_S:
             self._warn(
                 "the guest has not taken what was plugged while it was paused; it has that when "
                 "it is reset"

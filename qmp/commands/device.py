@@ -227,8 +227,8 @@ COMMANDS = (
         "NICs 0 (eth0) and 1; without `addr` and `lun` the first free one is taken. Disks and NICs "
         "of the command line have slots from 0 up. With `-machine slots=demand` a device gets a "
         "slot of its own, and `addr` is no more than its number among those of its kind, 0 to 15; "
-        "the answer comes when the guest has taken the device, or an error after 5 s (20 s while "
-        "it starts), and it has not got it. A guest that is paused gets it when it runs. "
+        "the answer comes when the guest has taken the device, or an error after 5 s, and it has "
+        "not got it. A guest that is paused gets it when it runs. "
         f"The drivers {', '.join(_OTHERS)} are for such slots alone, and take the members of their "
         "-device.",
         _device_add,

@@ -76,8 +76,7 @@ def client(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., tuple[Guest, Client]]]:
     """Return a function that makes a machine with slots on demand, and its client."""
-    monkeypatch.setattr(demand, "START_S", 0.5)
-    monkeypatch.setattr(demand, "LIMIT_S", 0.5)
+    monkeypatch.setattr(demand, "LIMIT_S", 30.0)
     clients = []
 
     def make_one(name: str = "plug", **config: Any) -> tuple[Guest, Client]:
@@ -180,8 +179,11 @@ def test_blocks_that_do_not_divide_the_disk(client: Any, tmp_path: Path) -> None
     assert user.ask("device_add", id="d", driver="virtio-blk-mmio") == {}
 
 
-def test_a_guest_that_does_not_answer_does_not_get_it(client: Any) -> None:
+def test_a_guest_that_does_not_answer_does_not_get_it(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guest, user = client("spin")
+    monkeypatch.setattr(demand, "LIMIT_S", 0.5)
     start(guest)
     wait_until(lambda: guest.read_words(MAILBOX, 1) != [0], "it runs")
     user.register("d")
@@ -195,11 +197,13 @@ def test_a_guest_that_does_not_answer_does_not_get_it(client: Any) -> None:
     assert user.ask("blockdev-del", **{"node-name": "d"}) == {}
 
 
-def test_rubbish_is_no_answer(client: Any) -> None:
+def test_rubbish_is_no_answer(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     guest, user = client()
     start(guest, adds=RUBBISH)
     text = "the guest has not taken the device within 0.5 s, and does not get it"
-    assert user.plug("d").startswith(text)
+    with monkeypatch.context() as patch:
+        patch.setattr(demand, "LIMIT_S", 0.5)
+        assert user.plug("d").startswith(text)
     assert transports(guest) == 0
     guest.write_words(MAILBOX, 0, 0)
     assert user.ask("device_add", id="d", driver="virtio-blk-mmio") == {}
@@ -219,7 +223,6 @@ def test_a_paused_guest_is_told_when_it_runs_on(client: Any) -> None:
 
 def test_a_reset_before_the_answer(client: Any) -> None:
     guest, user = client("spin")
-    demand.START_S = 30.0
     start(guest)
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(user.plug("d")))
@@ -235,7 +238,6 @@ def test_a_reset_before_the_answer(client: Any) -> None:
 
 def test_an_end_before_the_answer(client: Any) -> None:
     guest, user = client("spin")
-    demand.START_S = 30.0
     start(guest)
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(user.plug("d")))
@@ -387,8 +389,11 @@ def test_another_device_is_unplugged_when_no_driver_has_it(client: Any) -> None:
     assert transports(guest) == 0
 
 
-def test_another_device_for_a_guest_that_does_not_answer(client: Any) -> None:
+def test_another_device_for_a_guest_that_does_not_answer(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guest, user = client("spin")
+    monkeypatch.setattr(demand, "LIMIT_S", 0.5)
     asked = make_notes(user)
     start(guest)
     assert user.ask("device_add", id="n", driver="virtio-rng-device").startswith(SILENT)
