@@ -78,21 +78,22 @@ def guest_groups(folder: Path, failure: str) -> list[Group]:
     """Return what boots stock kernels; in labs where this host's KVM has the `failure`."""
     # pytest itself runs here, and has the VMs in a lab of its own where it needs one.
     skip = ("-k", f"not (cloud and ({OF_MICRO}))")
-    kernels = ("--vm-kernel", "micro", "--vm-kernel", "cloud")
+    options = ("--vm-kernel", "micro", "--vm-kernel", "cloud", "--vm-fork", "auto")
     plugin = [
         Group("harness", ["tests/harness"]),
-        Group("examples", ["tests/examples"], kernels, skip),
+        Group("examples", ["tests/examples"], options, skip),
     ]
     if not failure:
         return [*plugin, Group("guests", ["tests/guest"])]
     claims = folder / "claims"
     claims.mkdir()
     spread = ["--claims", str(claims)]
+    if os.path.exists("/dev/kvm"):
+        # What is marked comes out the same on every KVM: it has had this host's.
+        spread += ["-m", "not any_kvm"]
     paths = ["tests/guest", "tests/kvm"]
-    # What is marked comes out the same on every KVM: it has had this host's, if it has one.
-    chosen = ["-m", "not any_kvm"] if os.path.exists("/dev/kvm") else []
     processes = labs_at_once()
-    return [*plugin, Group("lab", paths, chosen, spread=spread, processes=processes, lab=True)]
+    return [*plugin, Group("lab", paths, spread=spread, processes=processes, lab=True)]
 
 
 def labs_at_once() -> int:

@@ -33,6 +33,8 @@ from .test_life import wait_until
 from .test_snapshot import save
 from .test_virtio_mmio import driver, get
 
+pytestmark = pytest.mark.any_kvm
+
 Make = Callable[..., Guest]
 SECTORS = 16
 RUBBISH = 7

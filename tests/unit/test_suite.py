@@ -131,6 +131,14 @@ def outcomes_of(tmp_path: Path, **events: list[str]) -> Outcomes:
     return outcomes
 
 
+def test_a_second_run_has_none_of_what_chose_the_tests(tmp_path: Path) -> None:
+    """An expression of marks is an error where the file that has them is not among the tests."""
+    lab = suite.guest_groups(tmp_path, "a reason to need labs")[-1]
+    first, second = (suite.command(group, tmp_path, []) for group in (lab, lab.again()))
+    assert "--claims" in first
+    assert {"--claims", "not any_kvm"}.isdisjoint(second)
+
+
 def test_last_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = ["passed", "over"], ["failed", "over"]
     first = suite.Group("host", ["tests"])

@@ -9,9 +9,13 @@ static void lose(struct bench *b, uint32_t ops, uint64_t every)
 {
 	struct pv_fault fault = {
 		.kind = PV_FAULT_DROP, .ops = ops, .last = UINT64_MAX, .every = every};
+	uint64_t before;
 
 	CHECK(pv_faults_add(pv_virtio_irq_faults(b->guest.irq), &fault) > 0);
+	/* It is for what a turn finds that begins after this one. */
+	before = STAT(b, kicks);
 	kick(&b->queues[TX]);
+	WAIT_FOR(STAT(b, kicks) > before);
 }
 
 static uint64_t hits(struct bench *b)
