@@ -203,8 +203,9 @@ class Watch:
         if self.end is not None:
             return
         now = time.monotonic()
-        if self._weak is not None and now >= self._weak[0]:
-            self.finish(self._weak[1])
+        if self._weak is not None:
+            if now >= self._weak[0]:
+                self.finish(self._weak[1])
         elif not self.is_ready and now >= self._started + self._limits.boot:
             self.finish(
                 End(

@@ -310,8 +310,9 @@ static void test_a_full_host_makes_packets_wait(void)
 	make_frame(frame, 60000, 8);
 	offer_packets(&b, 40, frame, 60000);
 	WAIT_FOR(STAT(&b, tx_blocked) == 1);
-	stuck = used(q);
+	stuck = (uint16_t)STAT(&b, tx_packets);
 	CHECK(stuck < 40);
+	WAIT_FOR(used(q) == stuck);
 	kick(q);
 	usleep(10000);
 	CHECK_EQ(used(q), stuck);
