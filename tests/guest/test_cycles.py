@@ -25,9 +25,9 @@ from .test_qmp import Operator
 from .test_qmp_net import make_tap
 
 MIB = 1 << 20
-CYCLES = 20  # of disks, and as many of NICs
-WARM_UP = 10  # cycles, after which all is allocated that is kept
-LOOK = 10  # the guest is asked after each so many
+CYCLES = 40  # of disks, and as many of NICs
+WARM_UP = 20  # cycles, after which all is allocated that is kept
+LOOK = 20  # the guest is asked after each so many
 # Two huge pages, which the host's kernel makes of small ones as it sees fit; the test of the same
 # name in tests/kvm looks more closely.
 GROWTH_KIB = 4096
