@@ -6,7 +6,6 @@ another test could show.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,12 +15,9 @@ from typing import Any
 import pytest
 from pyvirt.devices.virtio.rng import RngConfig
 from pyvirt.harness.guest import kernel
-from pyvirt.qmp.machine import MachineHost
-from pyvirt.qmp.monitor import Monitor
-from pyvirt.qmp.session import Session
 from pyvirt.vmm import slots
-from pyvirt.vmm.log import Log
 
+from ..unit.asking import Asking
 from ..unit.namespace import ip, network_namespace
 from .live import Live, live
 
@@ -32,35 +28,22 @@ SECONDS = 60.0
 DRIVER = "/sys/bus/platform/drivers/virtio-mmio"
 
 
-class Client:
+class Client(Asking):
     """Somebody at the machine's monitor."""
 
     def __init__(self, guest: Live, folder: Path) -> None:
-        self.events: list[str] = []
-        self.host = MachineHost(guest.machine)
+        super().__init__(guest.machine)
         assert guest.machine.demand
         assert guest.machine.slots
         self.demand = guest.machine.demand
         self.slots = guest.machine.slots
         self._folder = folder
-        self._monitor = Monitor(self.host, lambda name, _: self.events.append(name), Log())
-        self._session = Session(self._monitor)
-        self._session.is_ready = True
-
-    def ask(self, command: str, **arguments: Any) -> Any:
-        """Return what a request returns, or the text of its error."""
-        request = {"execute": command, "arguments": arguments}
-        message: Any = self._monitor.execute(self._session, request).message
-        return message["return"] if "return" in message else message["error"]["desc"]
 
     def disk(self, name: str, *, readonly: bool = False, **more: Any) -> None:
         """Plug a disk of 8 MiB that begins with its name."""
         path = self._folder / name
         path.write_text(name)
-        os.truncate(path, 8 * MIB)
-        file = {"driver": "file", "filename": str(path)}
-        added: Any = {"node-name": name, "file": file, "read-only": readonly}
-        assert self.ask("blockdev-add", **added) == {}
+        self.register(path, 8 * MIB, readonly=readonly)
         assert self.ask("device_add", id=name, driver="virtio-blk-mmio", **more) == {}
 
 

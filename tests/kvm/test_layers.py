@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,12 @@ from .conftest import Make
 from .support import BUFFER, MEMORY, Guest
 from .test_life import wait_until
 from .test_qmp_run import Monitored
-from .test_snapshot import COUNT, FLAG, KEPT, Restored, saved
+from .test_snapshot import COUNT, FLAG, KEPT, Restored, restored, saved
+
+__all__ = ["restored"]  # a fixture
 
 FAR = 96 << 20  # where nobody has written before
 PAGE = 4096
-
-
-@pytest.fixture
-def restored(kernel: Callable[[str], Path], tmp_path: Path) -> Iterator[Restored]:
-    restored = Restored(kernel, tmp_path)
-    yield restored
-    for guest in restored.made:
-        guest.close()
 
 
 def save_changes(guest: Guest, folder: Path) -> int:
@@ -241,9 +235,7 @@ def test_no_parent_does_more_than_be_refused(
         (folder / "state").write_bytes(state_file.encode(state))
         with contextlib.suppress(StateError, KvmError):
             restored.make("keep", folder)
-        for guest in restored.made:
-            guest.close()
-        restored.made.clear()
+        restored.close()
 
     check()
 

@@ -13,9 +13,6 @@ from pyvirt.devices.virtio import registers as r
 from pyvirt.devices.virtio.block import RO, Block, BlockConfig
 from pyvirt.devices.virtio.device import Device
 from pyvirt.errors import ConfigError, PyvirtError, StateError
-from pyvirt.qmp.machine import MachineHost
-from pyvirt.qmp.monitor import Monitor
-from pyvirt.qmp.session import Session
 from pyvirt.state import Fields
 from pyvirt.vmm import demand, layout, slots
 from pyvirt.vmm.config import MachineConfig
@@ -27,6 +24,7 @@ from pyvirt.vmm.snapshot.restore import open_folder
 from pyvirt.vmm.snapshot.save import Saver
 from pyvirt.vmm.topology import Topology
 
+from ..unit.asking import Asking
 from .support import MAILBOX, MEMORY, Guest
 from .test_access import carry_out
 from .test_life import wait_until
@@ -41,35 +39,20 @@ RUBBISH = 7
 SILENT = "the guest's ACPI has not answered within 0.5 s, and the guest does not get the device"
 
 
-class Client:
-    """Somebody at a machine's monitor."""
+class Client(Asking):
+    """Somebody at a machine's monitor, who has images in a folder."""
 
     def __init__(self, guest: Guest, folder: Path) -> None:
-        self.events: list[str] = []
-        self.host = MachineHost(guest)
+        super().__init__(guest)
         self._folder = folder
-        self._monitor = Monitor(self.host, lambda name, _: self.events.append(name), Log())
-        self._session = Session(self._monitor)
-        self._session.is_ready = True
 
-    def ask(self, command: str, **arguments: Any) -> Any:
-        """Return what a request returns, or the text of its error."""
-        request = {"execute": command, "arguments": arguments}
-        message: Any = self._monitor.execute(self._session, request).message
-        return message["return"] if "return" in message else message["error"]["desc"]
-
-    def register(self, name: str, *, readonly: bool = False) -> None:
+    def image(self, name: str, *, readonly: bool = False) -> None:
         """Make an image, and its backend."""
-        path = self._folder / name
-        path.touch()
-        os.truncate(path, 512 * SECTORS)
-        file = {"driver": "file", "filename": str(path)}
-        arguments: Any = {"node-name": name, "file": file, "read-only": readonly}
-        assert self.ask("blockdev-add", **arguments) == {}
+        self.register(self._folder / name, 512 * SECTORS, readonly=readonly)
 
     def plug(self, name: str, **more: Any) -> Any:
         """Register a disk and plug it."""
-        self.register(name)
+        self.image(name)
         return self.ask("device_add", id=name, driver="virtio-blk-mmio", **more)
 
 
@@ -127,7 +110,7 @@ def test_as_many_as_there_are_lines_and_no_more(client: Any) -> None:
         assert user.plug(f"d{index}") == {}
     files = set(os.listdir("/proc/self/fd"))
     user.ask("netdev_add", id="n", ifname="absent")
-    user.register("more")
+    user.image("more")
     answer = user.ask("device_add", id="more", driver="virtio-blk-mmio")
     assert answer == "A maximum of 16 block replaceable devices are supported."
     assert user.ask("blockdev-del", **{"node-name": "more"}) == {}
@@ -139,7 +122,7 @@ def test_as_many_as_there_are_lines_and_no_more(client: Any) -> None:
 def test_features_are_those_of_the_disk(client: Any) -> None:
     guest, user = client()
     start(guest)
-    user.register("d", readonly=True)
+    user.image("d", readonly=True)
     more = {"num-queues": 4, "queue-size": "512", "logical_block_size": 1024, "serial": "number"}
     assert user.ask("device_add", id="d", driver="virtio-blk-mmio", **more) == {}
     device = guest.slot("block", 0)
@@ -171,7 +154,7 @@ def test_a_shape_that_cannot_be(client: Any, more: dict[str, Any], text: str) ->
 def test_blocks_that_do_not_divide_the_disk(client: Any, tmp_path: Path) -> None:
     guest, user = client()
     start(guest)
-    user.register("d")
+    user.image("d")
     user.ask("blockdev-del", **{"node-name": "d"})
     os.truncate(tmp_path / "d", 512 * 3)
     file = {"driver": "file", "filename": str(tmp_path / "d")}
@@ -188,7 +171,7 @@ def test_a_guest_that_does_not_answer_does_not_get_it(
     monkeypatch.setattr(demand, "LIMIT_S", 0.5)
     start(guest)
     wait_until(lambda: guest.read_words(MAILBOX, 1) != [0], "it runs")
-    user.register("d")
+    user.image("d")
     files = set(os.listdir("/proc/self/fd"))
     for _ in range(3):
         answer = user.ask("device_add", id="d", driver="virtio-blk-mmio")
@@ -223,15 +206,23 @@ def test_a_paused_guest_is_told_when_it_runs_on(client: Any) -> None:
     wait_until(lambda: not guest.demand.port.is_waiting, "nothing is left")
 
 
-def test_a_reset_before_the_answer(client: Any) -> None:
-    guest, user = client("spin")
-    start(guest)
+def plug_while(guest: Guest, user: Client, act: Callable[[], None]) -> list[Any]:
+    """Act when a disk is on offer that nobody takes; return what who plugged it was told."""
+    assert guest.demand is not None
+    port = guest.demand.port
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(user.plug("d")))
     thread.start()
-    wait_until(lambda: guest.demand.port.is_waiting, "it is offered")
-    guest.reset()
+    wait_until(lambda: port.is_waiting, "it is offered")
+    act()
     thread.join()
+    return answers
+
+
+def test_a_reset_before_the_answer(client: Any) -> None:
+    guest, user = client("spin")
+    start(guest)
+    answers = plug_while(guest, user, guest.reset)
     assert answers == [{}]
     assert len(guest.slots.windows()) == 1
     image = guest.read(layout.ACPI, layout.ACPI_END - layout.ACPI)
@@ -241,12 +232,7 @@ def test_a_reset_before_the_answer(client: Any) -> None:
 def test_an_end_before_the_answer(client: Any) -> None:
     guest, user = client("spin")
     start(guest)
-    answers: list[Any] = []
-    thread = threading.Thread(target=lambda: answers.append(user.plug("d")))
-    thread.start()
-    wait_until(lambda: guest.demand.port.is_waiting, "it is offered")
-    guest.finish(End("host"))
-    thread.join()
+    answers = plug_while(guest, user, lambda: guest.finish(End("host")))
     assert answers == ["the machine has ended; start another"]
     assert transports(guest) == 0
 

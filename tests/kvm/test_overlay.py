@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -24,14 +23,17 @@ from pyvirt.vmm.snapshot.flatten import flatten
 from pyvirt.vmm.snapshot.folder import Folder
 from pyvirt.vmm.snapshot.save import Saver
 
+from ..unit.file_limit import file_limit
 from .conftest import Make
 from .support import MAILBOX, MEMORY, Guest
 from .test_access import OPERATIONS
 from .test_fork import by_command, taken
 from .test_life import wait_until
 from .test_qmp_run import Monitored
-from .test_snapshot import Restored, save
+from .test_snapshot import Restored, restored, save
 from .test_virtio_mmio import driver, set_
+
+__all__ = ["restored"]  # a fixture
 
 pytestmark = pytest.mark.any_kvm
 
@@ -78,14 +80,6 @@ def folder() -> Iterator[str]:
     """Return a folder for overlays; the lab's 9p knows no files without names."""
     with TemporaryDirectory() as name:
         yield name
-
-
-@pytest.fixture
-def restored(kernel: Callable[[str], Path], tmp_path: Path) -> Iterator[Restored]:
-    restored = Restored(kernel, tmp_path)
-    yield restored
-    for guest in restored.made:
-        guest.close()
 
 
 def test_two_machines_write_their_own(
@@ -191,13 +185,9 @@ def test_a_snapshot_without_room_for_what_was_written(make: Make, tmp_path: Path
     kick(guest)
     wait_until(partial(answered, guest), "the write is answered")
     saver = Saver(guest, Log())
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MEMORY, before[1]))
-    try:
+    with file_limit(2 * MEMORY):
         saver.start(Folder(str(tmp_path / "snapshot")))
         saver.wait()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert saver.status == "failed"
     assert "File too large; name a folder that can be written" in saver.error
     assert not (tmp_path / "snapshot").exists()

@@ -50,6 +50,12 @@ class Restored:
         self._logs = logs
         self.made: list[Guest] = []
 
+    def close(self) -> None:
+        """End those there are; others may be made."""
+        for guest in self.made:
+            guest.close()
+        self.made.clear()
+
     def make(self, name: str, folder: Path, *, mapped: bool = True, **words: Any) -> Guest:
         """Make a machine, and restore it; it does not run yet."""
         incoming = open_folder(str(folder), mapped=mapped)
@@ -79,8 +85,7 @@ class Restored:
 def restored(kernel: Callable[[str], Path], tmp_path: Path) -> Iterator[Restored]:
     restored = Restored(kernel, tmp_path)
     yield restored
-    for guest in restored.made:
-        guest.close()
+    restored.close()
 
 
 def at_work(machine: Make, name: str = "keep") -> Guest:

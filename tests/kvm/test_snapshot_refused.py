@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from pyvirt.vmm.snapshot import clock, state_file
 from pyvirt.vmm.snapshot.folder import Folder
 from pyvirt.vmm.snapshot.save import Saver
 
+from ..unit.file_limit import file_limit
 from .conftest import Make
 from .support import MEMORY, PATIENCE, Guest
 from .test_life import wait_until
@@ -196,9 +196,7 @@ def test_no_state_does_more_than_be_refused(
         (folder / "state").write_bytes(state_file.encode(state))
         with contextlib.suppress(StateError, KvmError):
             restored.make("keep", folder)
-        for guest in restored.made:
-            guest.close()
-        restored.made.clear()
+        restored.close()
 
     check()
 
@@ -206,13 +204,9 @@ def test_no_state_does_more_than_be_refused(
 def test_a_full_disk_leaves_nothing_and_the_guest_goes_on(machine: Make, tmp_path: Path) -> None:
     guest = at_work(machine)
     saver = Saver(guest, Log())
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MEMORY // 2, before[1]))
-    try:
+    with file_limit(MEMORY // 2):
         saver.start(Folder(str(tmp_path / "snapshot")))
         saver.wait()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert saver.status == "failed"
     assert "File too large" in saver.error
     assert not (tmp_path / "snapshot").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +15,7 @@ from pyvirt.devices.virtio.block import RO, Block, BlockConfig, Image
 from pyvirt.errors import BackendError, ConfigError
 from pyvirt.vmm.memory import GuestMemory
 
+from ...file_limit import file_limit
 from ...refusal import refusal
 from .test_block_hotplug import DISCARD, IOERR, OK, OUT, SECTORS, Guest, descriptors
 
@@ -162,13 +162,8 @@ def test_a_copy_ends_when_it_is_to(disks: Disks, tmp_path: Path) -> None:
     with open(tmp_path / "copy", "wb") as file:
         with pytest.raises(InterruptedError):
             overlay.copy(file.fileno(), MARK, check)
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-        try:
-            with pytest.raises(OSError, match="File too large"):
-                overlay.copy(file.fileno(), MARK, lambda: None)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with file_limit(4096), pytest.raises(OSError, match="File too large"):
+            overlay.copy(file.fileno(), MARK, lambda: None)
     assert guest.read(1) == A
 
 
@@ -200,13 +195,9 @@ def test_discards_give_room_back(disks: Disks) -> None:
 
 def test_no_room_is_a_failure_to_write(disks: Disks) -> None:
     guest = disks.make()
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    try:
+    with file_limit(4096):
         assert guest.ask(OUT, 100, A) == IOERR
         refused = refusal(disks.make)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert guest.block.take_failure() == ("write", errno.EFBIG)
     assert guest.read(100) == CONTENT[:512]
     assert refused.endswith("overlay=memory: File too large; raise ulimit -f")
@@ -215,13 +206,9 @@ def test_no_room_is_a_failure_to_write(disks: Disks) -> None:
 def test_a_layer_that_has_no_room_is_not_frozen(disks: Disks) -> None:
     guest = disks.make()
     guest.ask(OUT, 1, A)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    try:
-        with pytest.raises(BackendError, match=r"^disk d: its overlay: File too large; make room$"):
-            guest.block.freeze()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    message = r"^disk d: its overlay: File too large; make room$"
+    with file_limit(4096), pytest.raises(BackendError, match=message):
+        guest.block.freeze()
     guest.ask(OUT, 2, A)
     assert guest.read(1, 1024) == A + A
     assert len(guest.block.freeze()) == 1
