@@ -28,11 +28,6 @@ _Static_assert(PV_OVERLAY_SPAN == PAGE_SECTORS * SECTOR, "a page of the map");
 
 static const struct trailer TRAILER = {"pyvirt-overlay", 1, 0, {0}};
 
-static uint64_t smaller(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
-
 static uint64_t whole(uint64_t count, uint64_t unit)
 {
 	return (count + unit - 1) / unit;
@@ -138,7 +133,7 @@ void pv_overlay_mark(struct pv_overlay *o, uint64_t start, uint64_t end)
 	uint64_t at = start / SECTOR, last = end / SECTOR;
 
 	while (at < last) {
-		uint64_t first = at % WORD, count = smaller(WORD - first, last - at);
+		uint64_t first = at % WORD, count = pv_smaller(WORD - first, last - at);
 		_Atomic uint64_t *word = &o->map[at / WORD];
 		uint64_t bits = UINT64_MAX >> (WORD - count) << first;
 
@@ -161,13 +156,13 @@ static uint64_t run_from(const struct pv_overlay *o, uint64_t at, uint64_t most,
 	same = *is_here ? UINT64_MAX : 0;
 	others = (word ^ same) >> at % WORD;
 	if (others)
-		return smaller((uint64_t)__builtin_ctzll(others), most);
+		return pv_smaller((uint64_t)__builtin_ctzll(others), most);
 	for (; run < most; run += WORD) {
 		others = atomic_load_explicit(&o->map[++index], memory_order_acquire) ^ same;
 		if (others)
-			return smaller(run + (uint64_t)__builtin_ctzll(others), most);
+			return pv_smaller(run + (uint64_t)__builtin_ctzll(others), most);
 	}
-	return smaller(run, most);
+	return pv_smaller(run, most);
 }
 
 const struct pv_overlay *pv_overlay_find(const struct pv_overlay *o, uint64_t offset,
@@ -178,7 +173,7 @@ const struct pv_overlay *pv_overlay_find(const struct pv_overlay *o, uint64_t of
 
 	for (; o && !is_here; o = is_here ? o : o->below)
 		most = run_from(o, at, most, &is_here);
-	*length = smaller(*length, most * SECTOR - offset % SECTOR);
+	*length = pv_smaller(*length, most * SECTOR - offset % SECTOR);
 	return o;
 }
 

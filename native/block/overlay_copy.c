@@ -9,11 +9,6 @@
 #define PAGE PV_OVERLAY_PAGE
 #define WORDS (PAGE / sizeof(uint64_t))
 
-static uint64_t smaller(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
-
 static int send_all(int to, int from, uint64_t at, uint64_t end)
 {
 	off_t place = (off_t)at;
@@ -46,7 +41,7 @@ static int copy_data(int to, int from, uint64_t at, uint64_t end, uint64_t *writ
 		hole = lseek(from, data, SEEK_HOLE);
 		if (hole < 0)
 			return -errno;
-		until = smaller((uint64_t)hole, end);
+		until = pv_smaller((uint64_t)hole, end);
 		result = send_all(to, from, (uint64_t)data, until);
 		if (result < 0)
 			return result;
@@ -94,13 +89,13 @@ int pv_overlay_copy(const struct pv_overlay *top, int fd, uint64_t start, uint64
 {
 	uint64_t size = top->sectors * SECTOR;
 
-	for (uint64_t at = start; at < smaller(end, size); at += PV_OVERLAY_SPAN) {
+	for (uint64_t at = start; at < pv_smaller(end, size); at += PV_OVERLAY_SPAN) {
 		uint64_t page = at / PV_OVERLAY_SPAN;
 		int result;
 
 		if (!is_in_any(top, page))
 			continue;
-		result = copy_span(top, fd, at, smaller(at + PV_OVERLAY_SPAN, size), written);
+		result = copy_span(top, fd, at, pv_smaller(at + PV_OVERLAY_SPAN, size), written);
 		if (result == 0)
 			result = copy_map(top, fd, page);
 		if (result < 0)

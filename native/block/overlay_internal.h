@@ -11,6 +11,11 @@
 #define PV_OVERLAY_SECTOR UINT64_C(512)
 #define PV_OVERLAY_PAGE UINT64_C(4096) /* of the map, bytes; a bit for each sector */
 
+static inline uint64_t pv_smaller(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
 struct pv_overlay {
 	const struct pv_overlay *below;
 	int fd;
