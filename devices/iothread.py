@@ -16,7 +16,7 @@ class IoThread:
     def __init__(self, id: str) -> None:  # noqa: A002  (the field's word)
         self.id = id
         out = ffi.new("struct pv_iothread **")
-        check(lib.pv_iothread_new(id.encode(), out), f"iothread {id}")
+        check(lib.pv_iothread_new(lib.PV_SANDBOX_IOTHREAD, id.encode(), out), f"iothread {id}")
         self.handle = ffi.gc(out[0], lib.pv_iothread_free)
 
     @property

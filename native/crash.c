@@ -14,6 +14,8 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "sandbox/internal.h"
+
 #define NAME_BYTES 32
 #define LINE_BYTES 512
 #define PATIENCE_MS 1000
@@ -27,7 +29,7 @@ struct signal_name {
 
 static const struct signal_name SIGNALS[] = {
 	{SIGSEGV, "SIGSEGV"}, {SIGBUS, "SIGBUS"},   {SIGILL, "SIGILL"},
-	{SIGFPE, "SIGFPE"},   {SIGABRT, "SIGABRT"},
+	{SIGFPE, "SIGFPE"},   {SIGABRT, "SIGABRT"}, {SIGSYS, "SIGSYS"},
 };
 #define SIGNAL_COUNT (sizeof(SIGNALS) / sizeof(SIGNALS[0]))
 
@@ -97,7 +99,30 @@ static bool was_sent(const siginfo_t *info)
 	return info->si_code <= 0;
 }
 
-static void put_cause(struct line *line, const siginfo_t *info)
+/* Of a list of sandbox/filter.h. */
+static bool is_call(const siginfo_t *info)
+{
+	return info->si_signo == SIGSYS && !was_sent(info);
+}
+
+/* Its first three arguments: those that lists look at are among them. */
+static void put_call(struct line *line, const siginfo_t *info, const void *context)
+{
+	const char *name = pv_sandbox_call_name(info->si_syscall);
+
+	put(line, " at the system call ");
+	put(line, name ? name : "of no name");
+	put(line, " (");
+	put_number(line, (uint64_t)(unsigned)info->si_syscall, 10);
+	for (unsigned i = 0; i < 3; i++) {
+		put(line, i == 0 ? ") with " : ", ");
+		put_hex(line, pv_sandbox_argument(context, i));
+	}
+	put(line, ", which is not on the list ");
+	put(line, pv_sandbox_list_name());
+}
+
+static void put_cause(struct line *line, const siginfo_t *info, const void *context)
 {
 	uintptr_t address = (uintptr_t)info->si_addr, memory = atomic_load(&report.memory);
 	uint64_t size = atomic_load(&report.memory_size);
@@ -105,6 +130,10 @@ static void put_cause(struct line *line, const siginfo_t *info)
 	if (was_sent(info)) {
 		put(line, " sent by process ");
 		put_number(line, (uint64_t)info->si_pid, 10);
+		return;
+	}
+	if (is_call(info)) {
+		put_call(line, info, context);
 		return;
 	}
 	put(line, " at address ");
@@ -174,25 +203,49 @@ static void restore_terminal(void)
 		(void)tcsetattr(fd, TCSANOW, &report.mode);
 }
 
+static void put_all(struct line *line, const char *what, const siginfo_t *info,
+                    const void *context)
+{
+	put(line, "pyvirt: ");
+	put(line, what);
+	put_cause(line, info, context);
+	put_thread(line);
+	put_code(line, code_address(context));
+	put(line, "; please report\n");
+}
+
+/* A call that is on no list, in the mode that only tells of it: once for each. */
+static void log_call(const siginfo_t *info, void *context)
+{
+	uint64_t selector = pv_sandbox_argument(context, info->si_syscall == SYS_ioctl);
+	bool has_selector = info->si_syscall == SYS_ioctl || info->si_syscall == SYS_socket;
+	struct line line = {.length = 0};
+
+	if (pv_sandbox_is_new(info->si_syscall, has_selector ? selector : 0)) {
+		put_all(&line, "-sandbox log:", info, context);
+		write_line(&line);
+	}
+	pv_sandbox_carry_out(context, info->si_syscall);
+}
+
 /* Only what is safe in a signal handler (signal-safety(7)). All signals are blocked. */
 static void on_crash(int number, siginfo_t *info, void *context)
 {
 	struct sigaction defaults = {.sa_handler = SIG_DFL};
 	struct line line = {.length = 0};
 
+	if (is_call(info) && pv_sandbox_mode() == PV_SANDBOX_LOG) {
+		log_call(info, context);
+		return;
+	}
 	while (atomic_exchange(&report.taken, true))
 		(void)poll(NULL, 0, -1); /* another thread is at it, and ends us */
-	put(&line, "pyvirt: ");
-	put(&line, name_of(number));
-	put_cause(&line, info);
-	put_thread(&line);
-	put_code(&line, code_address(context));
-	put(&line, "; please report\n");
+	put_all(&line, name_of(number), info, context);
 	restore_terminal();
 	write_line(&line);
 	(void)sigaction(number, &defaults, NULL);
-	/* What faulted does so again on return; what was sent is sent again. */
-	if (was_sent(info))
+	/* What faulted does so again on return; what was sent is sent again, and a call is over. */
+	if (was_sent(info) || is_call(info))
 		(void)syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), number);
 }
 

@@ -1,4 +1,5 @@
-/* A line about what a thread died of, on the way down: SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT.
+/* A line about what a thread died of, on the way down: SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT,
+ * and SIGSYS, by which a sandbox ends it (sandbox/filter.h).
  *
  * The default action follows, so that core dumps and exit statuses are what they would be without.
  * The process has one such report. */

@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "crash_internal.h"
+#include "sandbox/filter.h"
 
 #define STACK (128 * 1024)
 #define COMM_BYTES 16 /* of a name that the kernel keeps */
@@ -53,7 +54,7 @@ bool pv_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline
 	return pthread_cond_timedwait(cond, lock, &until) != ETIMEDOUT;
 }
 
-void pv_thread_is(const char *what, const char *device)
+void pv_thread_is(int list, const char *what, const char *device)
 {
 	char comm[COMM_BYTES];
 
@@ -62,6 +63,8 @@ void pv_thread_is(const char *what, const char *device)
 	(void)snprintf(comm, sizeof(comm), "%s%s%s", what, device && device[0] ? " " : "",
 	               device ? device : "");
 	(void)pthread_setname_np(pthread_self(), comm);
+	if (pv_sandbox_enter(list) < 0)
+		abort();
 }
 
 struct start {

@@ -14,8 +14,10 @@
  * -ENOMEM. */
 int pv_thread_start(pthread_t *thread, void *(*run)(void *), void *argument);
 /* Let the calling thread, which is one of these, be known by what it does and the name of the
- * device that it does it for, as pv_crash_device says. */
-void pv_thread_is(const char *what, const char *device);
+ * device that it does it for, as pv_crash_device says; and let it have its list, of enum
+ * pv_sandbox_list, by which it may not even be named any more. A thread that cannot have that aborts
+ * the process. */
+void pv_thread_is(int list, const char *what, const char *device);
 
 /* A thread whose end can be waited for with a limit, as pthread_join(3) cannot by a clock that
  * nobody sets. */

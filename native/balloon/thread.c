@@ -3,6 +3,7 @@
 #include <sys/eventfd.h>
 
 #include "balloon/internal.h"
+#include "sandbox/filter.h"
 #include "virtio/irq.h"
 
 #define NS_PER_S 1000000000
@@ -69,7 +70,7 @@ void *pv_balloon_run(void *device)
 {
 	struct pv_balloon *balloon = device;
 
-	pv_thread_is("balloon", pv_virtio_irq_name(balloon->irq));
+	pv_thread_is(PV_SANDBOX_BALLOON, "balloon", pv_virtio_irq_name(balloon->irq));
 	while (!pv_thread_is_to_end(&balloon->thread)) {
 		if (!balloon->broken)
 			pv_balloon_serve(balloon, pv_now_ns());

@@ -8,6 +8,7 @@
 #include <sys/eventfd.h>
 
 #include "block/internal.h"
+#include "sandbox/filter.h"
 #include "virtio/irq.h"
 
 #define ALIGN_MAX 4096
@@ -76,7 +77,7 @@ static int make_thread(struct pv_block_worker *w)
 	char name[32];
 
 	(void)snprintf(name, sizeof(name), "disk %s", w->member.device);
-	return pv_iothread_new(name, &w->thread);
+	return pv_iothread_new(PV_SANDBOX_DISK, name, &w->thread);
 }
 
 static int start_worker(struct pv_block *b, uint32_t index, const struct pv_queue *queue)

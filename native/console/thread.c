@@ -7,6 +7,7 @@
 
 #include "console/escape_internal.h"
 #include "console/state_internal.h"
+#include "sandbox/filter.h"
 #include "thread_internal.h"
 
 #define BACKLOG (PV_CONSOLE_RING / 4) /* kept for a client that comes later */
@@ -330,7 +331,7 @@ void *pv_console_thread(void *argument)
 	struct pollfd polled[POLLED];
 	int state;
 
-	pv_thread_is("console", "serial0");
+	pv_thread_is(PV_SANDBOX_CONSOLE, "console", "serial0");
 	/* pv_stream allows it for the length of a transfer that might block. */
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
 	c->now = pv_console_now();

@@ -17,6 +17,7 @@
 #define NAME_BYTES 32
 
 struct pv_iothread {
+	int list;
 	char name[NAME_BYTES];
 	pthread_mutex_t control; /* held while the thread is started or ended */
 	uint32_t attached;
@@ -35,7 +36,7 @@ struct pv_iothread {
 	struct pv_member *members;
 };
 
-int pv_iothread_new(const char *name, struct pv_iothread **out)
+int pv_iothread_new(int list, const char *name, struct pv_iothread **out)
 {
 	struct pv_iothread *t = calloc(1, sizeof(*t));
 	int result;
@@ -43,6 +44,7 @@ int pv_iothread_new(const char *name, struct pv_iothread **out)
 	*out = NULL;
 	if (!t)
 		return -ENOMEM;
+	t->list = list;
 	strncpy(t->name, name, sizeof(t->name) - 1);
 	t->wake.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (t->wake.fd < 0) {
@@ -161,7 +163,7 @@ static void *run(void *argument)
 	struct pv_iothread *t = argument;
 	unsigned busy = 0;
 
-	pv_thread_is(t->name, NULL);
+	pv_thread_is(t->list, t->name, NULL);
 	atomic_store(&t->tid, (int)syscall(SYS_gettid));
 	pv_engine_watch(t->engine, &t->wake);
 	while (look_around(t)) {

@@ -6,8 +6,9 @@
 
 struct pv_iothread;
 
-/* `name` is how the thread is to be known, cut to 31 bytes. -ENOMEM, or what eventfd(2) says. */
-int pv_iothread_new(const char *name, struct pv_iothread **out);
+/* `list` is that of its sandbox (sandbox/filter.h), `name` how the thread is to be known, cut to 31
+ * bytes. -ENOMEM, or what eventfd(2) says. */
+int pv_iothread_new(int list, const char *name, struct pv_iothread **out);
 /* No device uses it. */
 void pv_iothread_free(struct pv_iothread *thread);
 /* Its id, as gettid(2) has it; 0 while it does not run. Any thread. */

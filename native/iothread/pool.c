@@ -16,6 +16,7 @@
 
 #include "crash_internal.h"
 #include "iothread/io_internal.h"
+#include "sandbox/filter.h"
 #include "thread_internal.h"
 
 #define THREADS 16
@@ -127,7 +128,7 @@ static void *run(void *argument)
 	struct pool *p = argument;
 	struct pv_io *io;
 
-	pv_thread_is("pool", NULL);
+	pv_thread_is(PV_SANDBOX_POOL, "pool", NULL);
 	pthread_mutex_lock(&p->lock);
 	p->waking = false;
 	pthread_mutex_unlock(&p->lock);

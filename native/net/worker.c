@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 
 #include "net/internal.h"
+#include "sandbox/filter.h"
 #include "thread_internal.h"
 #include "virtio/irq.h"
 
@@ -205,9 +206,9 @@ void *pv_net_run(void *worker)
 	const struct sched_param none = {0};
 	bool has_polled = false;
 
-	pv_thread_is("net", pv_virtio_irq_name(w->net->irq));
 	/* Does not cut in on a busy sender, whose packets then come in bursts. */
 	(void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
+	pv_thread_is(PV_SANDBOX_NET, "net", pv_virtio_irq_name(w->net->irq));
 	while (!pv_thread_is_to_end(&w->thread)) {
 		has_polled = atomic_load(&w->net->broken) || !pv_net_pass(w, has_polled);
 		if (has_polled)

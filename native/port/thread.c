@@ -3,6 +3,7 @@
 #include <sys/eventfd.h>
 
 #include "port/internal.h"
+#include "sandbox/filter.h"
 #include "thread_internal.h"
 #include "virtio/irq.h"
 
@@ -238,7 +239,7 @@ void *pv_port_run(void *device)
 	struct pv_ports *ports = device;
 	eventfd_t value;
 
-	pv_thread_is("ports", pv_virtio_irq_name(ports->irq));
+	pv_thread_is(PV_SANDBOX_PORTS, "ports", pv_virtio_irq_name(ports->irq));
 	while (!pv_thread_is_to_end(&ports->thread)) {
 		if (!ports->broken)
 			pv_port_serve(ports);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "rng/internal.h"
+#include "sandbox/filter.h"
 #include "virtio/irq.h"
 
 #define NS_PER_S UINT64_C(1000000000)
@@ -89,7 +90,7 @@ static void *run(void *device)
 	struct pv_rng *rng = device;
 	eventfd_t value;
 
-	pv_thread_is("rng", pv_virtio_irq_name(rng->irq));
+	pv_thread_is(PV_SANDBOX_RNG, "rng", pv_virtio_irq_name(rng->irq));
 	while (!pv_thread_is_to_end(&rng->thread)) {
 		if (rng->wait != PV_RNG_END)
 			pv_rng_serve(rng, pv_now_ns());

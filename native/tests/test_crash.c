@@ -9,10 +9,12 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "sandbox/filter.h"
 #include "tests/check.h"
 #include "thread_internal.h"
 
@@ -45,8 +47,12 @@ static struct death die(way *how, int fd)
 		_exit(0);
 	}
 	close(ends[1]);
-	length = read(ends[0], death.line, sizeof(death.line) - 1);
-	CHECK(length >= 0);
+	for (size_t have = 0; have < sizeof(death.line) - 1; have += (size_t)length) {
+		length = read(ends[0], death.line + have, sizeof(death.line) - 1 - have);
+		CHECK(length >= 0);
+		if (length == 0)
+			break;
+	}
 	close(ends[0]);
 	CHECK_EQ(waitpid(child, &status, 0), child);
 	CHECK(WIFSIGNALED(status));
@@ -103,7 +109,7 @@ static void execute_nonsense(void)
 
 static void *crash_with_a_device(void *address)
 {
-	pv_thread_is("a thread", "vda");
+	pv_thread_is(PV_SANDBOX_NET, "a thread", "vda");
 	touch(address);
 	return NULL;
 }
@@ -134,7 +140,7 @@ static void *overflow(void *argument)
 	char one = 1;
 
 	(void)argument;
-	pv_thread_is("deep", NULL);
+	pv_thread_is(PV_SANDBOX_NET, "deep", NULL);
 	deeper(&one);
 	return NULL;
 }
@@ -171,6 +177,39 @@ static void crash_everywhere(void)
 		CHECK_EQ(pv_thread_start(&threads[i], crash_with_a_device, (void *)(i * 8)), 0);
 	for (int i = 0; i < 8; i++)
 		pthread_join(threads[i], NULL);
+}
+
+/* Sockets, of which the list has one kind alone. */
+static void *call_what_is_not_listed(void *argument)
+{
+	pv_thread_is(PV_SANDBOX_VSOCK, "a thread", "vsock0");
+	for (int i = 0; i < 2; i++) {
+		int fds[] = {socket(AF_UNIX, SOCK_STREAM, 0), socket(AF_INET, SOCK_STREAM, 0)};
+
+		CHECK(fds[0] >= 0 && fds[1] >= 0 && fds[0] != fds[1]);
+		close(fds[0]);
+		close(fds[1]);
+	}
+	return argument;
+}
+
+static void call_in_a_sandbox(void)
+{
+	CHECK_EQ(pv_sandbox_arm(PV_SANDBOX_ON), 0);
+	in_a_thread(call_what_is_not_listed);
+}
+
+static void call_where_it_is_logged(void)
+{
+	CHECK_EQ(pv_sandbox_arm(PV_SANDBOX_LOG), 0);
+	in_a_thread(call_what_is_not_listed);
+	abort();
+}
+
+static void call_without_a_sandbox(void)
+{
+	in_a_thread(call_what_is_not_listed);
+	abort();
 }
 
 static void *end_well(void *argument)
@@ -233,6 +272,28 @@ static void test_threads(void)
 	check_line(&death, "pyvirt: SIGSEGV at address 0x", " (a thread), device vda, ");
 }
 
+static void test_sandboxes(void)
+{
+	static const char call[] = " at the system call socket (41) with 0x2, 0x1, 0x0, which is not on "
+				   "the list vsock: thread ";
+	struct death death = die(call_in_a_sandbox, -1);
+	char *second;
+
+	CHECK_EQ(death.signal, SIGSYS);
+	check_line(&death, "pyvirt: SIGSYS at", call);
+	check_line(&death, "pyvirt: SIGSYS at", " (a thread), device vsock0, ");
+	death = die(call_without_a_sandbox, -1);
+	CHECK_EQ(death.signal, SIGABRT);
+	check_line(&death, "pyvirt: SIGABRT sent", "");
+	/* Once, and the call is made. */
+	death = die(call_where_it_is_logged, -1);
+	CHECK_EQ(death.signal, SIGABRT);
+	second = strchr(death.line, '\n') + 1;
+	CHECK(strncmp(second, "pyvirt: SIGABRT sent", 20) == 0);
+	*second = '\0';
+	check_line(&death, "pyvirt: -sandbox log: at", call);
+}
+
 /* Whoever holds the other end up does not hold up the end. */
 static void test_a_full_pipe(void)
 {
@@ -255,6 +316,7 @@ int main(void)
 {
 	test_lines();
 	test_threads();
+	test_sandboxes();
 	test_a_full_pipe();
 	test_threads_that_end();
 	return 0;

@@ -10,6 +10,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "sandbox/filter.h"
 #include "thread_internal.h"
 #include "virtio/iov_internal.h"
 #include "virtio/irq.h"
@@ -100,7 +101,7 @@ static void *run(void *argument)
 	struct pv_vacant *v = argument;
 	eventfd_t value;
 
-	pv_thread_is("vacant", pv_virtio_irq_name(v->irq));
+	pv_thread_is(PV_SANDBOX_VACANT, "vacant", pv_virtio_irq_name(v->irq));
 	while (!pv_thread_is_to_end(&v->thread)) {
 		bool more = false;
 

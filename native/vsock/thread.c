@@ -3,6 +3,7 @@
 #include <sys/eventfd.h>
 
 #include "virtio/irq.h"
+#include "sandbox/filter.h"
 #include "vsock/internal.h"
 
 #define EVENTS 64     /* taken in at once */
@@ -149,7 +150,7 @@ void *pv_vsock_run(void *device)
 	struct epoll_event event;
 	eventfd_t value;
 
-	pv_thread_is("vsock", pv_virtio_irq_name(vsock->irq));
+	pv_thread_is(PV_SANDBOX_VSOCK, "vsock", pv_virtio_irq_name(vsock->irq));
 	while (!pv_thread_is_to_end(&vsock->thread)) {
 		if (vsock->broken) {
 			(void)epoll_wait(vsock->epoll_fd, &event, 1, -1);

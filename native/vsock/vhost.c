@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "sandbox/filter.h"
 #include "thread_internal.h"
 #include "virtio/irq.h"
 #include "virtio/vhost_internal.h"
@@ -70,7 +71,7 @@ static void *run(void *device)
 	};
 	eventfd_t value;
 
-	pv_thread_is("vsock", pv_virtio_irq_name(vsock->irq));
+	pv_thread_is(PV_SANDBOX_VACANT, "vsock", pv_virtio_irq_name(vsock->irq));
 	while (!pv_thread_is_to_end(&vsock->thread)) {
 		if (poll(fds, 2, -1) <= 0 || !(fds[1].revents & POLLIN))
 			continue;

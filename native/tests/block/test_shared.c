@@ -3,6 +3,7 @@
 #include <stdatomic.h>
 
 #include "iothread/iothread.h"
+#include "sandbox/filter.h"
 #include "tests/block/device.h"
 #include "tests/threads.h"
 
@@ -10,7 +11,7 @@ static struct pv_iothread *make_thread(void)
 {
 	struct pv_iothread *thread;
 
-	CHECK_EQ(pv_iothread_new("shared", &thread), 0);
+	CHECK_EQ(pv_iothread_new(PV_SANDBOX_IOTHREAD, "shared", &thread), 0);
 	return thread;
 }
 

@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 
 #include "net/internal.h"
+#include "sandbox/filter.h"
 #include "tests/virtio/guest.h"
 
 enum { BENCH_PAIRS = 3, BENCH_SIZE = QUEUE_SIZE, BENCH_RAM = 8 << 20, BENCH_DATA = 1 << 20 };
@@ -236,7 +237,7 @@ static inline void on_each_thread(void (*tests)(void))
 	tests();
 	for (unsigned i = 0; i < 2; i++) {
 		printf("shared, engine %u\n", i);
-		CHECK_EQ(pv_iothread_new("shared", &bench_thread), 0);
+		CHECK_EQ(pv_iothread_new(PV_SANDBOX_IOTHREAD, "shared", &bench_thread), 0);
 		pv_iothread_prefer(bench_thread, makes[i]);
 		tests();
 		CHECK_EQ(pv_iothread_tid(bench_thread), 0);

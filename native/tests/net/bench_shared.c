@@ -126,7 +126,7 @@ int main(int argc, char **argv)
 		unsigned kind = turn % 3;
 
 		if (makes[kind]) {
-			CHECK_EQ(pv_iothread_new("shared", &bench_thread), 0);
+			CHECK_EQ(pv_iothread_new(PV_SANDBOX_IOTHREAD, "shared", &bench_thread), 0);
 			pv_iothread_prefer(bench_thread, makes[kind]);
 		}
 		printf("%-8s out %7.0f in %7.0f trips %6.0f\n", NAMES[kind],

@@ -14,6 +14,7 @@ from pyvirt.native.build import HEADERS_ALL, HERE, SOURCES
 
 # Each room uses those of the lines before its own; "": beside the rooms.
 LAYERS = (
+    ("sandbox",),
     ("",),
     ("vcpu", "console", "iothread"),
     ("virtio",),

@@ -1,6 +1,7 @@
-"""A process with a thread of the kind that its one argument names, which is found and signalled.
+"""A process with a thread of the kind that its first argument names, which is found and signalled.
 
-Each is at work for a device; the report on crashes goes to stderr. Ended by its stdin.
+Each is at work for a device; the report on crashes goes to stderr. Ended by its stdin. With another
+argument it is in a sandbox.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ def main() -> None:
     lib.pv_crash_thread(b"main")
     check(lib.pv_crash_report(2), "crash report")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.argv[2:]:
+        check(lib.pv_sandbox_arm(lib.PV_SANDBOX_ON), "sandbox")
     memory = GuestMemory(128 * MIB)
     bench = DeviceBench(memory, KINDS[sys.argv[1]]())
     lib.pv_virtio_irq_set_name(bench.transport._irq, b"dev0")

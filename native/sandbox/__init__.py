@@ -1,0 +1,1 @@
+"""What each kind of thread may ask of the kernel: the lists, and what makes BPF of them."""

@@ -1,0 +1,281 @@
+"""What each kind of thread may ask of the kernel, and why; all else ends the machine in one line.
+
+A thread that is started under a list is under it for good, and adds its own: what it may do is what
+all of them allow. So CONTROL, under which devices' threads are started later, has whatever those
+have. `python -m pyvirt.native.sandbox.generate` makes programs.c and docs/seccomp.md of this.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import NamedTuple
+
+from .bpf import OWN_PID, Argument, Rule
+
+PROT_EXEC = 0x4
+_CLONE_THREAD = 0x00010000
+# What a thread of glibc's shares: memory, file system, files, signal handlers, semaphores.
+_CLONE_SHARED = 0x00040F00
+_CLONE_NEW = 0x7E020000
+_SIGKILL, _SIGTERM, _SIGSTOP = 9, 15, 19
+
+# Requests of ioctl(2), by their names in linux/kvm.h, if_tun.h, sockios.h, fs.h, asm/ioctls.h.
+IOCTLS = {
+    "KVM_RUN": 0xAE80,
+    "KVM_SET_USER_MEMORY_REGION": 0x4020AE46,
+    "TCGETS": 0x5401,
+    "TCSETS": 0x5402,
+    "TCSETSW": 0x5403,
+    "TCSETSF": 0x5404,
+    "TIOCGWINSZ": 0x5413,
+    "FIONREAD": 0x541B,
+    "FIONBIO": 0x5421,
+    "TIOCGPTN": 0x80045430,
+    "TIOCSPTLCK": 0x40045431,
+    "TIOCGPTPEER": 0x5441,
+    "FIONCLEX": 0x5450,
+    "FIOCLEX": 0x5451,
+    "TUNSETIFF": 0x400454CA,
+    "TUNGETFEATURES": 0x800454CF,
+    "TUNSETOFFLOAD": 0x400454D0,
+    "TUNGETIFF": 0x800454D2,
+    "TUNSETVNETHDRSZ": 0x400454D8,
+    "TUNSETQUEUE": 0x400454D9,
+    "SIOCGIFMTU": 0x8921,
+    "SIOCGIFINDEX": 0x8933,
+    "BLKSSZGET": 0x1268,
+    "BLKPBSZGET": 0x127B,
+    "BLKGETSIZE64": 0x80081272,
+}
+_KVM, _VHOST = 0xAE00, 0xAF00  # the type of all requests of each, in their second byte
+_TYPE = 0xFF00
+FAMILIES = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10}
+PRCTLS = {
+    "PR_SET_NAME": 15,
+    "PR_GET_NAME": 16,
+    "PR_GET_SECCOMP": 21,
+    "PR_SET_NO_NEW_PRIVS": 38,
+}
+
+
+class Entry(NamedTuple):
+    """A rule, and what it is for."""
+
+    rule: Rule
+    why: str
+    shown: str  # the arguments, for people
+
+
+class List(NamedTuple):
+    """The list of one kind of thread; `includes` names those whose entries it has as well."""
+
+    name: str
+    who: str
+    entries: tuple[Entry, ...]
+
+
+def _calls(names: str, why: str) -> list[Entry]:
+    return [Entry(Rule(name), why, "") for name in names.split()]
+
+
+def _checked(call: str, shown: str, why: str, *arguments: Argument) -> Entry:
+    return Entry(Rule(call, arguments), why, shown)
+
+
+def _ioctls(names: str, why: str) -> Entry:
+    words = names.split()
+    return _checked(
+        "ioctl", ", ".join(words), why, Argument(1, tuple(IOCTLS[one] for one in words))
+    )
+
+
+def _typed(kind: int, shown: str, why: str) -> Entry:
+    return _checked("ioctl", shown, why, Argument(1, (kind,), _TYPE))
+
+
+def _not_executable(call: str, argument: int) -> Entry:
+    why = "memory, none of which can be executed"
+    return _checked(call, "without PROT_EXEC", why, Argument(argument, (0,), PROT_EXEC))
+
+
+# What any thread needs: C library and interpreter, and the line about its end (native/crash.h).
+_ALL = (
+    *_calls("futex", "locks"),
+    *_calls("write poll", "eventfds, and the log"),
+    *_calls("read close", "eventfds; what the garbage collector finds"),
+    _not_executable("mmap", 2),
+    _not_executable("mprotect", 2),
+    *_calls("munmap madvise brk mremap", "memory"),
+    *_calls("rt_sigprocmask rt_sigaction rt_sigreturn sigaltstack", "faults, and the last line"),
+    *_calls("gettid getpid", "who it is"),
+    _checked("tgkill", "this process", "to interrupt a vCPU", Argument(0, (OWN_PID,))),
+    *_calls("clock_gettime clock_nanosleep", "where the clock is no affair of the C library"),
+    *_calls("restart_syscall exit", "SIGCONT; its end"),
+)
+_TERMINAL = _ioctls("TCSETS", "a terminal gets its mode back before the last line")
+
+VCPU = (
+    _ioctls("KVM_RUN", "the guest"),
+    _ioctls("KVM_SET_USER_MEMORY_REGION", "a new configuration is shown at once, or not at all"),
+    _TERMINAL,
+    *_ALL,
+)
+
+_ENGINE = (
+    *_calls("io_uring_enter", "operations and the wait for them"),
+    _checked("io_uring_register", "IORING_REGISTER_ENABLE_RINGS", "once", Argument(1, (12,))),
+    *_calls("epoll_wait epoll_ctl", "the same, where there is no io_uring"),
+)
+_FILES = _calls("preadv preadv2 pwritev fdatasync fallocate", "the image, without io_uring")
+_OVERLAY = _calls("pread64 pwrite64 lseek ftruncate", "an image's head and tail, and an overlay")
+# The thread of a pool starts others, which take their own list then.
+_THREADS = (
+    _checked(
+        "clone",
+        "a thread, in this namespace",
+        "threads",
+        Argument(0, (_CLONE_THREAD | _CLONE_SHARED,), _CLONE_THREAD | _CLONE_SHARED | _CLONE_NEW),
+    ),
+    Entry(
+        Rule("clone3", (), errno.ENOSYS), "its flags cannot be seen; the C library takes clone", ""
+    ),
+    *_calls("set_robust_list rseq", "a thread's beginning"),
+    _checked(
+        "prctl",
+        ", ".join(PRCTLS),
+        "a thread's name, and its list",
+        Argument(0, tuple(PRCTLS.values())),
+    ),
+    _checked("seccomp", "SECCOMP_SET_MODE_FILTER", "a thread's list", Argument(0, (1,))),
+)
+
+POOL = (_TERMINAL, *_FILES, *_ALL)
+DISK = (_TERMINAL, *_ENGINE, *_FILES, *_OVERLAY, *_THREADS, *_ALL)
+_PACKETS = (
+    *_calls("readv writev", "a tap"),
+    *_calls("sendmsg recvfrom sendto recvmsg", "a socket"),
+    _ioctls("TUNSETQUEUE TUNSETOFFLOAD", "what the driver asks of a tap"),
+    _typed(_VHOST, "VHOST_*", "the kernel's part of a NIC, which takes its time to stop"),
+)
+NET = (_TERMINAL, *_PACKETS, *_calls("ppoll", "its wait"), *_ALL)
+IOTHREAD = (*DISK, *_PACKETS)
+_STREAMS = (
+    *_calls("readv writev recvmsg sendmsg recvfrom", "chardevs"),
+    *_calls("ppoll", "its wait"),
+    *_calls("accept4 shutdown", "who comes to a socket, and goes"),
+    *_calls("fcntl fstat newfstatat", "who has come"),
+)
+_TERMINALS = _ioctls("TIOCGWINSZ TIOCGPTN TCGETS TCSETS", "a terminal, and its size")
+PORTS = (_TERMINALS, *_STREAMS, *_ALL)
+CONSOLE = (_TERMINALS, *_STREAMS, *_ALL)
+VSOCK = (
+    _TERMINAL,
+    *_calls("epoll_wait epoll_ctl", "its wait"),
+    *_calls("sendmsg recvmsg recvfrom sendto shutdown accept4", "the connections"),
+    _checked("socket", "AF_UNIX", "a connection of the guest", Argument(0, (FAMILIES["AF_UNIX"],))),
+    *_calls("connect", "a connection of the guest"),
+    *_ALL,
+)
+VACANT = (_TERMINAL, *_ALL)
+RNG = (_TERMINAL, *_calls("readv ppoll", "the source, and its wait"), *_ALL)
+BALLOON = (_TERMINAL, *_calls("ppoll fallocate", "its wait, and pages of files"), *_ALL)
+
+CONTROL = (
+    Entry(
+        Rule("mmap", (Argument(2, (PROT_EXEC,), PROT_EXEC),), errno.EPERM),
+        "a module of Python's that is a shared object; most are done without",
+        "PROT_EXEC",
+    ),
+    _typed(_KVM, "KVM_*", "vCPUs, interrupts, memory slots"),
+    _typed(_VHOST, "VHOST_*", "the kernel's part of a device"),
+    _ioctls(
+        "TUNSETIFF TUNGETFEATURES TUNSETOFFLOAD TUNGETIFF TUNSETVNETHDRSZ TUNSETQUEUE SIOCGIFMTU "
+        "SIOCGIFINDEX",
+        "taps",
+    ),
+    _ioctls("BLKSSZGET BLKPBSZGET BLKGETSIZE64", "block devices as images"),
+    _ioctls(
+        "TIOCGWINSZ TIOCGPTN TIOCSPTLCK TIOCGPTPEER TCGETS TCSETS TCSETSW TCSETSF", "terminals"
+    ),
+    _ioctls("FIONREAD FIONBIO FIONCLEX FIOCLEX", "descriptors"),
+    *_calls("openat", "images, sockets, what is imported late; Landlock is to say which"),
+    *_calls("newfstatat fstat statx lstat stat statfs fstatfs lseek getdents64", "files"),
+    *_calls("readlink access faccessat2 getcwd", "files"),
+    *_calls("unlink mkdir rmdir rename symlink", "sockets, terminals' links, snapshots"),
+    *_calls("fchmod chmod umask ftruncate fsync flock", "sockets, pid file, images, snapshots"),
+    *_calls("fadvise64 copy_file_range", "snapshots"),
+    *_calls("memfd_create", "snapshots, and overlays"),
+    *_calls("dup dup2 dup3 pipe2 eventfd2", "descriptors"),
+    *_calls("epoll_create1 io_uring_setup", "devices that are started"),
+    _checked(
+        "io_uring_register",
+        "what may be asked of a ring, and that it is on",
+        "disks",
+        Argument(1, (8, 11, 12)),
+    ),
+    _checked(
+        "socket",
+        ", ".join(FAMILIES),
+        "monitors, chardevs, back ends",
+        Argument(0, tuple(FAMILIES.values())),
+    ),
+    _checked("socketpair", "AF_UNIX", "back ends", Argument(0, (FAMILIES["AF_UNIX"],))),
+    *_calls("bind listen accept connect getsockname getpeername", "monitors, chardevs"),
+    *_calls("setsockopt getsockopt", "the same"),
+    *_calls("getrandom", "names, and the guest's generation"),
+    *_calls("getuid geteuid getgid getegid getppid", "who runs it"),
+    *_calls("sched_getaffinity sched_setscheduler sched_yield", "processors, and turns on them"),
+    *_calls("mbind set_mempolicy get_mempolicy", "memory's nodes"),
+    _checked("prlimit64", "this process", "how many descriptors there may be", Argument(0, (0,))),
+    _checked(
+        "kill",
+        "SIGTERM, SIGKILL, SIGSTOP, or none",
+        "helpers that do not end; who is alive",
+        Argument(1, (0, _SIGTERM, _SIGKILL, _SIGSTOP)),
+    ),
+    *_calls("wait4 pidfd_open pidfd_send_signal", "helpers' ends"),
+    *_calls("exit_group", "the end"),
+)
+
+# Whatever a device's thread has, once; the lists of CONTROL's own come first.
+_DEVICES = (*DISK, *_PACKETS, *PORTS, *VSOCK, *RNG, *BALLOON, *POOL)
+
+
+def _once(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """Leave out what is there already; a call without conditions makes those with some useless."""
+    free = {one.rule.call for one in entries if not one.rule.arguments and not one.rule.error}
+    found: dict[Rule, Entry] = {}
+    for one in entries:
+        if not (one.rule.arguments and one.rule.call in free):
+            found.setdefault(one.rule, one)
+    return tuple(found.values())
+
+
+# In the order of enum pv_sandbox_list (filter.h).
+LISTS = tuple(
+    List(name, who, _once(entries))
+    for name, who, entries in (
+        ("CONTROL", "Python: main, QMP, snapshots, vhost-user, timers", (*CONTROL, *_DEVICES)),
+        ("VCPU", "vCPU", VCPU),
+        ("DISK", "disk", DISK),
+        ("POOL", "pool: a disk's operations, without io_uring", POOL),
+        ("IOTHREAD", "-object iothread", IOTHREAD),
+        ("NET", "NIC", NET),
+        ("PORTS", "ports and consoles", PORTS),
+        ("CONSOLE", "serial port", CONSOLE),
+        ("VSOCK", "socket device", VSOCK),
+        ("VACANT", "empty slot", VACANT),
+        ("RNG", "entropy device", RNG),
+        ("BALLOON", "balloon", BALLOON),
+    )
+)
+
+
+def rules(entries: tuple[Entry, ...]) -> tuple[Rule, ...]:
+    """Return what is compiled."""
+    return tuple(one.rule for one in entries)
+
+
+def calls(one: List) -> list[str]:
+    """Return the calls of a list that may be made, each once."""
+    return list(dict.fromkeys(entry.rule.call for entry in one.entries if not entry.rule.error))
