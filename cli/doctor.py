@@ -8,6 +8,7 @@ import shutil
 import sys
 
 from ..errors import PyvirtError
+from ..native import lib
 from ..vmm import kvm, probe
 from ..vmm.snapshot import ioctls
 from . import usage
@@ -108,6 +109,17 @@ def _check_io_uring(report: Report) -> None:
         )
 
 
+def _check_containment(report: Report) -> None:
+    """Report on what can contain a machine."""
+    if lib.pv_sandbox_arm(lib.PV_SANDBOX_ON) == 0:
+        lib.pv_sandbox_arm(lib.PV_SANDBOX_OFF)
+        report.line(_OK, "seccomp", "-sandbox on contains each thread of a machine")
+    else:
+        report.line(
+            _LESS, "seccomp", "not there, so no -sandbox; use a kernel with CONFIG_SECCOMP_FILTER"
+        )
+
+
 def _check_hugepages(report: Report) -> None:
     with open("/proc/meminfo", encoding="ascii") as file:
         fields = dict(line.split(":", 1) for line in file)
@@ -140,6 +152,7 @@ def main(argv: list[str]) -> int:
     _check_device(report, "/dev/net/tun", "tap for NICs", "load the module tun")
     _check_device(report, "/dev/vhost-net", "vhost-net for NICs", "load the module vhost_net")
     _check_io_uring(report)
+    _check_containment(report)
     _check_hugepages(report)
     lab = _check_lab(report)
     if direct:

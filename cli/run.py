@@ -207,6 +207,7 @@ def _run(
     lib.pv_crash_thread(b"main")
     check(lib.pv_crash_report(log.fd), "signals")
     _thread.stack_size(_STACK)
+    _arm(options)
     events = _Events()
     if options.terminal is not None:
         options.terminal.quit_fd = events.quit_fd
@@ -229,6 +230,7 @@ def _run(
                     control.listen(options, machine, serial)
                     with _Terminal(options, machine):
                         serial.start()
+                        _contain(options, machine, log)
                         _start(machine, control, prepared)
                         starter.started()
                         _warn(options, machine, log)
@@ -256,6 +258,25 @@ def _run(
     return machine.end.status
 
 
+def _arm(options: Options) -> None:
+    """Have threads that are started from now on contained, if they are to be."""
+    if options.sandbox == "off":
+        return
+    from . import sandbox
+
+    sandbox.arm(options.sandbox)
+
+
+def _contain(options: Options, machine: Machine, log: Log) -> None:
+    """Contain this one, and with it what the guest's are started by."""
+    if options.sandbox == "off":
+        return
+    from . import sandbox
+
+    _warn(options, machine, log)
+    sandbox.enter(machine, is_monitored=bool(options.monitors))
+
+
 def _start(machine: Machine, control: Control, prepared: Prepared | None) -> None:
     """Let the guest run, and only then see to what is not of it."""
     machine.start()
@@ -265,8 +286,11 @@ def _start(machine: Machine, control: Control, prepared: Prepared | None) -> Non
 
 
 def _warn(options: Options, machine: Machine, log: Log) -> None:
-    """Say what the running guest will not find, where that takes a look at its kernel's build."""
-    if machine.config.discovery == "cmdline":
+    """Say what the guest will not find, where that takes a look at its kernel's build.
+
+    To unpack that may take programs: in a sandbox it was begun before.
+    """
+    if machine.config.discovery == "cmdline" and not lib.pv_sandbox_is_entered():
         from . import kernel_needs
 
         kernel_needs.warn(options, log)

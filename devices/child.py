@@ -6,12 +6,24 @@ import os
 import signal
 import time
 
+from ..errors import BackendError
+from ..native import lib
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 # One goes by itself when its socket is closed; what does not is killed.
 _END_S = 2.0
+
+
+def check_allowed(who: str) -> None:
+    """Raise BackendError where the machine is in a sandbox by now, and starts no process."""
+    if lib.pv_sandbox_is_entered():
+        raise BackendError(
+            f"{who} cannot be started any more: the machine runs in its sandbox; have it from the "
+            "start, or give -sandbox off"
+        )
 
 
 class Complaints:

@@ -11,7 +11,7 @@ import select
 import time
 
 from ..errors import PyvirtError
-from ..native import lib
+from ..native import check, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class Timer:
 
     def _run(self, name: str) -> None:
         lib.pv_crash_thread(name.encode())
+        check(lib.pv_sandbox_enter_control(), f"{name}: sandbox")
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         try:

@@ -40,6 +40,7 @@ class Execution:
         "end",
         "ended_fd",
         "lock",
+        "perform",
         "state",
         "thread_ids",
         "timed",
@@ -62,6 +63,8 @@ class Execution:
         self.state = PAUSED
         self.end: End | None = None
         self.timed: TimedDevices | None = None  # whose time stands with the vCPUs
+        # Carries out what a vCPU's thread may not in a sandbox.
+        self.perform: Callable[[Callable[[], None]], None] = lambda what: what()
         # Of the threads, as the kernel counts them; 0 before they run.
         self.thread_ids = [0] * count
         # Guards the state, its reason and which vCPUs there are; their threads stand at the gate.
@@ -179,6 +182,7 @@ class Execution:
         lib.pv_crash_thread(f"vcpu{vcpu.index}".encode())
         is_first = vcpu.index == 0
         try:
+            check(lib.pv_sandbox_enter(lib.PV_SANDBOX_VCPU), f"vCPU {vcpu.index}: sandbox")
             while lib.pv_gate_pass(self._gate):
                 # After a reset it is another.
                 vcpu = self._vcpus()[vcpu.index]
@@ -187,9 +191,9 @@ class Execution:
                     self._first.release()
                 reason = vcpu.run()
                 if reason != lib.KVM_EXIT_INTR:
-                    self._judge(vcpu, reason)
+                    self._elsewhere(self._judge, vcpu, reason)
         except PyvirtError as error:
-            self._lament(vcpu, error)
+            self._elsewhere(self._lament, vcpu, error)
         except BaseException as error:  # noqa: BLE001  (a fault of ours ends this guest, in one line)
             self._log.error(f"vCPU {vcpu.index}: {unexpected(error)}; please report")
         finally:
@@ -198,6 +202,9 @@ class Execution:
             lib.pv_gate_leave(self._gate)
             if is_first:
                 self._first.release()
+
+    def _elsewhere(self, what: Callable[..., None], *arguments: object) -> None:
+        self.perform(lambda: what(*arguments))
 
     def _judge(self, vcpu: Vcpu, reason: int) -> None:
         """Handle an exit that no device serves: each of them ends or resets the guest."""

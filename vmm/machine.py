@@ -172,6 +172,10 @@ class Machine:
         if stage == BootTimer.INIT:
             self._mark("init")
 
+    def delegate(self, perform: Callable[[Callable[[], None]], None]) -> None:
+        """Have `perform` carry out what vCPUs' threads may not in a sandbox; before `start`."""
+        self.bus.perform = self._execution.perform = perform
+
     def interrupt_line(self, gsi: int) -> InterruptLine:
         """Return a new edge-triggered line; the machine closes it."""
         assert self._vm is not None

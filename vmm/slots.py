@@ -122,6 +122,12 @@ def _window(slot: int) -> VirtioMmio:
     return VirtioMmio(base, registers.PAGE_SIZE, layout.VIRTIO_GSIS[slot])
 
 
+def _is_light(offset: int) -> bool:
+    """Say whether a write to a window leaves its device alone: not to Status or configuration."""
+    within = offset % layout.VIRTIO_MMIO_STEP
+    return within < registers.CONFIG and within != registers.STATUS
+
+
 class _Seat:
     """What a slot has that a device is in."""
 
@@ -211,7 +217,7 @@ class Slots:
             if on_demand:
                 self._windows = _Windows()
                 size = SLOTS_MAX * layout.VIRTIO_MMIO_STEP
-                machine_bus.add(bus.MMIO, layout.VIRTIO_MMIO, size, self._windows)
+                machine_bus.add(bus.MMIO, layout.VIRTIO_MMIO, size, self._windows, _is_light)
             if count:
                 self._pages = RegisterPages(count)
                 self._acknowledged = self._eventfd() if not read_exits else -1
@@ -277,7 +283,7 @@ class Slots:
             self._windows.put(slot, transport)
         else:
             window = _window(slot)
-            self._bus.add(bus.MMIO, window.base, window.size, transport)
+            self._bus.add(bus.MMIO, window.base, window.size, transport, _is_light)
         return transport
 
     def _equip(self, seat: _Seat, slot: int, device: Device, addr: int) -> Mmio:

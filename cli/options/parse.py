@@ -6,11 +6,13 @@ Each option may be written with one dash or two; its value follows as the next w
 
 from __future__ import annotations
 
+import os
+
 from ...devices.chardev import NULL, STDIO, ChardevConfig
 from ...errors import ConfigError
 from ...vmm.config import ACPI_WATCHDOG, DEMAND
 from . import members
-from .parsed import Options
+from .parsed import SANDBOXES, Options
 from .table import BY_NAME, SERIAL_WORDS, later
 
 TYPE_CHECKING = False
@@ -20,14 +22,12 @@ if TYPE_CHECKING:
 # Options of other monitors that tools pass by habit and that ask for nothing here, and those of
 # them that have a value.
 _IGNORED = (
-    *("nodefaults", "no-user-config", "nographic", "disable-seccomp", "usb"),
+    *("nodefaults", "no-user-config", "nographic", "usb"),
     *("omit_vm_memory", "enable-kvm"),
 )
-_IGNORED_VALUED = (
-    *("overcommit", "sandbox", "msg", "boot", "realtime", "display", "vga", "global"),
-    "trace",
-)
+_IGNORED_VALUED = (*("overcommit", "msg", "boot", "realtime", "display", "vga", "global", "trace"),)
 _HELP = ("h", "help")
+_SANDBOX = "PYVIRT_SANDBOX"  # an environment's, for what is given no -sandbox
 _ALIASES = {"freeze": "S"}
 
 
@@ -53,6 +53,7 @@ def _take_value(option: Option, argv: list[str], at: int) -> tuple[str, int]:
 def parse(argv: list[str]) -> Options:
     """Return what the words after `pyvirt run` ask for; ConfigError names the one at fault."""
     options = Options()
+    options.sandbox = _usual_sandbox(options.sandbox)
     given = _read(argv, options)
     for option, text in given:
         if option.name == "config":
@@ -78,12 +79,31 @@ def parse(argv: list[str]) -> Options:
             "-machine slots=demand: not with discovery=cmdline, as the guest is told of its "
             "devices by ACPI; drop one of them"
         )
+    if options.testdev:
+        _leave_sandbox(options)
     if options.watchdog == ACPI_WATCHDOG and options.discovery == "cmdline":
         raise ConfigError(
             f"-device {ACPI_WATCHDOG}: not with -machine discovery=cmdline, which has no ACPI; "
             "give -device ib700"
         )
     return options
+
+
+def _usual_sandbox(default: str) -> str:
+    """Return what -sandbox is where it is not given; ConfigError."""
+    if _SANDBOX not in os.environ:
+        return default
+    return members.one_of(f"{_SANDBOX}=", os.environ[_SANDBOX], SANDBOXES)
+
+
+def _leave_sandbox(options: Options) -> None:
+    """Have none, as a device needs that; ConfigError when one is asked for."""
+    if options.sandbox != "off" and any(name == "sandbox" for name, _ in options.given):
+        raise ConfigError(
+            "-device pc-testdev: not in a sandbox, which lets nobody change how memory is mapped "
+            "as this device does; give -sandbox off"
+        )
+    options.sandbox = "off"
 
 
 def _read(argv: list[str], options: Options) -> list[tuple[Option, str]]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 ACCELERATORS = ("auto", "kvm", "lab")
+SANDBOXES = ("on", "off", "log")
 
 
 class IncomingConfig:
@@ -76,6 +77,7 @@ class Options:
         "root",
         "rtc",
         "rtc_switch",
+        "sandbox",
         "serial",
         "share",
         "shares",
@@ -126,6 +128,7 @@ class Options:
         self.root = ""
         self.rtc: RtcConfig | None = None
         self.rtc_switch = "auto"
+        self.sandbox = "off"  # one of SANDBOXES
         # What the guest's ttyS0 is on. Where none is given: stdin and stdout, unless another has
         # these, or they are left.
         self.serial = ChardevConfig("serial0", STDIO, option="-serial stdio")

@@ -9,7 +9,7 @@ from ...vmm.end import PANICS, REBOOTS, SHUTDOWNS, WATCHDOGS
 from . import members
 from .members import one_of, pairs
 from .option import Option
-from .parsed import ACCELERATORS, Options
+from .parsed import ACCELERATORS, SANDBOXES, Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _NAME_MAX = 255
 _UUID_GROUPS = [8, 4, 4, 4, 12]  # digits
 SERIAL_WORDS = (STDIO, NULL, "none")
+# What QEMU's -sandbox may be told to deny, and this one denies always.
+_DENIED = ("obsolete", "elevateprivileges", "spawn", "resourcecontrol")
 
 
 def _smp(options: Options, text: str) -> None:
@@ -82,6 +84,20 @@ def _no_shutdown(options: Options, _: str) -> None:
 
 def _accel(options: Options, text: str) -> None:
     options.accel = one_of("-accel", text, ACCELERATORS)
+
+
+def _sandbox(options: Options, text: str) -> None:
+    given = dict(pairs("-sandbox", text, "enable"))
+    options.sandbox = one_of("-sandbox", given.pop("enable", ""), SANDBOXES)
+    for key, value in given.items():
+        if key not in _DENIED:
+            known = ", ".join(_DENIED)
+            raise ConfigError(f"-sandbox {text}: {key} is not understood; accepted are {known}")
+        one_of(f"-sandbox {key}", value, ("deny",))
+
+
+def _disable_seccomp(options: Options, _: str) -> None:
+    options.sandbox = "off"
 
 
 def _name(options: Options, text: str) -> None:
@@ -373,6 +389,13 @@ TABLE = (
         _text("print_config"),
     ),
     Option("accel", "auto|kvm|lab", "this host's KVM, the nested lab, or whichever works", _accel),
+    Option(
+        "sandbox",
+        "on|off|log",
+        "let each thread make the system calls of its kind alone (on), or tell of the others (log)",
+        _sandbox,
+    ),
+    Option("disable-seccomp", "", "the same as -sandbox off", _disable_seccomp, repeats=True),
     Option("name", "TEXT", "name of the machine, at most 255 characters", _name),
     Option("uuid", "UUID", "UUID of the machine, for those who ask its monitor", _uuid),
     Option(

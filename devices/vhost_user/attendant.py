@@ -9,7 +9,7 @@ import select
 import time
 
 from ...errors import BackendError, unexpected
-from ...native import lib
+from ...native import check, lib
 from ..virtio import turn
 
 TYPE_CHECKING = False
@@ -87,6 +87,7 @@ class Attendant:
         lib.pv_crash_thread(self._name.encode(errors="replace"))
         is_busy = False
         try:
+            check(lib.pv_sandbox_enter_control(), "sandbox")
             while not self._is_closing:
                 self._wait(is_busy)
                 try:

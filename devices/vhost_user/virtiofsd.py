@@ -18,7 +18,7 @@ import socket
 import sys
 
 from ...errors import ConfigError
-from ..child import Complaints, end
+from ..child import Complaints, check_allowed, end
 
 PROGRAM = "/usr/lib/qemu/virtiofsd"  # Debian 12
 # Where distributions have it, those first that have the newer one.
@@ -54,7 +54,11 @@ class Virtiofsd:
         self.where = f"{option} {folder}"
 
     def connect(self) -> socket.socket:
-        """Start one, in place of that before, and return the connection; ConfigError, OSError."""
+        """Start one, in place of that before, and return the connection.
+
+        ConfigError, OSError; BackendError in a sandbox (child.py).
+        """
+        check_allowed("virtiofsd")
         self._end()
         self._program = next((one for one in PROGRAMS if os.access(one, os.X_OK)), "")
         if not self._program:

@@ -17,7 +17,7 @@ import threading
 import time
 
 from ...errors import BackendError, ConfigError, unexpected
-from ...native import ffi, lib
+from ...native import check, ffi, lib
 from . import turn
 from .device import Device
 from .queue import Chain
@@ -157,6 +157,7 @@ class _Service:
             poll.register(fd, select.POLLIN)
         busy = set(self._rings)
         try:
+            check(lib.pv_sandbox_enter_control(), "sandbox")
             while self._is_alive:
                 for fd, _ in poll.poll(0 if busy else None):
                     os.eventfd_read(fd)

@@ -165,13 +165,64 @@ def test_habits_of_others_ask_for_nothing(word: str) -> None:
     "words",
     [
         ["-overcommit", "mem-lock=off"],
-        ["-sandbox=on,obsolete=deny"],
         ["-msg", "timestamp=on", "-boot", "strict=on"],
         ["-display", "none", "-global", "driver.x=y", "-trace"],
     ],
 )
 def test_habits_with_a_value_ask_for_nothing(words: list[str]) -> None:
     assert changed(*words, "-S", *words) == {"freeze": True}
+
+
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [
+        ([], "off"),
+        (["-sandbox", "on"], "on"),
+        (["-sandbox=log"], "log"),
+        (["-sandbox", "enable=off"], "off"),
+        (["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny"], "on"),
+        (["-sandbox", "on", "-disable-seccomp"], "off"),
+        (["-disable-seccomp"], "off"),
+    ],
+)
+def test_sandbox(words: list[str], mode: str) -> None:
+    assert parse(words).sandbox == mode
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-sandbox", "maybe"], "-sandbox maybe: not one of on, off, log"),
+        (["-sandbox", "spawn=deny"], "-sandbox : not one of on, off, log"),
+        (["-sandbox=on,spawn=allow"], "-sandbox spawn allow: not one of deny"),
+        (
+            ["-sandbox=on,children=deny"],
+            (
+                "-sandbox on,children=deny: children is not understood; accepted are obsolete, "
+                "elevateprivileges, spawn, resourcecontrol"
+            ),
+        ),
+        (["-disable-seccomp=yes"], "-disable-seccomp: takes no value; leave yes out"),
+        (
+            ["-device", "pc-testdev", "-sandbox", "on"],
+            (
+                "-device pc-testdev: not in a sandbox, which lets nobody change how memory is "
+                "mapped as this device does; give -sandbox off"
+            ),
+        ),
+    ],
+)
+def test_sandboxes_that_cannot_be(words: list[str], message: str) -> None:
+    assert refusal(lambda: parse(words)) == message
+
+
+def test_the_environment_has_a_sandbox_for_who_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYVIRT_SANDBOX", "on")
+    assert parse([]).sandbox == "on"
+    assert parse(["-sandbox", "off"]).sandbox == "off"
+    assert parse(["-device", "pc-testdev"]).sandbox == "off"
+    monkeypatch.setenv("PYVIRT_SANDBOX", "")
+    assert refusal(lambda: parse([])) == "PYVIRT_SANDBOX= : not one of on, off, log"
 
 
 @pytest.mark.parametrize("word", ["-h", "--help", "-help"])
