@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from pyvirt.errors import PyvirtError
 from pyvirt.harness.vm import boot, fork_server, place
-from pyvirt.vmm.paths import cache_folder
 
 pytest_plugins = ["pytester"]
 
@@ -81,9 +80,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, server: Server) -> Run:
+def run(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    server: Server,
+    agent_cache: None,
+) -> Run:
     """Return a function that runs test files, given by their names, with pytest."""
-    monkeypatch.setenv("PYVIRT_CACHE", cache_folder())
     monkeypatch.setattr(place, "kvm_failure", lambda: "")
     monkeypatch.setattr(
         fork_server, "command", lambda *words: [sys.executable, "-P", str(FAKE), *words[1:]]

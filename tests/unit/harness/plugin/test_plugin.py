@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from pyvirt.harness.vm import fork_server, place
-from pyvirt.vmm.paths import cache_folder
 
 pytest_plugins = ["pytester"]
 
@@ -58,10 +57,8 @@ Run = Callable[..., pytest.RunResult]
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, agent_cache: None) -> Run:
     """Return a function that runs a test file's source with pytest and its options."""
-    # pytester gives its tests another HOME.
-    monkeypatch.setenv("PYVIRT_CACHE", cache_folder())
     monkeypatch.setattr(place, "kvm_failure", lambda: "")
     monkeypatch.setattr(
         fork_server, "command", lambda *words: [sys.executable, "-P", str(FAKE), *words[1:]]
