@@ -131,8 +131,19 @@ def outcomes_of(tmp_path: Path, **events: list[str]) -> Outcomes:
     return outcomes
 
 
-def test_a_second_run_has_none_of_what_chose_the_tests(tmp_path: Path) -> None:
+def test_labs_are_given_only_files_that_have_tests_for_them() -> None:
+    files = [f"tests/kvm/test_layers{name}.py" for name in ("", "_refused")]
+    assert suite.files_with_tests(files, ["-m", "not any_kvm"]) == files[:1]
+    assert suite.files_with_tests(files, []) == files
+    broken = [*files, "tests/kvm/test_that_is_not_there.py"]
+    assert suite.files_with_tests(broken, []) == broken
+
+
+def test_a_second_run_has_none_of_what_chose_the_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An expression of marks is an error where the file that has them is not among the tests."""
+    monkeypatch.setattr(suite, "files_with_tests", lambda paths, _: paths)
     lab = suite.guest_groups(tmp_path, "a reason to need labs")[-1]
     first, second = (suite.command(group, tmp_path, []) for group in (lab, lab.again()))
     assert "--claims" in first
