@@ -43,7 +43,7 @@ class Control:
             maker=self._maker(options, machine),
         )
         self._server = Server(self._host, options.monitors, self._log)
-        self._host.tell(self._server.emit)
+        self._host.tell(self._server.emit, self._server.go_on)
 
     @staticmethod
     def _maker(options: Options, machine: Machine) -> DeviceMaker | None:

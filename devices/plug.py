@@ -1,12 +1,14 @@
-"""Devices that come while the guest runs: the guest is told of each by an ACPI table.
+"""Devices that come and go while the guest runs: the guest is told of each, and answers.
 
-The monitor puts a table into a page that the guest can read, and raises an event. The guest's
-method (vmm/boot/acpi.py) reads from the first register what is on offer, has the table loaded, and
-answers by the second; then it looks for the next. Registers of 4 bytes, in this order:
+For one that comes the monitor puts an ACPI table into a page that the guest can read. It raises an
+event; the guest's method (vmm/boot/acpi.py) reads from the first register what is on offer, has
+the table loaded or the device taken away, and answers by the second; then it looks for the next.
+Registers of 4 bytes, in this order:
 
-- offer, to be read: the sequence number of the table in the page, 0 for none.
-- answer, to be written: the sequence number of a table that has been loaded. Any but that of the
-  table on offer is ignored, so a guest that writes what it likes deceives nobody but itself.
+- offer, to be read: what is on offer, 0 for nothing. Bits 0 to 7 are the slot, plus 1, of a device
+  that is to go, or 0 if there is a table in the page; bits 8 to 31 a sequence number.
+- answer, to be written: what was read of an offer that has been carried out. Anything but what is
+  on offer is ignored, so a guest that writes what it likes deceives nobody but itself.
 """
 
 from __future__ import annotations
@@ -22,31 +24,20 @@ if TYPE_CHECKING:
     from ..state import Fields
 
 _OFFER, _ANSWER, _REGISTER = 0, 4, 4
-_SEQUENCE_MAX = 0xFFFF_FFFF
+_SEQUENCE_MAX = 0xFF_FFFF
+_LEAVER_BITS = 8
 
 
 class Offer:
-    """One table, until the guest has taken it, or it is withdrawn."""
+    """A table, or the end of a device, until the guest has taken it, or it is withdrawn."""
 
-    __slots__ = ("_lock", "is_taken", "sequence", "table")
+    __slots__ = ("is_taken", "table", "value")
 
-    def __init__(self, sequence: int, table: bytes) -> None:
-        self.sequence = sequence
+    def __init__(self, value: int, table: bytes = b"") -> None:
+        """`value` is what the guest reads; no table: a device is to go."""
+        self.value = value
         self.table = table
         self.is_taken = False
-        self._lock = _thread.allocate_lock()
-        self._lock.acquire()
-
-    def take(self) -> None:
-        """Let who waits know; once."""
-        self.is_taken = True
-        self._lock.release()
-
-    def wait(self, seconds: float) -> bool:
-        """Return whether the guest has taken it, as soon as it has; one thread."""
-        if not self.is_taken and self._lock.acquire(timeout=seconds):
-            self._lock.release()
-        return self.is_taken
 
 
 class PlugPort:
@@ -54,7 +45,18 @@ class PlugPort:
 
     SIZE = 8
 
-    __slots__ = ("_lock", "_most", "_number", "_queue", "_sequence", "_show", "_tell", "is_known")
+    __slots__ = (
+        "_lock",
+        "_most",
+        "_number",
+        "_queue",
+        "_sequence",
+        "_show",
+        "_tell",
+        "has_let_go",
+        "is_known",
+        "on_answer",
+    )
 
     def __init__(
         self, show: Callable[[bytes], None], tell: Callable[[], None], *, most: int
@@ -71,6 +73,8 @@ class PlugPort:
         self._queue: list[Offer] = []
         self._lock = _thread.allocate_lock()
         self.is_known = False  # the guest has looked here since it started
+        self.has_let_go = False  # and has had a device go
+        self.on_answer: Callable[[], None] = lambda: None  # something is taken; any thread
 
     def offer(self, make: Callable[[int], bytes]) -> Offer:
         """Offer the table that `make` makes for a number, behind those that wait.
@@ -85,12 +89,23 @@ class PlugPort:
                 )
             table = make(self._number)
             self._number += 1
-            self._sequence = self._sequence % _SEQUENCE_MAX + 1
-            offer = Offer(self._sequence, table)
-            self._queue.append(offer)
-            if len(self._queue) == 1:
-                self._show(table)
+            offer = self._add(table)
         self._tell()
+        return offer
+
+    def dismiss(self, slot: int) -> Offer:
+        """Ask the guest to let go of the device in a slot, below 255, behind what waits."""
+        with self._lock:
+            offer = self._add(b"", slot + 1)
+        self._tell()
+        return offer
+
+    def _add(self, table: bytes, leaver: int = 0) -> Offer:
+        self._sequence = self._sequence % _SEQUENCE_MAX + 1
+        offer = Offer(self._sequence << _LEAVER_BITS | leaver, table)
+        self._queue.append(offer)
+        if len(self._queue) == 1:
+            self._show(table)
         return offer
 
     def withdraw(self, offer: Offer) -> bool:
@@ -102,7 +117,8 @@ class PlugPort:
             self._queue.remove(offer)
             if is_first:
                 self._show_first()
-            return True
+        self.remind()
+        return True
 
     def remind(self) -> None:
         """Raise the event again if there is something on offer: a guest that starts loses some."""
@@ -124,24 +140,32 @@ class PlugPort:
             return 0
         with self._lock:
             self.is_known = True
-            return self._queue[0].sequence if self._queue else 0
+            return self._queue[0].value if self._queue else 0
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Take the answer to what is on offer."""
         if (offset, size) != (_ANSWER, _REGISTER):
             return
         with self._lock:
-            if self._queue and value == self._queue[0].sequence:
-                self._queue.pop(0).take()
-                self._show_first()
+            if not self._queue or value != self._queue[0].value:
+                return
+            offer = self._queue.pop(0)
+            offer.is_taken = True
+            is_leaver = not offer.table
+            self.has_let_go |= is_leaver
+            self._show_first()
+        if is_leaver:
+            self.remind()  # it does not look for the next by itself
+        self.on_answer()
 
     def reset(self) -> None:
         """Begin anew, with a guest that finds all devices where it starts."""
         with self._lock:
-            self.is_known = False
+            self.is_known = self.has_let_go = False
             self._number = 0
             while self._queue:
-                self._queue.pop().take()
+                self._queue.pop().is_taken = True
+        self.on_answer()
 
     def save(self) -> dict[str, object]:
         """Return how much the guest was told of; PyvirtError while it is to be told of more."""
@@ -151,7 +175,12 @@ class PlugPort:
                     "the guest has not yet taken a device that was plugged; let it run on, or "
                     "unplug that, and save it then"
                 )
-            return {"number": self._number, "sequence": self._sequence, "known": self.is_known}
+            return {
+                "number": self._number,
+                "sequence": self._sequence,
+                "known": self.is_known,
+                "let-go": self.has_let_go,
+            }
 
     def restore(self, fields: Fields) -> None:
         """Take what `save` returned; StateError."""
@@ -159,6 +188,7 @@ class PlugPort:
             self._number = fields.integer("number", 0, self._most)
             self._sequence = fields.integer("sequence", 0, _SEQUENCE_MAX)
             self.is_known = fields.flag("known")
+            self.has_let_go = fields.flag("let-go")
 
     def resume(self) -> None:
         """Nothing was on its way."""

@@ -14,8 +14,9 @@ from .version import GREETING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..vmm.steps import Steps
     from .framing import Fault
-    from .monitor import Monitor
+    from .monitor import Answer, Monitor
 
 # Small, so that one client's turn is short and what its requests give is bounded.
 _READ_BYTES = 4096
@@ -52,6 +53,7 @@ class Connection:
         self._monitor = monitor
         self._events_last = events_last
         self._decoder = Decoder()
+        self._steps: Steps[Answer] | None = None  # of the request that waits for the guest
         self._output: deque[bytes] = deque()
         self._size = 0  # of the output
         self._ended = False  # the client sends no more
@@ -81,16 +83,22 @@ class Connection:
     def serve(self, take_events: Callable[[Connection], list[bytes]]) -> None:
         """Answer the requests that are here, as long as the client reads the answers.
 
+        One that waits for the guest lets those behind it wait, and is gone on with by each call.
+
         `take_events` gives the events that have come up to now to everybody else, and returns
         what this client is to get.
         """
-        while self.is_open and self._size <= _OUTPUT_HIGH:
-            item = self._decoder.next()
-            if item is None and self._ended:
-                item = self._decoder.end()
-            if item is None:
-                break
-            answer = self._monitor.answer(self.session, item)
+        while self.is_waiting or (self.is_open and self._size <= _OUTPUT_HIGH):
+            if self._steps is None:
+                item = self._decoder.next()
+                if item is None and self._ended:
+                    item = self._decoder.end()
+                if item is None:
+                    break
+                self._steps = self._monitor.answer(self.session, item)
+            answer = self._go_on(self._steps)
+            if answer is None:
+                return
             if answer.fault and self._is_stranger(answer.fault):
                 self.is_open = False
                 self.problem = f"a client of TCP does not speak QMP: {answer.fault.description}"
@@ -102,6 +110,23 @@ class Connection:
             self.send(b"".join(parts))
         if self._ended and not self._output:
             self.is_open = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Tell whether a request of the client waits for the guest."""
+        return self._steps is not None
+
+    def _go_on(self, steps: Steps[Answer]) -> Answer | None:
+        """Do the next step of the request; return the answer behind the last."""
+        try:
+            next(steps)
+        except StopIteration as end:
+            self._steps = None
+            return end.value  # type: ignore[no-any-return]
+        except BaseException:
+            self._steps = None
+            raise
+        return None
 
     def _is_stranger(self, fault: Fault) -> bool:
         return self._is_public and (fault.is_stray or not self.session.is_ready)
@@ -136,8 +161,11 @@ class Connection:
         return not self._output
 
     def close(self) -> None:
-        """Close the socket and every descriptor that came over it."""
+        """Close the socket and every descriptor that came over it; take back what waits."""
         self.is_open = False
+        steps, self._steps = self._steps, None
+        if steps is not None:
+            steps.close()
         self.socket.close()
         self.session.close()
 

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from ..devices.virtio.device import DeviceConfig, Pluggable
     from ..vmm.hotplug import Device
     from ..vmm.machine import Machine
+    from ..vmm.steps import Steps
 
 
-def plug(machine: Machine, kind: str, device: Device, options: Mapping[str, Any]) -> None:
+def plug(machine: Machine, kind: str, device: Device, options: Mapping[str, Any]) -> Steps[None]:
     """Give the guest a device; PyvirtError, and nothing has changed.
 
     `options` are what `Pluggable.attach` takes beside the backend.
@@ -38,7 +39,7 @@ def plug(machine: Machine, kind: str, device: Device, options: Mapping[str, Any]
     try:
         made, prepare = (_disk if kind == Block.KIND else _nic)(machine, device, backend, options)
         try:
-            machine.demand.plug(made, kind, device.slot, prepare)
+            yield from machine.demand.plug(made, kind, device.slot, prepare)
         except BaseException:
             made.detach()
             made.close()
@@ -49,21 +50,23 @@ def plug(machine: Machine, kind: str, device: Device, options: Mapping[str, Any]
         raise
 
 
-def make_other(machine: Machine, config: DeviceConfig) -> VirtioDevice:
-    """Make a device, neither disk nor NIC, for the guest; PyvirtError, and nothing stays."""
-    assert machine.demand is not None
+def check_other(machine: Machine, config: DeviceConfig) -> None:
+    """Refuse a device, neither disk nor NIC, that this machine cannot have."""
     if getattr(config, "needs_shared_memory", False) and not machine.config.share:
         raise QmpError(
             f"Device {config.id}: guest memory is this process's alone, and a back end has to see "
             "it; start the machine with -machine mem-share=on"
         )
-    device = config.make()
+
+
+def plug_other(machine: Machine, device: VirtioDevice) -> Steps[None]:
+    """Give the guest such a device; PyvirtError, and it is closed."""
+    assert machine.demand is not None
     try:
-        machine.demand.plug(device)
+        yield from machine.demand.plug(device)
     except BaseException:
         device.close()
         raise
-    return device
 
 
 def _nothing() -> None:

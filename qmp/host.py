@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..devices.virtio.fault import Fault, FaultState
     from ..vmm.hotplug import Device, Inventory, Resource
+    from ..vmm.steps import Steps
 
 RUNNING, PAUSED, ENDED = "running", "paused", "ended"
 VM, VCPU, DEVICE = "vm", "vcpu", "device"  # whose counters
@@ -169,10 +170,10 @@ if TYPE_CHECKING:
         inventory: Inventory
         on_demand: bool  # whether slots come with their devices
 
-        def plug_other(self, id: str, driver: str, members: dict[str, str]) -> None:  # noqa: A002
+        def plug_other(self, id: str, driver: str, members: dict[str, str]) -> Steps[None]:  # noqa: A002
             """Plug a device that is neither disk nor NIC, where slots come on demand."""
 
-        def unplug_other(self, id: str) -> bool | None:  # noqa: A002
+        def unplug_other(self, id: str) -> Steps[bool | None]:  # noqa: A002
             """Unplug it; False: a driver of the guest has it, None: there is none of this id."""
 
         def state(self) -> str:
@@ -302,10 +303,10 @@ if TYPE_CHECKING:
         def open_uplink(self, id: str, chardev: str, path: str) -> Resource:  # noqa: A002
             """Connect to a switch of another process, for NIC `id`."""
 
-        def attach(self, device: Device) -> None:
+        def attach(self, device: Device) -> Steps[None]:
             """Give the slot the backend; the guest is told. The backend stays ours to close."""
 
-        def detach(self, device: Device) -> None:
+        def detach(self, device: Device) -> Steps[None]:
             """Take the backend away: when this returns nothing uses it, and the guest is told."""
 
         def resize(self, device: Device, size: int) -> None:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from ..vmm.machine import Machine
     from ..vmm.snapshot.layers import Origin
     from ..vmm.snapshot.save import Saver, Target
+    from ..vmm.steps import Steps
     from .listener import ListenerConfig
 
     DeviceMaker = Callable[[str, Mapping[str, str], Mapping[str, str]], DeviceConfig]
@@ -97,6 +98,7 @@ class MachineHost:
         self.on_demand = of.demand is not None
         self._maker = maker
         self._others: dict[str, VirtioDevice] = {}  # plugged ones, neither disks nor NICs
+        self._busy: set[str] = set()  # of them, who come or go
         self.inventory = Inventory(ON_DEMAND if self.on_demand else SLOTS)
         self._machine = of
         self._serial = serial
@@ -113,8 +115,14 @@ class MachineHost:
                 if resource is not None:
                     self.inventory.adopt(kind, device.backend, slot, resource)
 
-    def tell(self, emit: Callable[[str, dict[str, object]], None]) -> None:
-        """Hand the machine's events on, in QMP's words."""
+    def tell(
+        self,
+        emit: Callable[[str, dict[str, object]], None],
+        go_on: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Hand the machine's events on, in QMP's words; `go_on`: a step waits no more."""
+        if self._machine.demand is not None:
+            self._machine.demand.port.on_answer = go_on
 
         def translate(name: str, data: dict[str, Any]) -> None:
             if name == events.SHUTDOWN:
@@ -475,7 +483,7 @@ class MachineHost:
                     f"blockdev-add `aio` {theirs.engine} as well, or leave `iothread` out"
                 )
 
-    def attach(self, device: Device) -> None:
+    def attach(self, device: Device) -> Steps[None]:
         """Put the backend behind the slot, which may be made for it."""
         if device.id in self._others:
             raise QmpError(f"Device {device.id} is plugged already; send device_del first")
@@ -492,15 +500,19 @@ class MachineHost:
             return
         from .demand import plug  # noqa: PLC0415  (few machines have slots so)
 
-        plug(self._machine, _KINDS[backend.kind], device, options)
+        yield from plug(self._machine, _KINDS[backend.kind], device, options)
 
-    def detach(self, device: Device) -> None:
+    def detach(self, device: Device) -> Steps[None]:
         """Take it away again."""
-        (self._machine.demand or self._machine).detach(_KINDS[device.backend.kind], device.slot)
+        place = _KINDS[device.backend.kind], device.slot
+        if self._machine.demand is None:
+            self._machine.detach(*place)
+        else:
+            yield from self._machine.demand.detach(*place)
 
-    def plug_other(self, id: str, driver: str, members: dict[str, str]) -> None:  # noqa: A002
+    def plug_other(self, id: str, driver: str, members: dict[str, str]) -> Steps[None]:  # noqa: A002
         """Plug a device that is neither disk nor NIC."""
-        from .demand import make_other  # noqa: PLC0415  (few machines have slots so)
+        from .demand import check_other, plug_other  # noqa: PLC0415  (few machines have slots so)
 
         if self._maker is None or self._machine.demand is None:
             raise QmpError("Unsupported replaceable device type.")
@@ -508,7 +520,16 @@ class MachineHost:
             raise QmpError(f"Device {id} is plugged already; send device_del first")
         chardevs = self.inventory.chardevs()
         config = self._maker(driver, {"id": id, **members}, chardevs)
-        self._others[id] = make_other(self._machine, config)
+        check_other(self._machine, config)
+        device = self._others[id] = config.make()
+        self._busy.add(id)
+        try:
+            yield from plug_other(self._machine, device)
+        except BaseException:
+            del self._others[id]
+            raise
+        finally:
+            self._busy.remove(id)
 
     def _ids(self) -> set[str]:
         """Return the ids of all devices of the command line and of disks and NICs."""
@@ -517,13 +538,21 @@ class MachineHost:
         plugged = (device.id for kind in _KINDS for device in self.inventory.devices(kind))
         return {one.id for one in given} | set(plugged)
 
-    def unplug_other(self, id: str) -> bool | None:  # noqa: A002
+    def unplug_other(self, id: str) -> Steps[bool | None]:  # noqa: A002
         """Unplug it; False: the guest has it still, None: there is none."""
         device = self._others.get(id)
         if device is None:
             return None
+        if id in self._busy:
+            raise QmpError(
+                f"Device {id} is being plugged or unplugged; wait for the answer to that"
+            )
         assert self._machine.demand is not None
-        is_gone = self._machine.demand.unplug(device)
+        self._busy.add(id)
+        try:
+            is_gone = yield from self._machine.demand.unplug(device)
+        finally:
+            self._busy.remove(id)
         if is_gone:
             del self._others[id]
         return is_gone

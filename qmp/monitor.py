@@ -1,10 +1,15 @@
-"""Requests in, answers out: finds the command, checks its arguments, runs it. No I/O of its own."""
+"""Requests in, answers out: finds the command, checks its arguments, runs it. No I/O of its own.
+
+A command may wait for the guest, a step at a time (vmm/steps.py), while others are run.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PyvirtError, QmpError
+from ..vmm.steps import finish
 from . import table
 from .framing import Fault, parse
 from .schema import described, shown
@@ -15,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..vmm.log import Log
+    from ..vmm.steps import Steps
     from .host import Host
     from .schema import Arguments, Command
     from .session import Session
@@ -68,23 +74,30 @@ class Monitor(Context):
         super().__init__(host, emit)
         self._log = log
 
-    def answer(self, session: Session, item: bytes | Fault) -> Answer:
+    def answer(self, session: Session, item: bytes | Fault) -> Steps[Answer]:
         """Return the answer to what a client's stream has; it is counted before a look at it."""
         if session.bucket is not None and not session.bucket.take():
             return _throttled(item)
         request = parse(item) if isinstance(item, bytes) else item
         if isinstance(request, Fault):
             return Answer(_error(QmpError(request.description)), fault=request)
-        return self.execute(session, request)
+        return (yield from self._run(session, request))
 
     def execute(self, session: Session, request: dict[str, Any]) -> Answer:
-        """Run one request and return its answer, an error with everything else as it was."""
+        """Run one request to its end and return its answer."""
+        return finish(self._run(session, request))
+
+    def _run(self, session: Session, request: dict[str, Any]) -> Steps[Answer]:
+        """Run one and return its answer, an error with everything else as it was."""
         first = False
         message: dict[str, object]
         try:
             command, arguments = self._look_up(session, request)
             first = command.answer_first
-            message = {"return": command.handler(session, arguments)}
+            result = command.handler(session, arguments)
+            if isinstance(result, Generator):
+                result = yield from result
+            message = {"return": result}
             session.wants_events = True
         except QmpError as error:
             message = _error(error)

@@ -296,7 +296,8 @@ class Command(Generic[S]):
     """One command: everything that the server, its clients and the manual know of it.
 
     `handler` gets the client's session (session.py), runs on the server's thread and returns what
-    goes into `return`; QmpError when the command is refused. `since` is the StratoVirt release that
+    goes into `return`, or the steps to that (vmm/steps.py) where it waits for the guest; QmpError
+    when the command is refused. `since` is the StratoVirt release that
     has it ("v2": one of that series), or "pyvirt". With `answer_first` the events that it causes
     follow the answer. `example` is a request's arguments and the answer to them, in JSON, for the
     manual. `departures` are all the places where a command of QEMU's leaves its schema.

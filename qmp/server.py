@@ -1,7 +1,8 @@
 """The server: one thread that serves every listener and client.
 
 Commands run on this thread, one at a time, whoever sends them; what other threads have to tell
-comes through `emit`. A client gets what waits for it when it can take it: nobody waits for
+comes through `emit`. A command that waits for the guest is gone on with between others, while its
+client's next ones wait. A client gets what waits for it when it can take it: nobody waits for
 another, and the machine for nobody.
 """
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .listener import ListenerConfig
 
 CLIENTS_MAX = 64
+_LOOK_S = 0.1  # at what waits for the guest, if nobody says `go_on`
 _LAST_WORDS_S = 1.0  # how long `close` lets clients take what waits for them
 _BREATH_S = 0.1  # without accepting, when the process has no descriptors left
 
@@ -43,6 +45,7 @@ class Server:
         self._monitor = Monitor(host, self.emit, log)
         self._pending = Pending()
         self._clients: set[Connection] = set()
+        self._waiting: set[Connection] = set()  # of them, for the guest: they are not looked at
         self._listeners: list[Listener] = []
         self._selector = selectors.DefaultSelector()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -86,6 +89,10 @@ class Server:
         if self._pending.put(name, data):
             self._wake()
 
+    def go_on(self) -> None:
+        """Look at the commands that wait for the guest; any thread, never waits."""
+        self._wake()
+
     def _wake(self) -> None:
         if self._wake_fd >= 0:
             os.eventfd_write(self._wake_fd, 1)
@@ -121,8 +128,10 @@ class Server:
         lib.pv_crash_thread(b"qmp")
         try:
             while not self._closing:
-                for key, mask in self._selector.select(self._pending.patience()):
+                for key, mask in self._selector.select(self._patience()):
                     key.data(mask)
+                for client in list(self._waiting):
+                    self._serve(client, 0)
                 self._take_events(None)
             self._say_goodbye()
         except Exception as error:  # noqa: BLE001  (the guest goes on without a monitor)
@@ -130,6 +139,12 @@ class Server:
             self._close_sockets()
         finally:
             self._running.release()
+
+    def _patience(self) -> float | None:
+        waits = self._pending.patience()
+        if self._waiting:
+            return _LOOK_S if waits is None else min(waits, _LOOK_S)
+        return waits
 
     def _say_goodbye(self) -> None:
         """Let the clients take what waits for them; no request is looked at any more."""
@@ -179,21 +194,23 @@ class Server:
 
     def _serving(self, client: Connection) -> Callable[[int], None]:
         def serve(mask: int) -> None:
-            # Dropped since the selector looked.
-            if not client.is_open:
-                return
-            try:
-                if mask & selectors.EVENT_WRITE:
-                    client.write()
-                if mask & selectors.EVENT_READ:
-                    client.read()
-                client.serve(self._take_events)
-            except Exception as error:  # noqa: BLE001  (a fault of ours costs one client)
-                client.is_open = False
-                client.problem = f"{unexpected(error)}; please report"
-            self._settle(client)
+            # Not dropped since the selector looked.
+            if client.is_open:
+                self._serve(client, mask)
 
         return serve
+
+    def _serve(self, client: Connection, mask: int) -> None:
+        try:
+            if mask & selectors.EVENT_WRITE:
+                client.write()
+            if mask & selectors.EVENT_READ:
+                client.read()
+            client.serve(self._take_events)
+        except Exception as error:  # noqa: BLE001  (a fault of ours costs one client)
+            client.is_open = False
+            client.problem = f"{unexpected(error)}; please report"
+        self._settle(client)
 
     def _take_events(self, requester: Connection | None) -> list[bytes]:
         """Send the events that wait to everybody but the requester; return them for that one."""
@@ -209,6 +226,15 @@ class Server:
 
     def _settle(self, client: Connection) -> None:
         """Wait for what the client wants now, or drop it."""
+        if client.is_waiting:
+            # Also one that has gone: what it asked for is done.
+            if client not in self._waiting:
+                self._waiting.add(client)
+                self._selector.unregister(client.socket)
+            return
+        if client in self._waiting:
+            self._waiting.remove(client)
+            self._selector.register(client.socket, selectors.EVENT_READ, self._serving(client))
         if not client.is_open:
             self._drop(client)
             return
@@ -225,5 +251,8 @@ class Server:
         if client.problem:
             self._warn(f"QMP: {client.problem}; it is closed")
         self._clients.discard(client)
-        self._selector.unregister(client.socket)
+        if client in self._waiting:
+            self._waiting.remove(client)
+        else:
+            self._selector.unregister(client.socket)
         client.close()

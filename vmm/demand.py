@@ -4,9 +4,9 @@ A device is put into a slot of its own, with the features that it has, then offe
 (devices/plug.py). A guest that does not take it in time does not get it: all is as it was. One that
 is paused is told when it runs on.
 
-No driver of Linux lets go of a virtio-mmio device because ACPI says so. What is unplugged goes with
-its slot only when the guest's driver has been unbound; a disk or NIC whose driver has not stays as
-one that is empty, until the driver lets go, or another of its kind needs the slot.
+What is unplugged is asked back of the guest first, whose driver lets go of it. Where it does not
+(devices/plug.py has no answer, the guest is paused) a disk or NIC stays as one that is empty, until
+the driver lets go, or another of its kind needs the slot; what is neither stays as it is.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .change import Change
     from .memory import GuestMemory
     from .slots import Slots
+    from .steps import Steps
 
     class Machine(Protocol):
         """What is asked of the machine (machine.py)."""
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
             """Wait until no vCPU runs any more; it has ended."""
 
 
-LIMIT_S = 5.0  # for the guest to take a device: who plugs it, and all other clients, wait
+LIMIT_S = 5.0  # for the guest to take a device, or to let go of one
 # For one that was paused, when nobody waits.
 _LEFT_S = 20.0
 # An event that comes before the guest's driver is lost.
@@ -70,7 +71,7 @@ def _is_bound(transport: Mmio) -> bool:
 class Demand:
     """The slots of one machine that come with their devices; any thread, one caller at a time."""
 
-    __slots__ = ("_empty", "_is_reminding", "_machine", "_offers", "_warn", "port")
+    __slots__ = ("_empty", "_is_deaf", "_is_reminding", "_machine", "_offers", "_warn", "port")
 
     def __init__(self, machine: Machine, events: EventDevice, warn: Callable[[str], None]) -> None:
         """Begin with none; `warn` is the log's.
@@ -81,6 +82,7 @@ class Demand:
         self._warn = warn
         self._offers: dict[Device, Offer] = {}  # that nobody waits for
         self._empty: list[Pluggable] = []  # their drivers have them still
+        self._is_deaf = False  # to what is to go
         self._is_reminding = _thread.allocate_lock()
         self.port = PlugPort(self._show, events.tell_plug, most=acpi.PLUGS_MAX)
 
@@ -101,7 +103,7 @@ class Demand:
         kind: str = "",
         addr: int = -1,
         prepare: Callable[[], None] = lambda: None,
-    ) -> None:
+    ) -> Steps[None]:
         """Give a device a slot, and the guest the device, which is the machine's then.
 
         A disk or NIC has an `addr` that is no other's of its `kind`. `prepare` is called when it
@@ -117,14 +119,18 @@ class Demand:
             except BaseException:
                 self._remove(device)
                 raise
-        if self._wait(offer):
-            if not offer.is_taken:
-                self._leave(device, offer)
-            return
-        with self._machine.changing.lock:
-            if self.port.withdraw(offer):
+        try:
+            if (yield from self._wait(offer)):
+                if not offer.is_taken:
+                    self._leave(device, offer)
+                return
+            raise PyvirtError(self._silence())
+        except BaseException:
+            with self._machine.changing.lock:
+                if not self.port.withdraw(offer):
+                    return
                 self._remove(device)
-                raise PyvirtError(self._silence())
+            raise
 
     def _silence(self) -> str:
         if self._machine.state == ENDED:
@@ -140,15 +146,20 @@ class Demand:
             "use -machine slots=prepared"
         )
 
-    def _wait(self, offer: Offer) -> bool:
+    def _wait(self, offer: Offer) -> Steps[bool]:
         """Return True when the guest has taken it, or is paused; False: it will not."""
-        until = time.monotonic() + LIMIT_S
-        while not offer.wait(_REMIND_S):
+        now = time.monotonic()
+        until, reminded = now + LIMIT_S, now
+        while not offer.is_taken:
             if self._machine.state == PAUSED:
                 return True
-            if self._machine.state == ENDED or time.monotonic() > until:
+            if self._machine.state == ENDED or now > until:
                 return False
-            self.port.remind()
+            if now > reminded + _REMIND_S:
+                self.port.remind()
+                reminded = now
+            yield
+            now = time.monotonic()
         return True
 
     def _leave(self, device: Device, offer: Offer) -> None:
@@ -187,13 +198,15 @@ class Demand:
             self._slots.name(device, addr)
             return True
 
-    def detach(self, kind: str, addr: int) -> Any:
+    def detach(self, kind: str, addr: int) -> Steps[Any]:
         """Take a disk or NIC from the guest; return what was behind it, which nothing uses now.
 
         Its slot goes too if no driver of the guest has it. BackendError, and nothing has changed.
         """
         with self._machine.changing:
             device = self._machine.slot(kind, addr)
+        yield from self._ask_back(device)
+        with self._machine.changing:
             device.faults().clear()
             resource = device.detach()
             self._slots.forget(device)
@@ -202,11 +215,12 @@ class Demand:
             self._sweep()
             return resource
 
-    def unplug(self, device: Device) -> bool:
+    def unplug(self, device: Device) -> Steps[bool]:
         """Take any device from the guest, and close it; False: a driver of the guest has it.
 
         BackendError: the host is at work on it.
         """
+        yield from self._ask_back(device)
         with self._machine.changing:
             transport = self._transport(device)
             if _is_bound(transport) and not self._take_back(device):
@@ -221,6 +235,24 @@ class Demand:
             self._remove(device)
             device.close()
             return True
+
+    def _ask_back(self, device: Device) -> Steps[None]:
+        """Have the guest let go of a device, if it can; whether it has its transport shows."""
+        with self._machine.changing:
+            is_known = device in self._offers and not self._offers[device].is_taken
+            if is_known or self._is_deaf or self._machine.state == PAUSED:
+                return
+            offer = self.port.dismiss(self._slots.slot_of(device))
+        try:
+            yield from self._wait(offer)
+        finally:
+            if self.port.withdraw(offer) and self._machine.state == RUNNING:
+                self._is_deaf = not self.port.has_let_go
+
+    def reset(self) -> None:
+        """Begin anew, with another guest."""
+        self._is_deaf = False
+        self.port.reset()
 
     def check_saved(self) -> None:
         """Raise PyvirtError where there is what a machine that is restored cannot have."""

@@ -2,7 +2,8 @@
 
 A backend is registered under an id, then a device with a driver of its kind is plugged into a
 slot of that kind; unplugging the device removes both. Each step either happens whole or leaves
-everything as it was: what does the work is called in the middle, and refuses by an exception.
+everything as it was: what does the work is called in the middle, and refuses by an exception. It
+may wait for the guest (steps.py); meanwhile other steps are taken, but none with the same device.
 Texts are StratoVirt's, whose clients look at them. One thread at a time.
 """
 
@@ -14,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Protocol
+
+    from .steps import Steps
 
     class Resource(Protocol):
         """What a backend holds open on the host: an image, a tap."""
@@ -56,7 +59,7 @@ class Device:
     `shape` is what its queues and blocks are to be like, where slots come on demand.
     """
 
-    __slots__ = ("backend", "id", "iothread", "mac", "serial", "shape", "slot")
+    __slots__ = ("backend", "id", "iothread", "is_busy", "mac", "serial", "shape", "slot")
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class Device:
         self.serial = serial
         self.iothread = iothread
         self.shape = shape or {}
+        self.is_busy = False  # it is being plugged or unplugged
 
     @property
     def number(self) -> int:
@@ -124,11 +128,13 @@ def kind_of(driver: str) -> str:
 class Inventory:
     """Backends and devices of one machine; owns the backends' resources until `close`."""
 
-    __slots__ = ("_backends", "_chardevs", "_devices", "_slots", "_withdrawn")
+    __slots__ = ("_backends", "_chardevs", "_devices", "_mend", "_slots", "_withdrawn")
 
     def __init__(self, slots: Mapping[str, int] = SLOTS) -> None:
         """`slots` are how many devices of each kind there can be."""
         self._slots = slots
+        # In the words of StratoVirt, which has prepared slots and says no more.
+        self._mend = " Send device_del for one." if slots is ON_DEMAND else ""
         self._backends: dict[str, Backend] = {}
         self._devices: dict[str, Device] = {}
         self._chardevs: dict[str, str] = {}  # ids and paths of sockets that others listen on
@@ -183,7 +189,7 @@ class Inventory:
             raise QmpError(f"{id} is already registered.")
         most = sum(self._slots.values())
         if len(self._backends) >= most:
-            raise QmpError(f"A maximum of {most} replaceable devices are supported.")
+            raise QmpError(f"A maximum of {most} replaceable devices are supported." + self._mend)
         if chardev:
             self._free_chardev(chardev, "give each device its own")
         backend = Backend(kind, id, open_it(), chardev)
@@ -216,7 +222,7 @@ class Inventory:
         self,
         id: str,  # noqa: A002
         driver: str,
-        attach: Callable[[Device], None],
+        attach: Callable[[Device], Steps[None]],
         *,
         backend_id: str | None = None,
         addr: str | None = None,
@@ -225,7 +231,7 @@ class Inventory:
         serial: str = "",
         iothread: str = "",
         shape: Mapping[str, int] | None = None,
-    ) -> Device:
+    ) -> Steps[Device]:
         """Plug a device; `attach` gives the backend to the slot when all else is right.
 
         The backend is that of `backend_id`, or of `id` itself. Without `addr` and `lun` the first
@@ -245,9 +251,15 @@ class Inventory:
             raise QmpError(f"{backend.id} is in use by device {backend.device.id} already")
         slot = self._slot(kind, parse_address(id, addr, lun, kind))
         device = Device(id, backend, slot, mac=mac, serial=serial, iothread=iothread, shape=shape)
-        attach(device)
-        backend.device = device
-        self._devices[id] = device
+        backend.device = self._devices[id] = device
+        device.is_busy = True
+        try:
+            yield from attach(device)
+        except BaseException:
+            backend.device = None
+            del self._devices[id]
+            raise
+        device.is_busy = False
         return device
 
     def _slot(self, kind: str, wanted: int | None) -> int:
@@ -258,13 +270,14 @@ class Inventory:
         if wanted >= count:
             raise QmpError(
                 f"A maximum of {count} {_WORDS[kind]} replaceable devices are supported."
+                + self._mend
             )
         if wanted in taken:
             number = wanted if kind == BLOCK else SLOTS[BLOCK] + wanted
             raise QmpError(f"The slot {number} is occupied already.")
         return wanted
 
-    def unplug(self, id: str, detach: Callable[[Device], None]) -> None:  # noqa: A002
+    def unplug(self, id: str, detach: Callable[[Device], Steps[None]]) -> Steps[None]:  # noqa: A002
         """Unplug a device and remove its backend.
 
         `detach` returns when the slot has let go of the backend, which is then closed.
@@ -272,7 +285,15 @@ class Inventory:
         device = self._devices.get(id)
         if device is None:
             raise QmpError(f"Device {id} not found")
-        detach(device)
+        if device.is_busy:
+            raise QmpError(
+                f"Device {id} is being plugged or unplugged; wait for the answer to that"
+            )
+        device.is_busy = True
+        try:
+            yield from detach(device)
+        finally:
+            device.is_busy = False
         backend = device.backend
         del self._devices[id]
         del self._backends[backend.id]

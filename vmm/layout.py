@@ -104,6 +104,7 @@ GED_PLUG = 1 << 2
 PANIC = 0x608  # pvpanic's events, a byte
 IB700 = 0x441  # a watchdog of old: stop, and, two ports further, start
 PLUG, PLUG_SIZE = 0x620, 8  # the registers of devices/plug.py
+PLUG_LEAVER = 0xFF  # of what is on offer: the slot, plus 1, of a device that is to go
 ACPI_WATCHDOG = 0x610  # the registers of devices/watchdog.py
 
 # e820 types, as the boot protocols use them.

@@ -155,7 +155,7 @@ class Machine:
 
         self.demand = Demand(self, self._events, self._log.limited())
         self.bus.add(bus.PIO, layout.PLUG, layout.PLUG_SIZE, self.demand.port)
-        self.on_reset.append(self.demand.port.reset)
+        self.on_reset.append(self.demand.reset)
         self.parts["plug"] = self.demand.port
 
     def _add_testdev(self) -> None:

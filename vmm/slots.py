@@ -203,7 +203,7 @@ class Slots:
         self._seats: dict[int, _Seat] = {}  # by slots
         self._addrs: dict[tuple[str, int], Pluggable] = {}  # by kind and number within that
         self._windows: _Windows | None = None  # on demand
-        self._left: set[int] = set()  # slots of devices that have gone
+        self._left: dict[int, None] = {}  # slots of devices that have gone, the last behind
         self._transports: dict[int, Mmio] = {}  # by slots
         # Of each device its own, which has a limit: what it says is a driver's doing.
         self._warnings: dict[Device, Callable[[str], None]] = {}
@@ -334,10 +334,16 @@ class Slots:
                 f"all {SLOTS_MAX} interrupt lines are taken; unplug a device, or unbind the "
                 "drivers of unplugged ones in the guest"
             )
-        # Linux keeps what it made of a window that was another's; one that was nobody's is better.
-        slot = next((slot for slot in free if slot not in self._left), free[0])
+        # A guest may keep what it made of a window that was another's, or be about to let go of it.
+        fresh = [slot for slot in free if slot not in self._left]
+        slot = (fresh or [slot for slot in self._left if slot in free])[0]
         self.put(slot, device, addr)
         return _window(slot)
+
+    def slot_of(self, device: Device) -> int:
+        """Return the slot that a device is in."""
+        found = self._transports.items()
+        return next(slot for slot, transport in found if transport.device is device)
 
     def remove(self, device: Device) -> None:
         """Take away a device and its slot; no vCPU runs, and no driver has it.
@@ -346,11 +352,12 @@ class Slots:
         """
         assert self._windows is not None
         found = self._transports
-        slot = next(slot for slot, transport in found.items() if transport.device is device)
+        slot = self.slot_of(device)
         with self.lock:
             self._windows.put(slot, None)
             self._transports = {key: one for key, one in found.items() if key != slot}
-            self._left.add(slot)
+            self._left.pop(slot, None)
+            self._left[slot] = None
             self.forget(device)
             self._clear(slot, self._seats.pop(slot), device)
 

@@ -25,6 +25,7 @@ from ..schema import (
 if TYPE_CHECKING:
     from typing import Any
 
+    from ...vmm.steps import Steps
     from ..session import Session
 
 _SERIAL_MAX = 20
@@ -136,7 +137,7 @@ def _read_other(value: dict[str, Any]) -> Arguments:
     return read
 
 
-def _plug_export(session: Session, given: Arguments) -> object:
+def _plug_export(session: Session, given: Arguments) -> Steps[None]:
     """Plug a disk of another process, whose chardev stands for its backend."""
     host, driver = session.monitor.host, given.driver
     if kind_of(driver) != BLOCK:
@@ -158,20 +159,20 @@ def _plug_export(session: Session, given: Arguments) -> object:
         chardev=given.chardev,
     )
     try:
-        inventory.plug(given.id, driver, host.attach, addr=given.addr, lun=given.lun)
+        yield from inventory.plug(given.id, driver, host.attach, addr=given.addr, lun=given.lun)
     except BaseException:
         inventory.remove(BLOCK, given.id)
         raise
-    return {}
 
 
-def _device_add(session: Session, given: Arguments) -> object:
+def _device_add(session: Session, given: Arguments) -> Steps[object]:
     host = session.monitor.host
     if given.driver in _OTHERS:
-        host.plug_other(given.id, given.driver, given.members)
+        yield from host.plug_other(given.id, given.driver, given.members)
         return {}
     if _VHOST_USER in given.driver:
-        return _plug_export(session, given)
+        yield from _plug_export(session, given)
+        return {}
     kind = kind_of(given.driver)
     for name, owner in (
         ("drive", BLOCK), ("serial", BLOCK), ("mac", NET), ("netdev", NET), ("chardev", NET)
@@ -189,7 +190,7 @@ def _device_add(session: Session, given: Arguments) -> object:
     if given.mac:
         _check_mac(given.mac)
     shape = _shape(kind, given) if host.on_demand else None
-    host.inventory.plug(
+    yield from host.inventory.plug(
         given.id,
         given.driver,
         host.attach,
@@ -204,11 +205,11 @@ def _device_add(session: Session, given: Arguments) -> object:
     return {}
 
 
-def _device_del(session: Session, given: Arguments) -> object:
+def _device_del(session: Session, given: Arguments) -> Steps[object]:
     host = session.monitor.host
-    is_gone = host.unplug_other(given.id)
+    is_gone = yield from host.unplug_other(given.id)
     if is_gone is None:
-        host.inventory.unplug(given.id, host.detach)
+        yield from host.inventory.unplug(given.id, host.detach)
     elif not is_gone:
         data: dict[str, object] = {"device": given.id, "path": given.id}
         session.monitor.emit(events.DEVICE_UNPLUG_GUEST_ERROR, data)

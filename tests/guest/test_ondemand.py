@@ -16,6 +16,7 @@ import pytest
 from pyvirt.devices.virtio.rng import RngConfig
 from pyvirt.harness.guest import kernel
 from pyvirt.vmm import slots
+from pyvirt.vmm.steps import finish
 
 from ..unit.asking import Asking
 from ..unit.namespace import ip, network_namespace
@@ -26,6 +27,8 @@ MIB = 1 << 20
 SECTORS = 8 * MIB // 512
 SECONDS = 60.0
 DRIVER = "/sys/bus/platform/drivers/virtio-mmio"
+# What the guest has of devices: none by ACPI, of the platform, or of virtio.
+LEFT = "cd /sys/bus; ls acpi/devices platform/devices virtio/devices | grep -E 'LNRO|virtio[0-9]'"
 
 
 class Client(Asking):
@@ -69,15 +72,14 @@ def whole_client(guest: Live, folder: Path) -> Client:
 
 @pytest.fixture
 def client(guest: Live, whole_client: Client) -> Iterator[Client]:
-    """Return the client; what a test plugs is unplugged after it, and unbound in the guest."""
+    """Return the client; what a test plugs is unplugged after it, and nothing of it stays."""
     yield whole_client
     for kind in ("blk", "net"):
         for device in list(whole_client.host.inventory.devices(kind)):
-            whole_client.ask("device_del", id=device.id)
-    guest.run(f"for d in {DRIVER}/LNRO*; do echo ${{d##*/}} >{DRIVER}/unbind; done; true")
+            assert whole_client.ask("device_del", id=device.id) == {}
     whole_client.events.clear()
-    whole_client.demand._sweep()
     assert whole_client.slots.transports == []
+    assert guest.run(f"{LEFT}; true") == ""
 
 
 def wait_for(guest: Live, command: str, answer: str) -> None:
@@ -107,7 +109,7 @@ def test_a_disk_is_written_and_unplugged(guest: Live, client: Client, folder: Pa
     assert client.ask("device_del", id="w") == {}
     assert client.events == ["DEVICE_DELETED"]
     assert (folder / "w").read_bytes()[:7] == b"written"
-    wait_for(guest, "cat /sys/block/vda/size", "0")
+    assert guest.run("ls /sys/block") == ""
 
 
 def test_what_is_unbound_leaves_its_slot_to_another(guest: Live, client: Client) -> None:
@@ -151,18 +153,17 @@ def test_a_nic_with_an_mtu(guest: Live, client: Client) -> None:
 
 def test_entropy(guest: Live, client: Client) -> None:
     device = RngConfig("rng0", "src", "/dev/urandom", 0).make()
-    client.demand.plug(device)
+    finish(client.demand.plug(device))
     wait_for(guest, "cat /sys/class/misc/hw_random/rng_current", "virtio_rng.0")
     guest.run("head -c 100 /dev/hwrng >/dev/null", SECONDS)
-    assert not client.demand.unplug(device)
-    name = guest.run(f"cd {DRIVER}; echo LNRO*")
-    guest.run(f"echo {name} >{DRIVER}/unbind")
-    assert client.demand.unplug(device)
+    assert finish(client.demand.unplug(device))
     assert client.slots.transports == []
+    assert guest.run("cat /sys/class/misc/hw_random/rng_current") == "none"
 
 
 def test_nothing_of_it_is_an_error_to_the_kernel(guest: Live, client: Client) -> None:
     said = guest.run("dmesg")
     assert "Dynamic OEM Table Load" in said
-    for word in ("ACPI Error", "ACPI Warning", "can't request region", "Wrong magic", "failed"):
-        assert word not in said, word
+    wrong = ("ACPI Error", "ACPI Warning", "can't request region", "Wrong magic", "resource:")
+    lines = [line for line in said.splitlines() if any(word in line for word in (*wrong, "BUG"))]
+    assert lines == []

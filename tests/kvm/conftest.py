@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyvirt.vmm import demand
 from pyvirt.vmm.config import MachineConfig
 
+from .ondemand import Client
 from .support import GUESTS, MEMORY, PATIENCE, Guest, build
 
 
@@ -127,3 +129,21 @@ def make(kernel: Callable[[str], Path], tmp_path: Path) -> Iterator[Make]:
     yield make
     for guest in made:
         guest.close()
+
+
+@pytest.fixture
+def on_demand(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[Guest, Client]]]:
+    """Return a function that makes a machine with slots on demand, and its client."""
+    monkeypatch.setattr(demand, "LIMIT_S", 30.0)
+    clients = []
+
+    def make_one(name: str = "plug", **config: Any) -> tuple[Guest, Client]:
+        guest = make(name, on_demand=True, **config)
+        clients.append(Client(guest, tmp_path))
+        return guest, clients[-1]
+
+    yield make_one
+    for one in clients:
+        one.host.close()

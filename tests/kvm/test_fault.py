@@ -15,6 +15,7 @@ from pyvirt.devices.virtio.python import PythonDevice
 from pyvirt.errors import ConfigError, QmpError
 from pyvirt.qmp.machine import MachineHost
 from pyvirt.vmm.config import MachineConfig
+from pyvirt.vmm.steps import finish
 
 from .support import MEMORY, Guest
 from .test_hotplug import Make, disk
@@ -78,7 +79,7 @@ def test_a_machines_reset_ends_them(guest: Guest) -> None:
 def test_unplugging_ends_them(guest: Guest) -> None:
     host = MachineHost(guest)
     host.add_fault("root", Fault("fail"))
-    host.inventory.unplug("root", host.detach)
+    finish(host.inventory.unplug("root", host.detach))
     assert guest.slot("block", 0).faults().states() == []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from pyvirt.vmm.snapshot import shape
 from pyvirt.vmm.snapshot.folder import Folder
 from pyvirt.vmm.snapshot.restore import open_folder
 from pyvirt.vmm.snapshot.save import Saver
+from pyvirt.vmm.steps import finish
 from pyvirt.vmm.topology import Topology
 
-from ..unit.asking import Asking
+from .ondemand import Client, bind, start, transports
 from .support import MAILBOX, MEMORY, Guest
 from .test_access import carry_out
 from .test_life import wait_until
@@ -34,64 +35,18 @@ from .test_virtio_mmio import driver, get
 pytestmark = pytest.mark.any_kvm
 
 Make = Callable[..., Guest]
-SECTORS = 16
 RUBBISH = 7
 SILENT = "the guest's ACPI has not answered within 0.5 s, and the guest does not get the device"
 
 
-class Client(Asking):
-    """Somebody at a machine's monitor, who has images in a folder."""
-
-    def __init__(self, guest: Guest, folder: Path) -> None:
-        super().__init__(guest)
-        self._folder = folder
-
-    def image(self, name: str, *, readonly: bool = False) -> None:
-        """Make an image, and its backend."""
-        self.register(self._folder / name, 512 * SECTORS, readonly=readonly)
-
-    def plug(self, name: str, **more: Any) -> Any:
-        """Register a disk and plug it."""
-        self.image(name)
-        return self.ask("device_add", id=name, driver="virtio-blk-mmio", **more)
-
-
-@pytest.fixture
-def client(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., tuple[Guest, Client]]]:
-    """Return a function that makes a machine with slots on demand, and its client."""
-    monkeypatch.setattr(demand, "LIMIT_S", 30.0)
-    clients = []
-
-    def make_one(name: str = "plug", **config: Any) -> tuple[Guest, Client]:
-        guest = make(name, on_demand=True, **config)
-        clients.append(Client(guest, tmp_path))
-        return guest, clients[-1]
-
-    yield make_one
-    for one in clients:
-        one.host.close()
-
-
-def start(guest: Guest, *, adds: int = 0) -> None:
-    guest.write_words(MAILBOX, 0, adds, 0)
-    guest.start()
-
-
-def transports(guest: Guest) -> int:
-    assert guest.slots
-    return len(guest.slots.transports)
-
-
-def test_there_are_no_empty_slots(client: Any) -> None:
-    guest, _ = client()
+def test_there_are_no_empty_slots(on_demand: Any) -> None:
+    guest, _ = on_demand()
     assert transports(guest) == 0
     assert guest.slots.windows() == []
 
 
-def test_what_is_plugged_is_offered_and_taken(client: Any) -> None:
-    guest, user = client()
+def test_what_is_plugged_is_offered_and_taken(on_demand: Any) -> None:
+    guest, user = on_demand()
     start(guest)
     for count in range(1, 4):
         assert user.plug(f"d{count}") == {}
@@ -103,8 +58,8 @@ def test_what_is_plugged_is_offered_and_taken(client: Any) -> None:
     assert gsis == list(layout.VIRTIO_GSIS[:3])
 
 
-def test_as_many_as_there_are_lines_and_no_more(client: Any) -> None:
-    guest, user = client()
+def test_as_many_as_there_are_lines_and_no_more(on_demand: Any) -> None:
+    guest, user = on_demand()
     start(guest)
     for index in range(slots.SLOTS_MAX):
         assert user.plug(f"d{index}") == {}
@@ -112,15 +67,17 @@ def test_as_many_as_there_are_lines_and_no_more(client: Any) -> None:
     user.ask("netdev_add", id="n", ifname="absent")
     user.image("more")
     answer = user.ask("device_add", id="more", driver="virtio-blk-mmio")
-    assert answer == "A maximum of 16 block replaceable devices are supported."
+    assert answer == (
+        "A maximum of 16 block replaceable devices are supported. Send device_del for one."
+    )
     assert user.ask("blockdev-del", **{"node-name": "more"}) == {}
     assert set(os.listdir("/proc/self/fd")) == files
     with pytest.raises(ConfigError, match="all 16 interrupt lines are taken; unplug a device"):
-        guest.demand.plug(Block(None, 0), "block", 16)
+        finish(guest.demand.plug(Block(None, 0), "block", 16))
 
 
-def test_features_are_those_of_the_disk(client: Any) -> None:
-    guest, user = client()
+def test_features_are_those_of_the_disk(on_demand: Any) -> None:
+    guest, user = on_demand()
     start(guest)
     user.image("d", readonly=True)
     more = {"num-queues": 4, "queue-size": "512", "logical_block_size": 1024, "serial": "number"}
@@ -143,16 +100,16 @@ def test_features_are_those_of_the_disk(client: Any) -> None:
         ({"logical_block_size": 4096, "physical_block_size": 512}, "is less than"),
     ],
 )
-def test_a_shape_that_cannot_be(client: Any, more: dict[str, Any], text: str) -> None:
-    guest, user = client()
+def test_a_shape_that_cannot_be(on_demand: Any, more: dict[str, Any], text: str) -> None:
+    guest, user = on_demand()
     start(guest)
     assert text in user.plug("d", **more)
     assert transports(guest) == 0
     assert user.ask("device_add", id="d", driver="virtio-blk-mmio") == {}
 
 
-def test_blocks_that_do_not_divide_the_disk(client: Any, tmp_path: Path) -> None:
-    guest, user = client()
+def test_blocks_that_do_not_divide_the_disk(on_demand: Any, tmp_path: Path) -> None:
+    guest, user = on_demand()
     start(guest)
     user.image("d")
     user.ask("blockdev-del", **{"node-name": "d"})
@@ -165,9 +122,9 @@ def test_blocks_that_do_not_divide_the_disk(client: Any, tmp_path: Path) -> None
 
 
 def test_a_guest_that_does_not_answer_does_not_get_it(
-    client: Any, monkeypatch: pytest.MonkeyPatch
+    on_demand: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guest, user = client("spin")
+    guest, user = on_demand("spin")
     monkeypatch.setattr(demand, "LIMIT_S", 0.5)
     start(guest)
     wait_until(lambda: guest.read_words(MAILBOX, 1) != [0], "it runs")
@@ -182,8 +139,8 @@ def test_a_guest_that_does_not_answer_does_not_get_it(
     assert user.ask("blockdev-del", **{"node-name": "d"}) == {}
 
 
-def test_rubbish_is_no_answer(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    guest, user = client()
+def test_rubbish_is_no_answer(on_demand: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest, user = on_demand()
     start(guest, adds=RUBBISH)
     text = "the guest has not taken the device within 0.5 s, and does not get it"
     with monkeypatch.context() as patch:
@@ -194,8 +151,8 @@ def test_rubbish_is_no_answer(client: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert user.ask("device_add", id="d", driver="virtio-blk-mmio") == {}
 
 
-def test_a_paused_guest_is_told_when_it_runs_on(client: Any) -> None:
-    guest, user = client()
+def test_a_paused_guest_is_told_when_it_runs_on(on_demand: Any) -> None:
+    guest, user = on_demand()
     start(guest)
     guest.pause()
     assert [user.plug(f"d{index}") for index in range(3)] == [{}] * 3
@@ -219,8 +176,8 @@ def plug_while(guest: Guest, user: Client, act: Callable[[], None]) -> list[Any]
     return answers
 
 
-def test_a_reset_before_the_answer(client: Any) -> None:
-    guest, user = client("spin")
+def test_a_reset_before_the_answer(on_demand: Any) -> None:
+    guest, user = on_demand("spin")
     start(guest)
     answers = plug_while(guest, user, guest.reset)
     assert answers == [{}]
@@ -229,16 +186,16 @@ def test_a_reset_before_the_answer(client: Any) -> None:
     assert image.count(b"LNRO0005") == 1
 
 
-def test_an_end_before_the_answer(client: Any) -> None:
-    guest, user = client("spin")
+def test_an_end_before_the_answer(on_demand: Any) -> None:
+    guest, user = on_demand("spin")
     start(guest)
     answers = plug_while(guest, user, lambda: guest.finish(End("host")))
     assert answers == ["the machine has ended; start another"]
     assert transports(guest) == 0
 
 
-def test_a_disk_whose_driver_has_let_go_goes_with_its_slot(client: Any, tmp_path: Path) -> None:
-    guest, user = client()
+def test_a_disk_whose_driver_has_let_go_goes_with_its_slot(on_demand: Any, tmp_path: Path) -> None:
+    guest, user = on_demand()
     start(guest)
     for cycle in range(2 * slots.SLOTS_MAX):
         assert user.plug("d") == {}
@@ -249,14 +206,8 @@ def test_a_disk_whose_driver_has_let_go_goes_with_its_slot(client: Any, tmp_path
     assert user.events == ["DEVICE_DELETED"] * 2 * slots.SLOTS_MAX
 
 
-def bind(transport: Any) -> None:
-    """Do what a driver does first."""
-    for status in (r.ACKNOWLEDGE, r.ACKNOWLEDGE | r.DRIVER):
-        transport.write(r.STATUS, 4, status)
-
-
-def test_a_disk_whose_driver_has_not_stays_empty_until_it_does(client: Any) -> None:
-    guest, user = client()
+def test_a_disk_whose_driver_has_not_stays_empty_until_it_does(on_demand: Any) -> None:
+    guest, user = on_demand()
     start(guest)
     assert user.plug("d") == {}
     (transport,) = guest.slots.transports
@@ -276,8 +227,8 @@ def test_a_disk_whose_driver_has_not_stays_empty_until_it_does(client: Any) -> N
     assert user.events == ["DEVICE_DELETED"]
 
 
-def test_a_machine_that_is_full_uses_an_empty_disk_again(client: Any) -> None:
-    guest, user = client()
+def test_a_machine_that_is_full_uses_an_empty_disk_again(on_demand: Any) -> None:
+    guest, user = on_demand()
     start(guest)
     for index in range(slots.SLOTS_MAX):
         assert user.plug(f"d{index}") == {}
@@ -290,35 +241,35 @@ def test_a_machine_that_is_full_uses_an_empty_disk_again(client: Any) -> None:
     assert guest.slot("block", 3).backend == "again"
 
 
-def test_nobody_is_told_without_room_for_the_number(client: Any) -> None:
-    guest, user = client()
+def test_nobody_is_told_without_room_for_the_number(on_demand: Any) -> None:
+    guest, user = on_demand()
     start(guest)
     guest.demand.port._number = guest.demand.port._most
     assert "the guest has been told of 4096 devices since it started" in user.plug("d")
     assert transports(guest) == 0
 
 
-def test_an_absent_device_reads_as_nothing(client: Any) -> None:
-    guest, _ = client("script")
+def test_an_absent_device_reads_as_nothing(on_demand: Any) -> None:
+    guest, _ = on_demand("script")
     values = carry_out(guest, get(r.MAGIC_VALUE, 3), *driver(slot=3), get(r.STATUS, 3))
     assert values[0] == values[-1] == 0
 
 
-def test_a_machine_without_acpi_has_prepared_slots(client: Any) -> None:
-    guest, user = client(discovery="cmdline")
+def test_a_machine_without_acpi_has_prepared_slots(on_demand: Any) -> None:
+    guest, user = on_demand(discovery="cmdline")
     assert guest.demand is None
     assert transports(guest) == slots.BLOCK_SLOTS + slots.NET_SLOTS
     assert not user.host.on_demand
 
 
-def test_the_end_of_a_guest_with_a_device_that_it_has_not_taken(client: Any) -> None:
-    guest, user = client()
+def test_the_end_of_a_guest_with_a_device_that_it_has_not_taken(on_demand: Any) -> None:
+    guest, user = on_demand()
     start(guest)
     guest.pause()
     assert user.plug("d") == {}
     guest.close()
     with pytest.raises(PyvirtError, match="has ended"):
-        guest.demand.detach("block", 0)
+        finish(guest.demand.detach("block", 0))
 
 
 class Notes(Device):
@@ -357,8 +308,8 @@ def make_notes(user: Client) -> list[NotesConfig]:
     return asked
 
 
-def test_another_device_is_unplugged_when_no_driver_has_it(client: Any) -> None:
-    guest, user = client()
+def test_another_device_is_unplugged_when_no_driver_has_it(on_demand: Any) -> None:
+    guest, user = on_demand()
     asked = make_notes(user)
     start(guest)
     assert user.ask("device_add", id="n", driver="virtio-rng-device", rng="o") == {}
@@ -378,9 +329,9 @@ def test_another_device_is_unplugged_when_no_driver_has_it(client: Any) -> None:
 
 
 def test_another_device_for_a_guest_that_does_not_answer(
-    client: Any, monkeypatch: pytest.MonkeyPatch
+    on_demand: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guest, user = client("spin")
+    guest, user = on_demand("spin")
     monkeypatch.setattr(demand, "LIMIT_S", 0.5)
     asked = make_notes(user)
     start(guest)
@@ -422,9 +373,9 @@ def restore(kernel: Any, folder: Path, log: Path, **words: Any) -> Guest:
 
 
 def test_what_was_plugged_is_in_its_slot_when_restored(
-    client: Any, kernel: Any, tmp_path: Path
+    on_demand: Any, kernel: Any, tmp_path: Path
 ) -> None:
-    guest, user = client()
+    guest, user = on_demand()
     start(guest)
     for name in ("d0", "d1", "d2"):
         assert user.plug(name) == {}
@@ -454,9 +405,9 @@ def test_what_was_plugged_is_in_its_slot_when_restored(
 
 
 def test_a_guest_with_other_devices_is_not_restored(
-    client: Any, kernel: Any, tmp_path: Path
+    on_demand: Any, kernel: Any, tmp_path: Path
 ) -> None:
-    guest, user = client()
+    guest, user = on_demand()
     start(guest)
     assert user.plug("d0") == {}
     folder = tmp_path / "saved"
@@ -465,8 +416,8 @@ def test_a_guest_with_other_devices_is_not_restored(
         restore(kernel, folder, tmp_path / "again")
 
 
-def test_what_has_no_end_yet_is_not_saved(client: Any, tmp_path: Path) -> None:
-    guest, user = client()
+def test_what_has_no_end_yet_is_not_saved(on_demand: Any, tmp_path: Path) -> None:
+    guest, user = on_demand()
     start(guest)
     assert user.plug("d") == {}
     (transport,) = guest.slots.transports

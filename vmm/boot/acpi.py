@@ -42,6 +42,7 @@ X2APIC_FROM = 255  # the first id that an 8-bit local APIC entry cannot name
 _NMI_LINT = 1
 _PLUGGED_UID = 0x1000
 PLUGS_MAX = 0x1000
+_NOTIFY_BUS_CHECK = 0
 _NOTIFY_PRESSED = 0x80
 _NOTIFY_NEW_GENERATION = 0x80
 
@@ -165,14 +166,81 @@ def _generation() -> bytes:
     )
 
 
+def _seat(slot: int) -> str:
+    """Return the method whose children are the devices of a slot, and gone when it has run.
+
+    What is below a method's node is that method's own to ACPICA, and deleted when it ends; Linux
+    then lets go of the devices there, as of those of a table that is unloaded.
+    """
+    return f"\\_SB.M{slot:03X}"
+
+
+def _slot(window: VirtioMmio) -> int:
+    return (window.base - layout.VIRTIO_MMIO) // layout.VIRTIO_MMIO_STEP
+
+
+def _leaver(offer: bytes, target: bytes = aml.ZERO) -> bytes:
+    return aml.bit_and(offer, aml.integer(layout.PLUG_LEAVER), target)
+
+
 def _take_devices() -> bytes:
-    """Return what loads table after table, as long as there is one (devices/plug.py)."""
+    """Return what loads table after table, as long as there is one (devices/plug.py).
+
+    What is to go is left to the exit, once.
+    """
     offered = aml.store(aml.path("POFR"), aml.LOCAL1)
-    return offered + aml.while_(
-        aml.LOCAL1,
-        aml.load("PTAB", aml.LOCAL0),
-        aml.store(aml.LOCAL1, aml.path("PANS")),
-        offered,
+    seen = aml.path("SEEN")
+    return (
+        offered
+        + aml.while_(
+            aml.and_(aml.LOCAL1, aml.not_(_leaver(aml.LOCAL1))),
+            aml.load("PTAB", aml.LOCAL0),
+            aml.store(aml.LOCAL1, aml.path("PANS")),
+            offered,
+        )
+        + aml.if_(
+            aml.and_(aml.LOCAL1, aml.not_(aml.equal(aml.LOCAL1, seen))),
+            aml.store(aml.LOCAL1, seen),
+            aml.notify("\\_SB.EXIT", _NOTIFY_BUS_CHECK),
+        )
+    )
+
+
+def _exit() -> bytes:
+    """Return a container whose bus check is what takes devices away.
+
+    Linux calls _OST at a check's end, in the thread and with the lock of all hot-plug, so that it
+    is at no other namespace walk of that. The first has the device's node deleted, which Linux
+    does the rest about in that thread's next work; behind that is the second check, which answers.
+    """
+    registers = "\\_SB.GED"
+    leave = [
+        aml.if_(aml.equal(aml.LOCAL2, aml.integer(slot + 1)), aml.path(_seat(slot)))
+        for slot in range(layout.SLOTS_MAX)
+    ]
+    is_done = aml.equal(aml.LOCAL1, aml.path("GONE"))
+    return aml.device(
+        "EXIT",
+        aml.name("_HID", aml.string("ACPI0004")),
+        aml.name("_UID", aml.string("exit")),
+        aml.name("GONE", aml.ZERO),
+        aml.method(
+            "_OST",
+            3,
+            aml.store(aml.path(f"{registers}.POFR"), aml.LOCAL1),
+            _leaver(aml.LOCAL1, aml.LOCAL2),
+            aml.if_(
+                aml.LOCAL2,
+                aml.if_(is_done, aml.store(aml.LOCAL1, aml.path(f"{registers}.PANS"))),
+                aml.if_(
+                    aml.not_(is_done),
+                    *leave,
+                    aml.store(aml.LOCAL1, aml.path("GONE")),
+                    aml.notify("\\_SB.EXIT", _NOTIFY_BUS_CHECK),
+                ),
+            ),
+            serialized=True,
+        ),
     )
 
 
@@ -189,6 +257,7 @@ def _event_device(*, on_demand: bool) -> bytes:
             aml.memory_region("PTAB", layout.PLUG_TABLE, layout.PLUG_TABLE_SIZE),
             aml.io_region("PREG", layout.PLUG, layout.PLUG_SIZE),
             aml.dword_field("PREG", ("POFR", 32), ("PANS", 32)),
+            aml.name("SEEN", aml.ZERO),
         )
     return aml.device(
         "GED",
@@ -227,7 +296,7 @@ def plugged(number: int, window: VirtioMmio) -> bytes:
 
     `number` is 0 to PLUGS_MAX - 1, and no other's since the machine started: what is loaded stays.
     """
-    path = f"\\_SB.P{number:03X}"
+    path = f"{_seat(_slot(window))}.P{number:03X}"
     return table(b"SSDT", 2, _virtio(path, _PLUGGED_UID + number, window))
 
 
@@ -243,7 +312,14 @@ def _dsdt(devices: Sequence[VirtioMmio], *, rtc: bool, on_demand: bool) -> bytes
     # \_S5: of the package only the first value counts, the type for the sleep control register.
     off = aml.package(aml.integer(layout.SLEEP_TYPE_S5), aml.ZERO, aml.ZERO, aml.ZERO)
     more = [_rtc()] if rtc else []
-    more += [_virtio(f"V{index:03X}", index, window) for index, window in enumerate(devices)]
+    places = [f"V{index:03X}" for index in range(len(devices))]
+    if on_demand:
+        more += [aml.method(_seat(slot), 0, aml.NOOP) for slot in range(layout.SLOTS_MAX)]
+        more.append(_exit())
+        places = [
+            f"{_seat(_slot(window))}.{place}" for place, window in zip(places, devices, strict=True)
+        ]
+    more += [_virtio(places[index], index, window) for index, window in enumerate(devices)]
     events = _event_device(on_demand=on_demand)
     body = aml.name("\\_S5", off) + aml.scope(
         "\\_SB", _com1(), _power_button(), _generation(), events, _panic(), *more

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from struct import pack
 
-LOCAL0, LOCAL1 = b"\x60", b"\x61"
+LOCAL0, LOCAL1, LOCAL2 = b"\x60", b"\x61", b"\x62"
+NOOP = b"\xa3"
 ZERO = b"\x00"  # also the null target of an operator whose result only feeds another
 
 _EXT = b"\x5b"
@@ -147,6 +148,21 @@ def store(source: bytes, target: bytes) -> bytes:
 def bit_and(left: bytes, right: bytes, target: bytes = ZERO) -> bytes:
     """Encode And (left, right, target)."""
     return b"\x7b" + left + right + target
+
+
+def equal(left: bytes, right: bytes) -> bytes:
+    """Encode LEqual (left, right)."""
+    return b"\x93" + left + right
+
+
+def not_(value: bytes) -> bytes:
+    """Encode LNot (value)."""
+    return b"\x92" + value
+
+
+def and_(left: bytes, right: bytes) -> bytes:
+    """Encode LAnd (left, right)."""
+    return b"\x90" + left + right
 
 
 def if_(predicate: bytes, *body: bytes) -> bytes:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from pyvirt.devices.virtio.fault import Fault
     from pyvirt.qmp.host import DiskRequest, NicRequest
     from pyvirt.vmm.hotplug import Device, Resource
+    from pyvirt.vmm.steps import Steps
 
 TIMEOUT = 30.0  # seconds; nothing here takes long unless it hangs
 STATUS = b'{"execute":"query-status"}'
@@ -121,6 +122,7 @@ class FakeHost:
         self.asked: list[tuple[str, FaultState]] = []  # faults
         self.ringbufs = {"log": b""}
         self.quitting = threading.Event()
+        self.is_silent = False  # the guest, so that its steps wait
         self.refusal: Exception | None = None  # what attach, detach and save raise
         self.saved = Saving("none")
         self.emit: Callable[[str, dict[str, object]], None] = lambda _name, _data: None
@@ -129,14 +131,21 @@ class FakeHost:
         self._vcpus = vcpus
         self.places: list[VcpuPlace] = []  # in place of cores of one socket
 
-    def plug_other(self, id: str, driver: str, members: dict[str, str]) -> None:  # noqa: A002
+    def plug_other(self, id: str, driver: str, members: dict[str, str]) -> Steps[None]:  # noqa: A002
+        yield from self.steps()
         if not self.on_demand:
             raise QmpError("Unsupported replaceable device type.")
         self.others[id] = (driver, members)
 
-    def unplug_other(self, id: str) -> bool | None:  # noqa: A002
+    def steps(self) -> Steps[None]:
+        """Let a step wait as long as the guest does."""
+        while self.is_silent:
+            yield
+
+    def unplug_other(self, id: str) -> Steps[bool | None]:  # noqa: A002
         if id not in self.others:
             return None
+        yield from self.steps()
         if self.is_bound:
             return False
         del self.others[id]
@@ -296,7 +305,8 @@ class FakeHost:
     def open_uplink(self, id: str, chardev: str, path: str) -> Resource:  # noqa: A002
         return Export(path, self.exports)
 
-    def attach(self, device: Device) -> None:
+    def attach(self, device: Device) -> Steps[None]:
+        yield from self.steps()
         if self.refusal is not None:
             raise self.refusal
         place = device.backend.kind, device.slot
@@ -304,7 +314,8 @@ class FakeHost:
         assert 0 <= device.slot < SLOTS[device.backend.kind]
         self.slots[place] = device
 
-    def detach(self, device: Device) -> None:
+    def detach(self, device: Device) -> Steps[None]:
+        yield from self.steps()
         if self.refusal is not None:
             raise self.refusal
         assert self.slots.pop((device.backend.kind, device.slot)) is device

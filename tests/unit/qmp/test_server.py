@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -269,3 +270,106 @@ def test_a_fault_of_the_servers_loop_lets_the_clients_go(
     server.server.emit("POWERDOWN", {})  # into the void
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("pyvirt: QMP server: ZeroDivisionError: ")
+
+
+# What waits for the guest.
+
+RNG = b'{"execute":"device_add","arguments":{"id":"r","driver":"virtio-rng-device"},"id":1}'
+
+
+@pytest.fixture
+def silent(server: Running) -> Running:
+    """A server whose guest does not take what is plugged."""
+    server.host.on_demand = server.host.is_silent = True
+    return server
+
+
+def take(server: Running) -> None:
+    """Let the guest do what it was asked for."""
+    server.host.is_silent = False
+    server.server.go_on()
+
+
+def test_nobody_else_waits_for_a_guest(silent: Running) -> None:
+    first, second = silent.greeted(), silent.greeted()
+    first.send(RNG + STATUS)
+    for _ in range(3):
+        second.send(STATUS)
+        assert second.message() == RUNS
+    second.send(b'{"execute":"stop"}')
+    assert names([second.message(), second.message()]) == ["STOP", "return"]
+    assert first.message()["event"] == "STOP", "events are not for those alone who are answered"
+    assert silent.host.others == {}
+    take(silent)
+    assert first.message() == {"return": {}, "id": 1}
+    assert first.message()["return"]["status"] == "paused"
+    assert list(silent.host.others) == ["r"]
+
+
+def test_a_device_that_is_coming_is_nobody_elses(silent: Running, image: str) -> None:
+    first, second = silent.greeted(), silent.greeted()
+    disk = {"node-name": "d", "file": {"driver": "file", "filename": image}}
+    assert first.ask("blockdev-add", arguments=disk) == {"return": {}}
+    plug = {"id": "d", "driver": "virtio-blk-mmio"}
+    first.send(json.dumps({"execute": "device_add", "arguments": plug}).encode())
+    eventually(lambda: silent.server._waiting)
+    for command, arguments, text in (
+        ("device_add", plug, "Device d is plugged already; send device_del first"),
+        ("device_del", {"id": "d"}, "Device d is being plugged or unplugged; wait for the answer"),
+        ("blockdev-del", {"node-name": "d"}, "d is in use by device d"),
+    ):
+        assert text in second.ask(command, arguments=arguments)["error"]["desc"]
+    take(silent)
+    assert first.message() == {"return": {}}
+    silent.host.is_silent = True
+    second.send(b'{"execute":"device_del","arguments":{"id":"d"}}')
+    eventually(lambda: silent.server._waiting)
+    answer = first.ask("device_del", arguments={"id": "d"})
+    assert "is being plugged or unplugged" in answer["error"]["desc"]
+    take(silent)
+    assert names([second.message(), second.message()]) == ["DEVICE_DELETED", "return"]
+
+
+def test_what_a_client_asked_for_that_has_gone_is_done(silent: Running) -> None:
+    first, second = silent.greeted(), silent.greeted()
+    first.send(RNG)
+    eventually(lambda: silent.server._waiting)
+    first.close()
+    second.send(STATUS)
+    assert second.message() == RUNS
+    take(silent)
+    eventually(lambda: len(silent.server._clients) == 1)
+    assert list(silent.host.others) == ["r"]
+
+
+def test_a_client_that_only_waits_for_its_answer(silent: Running) -> None:
+    client = silent.greeted()
+    client.send(RNG)
+    client.socket.shutdown(socket.SHUT_WR)
+    eventually(lambda: silent.server._waiting)
+    take(silent)
+    assert client.messages() == [{"return": {}, "id": 1}]
+
+
+def test_more_requests_than_there_is_room_for_wait_with_their_client(silent: Running) -> None:
+    first, second = silent.greeted(), silent.greeted()
+    first.send(RNG)
+    first.socket.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            first.socket.send(STATUS * 100)
+    second.send(STATUS)
+    assert second.message() == RUNS
+    first.socket.settimeout(TIMEOUT)
+    take(silent)
+    assert first.message()["id"] == 1
+    assert first.message() == RUNS
+
+
+def test_the_end_takes_back_what_waits(silent: Running) -> None:
+    client = silent.greeted()
+    client.send(RNG)
+    eventually(lambda: silent.server._waiting)
+    silent.server.close()
+    assert client.messages() == []
+    assert silent.host.others == {}
