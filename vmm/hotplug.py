@@ -10,6 +10,7 @@ Texts are StratoVirt's, whose clients look at them. One thread at a time.
 from __future__ import annotations
 
 from ..errors import QmpError
+from .slots import disk_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 BLOCK, NET = "blk", "net"
 SLOTS = {BLOCK: 6, NET: 2}
-ON_DEMAND = {BLOCK: 16, NET: 16}  # at most; `addr` is no more than a name then
+ON_DEMAND = {BLOCK: 64, NET: 64}  # at most; `addr` is no more than a name then
 _WITHDRAWN_MAX = 64
 _CHARDEVS_MAX = 64
 _WORDS = {BLOCK: "block", NET: "net"}
@@ -91,7 +92,7 @@ class Device:
     def place(self) -> str:
         """Return what the guest calls it: vda, or eth0."""
         disk = self.backend.kind == BLOCK
-        return f"vd{chr(ord('a') + self.slot)}" if disk else f"eth{self.slot}"
+        return disk_name(self.slot) if disk else f"eth{self.slot}"
 
 
 def parse_address(device: str, addr: str | None, lun: int | None, kind: str) -> int | None:

@@ -67,6 +67,7 @@ MAX_VCPUS = 254  # 8-bit APIC ids: 255 is broadcast, and the MP table's IOAPIC n
 VIRTIO_GSIS = (5, 6, 7, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23)
 
 SLOTS_MAX = len(VIRTIO_GSIS)
+DEMAND_SLOTS_MAX = 64  # where they come on demand, and share lines when all are taken
 
 # KVM's memory slots, by their numbers.
 RAM_MEMSLOT = 0  # and 1

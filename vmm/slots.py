@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .log import Log
     from .vm import InterruptLine
 
-SLOTS_MAX = layout.SLOTS_MAX
+SLOTS_MAX, DEMAND_SLOTS_MAX = layout.SLOTS_MAX, layout.DEMAND_SLOTS_MAX
 BLOCK, NET = "block", "net"  # kinds of devices that something is put behind
 # At least, where disks and NICs can be plugged.
 BLOCK_SLOTS, NET_SLOTS = 6, 2
@@ -71,7 +71,7 @@ def _counts(config: MachineConfig) -> tuple[int, int]:
 def count(config: MachineConfig, others: int = 0) -> int:
     """Return how many slots `fill` fills, with devices beside the configuration's; or all."""
     given = sum(_counts(config)) + len(config.devices) + others
-    return max(given, SLOTS_MAX) if config.on_demand else given
+    return max(given, DEMAND_SLOTS_MAX) if config.on_demand else given
 
 
 def vacancies(config: MachineConfig) -> dict[int, tuple[str, int]]:
@@ -113,13 +113,27 @@ def _place(device: Device, addr: int) -> str:
     """Return what Linux calls a disk or a NIC, which stays the same as they come and go."""
     if not isinstance(device, Pluggable):
         return ""
-    return f"vd{chr(ord('a') + addr)}" if device.KIND == BLOCK else f"eth{addr}"
+    return disk_name(addr) if device.KIND == BLOCK else f"eth{addr}"
+
+
+def disk_name(addr: int) -> str:
+    """Return what Linux calls a disk: vda to vdz, vdaa and so on."""
+    letters = ""
+    addr += 1
+    while addr:
+        addr, letter = divmod(addr - 1, 26)
+        letters = chr(ord("a") + letter) + letters
+    return f"vd{letters}"
+
+
+def _line(slot: int) -> int:
+    return layout.VIRTIO_GSIS[slot % SLOTS_MAX]
 
 
 def _window(slot: int) -> VirtioMmio:
     """Return where a slot stands, as the guest is told."""
     base = layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_STEP
-    return VirtioMmio(base, registers.PAGE_SIZE, layout.VIRTIO_GSIS[slot])
+    return VirtioMmio(base, registers.PAGE_SIZE, _line(slot))
 
 
 def _is_light(offset: int) -> bool:
@@ -203,6 +217,7 @@ class Slots:
         self._seats: dict[int, _Seat] = {}  # by slots
         self._addrs: dict[tuple[str, int], Pluggable] = {}  # by kind and number within that
         self._windows: _Windows | None = None  # on demand
+        self._most = DEMAND_SLOTS_MAX if on_demand else SLOTS_MAX
         self._left: dict[int, None] = {}  # slots of devices that have gone, the last behind
         self._transports: dict[int, Mmio] = {}  # by slots
         # Of each device its own, which has a limit: what it says is a driver's doing.
@@ -212,11 +227,11 @@ class Slots:
         self._read_exits = read_exits
         self._memslot_lock = _thread.allocate_lock()  # two devices may change at a time
         try:
-            if count > SLOTS_MAX:
-                raise ConfigError(f"{count} virtio devices: at most {SLOTS_MAX}; drop some")
+            if count > self._most:
+                raise ConfigError(f"{count} virtio devices: at most {self._most}; drop some")
             if on_demand:
                 self._windows = _Windows()
-                size = SLOTS_MAX * layout.VIRTIO_MMIO_STEP
+                size = self._most * layout.VIRTIO_MMIO_STEP
                 machine_bus.add(bus.MMIO, layout.VIRTIO_MMIO, size, self._windows, _is_light)
             if count:
                 self._pages = RegisterPages(count)
@@ -328,15 +343,23 @@ class Slots:
 
         ConfigError: there is no free one.
         """
-        free = [slot for slot in range(SLOTS_MAX) if slot not in self._seats]
+        free = [slot for slot in range(self._most) if slot not in self._seats]
         if not free or self._windows is None:
             raise ConfigError(
-                f"all {SLOTS_MAX} interrupt lines are taken; unplug a device, or unbind the "
-                "drivers of unplugged ones in the guest"
+                f"all {self._most} slots are taken; unplug a device, or unbind the drivers of "
+                "unplugged ones in the guest"
             )
-        # A guest may keep what it made of a window that was another's, or be about to let go of it.
-        fresh = [slot for slot in free if slot not in self._left]
-        slot = (fresh or [slot for slot in self._left if slot in free])[0]
+        lines = [_line(slot) for slot in self._seats]
+        left = list(self._left)
+        # The line with the fewest others. A guest may keep what it made of a window that was
+        # another's, or be about to let go of it: the one that was so last is the last.
+        slot = min(
+            free,
+            key=lambda slot: (
+                lines.count(_line(slot)),
+                left.index(slot) if slot in self._left else -1,
+            ),
+        )
         self.put(slot, device, addr)
         return _window(slot)
 
@@ -379,7 +402,7 @@ class Slots:
 
     def has_room(self) -> bool:
         """Tell whether there is a slot for another device."""
-        return len(self._seats) < SLOTS_MAX
+        return len(self._seats) < self._most
 
     def find(self, kind: str, addr: int) -> Pluggable | None:
         """Return the device of a kind that QMP calls by `addr`."""

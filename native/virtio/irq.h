@@ -44,7 +44,7 @@ void pv_virtio_irq_set_config(struct pv_virtio_irq *irq, uint32_t offset, const 
 void pv_virtio_irq_clear_config(struct pv_virtio_irq *irq, uint32_t offset, uint8_t bits);
 /* The eventfd of the line, for the kernel to raise it by. It cannot set bit 0 of InterruptStatus,
  * so the bit stands from now on until the reset, whatever is acknowledged. Drivers look at their
- * rings when they find it set, and nobody else shares the line. */
+ * rings when they find it set, also for another device on the line. */
 int pv_virtio_irq_lend(struct pv_virtio_irq *irq);
 
 /* Interrupts raised here since the beginning; each was a write to the line. */

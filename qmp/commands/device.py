@@ -227,7 +227,7 @@ COMMANDS = (
         "Plugs a disk or NIC into a slot of the running guest. Disks have the slots 0 (vda) to 5, "
         "NICs 0 (eth0) and 1; without `addr` and `lun` the first free one is taken. Disks and NICs "
         "of the command line have slots from 0 up. With `-machine slots=demand` a device gets a "
-        "slot of its own, and `addr` is no more than its number among those of its kind, 0 to 15; "
+        "slot of its own, and `addr` is no more than its number among those of its kind, 0 to 63; "
         "the answer comes when the guest has taken the device, or an error after 5 s, and it has "
         "not got it. A guest that is paused gets it when it runs. "
         f"The drivers {', '.join(_OTHERS)} are for such slots alone, and take the members of their "

@@ -135,11 +135,11 @@ def test_slots_are_used_in_turn(on_demand: Any) -> None:
     guest, user = on_demand()
     start(guest)
     seen = []
-    for _ in range(slots.SLOTS_MAX + 2):
+    for _ in range(slots.DEMAND_SLOTS_MAX + 2):
         assert user.plug("d") == {}
         seen += [guest.slots.slot_of(one.device) for one in guest.slots.transports]
         assert user.ask("device_del", id="d") == {}
-    assert seen == [*range(slots.SLOTS_MAX), 0, 1]
+    assert seen == [*range(slots.DEMAND_SLOTS_MAX), 0, 1]
 
 
 class Rush:
@@ -223,7 +223,7 @@ def test_a_burst_on_one_connection(on_demand: Any, tmp_path: Path) -> None:
         )
         pairs = rush.answers(2 * BURST)
         added, plugged = pairs[::2], pairs[1::2]
-        most = slots.SLOTS_MAX
+        most = slots.DEMAND_SLOTS_MAX
         assert plugged[:most] == added[:most] == [{}] * most
         full = f"A maximum of {most} block replaceable devices are supported. {MEND}"
         assert set(plugged[most:]) == {full, "Failed to find device configuration."}
@@ -250,7 +250,7 @@ def test_bursts_on_several_connections(on_demand: Any, tmp_path: Path) -> None:
             rush.send(*(one for name in names for one in (image(tmp_path, name), plug(name))))
         answers = [rush.answers(2 * each) for rush in rushes]
         taken = sum(answer[1::2].count({}) for answer in answers)
-        assert taken == transports(guest) == slots.SLOTS_MAX
+        assert taken == transports(guest) == slots.DEMAND_SLOTS_MAX
         wait_until(lambda: guest.read_words(MAILBOX, 1) == [taken], "it has as many")
         acknowledged = {
             f"d{number}-{count}"

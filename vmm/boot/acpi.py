@@ -216,7 +216,7 @@ def _exit() -> bytes:
     registers = "\\_SB.GED"
     leave = [
         aml.if_(aml.equal(aml.LOCAL2, aml.integer(slot + 1)), aml.path(_seat(slot)))
-        for slot in range(layout.SLOTS_MAX)
+        for slot in range(layout.DEMAND_SLOTS_MAX)
     ]
     is_done = aml.equal(aml.LOCAL1, aml.path("GONE"))
     return aml.device(
@@ -278,9 +278,9 @@ def _event_device(*, on_demand: bool) -> bytes:
     )
 
 
-def _virtio(path: str, uid: int, window: VirtioMmio) -> bytes:
+def _virtio(path: str, uid: int, window: VirtioMmio, *, shared: bool) -> bytes:
     resources = aml.resource_template(
-        aml.memory32_fixed(window.base, window.size), aml.interrupt(window.gsi)
+        aml.memory32_fixed(window.base, window.size), aml.interrupt(window.gsi, shared=shared)
     )
     return aml.device(
         path,
@@ -297,7 +297,7 @@ def plugged(number: int, window: VirtioMmio) -> bytes:
     `number` is 0 to PLUGS_MAX - 1, and no other's since the machine started: what is loaded stays.
     """
     path = f"{_seat(_slot(window))}.P{number:03X}"
-    return table(b"SSDT", 2, _virtio(path, _PLUGGED_UID + number, window))
+    return table(b"SSDT", 2, _virtio(path, _PLUGGED_UID + number, window, shared=True))
 
 
 def _rtc() -> bytes:
@@ -314,12 +314,15 @@ def _dsdt(devices: Sequence[VirtioMmio], *, rtc: bool, on_demand: bool) -> bytes
     more = [_rtc()] if rtc else []
     places = [f"V{index:03X}" for index in range(len(devices))]
     if on_demand:
-        more += [aml.method(_seat(slot), 0, aml.NOOP) for slot in range(layout.SLOTS_MAX)]
+        more += [aml.method(_seat(slot), 0, aml.NOOP) for slot in range(layout.DEMAND_SLOTS_MAX)]
         more.append(_exit())
         places = [
             f"{_seat(_slot(window))}.{place}" for place, window in zip(places, devices, strict=True)
         ]
-    more += [_virtio(places[index], index, window) for index, window in enumerate(devices)]
+    more += [
+        _virtio(places[index], index, window, shared=on_demand)
+        for index, window in enumerate(devices)
+    ]
     events = _event_device(on_demand=on_demand)
     body = aml.name("\\_S5", off) + aml.scope(
         "\\_SB", _com1(), _power_button(), _generation(), events, _panic(), *more

@@ -208,7 +208,7 @@ def memory32_fixed(base: int, length: int) -> bytes:
     return pack("<BHBII", 0x86, 9, 1, base, length)
 
 
-def interrupt(gsi: int, *, level: bool = False, low: bool = False) -> bytes:
+def interrupt(gsi: int, *, level: bool = False, low: bool = False, shared: bool = False) -> bytes:
     """Encode Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) {gsi}, or as asked."""
-    flags = 1 | (not level) << 1 | low << 2
+    flags = 1 | (not level) << 1 | low << 2 | shared << 3
     return pack("<BHBBI", 0x89, 6, flags, 1, gsi)

@@ -7,7 +7,7 @@ import os
 from ...errors import StateError
 from ..config import MachineConfig
 from ..core import Core
-from ..layout import SLOTS_MAX
+from ..layout import DEMAND_SLOTS_MAX
 from . import folder, ioctls, overlays, shape, state_file
 from .kvm_state import KvmState
 from .layers import IDENTITY_BYTES, Origin, open_layers
@@ -145,7 +145,7 @@ class Incoming:
         )
         try:
             devices = self.devices or read_devices(self._fields)
-            core = Core(config, log, count=SLOTS_MAX if on_demand else len(devices))
+            core = Core(config, log, count=DEMAND_SLOTS_MAX if on_demand else len(devices))
             try:
                 self._ahead = self._restore_ahead(core, devices)
             except BaseException:

@@ -7,7 +7,7 @@ import time
 
 from ...devices.virtio.device import Pluggable
 from ...errors import PyvirtError, StateError
-from ..layout import SLOTS_MAX
+from ..layout import DEMAND_SLOTS_MAX
 from ..memory import MIB, SIZE_MAX, SIZE_MIN
 from ..slots import BLOCK, NET
 from ..topology import Topology
@@ -125,7 +125,7 @@ def read(fields: Fields) -> Shape:
 
 
 def _read_places(fields: Fields) -> tuple[int, ...]:
-    places = tuple(fields.integers("slots", 0, SLOTS_MAX - 1, most=SLOTS_MAX))
+    places = tuple(fields.integers("slots", 0, DEMAND_SLOTS_MAX - 1, most=DEMAND_SLOTS_MAX))
     if len(set(places)) < len(places):
         raise fields.wrong("slots", "two devices are in one")
     return places

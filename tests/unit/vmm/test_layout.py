@@ -110,5 +110,6 @@ def test_virtio_devices_have_lines_of_their_own() -> None:
     assert len(set(lines)) == len(lines)
     assert not taken & set(lines)
     assert max(lines) < layout.IOAPIC_PINS
-    end = layout.VIRTIO_MMIO + len(lines) * layout.VIRTIO_MMIO_STEP
+    end = layout.VIRTIO_MMIO + layout.DEMAND_SLOTS_MAX * layout.VIRTIO_MMIO_STEP
+    assert len(lines) <= layout.DEMAND_SLOTS_MAX < layout.PLUG_LEAVER
     assert layout.GAP_START <= layout.VIRTIO_MMIO < end <= layout.IOAPIC

@@ -213,7 +213,7 @@ def test_acpica_sees_how_devices_are_taken(tmp_path: Path) -> None:
         'Device (EXIT) { Name (_HID, "ACPI0004"',
         "Method (_OST, 3, Serialized)",
         "If (Local2) { If ((Local1 == GONE)) { \\_SB.GED.PANS = Local1 } If ((Local1 != GONE))",
-        "If ((Local2 == 0x10)) { \\_SB.M00F () } GONE = Local1 Notify (\\_SB.EXIT, Zero)",
+        "If ((Local2 == 0x40)) { \\_SB.M03F () } GONE = Local1 Notify (\\_SB.EXIT, Zero)",
         "Device (\\_SB.M002.V000)",
     ):
         assert piece in source
