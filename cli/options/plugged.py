@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     Given = list[tuple[str, str]]
 
 
+_PORTS, _PORTS_DEVICE = ("virtserialport", "virtconsole"), "virtio-serial-device"
+
+
 def maker(
     given: Given,
 ) -> Callable[[str, Mapping[str, str], Mapping[str, str]], DeviceConfig]:
@@ -32,6 +35,9 @@ def maker(
             for id_, path in chardevs.items()
             if id_ in named
         ]
+        if driver in _PORTS:
+            # It comes on a device of its own, to which no port can be added later.
+            words.append(("device", f"{_PORTS_DEVICE},id={_value(members['id'])}"))
         text = ",".join([driver, *(f"{name}={_value(value)}" for name, value in members.items())])
         try:
             (config,) = Gathered([*words, ("device", text)]).devices

@@ -38,6 +38,8 @@ _OTHERS = (
     "vhost-vsock-device",
     "vhost-user-fs-device",
     "python",
+    "virtserialport",
+    "virtconsole",
 )
 _MEMBER = re.compile(r"[a-z][a-z0-9_.-]*", re.ASCII)
 _WORD_MAX = 4096  # characters
@@ -229,7 +231,8 @@ COMMANDS = (
         "of the command line have slots from 0 up. With `-machine slots=demand` a device gets a "
         "slot of its own, and `addr` is no more than its number among those of its kind, 0 to 63; "
         "the answer comes when the guest has taken the device, or an error after 5 s, and it has "
-        "not got it. A guest that is paused gets it when it runs. "
+        "not got it; other clients do not wait meanwhile. A guest that is paused gets it when it "
+        "runs. "
         f"The drivers {', '.join(_OTHERS)} are for such slots alone, and take the members of their "
         "-device.",
         _device_add,
@@ -293,8 +296,10 @@ COMMANDS = (
         "sees a disk of size 0 or a NIC without link, then the image or tap is closed and "
         "unlocked. DEVICE_DELETED comes before the answer; the slot can be used again at once. It "
         "is refused, and nothing changes, when the host's storage does not complete a disk's "
-        "requests within 5 s, those from before a reset by its driver among them; and for what is "
-        "neither disk nor NIC, as long as a driver of the guest has it.",
+        "requests within 5 s, those from before a reset by its driver among them. With `-machine "
+        "slots=demand` the guest is made to let go of the device first, which has 5 s; if it does "
+        "not, a disk or NIC is unplugged all the same, and for what is neither DEVICE_UNPLUG_GUEST_"
+        "ERROR comes, and the request is refused. Other clients' requests do not wait for it.",
         _device_del,
         Struct(Field("id", Text(), "the device's name")),
         example=('{"id": "drive-0"}', "{}"),

@@ -6,6 +6,8 @@ another test could show.
 
 from __future__ import annotations
 
+import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyvirt.cli.options.plugged import maker
 from pyvirt.devices.virtio.rng import RngConfig
 from pyvirt.harness.guest import kernel
 from pyvirt.vmm import layout
@@ -20,9 +23,10 @@ from pyvirt.vmm.steps import finish
 
 from ..unit.asking import Asking
 from ..unit.namespace import ip, network_namespace
+from ..unit.usage import usage
 from .live import Live, live
 
-MODULES = ("virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng")
+MODULES = ("virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console")
 MIB = 1 << 20
 SECTORS = 8 * MIB // 512
 SECONDS = 60.0
@@ -162,6 +166,50 @@ def test_entropy(guest: Live, client: Client) -> None:
     assert finish(client.demand.unplug(device))
     assert client.slots.transports == []
     assert guest.run("cat /sys/class/misc/hw_random/rng_current") == "none"
+
+
+def test_a_port(guest: Live, client: Client, folder: Path) -> None:
+    path = str(folder / "port")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        listening.settimeout(SECONDS)
+        members = {"id": "p", "chardev": "c", "name": "org.example"}
+        device = maker([])("virtserialport", members, {"c": path}).make()
+        finish(client.demand.plug(device))
+        guest.run("for n in $(seq 100); do [ -e /dev/vport?p1 ] && break; sleep 0.1; done", SECONDS)
+        guest.begin("echo hello >/dev/vport?p1")
+        with listening.accept()[0] as connected:
+            connected.settimeout(SECONDS)
+            assert connected.recv(100) == b"hello\n"
+            assert guest.finish(SECONDS)[1] == 0
+        assert finish(client.demand.unplug(device))
+    assert guest.run("ls /sys/class/virtio-ports") == ""
+
+
+CYCLES, WARM_UP = 40, 10
+
+
+def test_cycles_leave_a_table_of_each_and_nothing_else(guest: Live, client: Client) -> None:
+    def count(what: str) -> int:
+        return int(guest.run(what))
+
+    tables = "ls /sys/firmware/acpi/tables/dynamic | wc -l"
+    nodes = "ls /sys/devices/platform /sys/bus/acpi/devices | wc -l"
+    lines = "wc -l </proc/interrupts"
+    for cycle in range(CYCLES):
+        if cycle == WARM_UP:
+            before = usage(os.getpid())
+            found = [count(what) for what in (nodes, lines)]
+            loaded = count(tables)
+        client.disk("cycle")
+        if cycle % WARM_UP == 0:
+            wait_for(guest, "cat /sys/block/vda/size", str(SECTORS))
+        assert client.ask("device_del", id="cycle") == {}
+    after = usage(os.getpid())
+    assert (after.descriptors, after.threads) == (before.descriptors, before.threads)
+    assert [count(what) for what in (nodes, lines)] == found
+    assert count(tables) - loaded == CYCLES - WARM_UP
 
 
 def test_nothing_of_it_is_an_error_to_the_kernel(guest: Live, client: Client) -> None:

@@ -245,7 +245,7 @@ def test_nobody_is_told_without_room_for_the_number(on_demand: Any) -> None:
     guest, user = on_demand()
     start(guest)
     guest.demand.port._number = guest.demand.port._most
-    assert "the guest has been told of 4096 devices since it started" in user.plug("d")
+    assert "the guest has been told of 4000 devices since it started" in user.plug("d")
     assert transports(guest) == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from pyvirt.cli.options.plugged import maker
+from pyvirt.devices.virtio.console import ConsoleConfig
 from pyvirt.devices.virtio.rng import RngConfig
 from pyvirt.errors import ConfigError
 
@@ -29,6 +30,16 @@ def test_a_device_of_a_chardev_whose_path_has_a_comma() -> None:
     assert "/tmp/a,b" in config.back_end.where  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("driver", ["virtserialport", "virtconsole"])
+def test_a_port_comes_with_its_device(driver: str) -> None:
+    members = {"id": "p", "chardev": "c", "name": "org.example"}
+    config = maker(GIVEN)(driver, members, {"c": "/tmp/port"})
+    assert isinstance(config, ConsoleConfig)
+    (port,) = config.ports
+    assert (config.id, port.name, port.chardev.path) == ("p", "org.example", "/tmp/port")
+    assert port.is_console == (driver == "virtconsole")
+
+
 @pytest.mark.parametrize(
     ("driver", "members", "text"),
     [
@@ -37,6 +48,8 @@ def test_a_device_of_a_chardev_whose_path_has_a_comma() -> None:
         ("virtio-balloon-device", {"id": "b", "odd": "1"}, "odd: not understood here"),
         ("vhost-user-fs-device", {"id": "f", "chardev": "x", "tag": "t"}, "x is no -chardev"),
         ("python", {"id": "p"}, "names no file"),
+        ("virtserialport", {"id": "p", "chardev": "x"}, "x is no -chardev"),
+        ("virtconsole", {"id": "p"}, "chardev"),
     ],
 )
 def test_refused(driver: str, members: dict[str, str], text: str) -> None:
