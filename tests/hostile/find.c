@@ -1,0 +1,145 @@
+#include "find.h"
+
+#include <stddef.h>
+
+#include "kind.h"
+
+#define START_MAGIC 0x336ec578u
+#define MAP_RAM 1
+#define LOW_MEMORY_END (UINT64_C(1) << 32)
+
+struct map_entry {
+	uint64_t address, size;
+	uint32_t type, reserved;
+};
+
+static const struct {
+	uintptr_t base;
+	uintptr_t step;
+	unsigned count;
+} windows[] = {
+	{0xd0000000, 0x1000, 32}, /* pyvirt, Firecracker */
+	{0xfeb00000, 0x200, 24},  /* QEMU's microvm */
+};
+
+static const char *command_line(const struct start_info *info)
+{
+	return info->magic == START_MAGIC && info->cmdline ? (const char *)(uintptr_t)info->cmdline
+	                                                   : "";
+}
+
+/* What follows `name` in the text, or NULL. */
+static const char *after(const char *text, const char *name)
+{
+	for (; *text; text++) {
+		unsigned i = 0;
+
+		while (name[i] && text[i] == name[i])
+			i++;
+		if (!name[i])
+			return text + i;
+	}
+	return NULL;
+}
+
+static unsigned digit(char letter)
+{
+	if (letter >= '0' && letter <= '9')
+		return (unsigned)(letter - '0');
+	if (letter >= 'a' && letter <= 'f')
+		return (unsigned)(letter - 'a' + 10);
+	return 16;
+}
+
+static unsigned number(const char *text)
+{
+	unsigned value = 0, base = 10;
+
+	if (text[0] == '0' && text[1] == 'x') {
+		base = 16;
+		text += 2;
+	}
+	for (; digit(*text) < base; text++)
+		value = value * base + digit(*text);
+	return value;
+}
+
+static void keep(uintptr_t base, struct device *devices, unsigned *count)
+{
+	struct device *device = &devices[*count];
+
+	*device = (struct device){.base = base};
+	if (*count == DEVICES_MAX || get(device, MAGIC_VALUE) != VIRTIO_MAGIC)
+		return;
+	device->id = get(device, DEVICE_ID);
+	device->kind = kind_find(device->id);
+	if (!device->kind)
+		return;
+	for (unsigned i = 0; i < *count; i++)
+		device->number += devices[i].id == device->id;
+	(*count)++;
+}
+
+unsigned find_devices(const struct start_info *info, struct device *devices)
+{
+	const char *text = command_line(info);
+	unsigned count = 0;
+	int is_told = 0;
+
+	while ((text = after(text, "virtio_mmio.device=")) != NULL) {
+		const char *base = after(text, "@");
+
+		is_told = 1;
+		if (base)
+			keep(number(base), devices, &count);
+	}
+	for (unsigned w = 0; !is_told && w < sizeof(windows) / sizeof(*windows); w++)
+		for (unsigned i = 0; i < windows[w].count; i++)
+			keep(windows[w].base + i * windows[w].step, devices, &count);
+	return count;
+}
+
+unsigned find_number(const struct start_info *info, const char *name, unsigned otherwise)
+{
+	const char *text = after(command_line(info), name);
+
+	return text ? number(text) : otherwise;
+}
+
+bool find_list(const struct start_info *info, const char *name)
+{
+	return after(command_line(info), name) != NULL;
+}
+
+bool find_in_list(const struct start_info *info, const char *name, const char *word)
+{
+	const char *text = after(command_line(info), name);
+
+	while (text && *text && *text != ' ') {
+		unsigned i = 0;
+
+		while (word[i] && text[i] == word[i])
+			i++;
+		if (!word[i] && (text[i] == ',' || text[i] == ' ' || !text[i]))
+			return true;
+		while (*text && *text != ' ' && *text++ != ',')
+			;
+	}
+	return false;
+}
+
+uint64_t find_memory_end(const struct start_info *info)
+{
+	const struct map_entry *map = (const struct map_entry *)(uintptr_t)info->memory_map;
+	uint64_t end = 0;
+
+	if (info->magic != START_MAGIC || info->version < 1)
+		return 0;
+	for (unsigned i = 0; i < info->memory_map_entries; i++) {
+		uint64_t last = map[i].address + map[i].size;
+
+		if (map[i].type == MAP_RAM && last <= LOW_MEMORY_END && last > end)
+			end = last;
+	}
+	return end;
+}
