@@ -169,3 +169,22 @@ def test_the_environment_says_what_is_not_given(kernel: Kernel) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_serial_port_that_may_block_ends_with_the_guest(kernel: Kernel) -> None:
+    """Its thread is cancelled, for which the C library needs another."""
+    host, terminal = os.openpty()
+    process = subprocess.Popen(
+        command(kernel("spin"), "-sandbox", "on"), stdin=host, stderr=subprocess.PIPE
+    )
+    try:
+        wait_for(lambda: "vcpu0" in threads(process.pid), "the vCPU")
+        wait_for(lambda: set(seccomp(process.pid).values()) == {FILTER}, "its list")
+        process.terminate()
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, errors) == (0, b"")
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(host)
+        os.close(terminal)
