@@ -27,6 +27,7 @@ IOCTLS = {
     "TCSETS": 0x5402,
     "TCSETSW": 0x5403,
     "TCSETSF": 0x5404,
+    "TIOCGPGRP": 0x540F,
     "TIOCGWINSZ": 0x5413,
     "FIONREAD": 0x541B,
     "FIONBIO": 0x5421,
@@ -49,6 +50,7 @@ IOCTLS = {
 }
 _KVM, _VHOST = 0xAE00, 0xAF00  # the type of all requests of each, in their second byte
 _TYPE = 0xFF00
+_AF_NETLINK = 16
 FAMILIES = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10}
 PRCTLS = {
     "PR_SET_NAME": 15,
@@ -195,7 +197,8 @@ CONTROL = (
     ),
     _ioctls("BLKSSZGET BLKPBSZGET BLKGETSIZE64", "block devices as images"),
     _ioctls(
-        "TIOCGWINSZ TIOCGPTN TIOCSPTLCK TIOCGPTPEER TCGETS TCSETS TCSETSW TCSETSF", "terminals"
+        "TIOCGWINSZ TIOCGPGRP TIOCGPTN TIOCSPTLCK TIOCGPTPEER TCGETS TCSETS TCSETSW TCSETSF",
+        "terminals",
     ),
     _ioctls("FIONREAD FIONBIO FIONCLEX FIOCLEX", "descriptors"),
     *_calls("openat", "images, sockets, what is imported late; Landlock is to say which"),
@@ -203,7 +206,7 @@ CONTROL = (
     *_calls("readlink access faccessat2 getcwd", "files"),
     *_calls("unlink mkdir rmdir rename symlink", "sockets, terminals' links, snapshots"),
     *_calls("fchmod chmod umask ftruncate fsync flock", "sockets, pid file, images, snapshots"),
-    *_calls("fadvise64 copy_file_range", "snapshots"),
+    *_calls("fadvise64 copy_file_range sendfile uname", "snapshots"),
     *_calls("memfd_create", "snapshots, and overlays"),
     *_calls("dup dup2 dup3 pipe2 eventfd2", "descriptors"),
     *_calls("epoll_create1 io_uring_setup", "devices that are started"),
@@ -222,8 +225,14 @@ CONTROL = (
     _checked("socketpair", "AF_UNIX", "back ends", Argument(0, (FAMILIES["AF_UNIX"],))),
     *_calls("bind listen accept connect getsockname getpeername", "monitors, chardevs"),
     *_calls("setsockopt getsockopt", "the same"),
+    *_calls("sendmmsg", "names of hosts"),
+    Entry(
+        Rule("socket", (Argument(0, (_AF_NETLINK,)),), errno.EAFNOSUPPORT),
+        "names of hosts are found without knowing this one's addresses",
+        "AF_NETLINK",
+    ),
     *_calls("getrandom", "names, and the guest's generation"),
-    *_calls("getuid geteuid getgid getegid getppid", "who runs it"),
+    *_calls("getuid geteuid getgid getegid getppid getpgrp", "who runs it"),
     *_calls("sched_getaffinity sched_setscheduler sched_yield", "processors, and turns on them"),
     *_calls("mbind set_mempolicy get_mempolicy", "memory's nodes"),
     _checked("prlimit64", "this process", "how many descriptors there may be", Argument(0, (0,))),

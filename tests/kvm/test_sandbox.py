@@ -112,7 +112,7 @@ ESCAPES: tuple[tuple[str, tuple[int | bytes, ...]], ...] = (
     ("ptrace", (16, os.getpid(), 0, 0)),
     ("clone", (signal.SIGCHLD, 0, 0, 0, 0)),
     ("mprotect", (0, 4096, 7)),
-    ("socket", (16, 3, 0)),
+    ("socket", (17, 3, 0)),
 )
 FILES: tuple[tuple[str, tuple[int | bytes, ...]], ...] = (
     ("openat", (-100, b"/etc/passwd", 0)),
@@ -142,7 +142,7 @@ def test_a_thread_that_is_taken_over_gets_nowhere(
         captive.let(signal.SIGSYS)
         line = died(guest.process, signal.SIGSYS)
         expected = (
-            r"pyvirt: SIGSYS at the system call socket \(41\) with 0x10, 0x3, 0x0, which is not on "
+            r"pyvirt: SIGSYS at the system call socket \(41\) with 0x11, 0x3, 0x0, which is not on "
             rf"the list {list_}: thread {thread} \({name}\)"
         )
         assert re.match(expected, line), line
