@@ -65,17 +65,15 @@ class Core:
             self._count,
             machine_bus=self.bus,
             memory=self.memory.native(),
-            line=self.interrupt_line,
+            line=self._add_line,
             drop_line=self._drop_line,
             log=log,
             read_exits=config.read_exits or not kvm.extension(self.kvm_fd, "KVM_CAP_READONLY_MEM"),
             on_demand=config.on_demand,
         )
 
-    def interrupt_line(self, gsi: int) -> InterruptLine:
-        """Return a new edge-triggered line, which is closed with the others."""
-        assert self.vm is not None
-        line = InterruptLine(self.vm.fd, gsi)
+    def _add_line(self, vm_fd: int, gsi: int) -> InterruptLine:
+        line = InterruptLine(vm_fd, gsi)
         self.lines.append(line)
         return line
 

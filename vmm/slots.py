@@ -193,7 +193,7 @@ class Slots:
         *,
         machine_bus: Bus,
         memory: Any,
-        line: Callable[[int], InterruptLine],
+        line: Callable[[int, int], InterruptLine],
         drop_line: Callable[[InterruptLine], None],
         log: Log,
         read_exits: bool,
@@ -202,7 +202,7 @@ class Slots:
         """Have `count` slots, each for `put` to fill; ConfigError, KvmError.
 
         That is before the guest runs, or at any time `on_demand`. `memory` is the struct pv_memory.
-        `line` makes the line of a GSI, and keeps it until `drop_line`.
+        `line` makes the line of a VM and GSI, edge-triggered, and keeps it until `drop_line`.
         `read_exits` does without the memslot: every read and acknowledgement goes to Python.
         """
         self.notices_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -305,7 +305,7 @@ class Slots:
         """Give a device all that a slot has, of which no VM knows yet but for the line."""
         assert self._pages is not None
         window = _window(slot)
-        seat.line = self._line(window.gsi)
+        seat.line = self._line(self._vm_fd, window.gsi)
         seat.kicks += [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in device.queue_sizes]
         transport = seat.transport = Mmio(
             device,

@@ -186,6 +186,18 @@ def test_a_reset_before_the_answer(on_demand: Any) -> None:
     assert image.count(b"LNRO0005") == 1
 
 
+def test_a_disk_is_plugged_after_a_reset(on_demand: Any) -> None:
+    """The VM is another one then."""
+    guest, user = on_demand("spin")
+    start(guest)
+    guest.reset()
+    guest.pause()
+    assert user.plug("d") == {}
+    guest.resume()
+    guest.reset()
+    assert len(guest.slots.windows()) == 1
+
+
 def test_an_end_before_the_answer(on_demand: Any) -> None:
     guest, user = on_demand("spin")
     start(guest)
