@@ -66,7 +66,7 @@ def parser() -> Parser:
         "--kernel",
         required=True,
         metavar="KERNEL",
-        help="bzImage or vmlinux; or cloud, generic, micro",
+        help="bzImage or vmlinux; or cloud, cloud-6.12, generic, micro",
     )
     add("--initrd", type=Path, metavar="FILE", help="an initramfs that starts the agent")
     add(

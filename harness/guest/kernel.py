@@ -1,6 +1,7 @@
 """Kernels for guests, by name or by path.
 
 cloud      Debian's kernel for cloud machines (package linux-image-cloud-amd64)
+cloud-6.12 its newer one (linux-image-6.12-cloud-amd64, in Debian 12's security archive)
 generic    Debian's kernel for any machine (linux-image-amd64)
 micro      a small one with all it needs built in, made from Debian's source; see micro.py
 PATH       a file of the host: a bzImage, or an ELF vmlinux
@@ -23,7 +24,11 @@ from .. import cache
 from . import kconfig, micro, packages, vmlinux
 from .tool import run
 
-META_PACKAGES = {"cloud": "linux-image-cloud-amd64", "generic": "linux-image-amd64"}
+META_PACKAGES = {
+    "cloud": "linux-image-cloud-amd64",
+    "cloud-6.12": "linux-image-6.12-cloud-amd64",
+    "generic": "linux-image-amd64",
+}
 NAMES = (*META_PACKAGES, "micro")
 DEPMOD_TIMEOUT_S = 120.0
 

@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--vm-kernel",
         action="append",
         metavar="KERNEL",
-        help="cloud, generic, micro (default), or a bzImage or vmlinux; "
+        help="cloud, cloud-6.12, generic, micro (default), or a bzImage or vmlinux; "
         "may be repeated: the tests run for each",
     )
     group.addoption("--vm-initrd", metavar="FILE", help="an initramfs that starts the agent")

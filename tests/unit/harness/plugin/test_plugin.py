@@ -527,7 +527,7 @@ def test_live_console_needs_a_terminal(run: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (["--vm-kernel", "/none"], "--vm-kernel /none: neither a file nor one of cloud, generic"),
+        (["--vm-kernel", "/none"], "--vm-kernel /none: neither a file nor one of cloud"),
         (["--vm-initrd", "/none"], "--vm-initrd /none: there is no such file"),
         (["--vm-root=/none"], "--vm-root /none: no such folder"),
         (["--vm-timeout-scale", "0"], "--vm-timeout-scale 0.0: give a number above 0"),
