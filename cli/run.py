@@ -262,7 +262,7 @@ def _arm(options: Options) -> None:
     """Have threads that are started from now on contained, if they are to be."""
     if options.sandbox == "off":
         return
-    from . import sandbox
+    from ..vmm import sandbox
 
     sandbox.arm(options.sandbox)
 
@@ -271,7 +271,7 @@ def _contain(options: Options, machine: Machine, log: Log) -> None:
     """Contain this one, and with it what the guest's are started by."""
     if options.sandbox == "off":
         return
-    from . import sandbox
+    from ..vmm import sandbox
 
     _warn(options, machine, log)
     sandbox.enter(machine, is_monitored=bool(options.monitors))

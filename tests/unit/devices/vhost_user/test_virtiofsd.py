@@ -223,6 +223,29 @@ def test_each_is_told_in_its_own_words(
     assert said.read_text() == f"--fd=3 {words}\n"
 
 
+IN_A_SANDBOX = """
+from pyvirt.devices.vhost_user.virtiofsd import Virtiofsd
+from pyvirt.native import lib
+from pyvirt.errors import BackendError
+assert lib.pv_sandbox_arm(lib.PV_SANDBOX_ON) == 0
+assert lib.pv_sandbox_enter(lib.PV_SANDBOX_CONTROL) == 0
+try:
+    Virtiofsd("/tmp").connect()
+except BackendError as error:
+    print(error)
+"""
+
+
+def test_none_is_started_in_a_sandbox() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_SANDBOX], capture_output=True, timeout=60, check=True
+    )
+    assert done.stdout.decode() == (
+        "virtiofsd cannot be started any more: the machine runs in its sandbox; have it from the "
+        "start, or give -sandbox off\n"
+    )
+
+
 def test_a_root_without_capabilities(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """As in a container: no namespaces, but a folder of which it cannot get out."""
     monkeypatch.setattr(virtiofsd, "_has_admin", lambda: False)

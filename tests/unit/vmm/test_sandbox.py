@@ -15,7 +15,7 @@ from .test_bus import Probe, access
 # In a process of its own, as helpers stay to its end.
 PROGRAM = """
 import _thread, os
-from pyvirt.vmm.helpers import Helpers
+from pyvirt.vmm.sandbox import Helpers
 
 helpers = Helpers()
 seen = []

@@ -1,7 +1,6 @@
-"""Threads that do what a vCPU's own may not, whose list in a sandbox is to run the guest.
+"""What contains a machine's threads: the lists of native/sandbox/table.py.
 
-An access that starts or stops a device, or ends or resets the guest, is carried out here while the
-vCPU waits. Imported where there is a sandbox only.
+Imported where that is asked for only.
 """
 
 from __future__ import annotations
@@ -9,11 +8,42 @@ from __future__ import annotations
 import _thread
 import os
 
-from ..native import lib
+from ..errors import ConfigError
+from ..native import check, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from .machine import Machine
+
+_MODES = {"off": lib.PV_SANDBOX_OFF, "on": lib.PV_SANDBOX_ON, "log": lib.PV_SANDBOX_LOG}
+# Shared objects of the standard library, which cannot be loaded any more in it, and which monitors
+# have a use for: requests, devices and chardevs that are plugged.
+_LOADED = ("_json", "resource", "termios")
+
+
+def arm(mode: str) -> None:
+    """Have threads that are started from now on take their lists; ConfigError.
+
+    After the report on crashes is there, which tells of a call that is on none.
+    """
+    if lib.pv_sandbox_arm(_MODES[mode]) < 0:
+        raise ConfigError(
+            f"-sandbox {mode}: this host's kernel has no seccomp filters; give -sandbox off, or "
+            "have it built with CONFIG_SECCOMP_FILTER"
+        )
+
+
+def enter(machine: Machine, *, is_monitored: bool) -> None:
+    """Let the calling thread, and those that it starts, do no more than a running machine needs.
+
+    All that needs more is set up; no vCPU's thread is there yet. PyvirtError.
+    """
+    for name in _LOADED if is_monitored else ():
+        __import__(name)
+    check(lib.pv_sandbox_enter(lib.PV_SANDBOX_CONTROL), "-sandbox")
+    machine.delegate(Helpers().perform)
 
 
 class _Job:
@@ -29,9 +59,12 @@ class _Job:
 
 
 class Helpers:
-    """As many threads as are at work at once, and one that waits; they stay to the process's end.
+    """Threads that do what a vCPU's own may not, whose list is to run the guest.
 
-    They are started by one another, not by who has a job, so they are under no list of a vCPU.
+    An access that starts or stops a device, or ends or resets the guest, is carried out here while
+    the vCPU waits. There are as many as are at work at once, and one that waits; they stay to the
+    process's end. They are started by one another, not by who has a job, and so are under no list
+    of a vCPU.
     """
 
     __slots__ = ("_fd", "_idle", "_jobs", "_lock")
