@@ -6,12 +6,14 @@
 
 #define ARENA_BYTES (512 << 10)
 #define GUARD_BYTES 32
+#define GUARD_BYTE 0x96
 #define GUARD_WORD UINT32_C(0xa5c3960f)
 #define PIECES_MAX 48
 
 struct piece {
 	uint32_t *at;
-	uint32_t words; /* rounded up */
+	uint32_t bytes;
+	uint32_t words; /* rounded up: what is over is guard */
 	uint32_t sum;
 	enum use use;
 };
@@ -35,6 +37,16 @@ static int is_guard(const uint32_t *at)
 	for (unsigned i = 0; i < GUARD_BYTES / 4; i++)
 		difference |= at[i] ^ GUARD_WORD;
 	return difference == 0;
+}
+
+static int is_kept(const struct piece *piece)
+{
+	const uint8_t *bytes = (const uint8_t *)piece->at;
+
+	for (uint32_t i = piece->bytes; i < piece->words * 4; i++)
+		if (bytes[i] != GUARD_BYTE)
+			return 0;
+	return is_guard(piece->at - GUARD_BYTES / 4) && is_guard(piece->at + piece->words);
 }
 
 static uint32_t sum_of(const struct piece *piece)
@@ -64,9 +76,11 @@ void *arena_take(uint32_t bytes, enum use use)
 	piece_count++;
 	piece->at = (uint32_t *)(void *)(start + GUARD_BYTES);
 	piece->words = rounded / 4;
+	piece->bytes = bytes;
 	piece->use = use;
 	put_guard((uint32_t *)(void *)start);
-	memset(piece->at, 0, rounded);
+	memset(piece->at, 0, bytes);
+	memset((uint8_t *)piece->at + bytes, GUARD_BYTE, rounded - bytes);
 	put_guard(piece->at + piece->words);
 	arena_used += rounded + GUARD_BYTES; /* the next begins with this one's second guard */
 	return piece->at;
@@ -92,7 +106,7 @@ const char *arena_damage(void)
 	for (unsigned i = 0; i < piece_count; i++) {
 		const struct piece *piece = &pieces[i];
 
-		if (!is_guard(piece->at - GUARD_BYTES / 4) || !is_guard(piece->at + piece->words))
+		if (!is_kept(piece))
 			return "wrote outside of the buffers";
 		if (is_sealed && piece->use == DEVICE_READS && sum_of(piece) != piece->sum)
 			return "wrote to what is the driver's";

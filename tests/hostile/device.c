@@ -76,7 +76,7 @@ struct queue *device_queue(struct device *device, uint16_t index, uint32_t size)
 	if (most == 0)
 		return queue;
 	queue->size = (uint16_t)(size < most ? size : most);
-	queue->desc = arena_take(queue->size * (uint32_t)sizeof(struct desc), DEVICE_READS);
+	queue->desc = arena_take((queue->size + 1) * (uint32_t)sizeof(struct desc), DEVICE_READS);
 	queue->avail = arena_take(6 + queue->size * 2u, DEVICE_READS);
 	queue->used = arena_take(6 + queue->size * 8u, DEVICE_WRITES);
 	set(device, QUEUE_NUM, queue->size);

@@ -18,7 +18,7 @@ struct queue {
 	uint16_t made; /* what the driver's idx is to be: entries made available */
 	uint16_t seen; /* the device's idx, as looked at */
 	uint16_t free; /* the first descriptor of no chain */
-	struct desc *desc;
+	struct desc *desc; /* and one that is not the device's to look at */
 	struct avail *avail;
 	struct used *used;
 };

@@ -18,7 +18,7 @@ static const struct {
 	uintptr_t step;
 	unsigned count;
 } windows[] = {
-	{0xd0000000, 0x1000, 32}, /* pyvirt, Firecracker */
+	{0xd0000000, 0x1000, 32}, /* pyvirt */
 	{0xfeb00000, 0x200, 24},  /* QEMU's microvm */
 };
 

@@ -201,60 +201,58 @@ static enum answer empty_status(struct play *play)
 	return play_observe_queue(play, play->queue);
 }
 
-static enum answer ask_ranges(struct play *play, uint32_t type, unsigned count, struct range range,
-                              uint32_t length)
+/* Of so many bytes: the same range again and again, and what is left of it. */
+static enum answer ask_ranges(struct play *play, uint32_t type, struct range range, uint32_t length)
 {
-	struct range *ranges;
+	uint8_t *at;
 
 	play->request = (struct request){0};
 	block_request(&play->request, type, 0, length, OUT);
-	ranges = play->request.segments[1].at;
-	for (unsigned i = 0; i < count; i++)
-		ranges[i] = range;
+	at = play->request.segments[1].at;
+	for (uint32_t done = 0; done < length; done += (uint32_t)sizeof(range))
+		memcpy(at + done, &range, length - done < sizeof(range) ? length - done : sizeof(range));
 	lay_out(play->queue, &play->request);
 	return play_submit(play);
 }
 
 /* Of discards and of writes of zeroes the same; either may be unknown to the device. */
-static enum answer both(struct play *play, unsigned count, struct range range, uint32_t length)
+static enum answer both(struct play *play, struct range range, uint32_t length)
 {
-	enum answer answer = ask_ranges(play, BLOCK_DISCARD, count, range, length);
+	enum answer answer = ask_ranges(play, BLOCK_DISCARD, range, length);
 
 	if (!(REFUSES & MAY(answer)) || answer == BROKEN)
 		return answer;
-	return ask_ranges(play, BLOCK_ZERO, count, range, length);
+	return ask_ranges(play, BLOCK_ZERO, range, length);
 }
 
 static enum answer range_over_capacity(struct play *play)
 {
-	return both(play, 1, (struct range){capacity(play) - 8, 16, 0}, sizeof(struct range));
+	return both(play, (struct range){capacity(play) - 8, 16, 0}, sizeof(struct range));
 }
 
 static enum answer range_wraps(struct play *play)
 {
-	return both(play, 1, (struct range){UINT64_MAX - 7, 16, 0}, sizeof(struct range));
+	return both(play, (struct range){UINT64_MAX - 7, 16, 0}, sizeof(struct range));
 }
 
 static enum answer range_count_huge(struct play *play)
 {
-	return both(play, 1, (struct range){8, 0xffffffff, 0}, sizeof(struct range));
+	return both(play, (struct range){8, 0xffffffff, 0}, sizeof(struct range));
 }
 
 static enum answer range_flags(struct play *play)
 {
-	return both(play, 1, (struct range){0, DISCARD_ALIGNED, 0xfffffffe}, sizeof(struct range));
+	return both(play, (struct range){0, DISCARD_ALIGNED, 0xfffffffe}, sizeof(struct range));
 }
 
 static enum answer range_cut_off(struct play *play)
 {
-	return both(play, 1, (struct range){0, DISCARD_ALIGNED, 0}, sizeof(struct range) - 1);
+	return both(play, (struct range){0, DISCARD_ALIGNED, 0}, sizeof(struct range) - 1);
 }
 
 static enum answer ranges_many(struct play *play)
 {
-	const unsigned many = 1024;
-
-	return both(play, many, (struct range){0, 0, 0xfffffffe}, many * (uint32_t)sizeof(struct range));
+	return both(play, (struct range){0, 0, 0xfffffffe}, 1024 * sizeof(struct range));
 }
 
 #define DISK KIND(BLOCK)

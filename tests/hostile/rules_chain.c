@@ -9,8 +9,11 @@
 
 static void next_out_of_range(struct play *play)
 {
+	struct queue *queue = play->queue;
+
+	queue->desc[queue->size] = *play_tail(play);
 	WITH_TAIL(NEXT);
-	play_tail(play)->next = play->queue->size;
+	play_tail(play)->next = queue->size;
 }
 
 static void next_huge(struct play *play)

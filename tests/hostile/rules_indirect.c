@@ -12,7 +12,7 @@ static struct desc *table;
 /* Move the request from the ring into a table, and let the head name that. */
 static void into_table(struct play *play)
 {
-	table = arena_take(ENTRIES * sizeof(*table), DEVICE_READS);
+	table = arena_take((ENTRIES + 1) * sizeof(*table), DEVICE_READS); /* one that is not told of */
 	for (uint16_t i = 0; i < play->request.count; i++) {
 		table[i] = play->queue->desc[play->request.head + i];
 		table[i].next = (uint16_t)(i + 1);
@@ -92,6 +92,7 @@ static void table_in_registers(struct play *play)
 static void next_past_table(struct play *play)
 {
 	into_table(play);
+	table[ENTRIES] = *last(play);
 	last(play)->flags |= NEXT;
 	last(play)->next = ENTRIES;
 }

@@ -39,6 +39,7 @@ static enum answer goes_back(struct play *play)
 static enum answer submit_head(struct play *play, uint16_t head)
 {
 	play_lay_out(play);
+	play->queue->desc[play->queue->size] = *play_head(play);
 	make_available(play->queue, head);
 	show(play->queue);
 	kick(play->device, play->queue);
