@@ -279,3 +279,15 @@ def test_a_burst_at_a_guest_that_never_answers_holds_up_nobody(
         for rush in rushes:
             assert rush.answers(2)[1] == "the machine has ended; start another"
         assert transports(guest) == 0
+
+
+def test_the_monitors_end_takes_back_what_waits(on_demand: Any, tmp_path: Path) -> None:
+    guest, user = on_demand("spin")
+    start(guest)
+    with serving(user, tmp_path) as connect:
+        connect().send(image(tmp_path, "d"), plug("d"))
+        wait_until(lambda: transports(guest) == 1, "it waits")
+    assert transports(guest) == 0
+    assert not guest.demand.port.is_waiting
+    (backend,) = user.host.inventory.backends("blk")
+    assert backend.device is None
