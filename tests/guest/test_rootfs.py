@@ -31,7 +31,7 @@ def tool(*command: str) -> str:
     return done.stdout + done.stderr
 
 
-def words(disk: Path) -> tuple[str, ...]:
+def words(disk: Path | str) -> tuple[str, ...]:
     return "-drive", f"id=rootfs,file={disk}", "-device", "virtio-blk-device,drive=rootfs,id=blk0"
 
 
@@ -49,9 +49,10 @@ def test_to_the_login_prompt_and_back(cloud: kernel.Kernel, disk: Path) -> None:
     assert cloud.release in tool("debugfs", "-R", "cat /root/release", str(disk))
 
 
-def test_the_kernel_mounts_it_by_itself(micro: kernel.Kernel, disk: Path) -> None:
+def test_the_kernel_mounts_it_by_itself(micro: kernel.Kernel, measure: Path) -> None:
     """Without an initramfs; what is written is what is read."""
-    with Running(micro.image, *words(disk), append=f"{APPEND} init=/bin/sh") as guest:
+    disk = words(f"{measure},overlay=memory")
+    with Running(micro.image, *disk, append=f"{APPEND} init=/bin/sh") as guest:
         guest.expect("# ")
         guest.type(
             "cp -a /usr/sbin /root/copy; sync; mount -t proc proc /proc; "
