@@ -28,8 +28,9 @@ from pyvirt.native import check, ffi, lib
 from ....effort import tries
 from .mock_driver import Driver, Layout, Ram
 
-KILLS = tries(60)  # for each way to do I/O
 IMAGES = 10  # in turn, for the kernel takes a while to let go of a killed process's file
+ROUNDS = tries(6)
+KILLS = ROUNDS * IMAGES  # for each way to do I/O
 VERSION_1, FLUSH_FEATURE = 1 << 32, 1 << 9
 OUT, FLUSH = 1, 4
 UNIT = 4096  # what is written whole or not at all, also by a process that dies meanwhile
@@ -194,7 +195,7 @@ def wait_until_free(image: Path) -> None:
 @pytest.mark.parametrize("engine", ["io_uring", "threads"])
 def test_no_answered_write_is_lost(tmp_path: Path, engine: str, direct: bool | None) -> None:
     writers = [Writer(tmp_path / f"{seed}.img", seed) for seed in range(IMAGES)]
-    for _ in range(KILLS // IMAGES):
+    for _ in range(ROUNDS):
         for writer in writers:
             writer.check()
             server = Server(writer.image, engine, direct)
