@@ -18,9 +18,9 @@ from _pytest.runner import runtestprotocol
 
 # From the longest on, as `python -m tests` tells them.
 LONGEST = (
-    *("hostroot", "net_host", "snapshot", "cycles", "ondemand", "rootfs", "net", "boot", "timed"),
-    *("fio", "life", "disk", "vhost_user", "hotplug", "qmp_net", "snapshot_rounds", "demo"),
-    *("vsock", "disk_kill", "hotplug_page", "virtio_mmio", "fault", "numa", "qmp"),
+    *("snapshot", "net_host", "hostroot", "cycles", "boot", "rootfs", "ondemand", "demo", "timed"),
+    *("vhost_user", "disk", "life", "qmp_net", "hotplug_page", "vsock", "fio", "snapshot_rounds"),
+    *("stock_kernel", "net", "numa", "hotplug", "virtio_mmio", "virtconsole", "console", "fault"),
 )
 
 
