@@ -34,8 +34,8 @@ from .outcomes import Outcomes
 
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSORS = os.cpu_count() or 1
-# Tests of the host wait now and then, and leave the processor to others. A lab does not.
-WORKERS = PROCESSORS + 1
+# Tests of the host wait often, and leave the processor to others. A lab does not.
+WORKERS = PROCESSORS + 2
 LAB_MIB = 6144
 SECONDS = 2700  # of one process
 # What Debian's kernel does in no other way than the small one, and what takes the LKDTM it lacks.
