@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -128,9 +128,12 @@ def live(
     modules: Sequence[str] = (),
     files: Mapping[str, Path | bytes] = MappingProxyType({}),
     saved: Path | None = None,
+    at_start: Callable[[Machine], None] = lambda _: None,
     **config: Any,
 ) -> Iterator[Live]:
     """Run a guest of `image` with `modules` loaded and `files`; its log is in `folder`.
+
+    `at_start` is called when it has started, long before it takes commands.
 
     It goes on from the folder `saved`, if that is given, in place of its boot: where a guest of the
     same configuration was saved when it took commands, which is done when there is no such folder.
@@ -170,6 +173,7 @@ def live(
             serial.start()
             guest = Live(machine, console, path)
             machine.start()
+            at_start(machine)
             if incoming is None:
                 guest.ready()
             yield guest
