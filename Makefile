@@ -10,7 +10,7 @@ NATIVE := $(filter-out native/tests/% native/fuzz/% native/_%,\
   $(wildcard native/*.[ch] native/*/*.[ch] native/*.cdef native/build.py))
 
 .PHONY: demo test quick check setup packages clean \
-  bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-snapshot
+  bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-slots bench-snapshot
 
 demo: setup
 	@$(BIN)/pyvirt demo
@@ -30,7 +30,7 @@ check: setup
 	@$(BIN)/python -m pytest -qq -p no:cacheprovider tests/unit/test_rooms.py tests/unit/native/test_rooms.py
 	@echo "check: clean"
 
-bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-snapshot: bench-%: setup $(VENV)/.bench
+bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-slots bench-snapshot: bench-%: setup $(VENV)/.bench
 	@$(BIN)/python benches/$*.py
 
 setup: packages $(VENV)/.ready
