@@ -144,7 +144,8 @@ def main() -> int:
 
     def measure() -> side_by_side.Figures:
         module.load("null_blk")
-        return {name: [list(job) for job in run(command)] for name, command in commands.items()}
+        order = side_by_side.order(commands)
+        return {name: [list(job) for job in run(commands[name])] for name in order}
 
     side_by_side.keep("block", report(side_by_side.turns(measure, runs, LAB_SECONDS)))
     return 0

@@ -66,9 +66,10 @@ def boot(command: list[str]) -> Boot:
 def measure(image: str, initrd: str) -> side_by_side.Figures:
     """Boot both in turn, twice, of which the second counts: whole process and init's uptime."""
     commands = {"pyvirt": pyvirt_command(image, initrd), "QEMU": qemu_command(image, initrd)}
-    for command in commands.values():
-        boot(command)
-    boots = {name: boot(command) for name, command in commands.items()}
+    order = side_by_side.order(commands)
+    for name in order:
+        boot(commands[name])
+    boots = {name: boot(commands[name]) for name in order}
     return {name: [[one.process], [one.uptime]] for name, one in boots.items()}
 
 

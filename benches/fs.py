@@ -189,9 +189,9 @@ def main() -> int:
 
     def measure() -> side_by_side.Figures:
         found: side_by_side.Figures = {}
-        for name, command in makers.items():
+        for name in side_by_side.order(makers):
             with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, daemon(folder) as socket:
-                found[name] = [list(job) for job in run(command(*words, socket))]
+                found[name] = [list(job) for job in run(makers[name](*words, socket))]
         return found
 
     side_by_side.keep("fs", report(side_by_side.turns(measure, runs, LAB_SECONDS)))

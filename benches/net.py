@@ -235,7 +235,8 @@ def main() -> int:
             commands["pyvirt, vhost"] = pyvirt_command(*words, vhost=True)
             commands["QEMU, vhost"] = qemu_command(*words, vhost=True)
         with network(str(program)):
-            return {name: [list(job) for job in run(command)] for name, command in commands.items()}
+            order = side_by_side.order(commands)
+            return {name: [list(job) for job in run(commands[name])] for name in order}
 
     side_by_side.keep("net", report(side_by_side.turns(measure, runs, LAB_SECONDS)))
     return 0

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,6 +27,8 @@ from pyvirt.vmm.accel import kvm_failure
 Figures = dict[str, list[list[float]]]
 # Where a turn in the lab leaves its figures.
 _TURN = "PYVIRT_BENCH_TURN"
+# Which turn this is, from 0.
+_NUMBER = "PYVIRT_BENCH_NUMBER"
 _TRIES = 2
 PYVIRT = Path(sys.prefix, "bin", "pyvirt")
 QEMU = "qemu-system-x86_64"
@@ -70,11 +72,17 @@ def turns(measure: Callable[[], Figures], count: int, seconds: float) -> list[Fi
         print(f"In the nested lab, because: {failure}", file=sys.stderr, flush=True)
     found: list[Figures] = []
     for turn in range(count):
+        os.environ[_NUMBER] = str(turn)
         found.append(_turn_in_lab(seconds) if failure else measure())
         for name, figures in found[-1].items():
             rates = " ".join(f"{figure[0]:.2f}" for figure in figures)
             print(f"{turn + 1:>3} {name:<13} {rates}", file=sys.stderr, flush=True)
     return found
+
+
+def order(names: Iterable[str]) -> list[str]:
+    """Return whom this turn takes first to last: every other one begins with the last."""
+    return list(names)[:: -1 if int(os.environ[_NUMBER]) % 2 else 1]
 
 
 def _turn_in_lab(seconds: float) -> Figures:
