@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # pip writes a start script of its own, which imports more than pyvirt does.
 LAUNCHER = $(BIN)/python cli/launcher.py >$(BIN)/pyvirt && chmod 755 $(BIN)/pyvirt
-NATIVE := $(filter-out native/tests/% native/fuzz/% native/_%,\
+NATIVE := $(filter-out native/tests/% native/fuzz/% native/proofs/% native/_%,\
   $(wildcard native/*.[ch] native/*/*.[ch] native/*.cdef native/build.py))
 
-.PHONY: demo test quick check setup packages clean \
+.PHONY: demo test quick check prove setup packages clean \
   bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-slots bench-snapshot
 
 demo: setup
@@ -29,6 +29,10 @@ check: setup
 	@$(BIN)/python -m pyvirt.native.check
 	@$(BIN)/python -m pytest -qq -p no:cacheprovider tests/unit/test_rooms.py tests/unit/native/test_rooms.py
 	@echo "check: clean"
+
+# Needs Debian's frama-c-base and spin, which nothing else does; minutes.
+prove: setup
+	@$(BIN)/python -m pyvirt.native.prove
 
 bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-slots bench-snapshot: bench-%: setup $(VENV)/.bench
 	@$(BIN)/python benches/$*.py

@@ -12,7 +12,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
-PROGRAMS = ("tests", "fuzz")  # folders of what is no part of the extension
+PROGRAMS = ("tests", "fuzz", "proofs")  # folders of what is no part of the extension
 
 
 def files(suffix: str) -> list[str]:

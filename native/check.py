@@ -9,7 +9,9 @@ from .build import FLAGS, HERE, WARNINGS
 
 def main() -> int:
     """Return the number of files that did not compile cleanly."""
-    sources = [p for p in sorted(HERE.rglob("*.c")) if not p.name.startswith("_native")]
+    # Proofs are in C as Frama-C has it.
+    ours = (p for p in sorted(HERE.rglob("*.c")) if not p.name.startswith("_native"))
+    sources = [p for p in ours if p.parent.name != "proofs"]
     failed = 0
     for compiler in filter(shutil.which, ("gcc", "clang")):
         for source in sources:

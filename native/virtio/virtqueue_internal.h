@@ -56,7 +56,7 @@ struct pv_virtqueue {
 	uint16_t published_used; /* used->idx, which is only ours to write, and so never read back */
 	uint16_t in_flight_count;
 	uint64_t in_flight[PV_VIRTQUEUE_SIZE_MAX / 64]; /* a bit for each head */
-	_Atomic(const char *) error;                    /* NULL, or `reason` */
+	const char *_Atomic error;                       /* NULL, or `reason` */
 	char reason[120];
 };
 

@@ -1,0 +1,42 @@
+"""What `make prove` needs of the code: places for its bugs, and one entry for each proof."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pyvirt.native import prove
+
+ALL = prove.proofs()
+NATIVE = prove.PROOFS.parent
+
+
+def test_each_proof_has_its_entry_and_each_model() -> None:
+    files = {path.stem.removeprefix("prove_") for path in prove.PROOFS.glob("prove_*.c")}
+    assert files == {proof.name for proof in ALL}
+    assert {path.stem for path in prove.PROOFS.glob("*.pml")} == {m.name for m in prove.models()}
+
+
+@pytest.mark.parametrize("proof", ALL, ids=lambda proof: proof.name)
+def test_what_a_proof_changes_is_there_once(proof: prove.Proof, tmp_path: Path) -> None:
+    for name, there, instead in (*proof.smaller, *proof.seeds):
+        copy = tmp_path / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text((NATIVE / name).read_text())
+        prove.change(tmp_path, (name, there, instead))
+        assert instead in copy.read_text()
+
+
+@pytest.mark.parametrize("proof", ALL, ids=lambda proof: proof.name)
+def test_what_is_said_to_be_proved_is_in_the_files_that_a_proof_takes(proof: prove.Proof) -> None:
+    lines = (prove.PROOFS / f"prove_{proof.name}.c").read_text().split("\n")
+    taken = [line.split('"')[1] for line in lines if line.startswith("#include") and ".c" in line]
+    text = "".join((NATIVE / name).read_text() for name in taken)
+    assert taken
+    assert all(f"{function}(" in text for function in proof.functions)
+
+
+def test_a_bug_without_a_place_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.c").write_text("int a;\nint a;\n")
+    with pytest.raises(ValueError, match=r"'int a;' is not once in a\.c"):
+        prove.change(tmp_path, ("a.c", "int a;", "int b;"))
