@@ -351,6 +351,7 @@ def test_cycles_leave_a_table_of_each_and_nothing_else(guest: Live, client: Clie
 
 
 def test_nothing_of_it_is_an_error_to_the_kernel(guest: Live, client: Client) -> None:
+    client.disk("told")
     wrong = "ACPI Error|ACPI Warning|can't request region|Wrong magic|resource:|BUG"
     assert guest.run(f'dmesg | grep -E "{wrong}"; true') == ""
     assert guest.run("dmesg | grep -c 'Dynamic OEM Table Load'") != "0"
