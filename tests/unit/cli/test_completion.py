@@ -51,7 +51,7 @@ OFFERS: dict[str, set[str]] = {
     "pyvirt run -print-config=": {"-print-config=toml", "-print-config=json"},
     "pyvirt run -stats -time": {"-timeline"},
     "pyvirt guest k": {"kernel"},
-    "pyvirt guest kernel cl": {"cloud"},
+    "pyvirt guest kernel cl": {"cloud", "cloud-6.12"},
     "pyvirt guest kernel cloud -print ": {"image", "vmlinux", "modules"},
     "pyvirt qmp /tmp/x query-st": {name for name in REQUESTS if name.startswith("query-st")},
     "pyvirt completion ": set(grammar.SHELLS),
