@@ -122,9 +122,9 @@ def main() -> int:
             stack.enter_context(guest(*words, f"vhost-vsock-device,guest-cid={CID}"))
             for job in JOBS.values():
                 rates: dict[str, list[float]] = {kind: [] for kind in addresses}
-                for _ in range(ROUNDS):
-                    for kind, address in addresses.items():
-                        rates[kind].append(rate(peer, address, job))
+                for number in range(ROUNDS):
+                    for kind in list(addresses)[:: -1 if number % 2 else 1]:
+                        rates[kind].append(rate(peer, addresses[kind], job))
                 for kind, several in rates.items():
                     found[kind].append([statistics.median(several)])
         return found
