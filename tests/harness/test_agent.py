@@ -11,6 +11,7 @@ import random
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -106,8 +107,8 @@ def test_files_of_the_kernel(guest: VM) -> None:
 def test_a_guest_that_ends_takes_its_commands_with_it(vm: VM) -> None:
     running = vm.spawn(["sleep", "1000"])
     vm.poweroff()
-    with pytest.raises(AgentError):
-        running.wait(SECONDS)
+    with suppress(AgentError):  # or its end is told, as everything is killed before the power goes
+        assert running.wait(SECONDS).code != 0
     with pytest.raises(VerdictError, match="the guest powered off"):
         vm.run("true")
 
