@@ -38,7 +38,6 @@ PROCESSORS = os.cpu_count() or 1
 # Tests of the host wait often, and leave the processor to others. A lab does not.
 WORKERS = PROCESSORS + 2
 LAB_MIB = 6144
-PLUGIN_LAB_MIB = 4096 + 2048  # of the lab that tests of the plugin boot, and of those tests
 SECONDS = 2700  # of one process
 # What Debian's kernel does in no other way than the small one, and what takes the LKDTM it lacks.
 OF_MICRO = "boots or number_and_bytes or processors or fails or two_guests or many or warning"
@@ -95,8 +94,7 @@ def guest_groups(folder: Path, failure: str) -> list[Group]:
     spread = ["--claims", str(claims), *marks]
     paths = files_with_tests(["tests/guest", "tests/kvm"], marks)
     processes = labs_at_once()
-    # The labs take longest, so that they begin.
-    return [Group("lab", paths, spread=spread, processes=processes, lab=True), *plugin]
+    return [*plugin, Group("lab", paths, spread=spread, processes=processes, lab=True)]
 
 
 def files_with_tests(paths: Sequence[str], options: Sequence[str]) -> Sequence[str]:
@@ -115,19 +113,9 @@ def files_with_tests(paths: Sequence[str], options: Sequence[str]) -> Sequence[s
 
 def labs_at_once() -> int:
     """Return how many labs this machine can hold: one a processor, each with all its memory."""
-    return max(1, min(PROCESSORS, free_mib() // (LAB_MIB + 2048)))
-
-
-def processes_at_once() -> int:
-    """Return how many run beside each other: the labs, and who waits for one of its own."""
-    labs = labs_at_once()
-    return labs + (free_mib() >= labs * (LAB_MIB + 2048) + PLUGIN_LAB_MIB)
-
-
-def free_mib() -> int:
-    """Return how much memory there is for more processes."""
     fields = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    return next(int(words[1]) for words in fields if words[0] == "MemAvailable:") // 1024
+    free = next(int(words[1]) for words in fields if words[0] == "MemAvailable:") // 1024
+    return max(1, min(PROCESSORS, free // (LAB_MIB + 2048)))
 
 
 def prepare() -> None:
@@ -252,7 +240,7 @@ def main() -> int:
             if failure:
                 print(f"The rest runs in the nested lab, because: {failure}", flush=True)
             guests = guest_groups(folder, failure)
-            run_all(guests, folder, extra, processes_at_once() if failure else 1)
+            run_all(guests, folder, extra, labs_at_once() if failure else 1)
             groups += guests
         for group in groups:
             group.may_be_empty |= bool(extra)  # which may well select none
