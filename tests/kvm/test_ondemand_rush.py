@@ -82,14 +82,20 @@ def test_a_guest_lets_go_of_a_device_before_it_goes(on_demand: Any) -> None:
     assert [one.device.backend for one in guest.slots.transports] == ["a"]
 
 
-def test_a_guest_that_does_not_let_go_is_not_asked_again(
-    on_demand: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def with_three(on_demand: Any) -> tuple[Any, Client, Driver]:
+    """Return a guest with disks a, b and c, its user and its driver."""
     guest, user = on_demand("spin")
     start(guest)
     driver = Driver(guest)
     for name in ("a", "b", "c"):
         driver.plug(user, name)
+    return guest, user, driver
+
+
+def test_a_guest_that_does_not_let_go_is_not_asked_again(
+    on_demand: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest, user, driver = with_three(on_demand)
     for one in guest.slots.transports:
         bind(one)
     with monkeypatch.context() as patch:
@@ -108,11 +114,7 @@ def test_a_guest_that_does_not_let_go_is_not_asked_again(
 def test_one_that_has_let_go_before_is_asked_again(
     on_demand: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guest, user = on_demand("spin")
-    start(guest)
-    driver = Driver(guest)
-    for name in ("a", "b", "c"):
-        driver.plug(user, name)
+    _, user, driver = with_three(on_demand)
     assert driver.ask(user, driver.take, "device_del", id="a") == {}
     with monkeypatch.context() as patch:
         patch.setattr(demand, "LIMIT_S", 0.3)

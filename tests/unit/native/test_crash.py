@@ -44,6 +44,20 @@ def threads(pid: int) -> dict[str, int]:
     return found
 
 
+def started(*words: str) -> subprocess.Popen[bytes]:
+    """Start the program of victims.py with these words; its thread is at work."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.unit.native.victims", *words],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
 def find(process: subprocess.Popen[bytes], name: str) -> int:
     """Return a thread that has the name, or gets it soon."""
     until = time.monotonic() + PATIENCE
@@ -73,15 +87,7 @@ def test_every_kind_of_thread_is_here() -> None:
 @pytest.mark.parametrize("kind", THREADS)
 def test_a_thread_that_serves_a_device(kind: str) -> None:
     comm, name, device = THREADS[kind]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.unit.native.victims", kind],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
+    process = started(kind)
     thread = find(process, comm)
     tgkill(process.pid, thread, signal.SIGSEGV)
     line = died(process, signal.SIGSEGV)

@@ -22,7 +22,7 @@ from pyvirt.native.sandbox.syscalls import NUMBERS
 from pyvirt.native.sandbox.table import FAMILIES, IOCTLS, LISTS, PROT_EXEC, calls, rules
 
 from .injection import Captive
-from .test_crash import PATIENCE, ROOT, THREADS, died, find
+from .test_crash import PATIENCE, THREADS, died, find, started
 
 HEADER = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
 OWN_PID = bpf.OWN_PID
@@ -226,15 +226,7 @@ FREE = {"openat", "socket", "kill", "dup", "mmap"}
 
 @pytest.mark.parametrize("kind", THREADS)
 def test_a_thread_that_is_taken_over_gets_nowhere(kind: str) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.unit.native.victims", kind, "sandbox"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
+    process = started(kind, "sandbox")
     comm, name, _ = THREADS[kind]
     thread = find(process, comm)
     captive = Captive(process.pid, thread)
