@@ -25,7 +25,7 @@ _IGNORED = (
     *("nodefaults", "no-user-config", "nographic", "usb"),
     *("omit_vm_memory", "enable-kvm"),
 )
-_IGNORED_VALUED = (*("overcommit", "msg", "boot", "realtime", "display", "vga", "global", "trace"),)
+_IGNORED_VALUED = ("overcommit", "msg", "boot", "realtime", "display", "vga", "global", "trace")
 _HELP = ("h", "help")
 _SANDBOX = "PYVIRT_SANDBOX"  # an environment's, for what is given no -sandbox
 _ALIASES = {"freeze": "S"}

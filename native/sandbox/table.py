@@ -168,8 +168,7 @@ _STREAMS = (
     *_calls("fcntl fstat newfstatat", "who has come"),
 )
 _TERMINALS = _ioctls("TIOCGWINSZ TIOCGPTN TCGETS TCSETS", "a terminal, and its size")
-PORTS = (_TERMINALS, *_STREAMS, *_ALL)
-CONSOLE = (_TERMINALS, *_STREAMS, *_ALL)
+PORTS = CONSOLE = (_TERMINALS, *_STREAMS, *_ALL)
 VSOCK = (
     _TERMINAL,
     *_calls("epoll_wait epoll_ctl", "its wait"),
