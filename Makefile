@@ -9,7 +9,7 @@ LAUNCHER = $(BIN)/python cli/launcher.py >$(BIN)/pyvirt && chmod 755 $(BIN)/pyvi
 NATIVE := $(filter-out native/tests/% native/fuzz/% native/proofs/% native/_%,\
   $(wildcard native/*.[ch] native/*/*.[ch] native/*.cdef native/build.py))
 
-.PHONY: demo test quick check prove setup packages clean \
+.PHONY: demo test quick check prove coverage mutants setup packages clean \
   bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-slots bench-snapshot
 
 demo: setup
@@ -33,6 +33,14 @@ check: setup
 # Needs Debian's frama-c-base and spin, which nothing else does; minutes.
 prove: setup
 	@$(BIN)/python -m pyvirt.native.prove
+
+# What of the C code the tests run. Needs Debian's llvm.
+coverage: setup
+	@$(BIN)/python -m tests.coverage
+
+# Whether the tests find small bugs; goes on where it was interrupted.
+mutants: setup
+	@$(BIN)/python -m tests.mutants
 
 bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-slots bench-snapshot: bench-%: setup $(VENV)/.bench
 	@$(BIN)/python benches/$*.py

@@ -1,24 +1,28 @@
 """Builds a C program of native/tests or native/fuzz, by itself and without Python.
 
-    .venv/bin/python -m pyvirt.native.program VARIANT SOURCE
+    .venv/bin/python -m pyvirt.native.program VARIANT [SOURCE]
 
 It is linked with an archive of all C files of this folder, of which it gets what it uses. Both are
 kept in build/native, one folder for each variant (see VARIANTS), until what they are made of
-changes.
+changes. Without a SOURCE it is the extension that is made of the archive, for a copy of the
+checkout to have in place of its own.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import os
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
-from .build import FLAGS, HEADERS_ALL, HERE, LIBRARIES, PROGRAMS, SOURCES, WARNINGS
+from .build import FLAGS, HEADERS_ALL, HERE, LIBRARIES, PROGRAMS, SOURCES, WARNINGS, make
 
 ARCHIVES = HERE.parent / "build/native"
 BUILD_SECONDS = 120
@@ -32,6 +36,8 @@ class Variant(NamedTuple):
     program: tuple[str, ...] = ()
 
 
+# Where programs of the variant "coverage" count, as they go: also those that are killed.
+PROFILES = HERE.parent / "build/coverage/profiles"
 _FATAL = "-fno-sanitize-recover=all"
 # Less optimization halves the time to compile; the programs' own speed does not matter.
 VARIANTS = {
@@ -44,6 +50,13 @@ VARIANTS = {
         "clang",
         ("-O1", "-fsanitize=fuzzer-no-link,address,undefined", _FATAL),
         ("-fsanitize=fuzzer",),
+    ),
+    "coverage": Variant(
+        "clang",
+        (
+            *("-O1", f"-fprofile-instr-generate={PROFILES}/%m%c.profraw"),
+            *("-fcoverage-mapping", "-mllvm", "-runtime-counter-relocation"),
+        ),
     ),
 }
 
@@ -60,7 +73,7 @@ def _run(*command: str) -> None:
 def _archive(name: str) -> Path:
     """Return the archive of a variant; compile what has changed since it was made."""
     variant = VARIANTS[name]
-    compile_one = (variant.compiler, *FLAGS, *WARNINGS, *variant.flags, f"-I{HERE}", "-c")
+    compile_one = (variant.compiler, *FLAGS, *WARNINGS, *variant.flags, "-fPIC", f"-I{HERE}", "-c")
     common = hashlib.sha256(repr(compile_one).encode())
     for header in HEADERS_ALL:
         common.update((HERE / header).read_bytes())
@@ -117,5 +130,33 @@ def build(program: Path, variant: str) -> Path:
     return built
 
 
+def module(variant: str) -> Path:
+    """Return the built extension; RuntimeError as by `build`."""
+    compiler, flags, _ = VARIANTS[variant]
+    archive = _archive(variant)
+    folder = archive.parent / "module"
+    folder.mkdir(exist_ok=True)
+    includes = (f"-I{HERE}", f"-I{sysconfig.get_path('include')}")
+    compile_it = (compiler, *FLAGS, *flags, "-fPIC", *includes)
+    digest = hashlib.sha256(repr(compile_it).encode())
+    for name in (*HEADERS_ALL, "build.py", "kvm.cdef", "libc.cdef"):
+        digest.update((HERE / name).read_bytes())
+    glue = folder / f"{digest.hexdigest()[:32]}.o"
+    if not glue.exists():
+        source = glue.with_suffix(".c")
+        with redirect_stdout(io.StringIO()):  # it says so
+            make().emit_c_code(str(source))
+        _run(*compile_it, "-c", str(source), "-o", f"{glue}~")
+        os.replace(f"{glue}~", glue)
+    built = folder / "_native.abi3.so"
+    whole = ("-Wl,--whole-archive", str(archive), "-Wl,--no-whole-archive")
+    libraries = (f"-l{library}" for library in LIBRARIES)
+    _run(compiler, *flags, "-pthread", "-shared", str(glue), *whole, *libraries, "-o", str(built))
+    return built
+
+
 if __name__ == "__main__":
-    print(build(Path(sys.argv[2]).resolve(), sys.argv[1]))
+    variant, *source = sys.argv[1:]
+    # This folder may be known by a link.
+    programs = [HERE / Path(name).resolve().relative_to(HERE.resolve()) for name in source]
+    print(build(programs[0], variant) if programs else module(variant))
