@@ -351,6 +351,8 @@ def main(argv: list[str], prepared: Prepared | None = None) -> int:
     log = prepared.log if prepared is not None else Log()
     if options.log:
         log.open(options.log)
+    elif not options.daemonize:
+        log.take_terminal()
     if options.timeline:
         _check_timeline(options.timeline)
     incoming: Incoming | None = None

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 CLIENTS_MAX = 64
 _LOOK_S = 0.1  # at what waits for the guest, if nobody says `go_on`
 _LAST_WORDS_S = 1.0  # how long `close` lets clients take what waits for them
-_BREATH_S = 0.1  # without accepting, when the process has no descriptors left
+_BREATH_S = 0.1  # without accepting there, when the process has no descriptors left
 
 
 class Server:
@@ -47,6 +47,7 @@ class Server:
         self._clients: set[Connection] = set()
         self._waiting: set[Connection] = set()  # of them, for the guest: they are not looked at
         self._listeners: list[Listener] = []
+        self._resting: dict[Listener, float] = {}  # of them, not looked at until then
         self._selector = selectors.DefaultSelector()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, self._on_wake)
@@ -63,7 +64,11 @@ class Server:
         self._listeners.append(listener)
         if listener.connection is not None:
             self._greet(listener.connection, listener)
-        elif listener.socket is not None:
+        else:
+            self._look_at(listener)
+
+    def _look_at(self, listener: Listener) -> None:
+        if listener.socket is not None:
             self._selector.register(
                 listener.socket, selectors.EVENT_READ, lambda _: self._on_client(listener)
             )
@@ -119,10 +124,11 @@ class Server:
         for client in list(self._clients):
             self._drop(client)
         for listener in self._listeners:
-            if listener.socket is not None:
+            if listener.socket is not None and listener not in self._resting:
                 self._selector.unregister(listener.socket)
             listener.close()
         self._listeners.clear()
+        self._resting.clear()
 
     def _run(self) -> None:
         lib.pv_crash_thread(b"qmp")
@@ -133,6 +139,7 @@ class Server:
                 for client in list(self._waiting):
                     self._serve(client, 0)
                 self._take_events(None)
+                self._end_rests()
             self._say_goodbye()
         except Exception as error:  # noqa: BLE001  (the guest goes on without a monitor)
             self._log.error(f"QMP server: {unexpected(error)}; please report. It ends")
@@ -141,10 +148,18 @@ class Server:
             self._running.release()
 
     def _patience(self) -> float | None:
-        waits = self._pending.patience()
+        waits = [] if (first := self._pending.patience()) is None else [first]
         if self._waiting:
-            return _LOOK_S if waits is None else min(waits, _LOOK_S)
-        return waits
+            waits.append(_LOOK_S)
+        if self._resting:
+            waits.append(max(0.0, min(self._resting.values()) - time.monotonic()))
+        return min(waits, default=None)
+
+    def _end_rests(self) -> None:
+        now = time.monotonic()
+        for listener in [one for one, until in self._resting.items() if until <= now]:
+            del self._resting[listener]
+            self._look_at(listener)
 
     def _say_goodbye(self) -> None:
         """Let the clients take what waits for them; no request is looked at any more."""
@@ -172,7 +187,8 @@ class Server:
         except OSError as error:
             # Out of descriptors, or the client is gone already: the listener stays readable.
             self._warn(f"{listener.config.option}: {error.strerror}")
-            time.sleep(_BREATH_S)
+            self._selector.unregister(listener.socket)
+            self._resting[listener] = time.monotonic() + _BREATH_S
             return
         if len(self._clients) >= CLIENTS_MAX:
             self._warn(f"{listener.config.option}: {CLIENTS_MAX} clients, no more")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import errno
 import os
+import select
 import time
 
 from ..errors import ConfigError
@@ -17,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_STDERR = 2
 LEVELS = ("error", "warning", "info", "debug")
 _DEFAULT = "warning"
 # What a guest or a client can make somebody say: so many lines at once, and one more in so many
@@ -24,22 +26,25 @@ _DEFAULT = "warning"
 BURST = 10
 INTERVAL_S = 30.0
 _LINE_MAX = 1000  # characters of such a line
+_PIPE_ROOM = 4096  # bytes that a pipe has room for when it says that it has some
 
 
 class Log:
-    """Where messages go; one write per message, so threads do not mix theirs.
+    """Where messages go; threads do not mix theirs, and do not wait for who reads them.
 
-    `fd` is the descriptor.
+    What there is no room for is lost: a guest is not to stand because nobody reads stderr. `fd` is
+    the descriptor.
     """
 
-    __slots__ = ("_level", "fd")
+    __slots__ = ("_level", "_lock", "fd")
 
     def __init__(self) -> None:
         name = os.environ.get("PYVIRT_LOG_LEVEL", _DEFAULT)
         if name not in LEVELS:
             raise ConfigError(f"PYVIRT_LOG_LEVEL={name}: not one of {', '.join(LEVELS)}")
         self._level = LEVELS.index(name)
-        self.fd = 2
+        self._lock = _thread.allocate_lock()
+        self.fd = _STDERR
 
     def open(self, path: str) -> None:
         """Append to `path` from now on (mode 0640), which may be a FIFO that has a reader."""
@@ -53,14 +58,29 @@ class Log:
                 mend = "start its reader first"
             raise ConfigError(f"-D {path}: {error.strerror}; {mend}") from None
 
+    def take_terminal(self) -> None:
+        """Have stderr's terminal, if it is one, open in a way that no writer waits for it."""
+        if self.fd != _STDERR or not os.isatty(_STDERR):
+            return
+        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        try:
+            self.fd = os.open(f"/proc/self/fd/{_STDERR}", flags)
+        except OSError:
+            return  # another user's
+
     def _write(self, level: int, text: str) -> None:
         if level > self._level:
             return
-        try:
-            os.write(self.fd, f"pyvirt: {text}\n".encode(errors="replace"))
-        except OSError:
-            # Whoever reads the log is gone; the guest is not to suffer for it.
-            return
+        data = f"pyvirt: {text}\n".encode(errors="replace")
+        poll = select.poll()
+        poll.register(self.fd, select.POLLOUT)
+        with self._lock:
+            try:
+                while data and poll.poll(0):
+                    data = data[os.write(self.fd, data[:_PIPE_ROOM]) :]
+            except OSError:
+                # Whoever reads the log is gone; the guest is not to suffer for it.
+                return
 
     def error(self, text: str) -> None:
         """Say that something the user asked for does not happen."""

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pyvirt.qmp import connection, events
+from pyvirt.qmp import server as server_module
 from pyvirt.qmp.framing import encode
 from pyvirt.qmp.server import CLIENTS_MAX
 
+from ..file_limit import descriptor_limit
 from .fake_machine import (
     RUNS,
     STATUS,
@@ -373,3 +375,29 @@ def test_the_end_takes_back_what_waits(silent: Running) -> None:
     silent.server.close()
     assert client.messages() == []
     assert silent.host.others == {}
+
+
+def test_without_descriptors_those_who_are_there_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Who comes then waits, and nobody with him."""
+    monkeypatch.setattr(server_module, "_BREATH_S", 3600.0)
+    with running(tmp_path, throttled=False) as server:
+        client = server.greeted()
+        with socket.socket(socket.AF_UNIX) as late, descriptor_limit(0):
+            late.connect(server.path)
+            eventually(lambda: server.server._resting)
+            for _ in range(20):
+                assert client.ask("query-status") == RUNS
+    assert capfd.readouterr().err == "pyvirt: -qmp: Too many open files\n"
+    assert not os.path.exists(server.path)
+
+
+def test_who_came_without_descriptors_is_greeted_when_there_are_some(server: Running) -> None:
+    with socket.socket(socket.AF_UNIX) as late:
+        late.settimeout(TIMEOUT)
+        with descriptor_limit(0):
+            late.connect(server.path)
+            eventually(lambda: server.server._resting)
+        assert b"QMP" in late.recv(4096)
+    assert server.greeted().ask("query-status") == RUNS

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,51 @@ def test_a_line_has_a_bound() -> None:
     log = Limited()
     log.write("x" * 1_000_000)
     assert len(log.lines[0]) == 1000
+
+
+@contextmanager
+def as_stderr(fd: int) -> Iterator[None]:
+    """Have a descriptor as stderr for a while."""
+    before = os.dup(2)
+    os.dup2(fd, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+@pytest.mark.parametrize("length", [10, 5000, 200_000])
+def test_a_pipe_that_nobody_reads_is_not_waited_for(length: int) -> None:
+    """What there is no room for is lost, and what comes when there is some is not."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with as_stderr(writer), open(reader, "rb", buffering=0) as pipe:
+        log = Log()
+        for _ in range(8000 if length == 10 else 50):
+            log.error("x" * length)
+        assert pipe.read(1 << 20)
+        log.error("once more")
+        assert pipe.read(1 << 20) == b"pyvirt: once more\n"
+    os.close(writer)
+
+
+def test_a_terminal_that_nobody_reads_is_not_waited_for() -> None:
+    master, terminal = os.openpty()
+    log = Log()
+    with as_stderr(terminal):
+        log.take_terminal()
+        # The guest's console may be on it, too, and take the last of its room.
+        for _ in range(4000):
+            log.error("x" * 60)
+    os.read(master, 1 << 16)
+    assert log.fd != 2
+    for fd in (log.fd, master, terminal):
+        os.close(fd)
+
+
+def test_stderr_that_is_no_terminal_is_as_it_was(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "wb") as file, as_stderr(file.fileno()):
+        log = Log()
+        log.take_terminal()
+        assert log.fd == 2
