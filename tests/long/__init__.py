@@ -1,0 +1,1 @@
+"""Long runs, by command; see __main__.py."""
