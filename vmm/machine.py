@@ -293,6 +293,7 @@ class Machine:
     def _prepare_anew(self, memory: GuestMemory) -> Vm:
         """Do what may fail before anything is lost; return the VM that comes next."""
         assert self.slots is not None
+        loader.find(self.config)
         vm = Vm(self._kvm_fd, memory, self.config, self.bus)
         try:
             # Nothing of the host's may write to the memory that another guest has then.

@@ -37,6 +37,15 @@ LEFT |= {"pyvirt", "tmp", "overlay", "snapshot"}
 KEPT = {"image", "other", "pyvirt", "tmp", "overlay"}
 
 
+def refusal_of(snapshot: Path) -> str:
+    """Return why nothing goes on from a snapshot; "" when something can."""
+    try:
+        open_folder(str(snapshot)).close()
+    except PyvirtError as error:
+        return str(error)
+    return ""
+
+
 class Victim:
     """The machine of all rounds: its folder, and what is started in it."""
 
@@ -123,10 +132,7 @@ class Victim:
         assert self.other.read_bytes().strip(b"\0") == b""
         snapshot = self.folder / "snapshot"
         if snapshot.exists():
-            try:
-                open_folder(str(snapshot)).close()
-            except PyvirtError as error:
-                assert "\n" not in str(error)
+            assert "\n" not in refusal_of(snapshot)
             shutil.rmtree(snapshot)
 
     def end_one(self) -> None:

@@ -217,11 +217,12 @@ def test_a_reset_that_fails_late_ends_the_machine(
 
 
 @pytest.mark.any_kvm
-def test_a_reset_without_a_kernel_ends_the_machine(make: Make) -> None:
+def test_a_reset_to_a_file_that_is_no_kernel_ends_the_machine(make: Make, tmp_path: Path) -> None:
     guest = make("spin")
     guest.start()
-    guest.config.kernel = "/nonexistent/kernel"
-    with pytest.raises(ConfigError, match="/nonexistent/kernel"):
+    guest.config.kernel = str(tmp_path / "text")
+    (tmp_path / "text").write_text("no kernel any more")
+    with pytest.raises(ConfigError, match="text: not a kernel"):
         guest.reset()
     assert guest.wait().reason == "crash"
     with pytest.raises(PyvirtError, match="the machine has ended"):

@@ -84,7 +84,7 @@ def test_a_disk_that_is_plugged(make: Make, tmp_path: Path) -> None:
             raise
 
     refusals = with_ever_more_room(plug)
-    assert len(refusals) > 2
+    assert len(refusals) > 1
     for text in refusals:
         assert "Too many open files" in text
         assert "\n" not in text
@@ -147,13 +147,17 @@ def test_a_machine_begins_anew(make: Make) -> None:
 
 
 def test_a_kernel_that_is_gone_when_the_machine_begins_anew(
-    make: Make, kernel: Callable[[str], Path]
+    make: Make, kernel: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    path = kernel("spin")
+    """The guest that is there goes on."""
     guest = make("spin")
     guest.start()
-    path.unlink()
-    with pytest.raises(PyvirtError) as info:
-        guest.reset()
-    assert str(info.value) == f"-kernel {path}: No such file or directory; name a kernel"
+    kernel("spin").rename(tmp_path / "elsewhere")
+    try:
+        with pytest.raises(PyvirtError, match=r"^-kernel .*: No such file .*; name a file that"):
+            guest.reset()
+        goes_on(guest)
+    finally:
+        (tmp_path / "elsewhere").rename(kernel("halt").with_name("spin.elf"))
+    guest.reset()
     goes_on(guest)

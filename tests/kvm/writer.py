@@ -30,7 +30,7 @@ def told(output: bytes) -> list[int]:
 
 def check(image: Path | int, numbers: list[int]) -> None:
     """See that each of these blocks is there, or a later one in its place, and each whole."""
-    with open(image, "rb", closefd=False if isinstance(image, int) else True) as file:
+    with open(image, "rb", closefd=not isinstance(image, int)) as file:
         file.seek(0)
         data = file.read().ljust(BLOCK * BLOCKS, b"\0")
     found = []

@@ -105,6 +105,14 @@ def _write_tables(
     return rsdp
 
 
+def find(config: MachineConfig) -> None:
+    """See that the files that `config` names can be read still; ConfigError."""
+    for option, path in (("-kernel", config.kernel), ("-initrd", config.initrd)):
+        if path:
+            with KernelFile(option, path):
+                continue
+
+
 def place(
     config: MachineConfig, memory: GuestMemory, devices: Sequence[acpi.VirtioMmio] = ()
 ) -> Kernel:
