@@ -265,6 +265,11 @@ def _arm(options: Options) -> None:
     from ..vmm import sandbox
 
     sandbox.arm(options.sandbox)
+    if options.sandbox_paths:
+        from ..vmm import landlock
+        from .reach import places
+
+        landlock.arm(places(options))
 
 
 def _contain(options: Options, machine: Machine, log: Log) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PyvirtError, QmpError
+from ..vmm.landlock import out_of_reach
 from ..vmm.steps import finish
 from . import table
 from .framing import Fault, parse
@@ -48,7 +49,8 @@ class Answer:
 
 
 def _error(error: QmpError) -> dict[str, object]:
-    return {"error": {"class": error.kind, "desc": str(error)}}
+    text = str(error)
+    return {"error": {"class": error.kind, "desc": text + out_of_reach(text)}}
 
 
 def _throttled(item: bytes | Fault) -> Answer:

@@ -81,6 +81,10 @@ def parse(argv: list[str]) -> Options:
         )
     if options.testdev:
         _leave_sandbox(options)
+    if options.sandbox_paths and options.sandbox == "off":
+        raise ConfigError(
+            f"-sandbox-path {options.sandbox_paths[0][0]}: only in a sandbox; give -sandbox on"
+        )
     if options.watchdog == ACPI_WATCHDOG and options.discovery == "cmdline":
         raise ConfigError(
             f"-device {ACPI_WATCHDOG}: not with -machine discovery=cmdline, which has no ACPI; "

@@ -145,3 +145,9 @@ class Options:
         self.topology: Topology | None = None
         self.uuid = ""
         self.watchdog = ""
+
+    @property
+    def sandbox_paths(self) -> list[tuple[str, bool]]:
+        """Return what -sandbox-path names, and whether that is only read."""
+        given = [text for name, text in self.given if name == "sandbox-path"]
+        return [(text.partition(",")[0], "," in text) for text in given]

@@ -96,6 +96,14 @@ def _sandbox(options: Options, text: str) -> None:
         one_of(f"-sandbox {key}", value, ("deny",))
 
 
+def _sandbox_path(_: Options, text: str) -> None:
+    path, comma, word = text.partition(",")
+    if not path:
+        raise ConfigError(f"-sandbox-path {text}: names nothing; give PATH[,ro]")
+    if comma and word != "ro":
+        raise ConfigError(f"-sandbox-path {text}: {word} is not understood here; give ro, or none")
+
+
 def _disable_seccomp(options: Options, _: str) -> None:
     options.sandbox = "off"
 
@@ -394,6 +402,14 @@ TABLE = (
         "on|off|log",
         "let each thread make the system calls of its kind alone (on), or tell of the others (log)",
         _sandbox,
+    ),
+    Option(
+        "sandbox-path",
+        "PATH[,ro]",
+        "let the running machine open no files but those in this folder (Landlock), to write them "
+        "or only to read (ro), and what other options name; may be repeated",
+        _sandbox_path,
+        repeats=True,
     ),
     Option("disable-seccomp", "", "the same as -sandbox off", _disable_seccomp, repeats=True),
     Option("name", "TEXT", "name of the machine, at most 255 characters", _name),

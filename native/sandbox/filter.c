@@ -108,6 +108,12 @@ int pv_sandbox_enter(int list)
 
 	if (mode == PV_SANDBOX_OFF)
 		return 0;
+	if (list == PV_SANDBOX_CONTROL) {
+		int result = pv_landlock_enter();
+
+		if (result < 0)
+			return result;
+	}
 	program.len = prepare(code, &pv_sandbox_programs[list], mode);
 	if (program.len == 0)
 		return -E2BIG;

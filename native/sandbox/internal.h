@@ -32,4 +32,7 @@ void pv_sandbox_carry_out(void *context, long number);
 /* Whether it is the first of such calls of the process, by list, number and second argument. */
 bool pv_sandbox_is_new(long number, uint64_t argument);
 
+/* Bind the calling thread to the files of landlock.h, if there are any; -errno. */
+int pv_landlock_enter(void);
+
 #endif

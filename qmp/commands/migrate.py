@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import QmpError
+from ...vmm.landlock import out_of_reach
 from ..schema import Arguments, Boolean, Command, Field, FileName, Only, Struct
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def _query(session: Session, _: Arguments) -> object:
     found = session.monitor.host.saving()
     answer: dict[str, object] = {"status": found.status}
     if found.error:
-        answer["error-desc"] = found.error
+        answer["error-desc"] = found.error + out_of_reach(found.error)
     if found.total:
         answer["x-memory"] = {
             "total": found.total,

@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import signal
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.ptrace.restype = ctypes.c_long
 _LIBC.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-_CONT, _GETREGS, _SETREGS, _DETACH, _SEIZE, _INTERRUPT = 7, 12, 13, 17, 0x4206, 0x4207
+_CONT, _STEP, _GETREGS, _SETREGS, _DETACH = 7, 9, 12, 13, 17
+_SEIZE, _INTERRUPT = 0x4206, 0x4207
 _WALL = 0x40000000
 _SYSCALL = b"\x0f\x05"
 _SCRATCH = 4096  # bytes below a thread's stack, where nothing is
@@ -64,6 +66,17 @@ class Captive:
 
         Bytes are handed over as their address.
         """
+        return self._make(_CONT, number, arguments)
+
+    def result(self, number: int, *arguments: int | bytes) -> int:
+        """Make a call that returns, and return what: a negative errno where it fails."""
+        assert self._make(_STEP, number, arguments) == signal.SIGTRAP
+        registers = Registers()
+        self._ptrace(_GETREGS, data=ctypes.byref(registers))
+        found: int = registers.rax
+        return found - (1 << 64) if found >> 63 else found
+
+    def _make(self, how: int, number: int, arguments: tuple[int | bytes, ...]) -> int:
         values = []
         place = self._scratch
         for argument in arguments:
@@ -83,7 +96,7 @@ class Captive:
         registers.orig_rax = (1 << 64) - 1  # no call that was interrupted is made again
         registers.rsp = self._scratch - _SCRATCH & ~0xF
         self._ptrace(_SETREGS, data=ctypes.byref(registers))
-        self._ptrace(_CONT)
+        self._ptrace(how)
         _, status = os.waitpid(self._tid, _WALL)
         assert os.WIFSTOPPED(status), status
         return os.WSTOPSIG(status)

@@ -216,6 +216,23 @@ def test_sandboxes_that_cannot_be(words: list[str], message: str) -> None:
     assert refusal(lambda: parse(words)) == message
 
 
+def test_sandbox_paths() -> None:
+    words = ["-sandbox", "on", "-sandbox-path", "/a", "-sandbox-path=/b,ro"]
+    assert parse(words).sandbox_paths == [("/a", False), ("/b", True)]
+
+
+def test_a_sandbox_path_names_something() -> None:
+    message = refusal(lambda: parse(["-sandbox", "on", "-sandbox-path", ",ro"]))
+    assert message == "-sandbox-path ,ro: names nothing; give PATH[,ro]"
+    message = refusal(lambda: parse(["-sandbox", "on", "-sandbox-path", "/a,rw"]))
+    assert message == "-sandbox-path /a,rw: rw is not understood here; give ro, or none"
+
+
+def test_a_sandbox_path_takes_a_sandbox() -> None:
+    message = refusal(lambda: parse(["-sandbox-path", "/a", "-sandbox", "off"]))
+    assert message == "-sandbox-path /a: only in a sandbox; give -sandbox on"
+
+
 def test_the_environment_has_a_sandbox_for_who_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYVIRT_SANDBOX", "on")
     assert parse([]).sandbox == "on"
