@@ -9,9 +9,10 @@ import sys
 
 from ..errors import PyvirtError
 from ..native import lib
-from ..vmm import kvm, probe
+from ..vmm import kvm, landlock, probe
 from ..vmm.snapshot import ioctls
 from . import usage
+from .jailer import calls, cgroup
 
 USAGE = """\
 usage: pyvirt doctor
@@ -118,6 +119,55 @@ def _check_containment(report: Report) -> None:
         report.line(
             _LESS, "seccomp", "not there, so no -sandbox; use a kernel with CONFIG_SECCOMP_FILTER"
         )
+
+    _check_landlock(report)
+    _check_user_namespaces(report)
+    _check_cgroups(report)
+
+
+def _check_landlock(report: Report) -> None:
+    version = landlock.version()
+    if version:
+        text = f"version {version}: {landlock.OPTION} says which files a machine may open"
+        report.line(_OK, "Landlock", text)
+    else:
+        mend = "boot a kernel with CONFIG_SECURITY_LANDLOCK, and landlock among lsm="
+        report.line(_LESS, "Landlock", f"not there, so no {landlock.OPTION}; {mend}")
+
+
+def _check_user_namespaces(report: Report) -> None:
+    """Report on them by making one, in a child."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            calls.unshare(calls.CLONE_NEWUSER)
+        except OSError as error:
+            os._exit(error.errno or 1)
+        os._exit(0)
+    number = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if number == 0:
+        report.line(_OK, "user namespaces", "pyvirt jail has one for each jail")
+    else:
+        mend = "see sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone"
+        report.line(_LESS, "user namespaces", f"{os.strerror(number)}, so no pyvirt jail; {mend}")
+
+
+def _check_cgroups(report: Report) -> None:
+    top = cgroup.find()
+    wanted = sorted({key.partition(".")[0] for key in cgroup.KEYS})
+    if top is None:
+        report.line(_LESS, "cgroup v2", "not mounted, so no pyvirt jail -cgroup")
+        return
+    there = [one for one in wanted if one in top.controllers]
+    lacking = [one for one in wanted if one not in there]
+    if not os.access(top.path, os.W_OK):
+        mend = "run as root, or have systemd delegate one"
+        report.line(_LESS, "cgroup v2", f"{top.path}: not this user's; {mend}")
+    elif lacking:
+        text = f"{top.path} offers no {', '.join(lacking)}; there is {', '.join(there) or 'none'}"
+        report.line(_LESS, "cgroup v2", text)
+    else:
+        report.line(_OK, "cgroup v2", f"pyvirt jail -cgroup can limit {', '.join(there)}")
 
 
 def _check_hugepages(report: Report) -> None:

@@ -97,10 +97,11 @@ def _written(forms: list[syntax.Form]) -> str:
 
 
 def _parsers() -> dict[str, Parser]:
-    from . import guest, lab, net, test
+    from . import guest, jail, lab, net, test
 
     return {
         "guest": guest.parser(),
+        "jail": jail.parser(),
         "lab": lab.parser(),
         "net": net.parser(),
         "test": test.parser(),

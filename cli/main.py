@@ -23,6 +23,7 @@ COMMANDS = {
     "restore": "run a guest from such a folder",
     "template": "hold a machine in memory, to start forks of it",
     "fork": "run a guest from where a template stands",
+    "jail": "run a guest where nothing of this host is to be seen",
     "ps": "the machines that run, and where their monitors are",
     "qmp": "talk to a machine's monitor: one command, or a shell",
     "doctor": "what this host can do, and what to do about the rest",

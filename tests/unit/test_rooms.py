@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ORDER = (
     "cli",
     "cli/server",
+    "cli/jailer",
     "cli/options",
     "harness/collect",
     "harness/plugin",
