@@ -6,12 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 
 #include "block/internal.h"
 #include "sandbox/filter.h"
 #include "virtio/irq.h"
 
 #define ALIGN_MAX 4096
+#define REQUESTS_BYTES (PV_VIRTQUEUE_SIZE_MAX * sizeof(struct pv_block_request))
 
 static pv_engine_make *engine_of(const struct pv_block *b)
 {
@@ -67,9 +69,20 @@ static void drop_worker(struct pv_block_worker *w)
 {
 	if (!w->block->iothread)
 		pv_iothread_free(w->thread);
-	free(w->requests);
+	if (w->requests)
+		(void)munmap(w->requests, REQUESTS_BYTES);
 	w->thread = NULL;
 	w->requests = NULL;
+}
+
+/* Of what the heap has given back before, calloc would touch every page. */
+static int make_requests(struct pv_block_worker *w)
+{
+	void *place = mmap(NULL, REQUESTS_BYTES, PROT_READ | PROT_WRITE,
+	                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	w->requests = place == MAP_FAILED ? NULL : place;
+	return w->requests ? 0 : -ENOMEM;
 }
 
 static int make_thread(struct pv_block_worker *w)
@@ -95,9 +108,9 @@ static int start_worker(struct pv_block *b, uint32_t index, const struct pv_queu
 	w->counters = &b->counters[index];
 	w->faults.rules = pv_virtio_irq_faults(b->irq);
 	w->thread = b->iothread;
-	w->requests = calloc(PV_VIRTQUEUE_SIZE_MAX, sizeof(w->requests[0]));
-	if (!w->requests)
-		return -ENOMEM;
+	result = make_requests(w);
+	if (result < 0)
+		return result;
 	result = w->thread ? 0 : make_thread(w);
 	if (result == 0)
 		result = pv_iothread_attach(w->thread, engine_of(b), &w->member);
