@@ -25,6 +25,7 @@ struct queue {
 
 struct device {
 	uintptr_t base;
+	uint32_t window; /* bytes of it */
 	uint32_t id;
 	unsigned number; /* among those of its kind */
 	uint64_t offered;

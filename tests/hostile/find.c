@@ -15,7 +15,7 @@ struct map_entry {
 
 static const struct {
 	uintptr_t base;
-	uintptr_t step;
+	uint32_t step;
 	unsigned count;
 } windows[] = {
 	{0xd0000000, 0x1000, 32}, /* pyvirt */
@@ -51,6 +51,7 @@ static unsigned digit(char letter)
 	return 16;
 }
 
+/* With the K that sizes have. */
 static unsigned number(const char *text)
 {
 	unsigned value = 0, base = 10;
@@ -61,14 +62,14 @@ static unsigned number(const char *text)
 	}
 	for (; digit(*text) < base; text++)
 		value = value * base + digit(*text);
-	return value;
+	return *text == 'K' ? value * 1024 : value;
 }
 
-static void keep(uintptr_t base, struct device *devices, unsigned *count)
+static void keep(uintptr_t base, uint32_t window, struct device *devices, unsigned *count)
 {
 	struct device *device = &devices[*count];
 
-	*device = (struct device){.base = base};
+	*device = (struct device){.base = base, .window = window};
 	if (*count == DEVICES_MAX || get(device, MAGIC_VALUE) != VIRTIO_MAGIC)
 		return;
 	device->id = get(device, DEVICE_ID);
@@ -91,11 +92,12 @@ unsigned find_devices(const struct start_info *info, struct device *devices)
 
 		is_told = 1;
 		if (base)
-			keep(number(base), devices, &count);
+			keep(number(base), number(text), devices, &count);
 	}
 	for (unsigned w = 0; !is_told && w < sizeof(windows) / sizeof(*windows); w++)
 		for (unsigned i = 0; i < windows[w].count; i++)
-			keep(windows[w].base + i * windows[w].step, devices, &count);
+			keep(windows[w].base + i * windows[w].step, windows[w].step, devices,
+			     &count);
 	return count;
 }
 
@@ -106,7 +108,7 @@ unsigned find_number(const struct start_info *info, const char *name, unsigned o
 	return text ? number(text) : otherwise;
 }
 
-bool find_list(const struct start_info *info, const char *name)
+bool find_word(const struct start_info *info, const char *name)
 {
 	return after(command_line(info), name) != NULL;
 }

@@ -17,8 +17,8 @@ unsigned find_devices(const struct start_info *info, struct device *devices);
 /* The number that the command line gives a word (`name=`), or `otherwise`. */
 unsigned find_number(const struct start_info *info, const char *name, unsigned otherwise);
 
-/* Whether the command line has a list (`name=WORD,WORD`), and whether that has the word. */
-bool find_list(const struct start_info *info, const char *name);
+/* Whether the command line has a word, and whether a list of it (`name=WORD,WORD`) has one. */
+bool find_word(const struct start_info *info, const char *name);
 bool find_in_list(const struct start_info *info, const char *name, const char *word);
 
 /* The end of the guest's memory below 4 GiB; 0: not told. */

@@ -64,3 +64,52 @@ static inline void write32(uintptr_t at, uint32_t value)
 {
 	__asm__ volatile("movl %0, %1" : : "r"(value), "m"(*(volatile uint32_t *)at) : "memory");
 }
+
+/* By MMX, whose registers nothing else uses: 32-bit code has no other way. */
+static inline uint64_t read64(uintptr_t at)
+{
+	uint64_t value;
+
+	__asm__ volatile("movq %1, %%mm0; movq %%mm0, %0"
+	                 : "=m"(value)
+	                 : "m"(*(volatile uint64_t *)at)
+	                 : "memory");
+	return value;
+}
+
+static inline void write64(uintptr_t at, uint64_t value)
+{
+	__asm__ volatile("movq %1, %%mm0; movq %%mm0, %0"
+	                 : "=m"(*(volatile uint64_t *)at)
+	                 : "m"(value)
+	                 : "memory");
+}
+
+static inline void copy_words(void *to, uintptr_t from, uint32_t words)
+{
+	__asm__ volatile("rep movsl" : "+D"(to), "+S"(from), "+c"(words) : : "memory");
+}
+
+static inline void copy_bytes(uintptr_t to, const void *from, uint32_t bytes)
+{
+	__asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(bytes) : : "memory");
+}
+
+static inline void locked_or32(uintptr_t at, uint32_t value)
+{
+	__asm__ volatile("lock orl %1, %0"
+	                 : "+m"(*(volatile uint32_t *)at)
+	                 : "r"(value)
+	                 : "memory", "cc");
+}
+
+/* Put back what is there. */
+static inline void locked_exchange64(uintptr_t at)
+{
+	uint32_t low = read32(at), high = read32(at + 4);
+
+	__asm__ volatile("lock cmpxchg8b %0"
+	                 : "+m"(*(volatile uint64_t *)at), "+a"(low), "+d"(high)
+	                 : "b"(low), "c"(high)
+	                 : "memory", "cc");
+}

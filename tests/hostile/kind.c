@@ -4,6 +4,7 @@
 
 #include "arena.h"
 #include "block.h"
+#include "fs.h"
 #include "memory.h"
 #include "net.h"
 #include "socket.h"
@@ -60,6 +61,7 @@ static const struct kind kinds[] = {
 	{ENTROPY, "entropy", INDIRECT_DESC, 1, 0, fill_entropy, judge_entropy},
 	{BALLOON, "balloon", INDIRECT_DESC | BIT(1), 3, 0, fill_balloon, judge_output},
 	{SOCKET, "socket", INDIRECT_DESC, 3, 1, socket_fill, judge_output},
+	{FILES, "fs", INDIRECT_DESC, 2, 1, fs_fill, fs_judge},
 };
 
 const struct kind *kind_find(uint32_t id)

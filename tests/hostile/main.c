@@ -8,8 +8,8 @@
 #include "rule.h"
 
 static const struct rule *const tables[] = {
-	register_rules, queue_rules, ring_rules,  chain_rules, indirect_rules,
-	life_rules,     block_rules, net_rules,   other_rules,
+	register_rules, access_rules, queue_rules, ring_rules, chain_rules,
+	indirect_rules, life_rules,   block_rules, net_rules,  other_rules,
 };
 
 static struct device devices[DEVICES_MAX + 1];
@@ -21,7 +21,7 @@ static const struct start_info *start_info;
 
 static bool is_asked_for(const struct rule *rule)
 {
-	if (find_list(start_info, "hostile.only="))
+	if (find_word(start_info, "hostile.only="))
 		return find_in_list(start_info, "hostile.only=", rule->name);
 	return !find_in_list(start_info, "hostile.skip=", rule->name);
 }
@@ -71,23 +71,39 @@ static _Noreturn void end(unsigned status)
 		;
 }
 
-void hostile_main(const struct start_info *info);
-
-void hostile_main(const struct start_info *info)
+static void find_all(void)
 {
-	start_info = info;
-	machine.memory_end = find_memory_end(info);
-	machine.rounds = find_number(info, "hostile.rounds=", 100);
-	device_count = find_devices(info, devices);
+	device_count = find_devices(start_info, devices);
 	machine.devices = devices;
 	machine.device_count = device_count;
-	print("KTAP version 1\n1..%u\n", walk(NULL));
+}
+
+static void play_all(void)
+{
 	for (unsigned d = 0; d < device_count; d++) {
 		devices[d].offered = device_reset(&devices[d]) ? device_offer(&devices[d]) : 0;
 		print("# %s%u at %x\n", devices[d].kind->name, devices[d].number,
 		      (unsigned)devices[d].base);
 	}
 	walk(play_one);
+}
+
+void hostile_main(const struct start_info *info);
+
+void hostile_main(const struct start_info *info)
+{
+	bool is_endless;
+
+	start_info = info;
+	machine.memory_end = find_memory_end(info);
+	machine.rounds = find_number(info, "hostile.rounds=", 100);
+	is_endless = find_word(info, "hostile.endless");
+	find_all();
+	print("KTAP version 1\n1..%u\n", is_endless ? 0 : walk(NULL));
+	do {
+		play_all();
+		find_all();
+	} while (is_endless);
 	print("# totals: pass:%u fail:%u skip:%u\n", totals[PASSES], totals[FAILS],
 	      totals[IS_SKIPPED]);
 	end(totals[FAILS] ? 1 : 0);

@@ -30,9 +30,11 @@ def build(folder: Path, compiler: str = "gcc") -> Path:
     return folder / "hostile.elf"
 
 
-def rules() -> list[str]:
-    """Return the name of every rule there is, in the order in which the tables have them."""
-    tables = re.findall(r"\b(\w+)_rules\b", (HERE / "main.c").read_text(encoding="utf-8"))
+def rules(*tables: str) -> list[str]:
+    """Return the names of the rules of these tables, or of all; in the order that they have."""
+    tables = tables or tuple(
+        re.findall(r"\b(\w+)_rules\b", (HERE / "main.c").read_text(encoding="utf-8"))
+    )
     texts = [(HERE / f"rules_{table}.c").read_text(encoding="utf-8") for table in tables]
     return [name for text in texts for name in _RULE.findall(text)]
 

@@ -21,6 +21,7 @@ struct rule {
 #define RULES_END {.name = 0}
 
 extern const struct rule register_rules[];
+extern const struct rule access_rules[];
 extern const struct rule queue_rules[];
 extern const struct rule ring_rules[];
 extern const struct rule chain_rules[];

@@ -43,7 +43,7 @@ enum {
 
 enum { INTERRUPT_USED = 1, INTERRUPT_CONFIG = 2 };
 
-enum { NET = 1, BLOCK = 2, CONSOLE = 3, ENTROPY = 4, BALLOON = 5, SOCKET = 19 };
+enum { NET = 1, BLOCK = 2, CONSOLE = 3, ENTROPY = 4, BALLOON = 5, SOCKET = 19, FILES = 26 };
 
 #define BIT(number) (UINT64_C(1) << (number))
 #define INDIRECT_DESC BIT(28)

@@ -44,7 +44,8 @@ _BREAKS = """
 BREAKS = frozenset(_BREAKS.split())
 # What no device may break over: the driver's word alone is wrong, or nothing is.
 _WORKS = """
-    identity narrow-reads narrow-writes unknown-registers read-only-registers select-out-of-range
+    identity narrow-reads narrow-writes wide-reads wide-writes across-registers over-the-end
+    string-accesses locked-accesses unknown-registers read-only-registers select-out-of-range
     notify-out-of-range features-too-late status-bits-cleared status-unknown-bits
     live-queue-grows live-queue-grows-beyond-max live-queue-size-0 live-queue-moves
     live-queue-unready live-queue-ready-again queue-reset-not-offered
