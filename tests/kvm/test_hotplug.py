@@ -229,6 +229,18 @@ def test_a_reset_to_a_file_that_is_no_kernel_ends_the_machine(make: Make, tmp_pa
         guest.reset()
 
 
+@pytest.mark.any_kvm
+def test_a_reset_of_what_was_restored_without_a_kernel_is_refused(make: Make) -> None:
+    guest = make("spin")
+    guest.start()
+    guest.config.kernel = ""
+    with pytest.raises(ConfigError, match="there is no kernel to begin anew with; restore the"):
+        guest.reset()
+    assert guest.state == RUNNING
+    before = counter(guest)
+    wait_until(lambda: counter(guest) > before, "the guest runs on")
+
+
 @pytest.mark.parametrize("vcpus", [pytest.param(1, marks=pytest.mark.any_kvm), 4])
 def test_the_end_comes_during_a_reset(make: Make, vcpus: int) -> None:
     """Whichever is first, all threads leave, and none uses a vCPU that is gone."""

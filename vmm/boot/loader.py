@@ -106,7 +106,12 @@ def _write_tables(
 
 
 def find(config: MachineConfig) -> None:
-    """See that the files that `config` names can be read still; ConfigError."""
+    """See that there are files to `place`, and that they can be read still; ConfigError."""
+    if not config.kernel:
+        raise ConfigError(
+            "there is no kernel to begin anew with; restore the machine with -kernel, -initrd and "
+            "-append"
+        )
     for option, path in (("-kernel", config.kernel), ("-initrd", config.initrd)):
         if path:
             with KernelFile(option, path):
