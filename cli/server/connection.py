@@ -74,8 +74,14 @@ def read_run(message: dict[str, Any]) -> Run:
 
 
 def is_path(path: object) -> TypeGuard[str]:
-    """Say whether a value is an absolute path."""
-    return isinstance(path, str) and os.path.isabs(path) and "\0" not in path
+    """Say whether a value is an absolute path, of what a file's name can have in it."""
+    if not isinstance(path, str) or not os.path.isabs(path) or "\0" in path:
+        return False
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_file(path: object) -> str | None:

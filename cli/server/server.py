@@ -147,6 +147,8 @@ class Server:
             sys.stderr.write(f"pyvirt: fork-server: {unexpected(error)}; please report\n")
             if self._selector.get_map().get(key.fd) == key:
                 self._selector.unregister(key.fileobj)
+            for connection in [one for one in self._unclaimed if one.socket is key.fileobj]:
+                self._drop(connection, "the server has failed; see what it says")
 
     def _patience(self) -> float | None:
         times = [connection.until for connection in self._unclaimed]
@@ -369,7 +371,7 @@ class Server:
                 listener.bind(path)
                 listener.listen(_BACKLOG)
             except OSError as error:
-                control.answer({"error": f"switch: {path}: {error.strerror}"})
+                control.answer({"error": f"switch: {path}: {error.strerror or error}"})
                 control.close()
                 return
             self._fork(control, lambda: self._switch(listener), path)

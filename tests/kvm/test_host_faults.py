@@ -12,19 +12,25 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyvirt.devices.disk import Disk
 from pyvirt.qmp.client import Client
+from pyvirt.qmp.connection import OUTPUT_MAX
+from pyvirt.qmp.framing import REQUEST_MAX
+from pyvirt.qmp.server import CLIENTS_MAX
 
 from .support import PATIENCE
 from .test_run import command, wait_for
 from .writer import BLOCK, BLOCKS, check, make_image, told
 
 pytestmark = pytest.mark.any_kvm
+CROWD = 500
+# All that the monitor may hold for as many clients as it serves, twice.
+CROWD_MEMORY = 2 * CLIENTS_MAX * (OUTPUT_MAX + REQUEST_MAX)
 Kernel = Callable[[str], Path]
 # Of which the monitor has something to say.
 PTY = (
@@ -261,4 +267,55 @@ def test_a_monitor_that_is_stopped_and_goes_on(kernel: Kernel, image: Path) -> N
         guest.process.terminate()
         guest.process.send_signal(signal.SIGCONT)
         assert guest.end() == ""
+    check(image, guest.told())
+
+
+# Clients.
+
+
+def resident(process: subprocess.Popen[bytes]) -> int:
+    """Return how many bytes of memory a process has."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
+
+def descriptors(process: subprocess.Popen[bytes]) -> int:
+    return len(os.listdir(f"/proc/{process.pid}/fd"))
+
+
+def crowd(stack: ExitStack, path: str, data: bytes) -> None:
+    """Have hundreds connect that send something and never read."""
+    for _ in range(CROWD):
+        client = stack.enter_context(socket.socket(socket.AF_UNIX))
+        client.setblocking(False)
+        with suppress(BlockingIOError, ConnectionError, BrokenPipeError):
+            client.connect(path)  # as many wait as may, and the others are turned away
+            client.send(data)
+
+
+def test_a_crowd_at_each_socket(kernel: Kernel, image: Path) -> None:
+    """The guest goes on, one client is answered, and what is kept for the others is little."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        port, vsock = f"{folder}/port", f"{folder}/vsock"
+        words = (
+            *("-chardev", f"socket,id=c,path={port},server,nowait"),
+            *("-device", "virtio-serial-device", "-device", "virtserialport,chardev=c,name=p"),
+            *("-device", f"vsock-device,guest-cid=3,uds={vsock}"),
+        )
+        with Writing(kernel("writer"), image, *words) as guest:
+            guest.go_on()
+            process = guest.process
+            memory, files = resident(process), descriptors(process)
+            asked = b'{"execute":"query-qmp-schema"}' * 500 + b'{"execute":"'
+            for path, data in ((guest.path, asked), (port, b"x" * 65536), (vsock, b"CONNECT ")):
+                with ExitStack() as stack:
+                    crowd(stack, path, data)
+                    guest.go_on()
+                    assert guest.client.execute("query-status")["running"]
+                    assert resident(process) < memory + CROWD_MEMORY
+                wait_for(lambda: descriptors(process) <= files, "they are gone")
+                guest.go_on()
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+        assert os.listdir(folder) == []
     check(image, guest.told())
