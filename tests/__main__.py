@@ -6,6 +6,8 @@ share those files among them together with tests/kvm, which then meets a real KV
 but what is marked `any_kvm`, which comes out the same on whatever KVM has run it.
 Tests of the pytest plugin, and those that are examples of its use, have only their VMs in a lab.
 
+A quick run has none of what is marked `long`, and tries a tenth where chance is at work.
+
 What fails is run once more by itself, here as in a lab. The last lines name every such test.
 """
 
@@ -68,12 +70,13 @@ class Group:
         return Group(f"{self.name} again", self.outcomes.failed, self.options, lab=self.lab)
 
 
-def host_group() -> Group:
-    """Return what needs no stock kernel."""
+def host_group(*, quick: bool) -> Group:
+    """Return what needs no stock kernel; when quick, without what is marked `long`."""
     paths = ["tests/unit", "tests/native", "tests/compat"]
     if os.path.exists("/dev/kvm"):
         paths.append("tests/kvm")
-    return Group("host", paths, spread=["-q", "-n", str(WORKERS), "--dist", "worksteal"])
+    marks = ["-m", "not long"] if quick else []
+    return Group("host", paths, spread=["-q", "-n", str(WORKERS), "--dist", "worksteal", *marks])
 
 
 def guest_groups(folder: Path, failure: str) -> list[Group]:
@@ -232,7 +235,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_DFL)
     with tempfile.TemporaryDirectory(prefix="pyvirt-tests-") as name:
         folder = Path(name)
-        groups = [host_group()]
+        groups = [host_group(quick=quick)]
         run_all(groups, folder, extra)
         if not quick:
             prepare()

@@ -42,6 +42,7 @@ def test_the_page_has_every_rule() -> None:
     assert f"[{len(listed)} rules]" in text
 
 
+@pytest.mark.long
 def test_qemu(tmp_path: Path) -> None:
     version = subprocess.run(
         ["qemu-system-x86_64", "--version"], capture_output=True, check=True, timeout=SECONDS

@@ -17,11 +17,6 @@ from .ondemand import Client
 from .support import GUESTS, MEMORY, PATIENCE, Guest, build
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    line = "any_kvm: it comes out the same on every KVM, and need not be run on a real one as well"
-    config.addinivalue_line("markers", line)
-
-
 @pytest.fixture(scope="session")
 def uncaptured_stderr(pytestconfig: pytest.Config) -> Iterator[int]:
     """Return a descriptor of the real stderr."""

@@ -13,7 +13,7 @@ from ..unit.namespace import ip, network_namespace
 from ..unit.usage import usage
 from .test_qmp_run import Monitored
 
-pytestmark = pytest.mark.any_kvm
+pytestmark = [pytest.mark.any_kvm, pytest.mark.long]
 MIB = 1 << 20
 # The lab is slow; tests/guest has more for it, under load.
 CYCLES = 20 if os.environ.get("PYVIRT_LAB") else tries(500)  # of disks, and as many of NICs

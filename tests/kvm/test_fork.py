@@ -165,6 +165,7 @@ def test_forks_of_forks_of_forks(family: Family) -> None:
         template.close()
 
 
+@pytest.mark.long
 @pytest.mark.any_kvm
 def test_a_hundred_at_once(family: Family) -> None:
     template = family.template(family.first())

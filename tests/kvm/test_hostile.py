@@ -154,6 +154,7 @@ ENTROPY = ("-object", "rng-random,id=source", "-device", "virtio-rng-device,rng=
 OTHER_QUEUES = {f"other-queues-{what}" for what in ("head", "loop", "outside-memory")}
 
 
+@pytest.mark.long
 def test_disk(play: Play, folder: Path) -> None:
     image = folder / "image"
     image.write_bytes(ZEROES)
@@ -165,6 +166,7 @@ def test_disk(play: Play, folder: Path) -> None:
     assert written[SECTOR:] == ZEROES[SECTOR:]
 
 
+@pytest.mark.long
 def test_read_only_disk(play: Play, folder: Path) -> None:
     """As any disk, but for what is written."""
     image = folder / "image"
@@ -182,6 +184,7 @@ def test_entropy(play: Play) -> None:
     assert skipped(verdicts) == OTHER_QUEUES
 
 
+@pytest.mark.long
 def test_network(play: Play, network: Path) -> None:
     verdicts = play(
         *("-netdev", f"stream,id=n,path={network}", "-device", "virtio-net-device,netdev=n")
@@ -190,12 +193,14 @@ def test_network(play: Play, network: Path) -> None:
     assert skipped(verdicts) == set()
 
 
+@pytest.mark.long
 def test_sockets(play: Play, folder: Path) -> None:
     verdicts = play("-device", f"vsock-device,guest-cid=77,uds={folder}/vsock.sock")
     check(verdicts, "socket0")
     assert skipped(verdicts) == set()
 
 
+@pytest.mark.long
 def test_console(play: Play) -> None:
     verdicts = play(
         *("-chardev", "null,id=one", "-chardev", "null,id=other"),
@@ -206,12 +211,14 @@ def test_console(play: Play) -> None:
     assert skipped(verdicts) == set()
 
 
+@pytest.mark.long
 def test_balloon(play: Play) -> None:
     verdicts = play("-device", "virtio-balloon-device")
     check(verdicts, "balloon0")
     assert skipped(verdicts) == set()
 
 
+@pytest.mark.long
 def test_neighbours(play: Play, folder: Path) -> None:
     """Those of one kind, which share a thread, and of others."""
     image = folder / "image"
@@ -245,6 +252,7 @@ def test_windows_of_the_command_line(play: Play) -> None:
     ]
 
 
+@pytest.mark.long
 def test_with_another_compiler(tmp_path: Path) -> None:
     report.build(tmp_path, "clang")
 

@@ -241,6 +241,7 @@ def test_a_reset_of_what_was_restored_without_a_kernel_is_refused(make: Make) ->
     wait_until(lambda: counter(guest) > before, "the guest runs on")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("vcpus", [pytest.param(1, marks=pytest.mark.any_kvm), 4])
 def test_the_end_comes_during_a_reset(make: Make, vcpus: int) -> None:
     """Whichever is first, all threads leave, and none uses a vCPU that is gone."""

@@ -19,7 +19,7 @@ TESTS = HERE / "tests"
 PROGRAMS = sorted(TESTS.rglob("test_*.c"))
 RUN_SECONDS = 120
 
-VARIANTS = ("address", "thread")
+VARIANTS = ("address", pytest.param("thread", marks=pytest.mark.long))
 OPTIONS = {
     # A cancelled thread leaves the frames it was in poisoned, and releasing an alternate signal
     # stack would trip over them.

@@ -73,11 +73,13 @@ def test_what_a_dead_interpreter_left_has_failed(tmp_path: Path) -> None:
     assert names(outcomes.failed) == {"test_dies", "test_is_not_reached"}
 
 
+@pytest.mark.long
 def test_a_file_that_cannot_be_imported_has_failed(tmp_path: Path) -> None:
     (tmp_path / "test_broken.py").write_text("import no_such_module\n")
     assert run(tmp_path).failed == ["test_broken.py"]
 
 
+@pytest.mark.long
 def test_a_file_belongs_to_who_comes_first(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"test_{name}.py").write_text(f"def test_{name}(): pass\n")
@@ -131,6 +133,7 @@ def outcomes_of(tmp_path: Path, **events: list[str]) -> Outcomes:
     return outcomes
 
 
+@pytest.mark.long
 def test_labs_are_given_only_files_that_have_tests_for_them() -> None:
     files = [f"tests/kvm/test_layers{name}.py" for name in ("", "_refused")]
     assert suite.files_with_tests(files, ["-m", "not any_kvm"]) == files[:1]

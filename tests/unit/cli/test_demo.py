@@ -144,6 +144,7 @@ def test_what_is_shown(tmp_path: Path) -> None:
     assert "-timeline" in words
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("guest", "last"),
     [

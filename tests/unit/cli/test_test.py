@@ -62,6 +62,7 @@ def test_script_that_succeeds(run: Run, tmp_path: Path) -> None:
     assert verdict.startswith("pyvirt test: passed (bzImage, ")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "verdict"),
     [
@@ -196,6 +197,7 @@ def test_many_times_without_forks(
     assert forks == [False] * 4
 
 
+@pytest.mark.long
 def test_many_times_of_what_does_not_boot_or_cannot_be_kept(
     run: Run, forks: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:

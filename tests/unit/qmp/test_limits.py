@@ -89,6 +89,7 @@ def test_no_limit_when_told(server: Running) -> None:
     assert all(client.message() == RUNS for _ in range(500))
 
 
+@pytest.mark.long
 def test_requests_wait_for_a_client_that_does_not_read(server: Running) -> None:
     """What such a client makes us hold stays small, however much it asks."""
     slow, other = server.greeted(), server.greeted()

@@ -63,7 +63,7 @@ def misbehave(back_end: BackEnd, request: int, answer: Answer) -> None:
 @pytest.mark.parametrize(
     ("request_", "answer", "said"),
     [
-        (p.GET_FEATURES, silence, "does not answer"),
+        pytest.param(p.GET_FEATURES, silence, "does not answer", marks=pytest.mark.long),
         (p.GET_FEATURES, half, "has gone"),
         (p.GET_FEATURES, raw(5, 0), "answers message 1 with 0 bytes"),
         (p.GET_FEATURES, raw(5, p.PAYLOAD_MAX + 1), "of 1025 bytes, 1024 at most"),
@@ -74,7 +74,7 @@ def misbehave(back_end: BackEnd, request: int, answer: Answer) -> None:
         (p.GET_FEATURES, raw(5, 0, request=99), "says message 99 where 1"),
         (p.GET_FEATURES, with_files(1), "with 1 open files, not 0"),
         (p.GET_FEATURES, with_files(40), "more open files than a message can have"),
-        (p.GET_PROTOCOL_FEATURES, silence, "does not answer"),
+        pytest.param(p.GET_PROTOCOL_FEATURES, silence, "does not answer", marks=pytest.mark.long),
         (p.SET_OWNER, number(5), "refuses message 3 with 5"),
         (p.GET_CONFIG, lambda b, asked, _: b.say(asked), "refuses to tell its configuration"),
         (p.GET_CONFIG, config(0, bytes(59)), "answers message 24 with 71 bytes"),

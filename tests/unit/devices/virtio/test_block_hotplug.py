@@ -486,6 +486,7 @@ def test_an_iothread_that_serves_another_device_otherwise(
         other.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ["io_uring", "threads"])
 def test_every_request_is_answered_while_disks_come_and_go(
     guest: Guest, tmp_path: Path, engine: str

@@ -170,6 +170,7 @@ def test_output_is_streamed_in_order(agent: Agent) -> None:
     assert pieces == [(1, b"one\n"), (2, b"two\n")]
 
 
+@pytest.mark.long
 def test_50_mb_arrive_whole(agent: Agent) -> None:
     sums = {1: hashlib.md5(), 2: hashlib.md5()}
     script = "seq 1000000 5000000 & seq 1000000 3500000 >&2; wait; printf end"

@@ -117,6 +117,7 @@ def shell(agent: Agent, script: str, **options: object) -> Result:
     return run(agent, "sh", "-c", script, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_status_and_both_outputs(agent: Agent) -> None:
     assert shell(agent, "printf out; printf err >&2; exit 3") == Result(3, b"out", b"err")
 

@@ -18,6 +18,8 @@ from pyvirt.harness.vm import boot, fork_server, place
 
 pytest_plugins = ["pytester"]
 
+pytestmark = pytest.mark.long
+
 FAKE = Path(__file__).resolve().parents[2] / "fake_monitor.py"
 RELEASE = "6.1.7-fake"
 SUITE = """

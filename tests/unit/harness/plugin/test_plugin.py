@@ -159,6 +159,7 @@ def test_it(vm):
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("verdict", "statement", "text"), VERDICTS)
 def test_every_verdict_is_told_with_evidence(
     verdict: str, statement: str, text: str, run: Run, rows: Rows, pytester: pytest.Pytester
@@ -214,6 +215,7 @@ def test_monitor_that_refuses_to_start(run: Run, rows: Rows, pytester: pytest.Py
     assert rows()[0]["verdict"] == "boot-failed"
 
 
+@pytest.mark.long
 def test_marks_that_expect_what_happens(run: Run, rows: Rows) -> None:
     result = run(
         """
@@ -280,6 +282,7 @@ def test_newer(kernel): pass
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("mark", "error"),
     [
@@ -399,6 +402,7 @@ def test_good(vm, subtests):
     assert said == ["timeout", "passed"]
 
 
+@pytest.mark.long
 def test_files_of_any_size_go_in_pieces(run: Run) -> None:
     """Neither the host's file nor the guest's is ever in memory as a whole."""
     run(
@@ -503,6 +507,7 @@ def test_power_cut_by_the_guest(vm):
     result.assert_outcomes(passed=2)
 
 
+@pytest.mark.long
 def test_several_workers_share_a_session(run: Run, rows: Rows) -> None:
     result = run(
         """

@@ -60,6 +60,7 @@ writes = st.lists(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=12, deadline=None)
 @given(st.lists(writes, min_size=2, max_size=4))
 def test_each_is_the_memory_that_was(
