@@ -7,7 +7,7 @@ assertion that does not follow: each is an alarm, and a proof has none. Then eac
 prove.toml is put into a copy of the code, where the proof has to raise one.
 
 Spin (Debian: spin) goes through all that can happen in a model, native/proofs/NAME.pml: nobody
-waits for ever, and somebody does as soon as a part of the protocol is left out.
+waits for ever and no assertion fails, until a part of the protocol is left out.
 
     .venv/bin/python -m pyvirt.native.prove [NAME...]
 """
@@ -137,8 +137,8 @@ def alarms(proof: Proof, *changes: Change) -> list[str]:
     return _ALARM.findall(done.stdout)
 
 
-def deadlocks(model: Model, *defines: str) -> int:
-    """Return how many deadlocks Spin finds in a model, up to one."""
+def errors(model: Model, *defines: str) -> int:
+    """Return how many deadlocks and failed assertions Spin finds in a model, up to one."""
     with tempfile.TemporaryDirectory(prefix="pyvirt-prove-") as place:
         folder = Path(place)
         shutil.copy(PROOFS / f"{model.name}.pml", folder)
@@ -165,12 +165,12 @@ def _prove(proof: Proof) -> list[str]:
 def _check(model: Model) -> list[str]:
     wrong = []
     for variant in model.variants:
-        if deadlocks(model, variant):
-            wrong.append(f"{variant}: a deadlock")
+        if errors(model, variant):
+            wrong.append(f"{variant}: a deadlock, or an assertion that fails")
         wrong += [
             f"{variant}, {name}: not found"
             for name in model.left_out
-            if not deadlocks(model, variant, name)
+            if not errors(model, variant, name)
         ]
     return wrong
 

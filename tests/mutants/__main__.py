@@ -1,6 +1,6 @@
 """Put each mutant of the list into a copy of the checkout and see whether its tests find it.
 
-    python -m tests.mutants [--seconds N] [WORD...]
+    python -m tests.mutants [--seconds N] [--jobs N] [WORD...]
 
 Of those that have all WORDs in what is said of them. What is known stays in build/mutants until
 the mutant or its file changes, or the tests that did not find it: after an interruption, or after
@@ -11,6 +11,7 @@ one, is an error.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -25,10 +26,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 from pyvirt.native.build import HERE as NATIVE
 
+from ..effort import QUICK
 from ..native.test_native import OPTIONS, without_address_randomization
 from ..tree import ROOT, Tree
 from .listed import KINDS, Mutant, mutants, mutated, source
@@ -44,11 +47,25 @@ KILLED, SURVIVED = "killed", "survived"
 class Runner:
     """One copy of the checkout, in which one mutant at a time is tried."""
 
-    def __init__(self, number: int, limits: Limits) -> None:
-        self._tree = Tree(FOLDER / f"tree{number}")
+    def __init__(self, limits: Limits) -> None:
+        self._tree = Tree(self._claim())
         self._tree.install(ROOT / "native/_native.abi3.so")
         self._limits = limits
         self._has_module = False  # with what is in the files now
+        self._is_python_ours = True
+
+    def _claim(self) -> Path:
+        """Return the folder of a copy that no other run has."""
+        for number in count():
+            folder = FOLDER / f"tree{number}"
+            self._lock = open(f"{folder}.lock", "wb")  # noqa: SIM115  (held to the process's end)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._lock.close()
+            else:
+                return folder
+        raise AssertionError
 
     def judge(self, mutant: Mutant) -> tuple[str, str]:
         """Return what became of the mutant, and the test that found it."""
@@ -57,19 +74,24 @@ class Runner:
         path = self._tree.folder / mutant.file
         path.write_text(mutated(mutant, source(mutant)), encoding="utf-8")
         self._has_module &= not mutant.is_c
+        self._is_python_ours = mutant.is_c
         try:
             for test in mutant.tests:
                 if not self.passes(test, self._limits.of(test, self)):
                     return KILLED, test
         finally:
             self._tree.restore(mutant.file)
+            self._is_python_ours = True
             self._has_module &= not mutant.is_c
         return SURVIVED, ""
 
     def passes(self, test: str, limit: float) -> bool:
         """Run a test, for `limit` seconds at most; RuntimeError when it cannot be built."""
         program, _, variant = test.partition(" ")
-        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        # A mutant's bytecode would be taken for that of the file as it was.
+        environment = {**os.environ, QUICK: "1"}
+        if not self._is_python_ours:
+            environment["PYTHONDONTWRITEBYTECODE"] = "1"
         if program.endswith(".c"):
             command = [self._build(variant or "address", f"native/tests/{program}")]
             command = [*(without_address_randomization() if variant else []), *command]
@@ -206,6 +228,7 @@ def main() -> int:
     """Return 0 when all are known and enough were found."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants")
     parser.add_argument("--seconds", type=int, default=0, help="end after so long")
+    parser.add_argument("--jobs", type=int, default=JOBS, help="so many at once")
     parser.add_argument("word", nargs="*", help="only mutants of which this is said")
     given = parser.parse_args()
     # As for the whole suite, see tests/__main__.py.
@@ -216,13 +239,13 @@ def main() -> int:
     end = time.monotonic() + given.seconds if given.seconds else float("inf")
     limits = Limits()
     free: queue.Queue[Runner] = queue.Queue()
-    for number in range(min(JOBS, len(todo))):
-        free.put(Runner(number, limits))
+    for _ in range(min(given.jobs, len(todo))):
+        free.put(Runner(limits))
     errors = []
 
     def try_one(number: int, mutant: Mutant) -> None:
-        if time.monotonic() > end:
-            return
+        if time.monotonic() > end or Results().of(mutant):
+            return  # or another run has tried it meanwhile
         runner, begin = free.get(), time.monotonic()
         try:
             result, by = runner.judge(mutant)
@@ -237,7 +260,7 @@ def main() -> int:
         print(f"{place:>8} {result:<9} {mutant} {f'by {by}' if by else ''} ({seconds:.0f} s)")
         sys.stdout.flush()
 
-    with ThreadPoolExecutor(JOBS) as pool:
+    with ThreadPoolExecutor(given.jobs) as pool:
         for job in [pool.submit(try_one, n, m) for n, m in enumerate(todo, 1)]:
             job.result()
     status = report(listed, results)
