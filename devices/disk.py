@@ -189,4 +189,6 @@ def _mend(error: OSError, readonly: bool) -> str:
         return "name an image that exists, or make one, as by truncate -s 1G"
     if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM} and not readonly:
         return "give readonly=on, or make it writable"
+    if error.errno in {errno.EMFILE, errno.ENFILE}:
+        return "raise ulimit -n"
     return "name a file that can be opened"

@@ -6,6 +6,7 @@ Its guest is guests/writer.S, which goes on as long as its disk answers.
 from __future__ import annotations
 
 import os
+import random
 import resource
 import signal
 import socket
@@ -23,6 +24,8 @@ from pyvirt.qmp.connection import OUTPUT_MAX
 from pyvirt.qmp.framing import REQUEST_MAX
 from pyvirt.qmp.server import CLIENTS_MAX
 
+from ..effort import tries
+from ..unit.qmp.hostile_clients import QUERIES, Stream, talk
 from .support import PATIENCE
 from .test_run import command, wait_for
 from .writer import BLOCK, BLOCKS, check, make_image, told
@@ -318,4 +321,20 @@ def test_a_crowd_at_each_socket(kernel: Kernel, image: Path) -> None:
             process.terminate()
             assert process.wait(PATIENCE) == 0
         assert os.listdir(folder) == []
+    check(image, guest.told())
+
+
+def test_hostile_streams_at_its_monitor(kernel: Kernel, image: Path) -> None:
+    seed = random.randrange(1, 1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    with Writing(kernel("writer"), image) as guest:
+        files = descriptors(guest.process)
+        for _ in range(3):
+            for _ in range(tries(100)):
+                talk(guest.path, Stream(rng, QUERIES, only_asks=True))
+            guest.go_on()
+            assert guest.client.execute("query-status")["running"]
+        wait_for(lambda: descriptors(guest.process) <= files, "they are gone")
+        assert "please report" not in guest.end()
     check(image, guest.told())

@@ -85,6 +85,7 @@ def test_a_disk_that_is_plugged(make: Make, tmp_path: Path) -> None:
 
     refusals = with_ever_more_room(plug)
     assert len(refusals) > 1
+    assert refusals[0] == f"-drive file={path}: Too many open files; raise ulimit -n"
     for text in refusals:
         assert "Too many open files" in text
         assert "\n" not in text

@@ -1,4 +1,4 @@
-"""Long runs of what `make test` has a short one of; docs/faults.md has what they last came to.
+"""Long runs of what `make test` has a short one of.
 
     python -m tests.long kill --count 1000      a machine that is killed at random moments
     python -m tests.long qmp --count 100000     streams of hostile clients of a monitor

@@ -13,7 +13,7 @@ import random
 import socket
 from typing import TYPE_CHECKING, Any
 
-from pyvirt.qmp.table import TABLE
+from pyvirt.qmp.table import BY_NAME, TABLE
 
 from .fake_machine import TIMEOUT, eventually
 
@@ -68,8 +68,11 @@ QUERIES = [_encode({"execute": name}) for name in ASKED]
 class Stream:
     """One conversation: pieces to send, each with so many descriptors, and how it ends."""
 
-    def __init__(self, rng: random.Random, known: Sequence[bytes]) -> None:
-        """Draw it; `known` are whole requests."""
+    def __init__(
+        self, rng: random.Random, known: Sequence[bytes], *, only_asks: bool = False
+    ) -> None:
+        """Draw it; `known` are whole requests. One that `only_asks` leaves a real guest alone."""
+        self._only_asks = only_asks
         self._rng = rng
         self._known = known
         self.ids: list[int] | None = None  # of its requests, if there is nothing else in it
@@ -127,7 +130,8 @@ class Stream:
         return self._rng.choice(VALUES)
 
     def _command(self) -> bytes:
-        command = self._rng.choice([one for one in TABLE if one.name not in SPARED])
+        spared = SPARED if not self._only_asks else BY_NAME.keys() - set(ASKED)
+        command = self._rng.choice([one for one in TABLE if one.name not in spared])
         names = ["id", "driver", "addr", "x", "val", "size", "node-name", "file", "cpu-index"]
         names += [field.name for field in command.arguments.fields] * 3
         words = {name: self._value() for name in self._rng.sample(names, self._rng.randrange(4))}
