@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from pyvirt.harness.plugin.ktap import FAILED
+from pyvirt.harness.plugin.ktap import FAILED, PASSED
 
 from ..hostile import report
 
@@ -42,6 +42,19 @@ def test_the_page_has_every_rule() -> None:
     assert f"[{len(listed)} rules]" in text
 
 
+def under_qemu(kernel: Path, words: str, *options: str) -> list[report.Verdict]:
+    done = subprocess.run(
+        [
+            *("timeout", "-k", "1", str(SECONDS), "qemu-system-x86_64", *MACHINE),
+            *("-kernel", str(kernel), "-append", words, *options),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    return report.read(done.stdout.decode())
+
+
 @pytest.mark.long
 def test_qemu(tmp_path: Path) -> None:
     version = subprocess.run(
@@ -52,18 +65,18 @@ def test_qemu(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(b"\0" * (64 << 10))
     ends, fails = table("Rules that QEMU does not live through"), table("Rules that QEMU breaks")
-    words = [
-        *("-kernel", str(report.build(tmp_path / "build"))),
-        *("-append", f"hostile.rounds=20 hostile.skip={','.join(sorted(ends))}"),
+    verdicts = under_qemu(
+        report.build(tmp_path / "build"),
+        f"hostile.rounds=20 hostile.skip={','.join(sorted(ends))}",
         *("-drive", f"if=none,id=d,format=raw,file={disk}"),
         *("-device", "virtio-blk-device,drive=d"),
-    ]
-    done = subprocess.run(
-        ["timeout", "-k", "1", str(SECONDS), "qemu-system-x86_64", *MACHINE, *words],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
     )
-    verdicts = report.read(done.stdout.decode())
     assert {v.device for v in verdicts} == {"block0", "net0", "console0"}
     assert {v.rule for v in verdicts if v.outcome == FAILED} == fails
+
+
+def test_qemu_enters_each_form(tmp_path: Path) -> None:
+    kernel = report.build(tmp_path / "build")
+    for form in report.FORMS:
+        verdicts = under_qemu(kernel.with_name(form), "hostile.only=identity")
+        assert [v.outcome for v in verdicts] == [PASSED, PASSED]

@@ -4,15 +4,6 @@
 
 #include "kind.h"
 
-#define START_MAGIC 0x336ec578u
-#define MAP_RAM 1
-#define LOW_MEMORY_END (UINT64_C(1) << 32)
-
-struct map_entry {
-	uint64_t address, size;
-	uint32_t type, reserved;
-};
-
 static const struct {
 	uintptr_t base;
 	uint32_t step;
@@ -21,12 +12,6 @@ static const struct {
 	{0xd0000000, 0x1000, 32}, /* pyvirt */
 	{0xfeb00000, 0x200, 24},  /* QEMU's microvm */
 };
-
-static const char *command_line(const struct start_info *info)
-{
-	return info->magic == START_MAGIC && info->cmdline ? (const char *)(uintptr_t)info->cmdline
-	                                                   : "";
-}
 
 /* What follows `name` in the text, or NULL. */
 static const char *after(const char *text, const char *name)
@@ -81,9 +66,9 @@ static void keep(uintptr_t base, uint32_t window, struct device *devices, unsign
 	(*count)++;
 }
 
-unsigned find_devices(const struct start_info *info, struct device *devices)
+unsigned find_devices(const char *words, struct device *devices)
 {
-	const char *text = command_line(info);
+	const char *text = words;
 	unsigned count = 0;
 	int is_told = 0;
 
@@ -101,21 +86,31 @@ unsigned find_devices(const struct start_info *info, struct device *devices)
 	return count;
 }
 
-unsigned find_number(const struct start_info *info, const char *name, unsigned otherwise)
+unsigned find_number(const char *words, const char *name, unsigned otherwise)
 {
-	const char *text = after(command_line(info), name);
+	const char *text = after(words, name);
 
 	return text ? number(text) : otherwise;
 }
 
-bool find_word(const struct start_info *info, const char *name)
+struct ports find_ports(const char *words, const char *name)
 {
-	return after(command_line(info), name) != NULL;
+	const char *text = after(words, name);
+	const char *count = text ? after(text, "+") : NULL;
+
+	if (!count)
+		return (struct ports){0};
+	return (struct ports){(uint16_t)number(text), (uint16_t)number(count)};
 }
 
-bool find_in_list(const struct start_info *info, const char *name, const char *word)
+bool find_word(const char *words, const char *name)
 {
-	const char *text = after(command_line(info), name);
+	return after(words, name) != NULL;
+}
+
+bool find_in_list(const char *words, const char *name, const char *word)
+{
+	const char *text = after(words, name);
 
 	while (text && *text && *text != ' ') {
 		unsigned i = 0;
@@ -128,20 +123,4 @@ bool find_in_list(const struct start_info *info, const char *name, const char *w
 			;
 	}
 	return false;
-}
-
-uint64_t find_memory_end(const struct start_info *info)
-{
-	const struct map_entry *map = (const struct map_entry *)(uintptr_t)info->memory_map;
-	uint64_t end = 0;
-
-	if (info->magic != START_MAGIC || info->version < 1)
-		return 0;
-	for (unsigned i = 0; i < info->memory_map_entries; i++) {
-		uint64_t last = map[i].address + map[i].size;
-
-		if (map[i].type == MAP_RAM && last <= LOW_MEMORY_END && last > end)
-			end = last;
-	}
-	return end;
 }

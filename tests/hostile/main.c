@@ -1,6 +1,7 @@
 /* Plays every rule against every device, and ends the machine. */
 #include <stddef.h>
 
+#include "boot.h"
 #include "find.h"
 #include "io.h"
 #include "machine.h"
@@ -17,13 +18,14 @@ static unsigned device_count;
 
 struct machine machine;
 
-static const struct start_info *start_info;
+static const char *words; /* the command line */
+static struct ports ports;
 
 static bool is_asked_for(const struct rule *rule)
 {
-	if (find_word(start_info, "hostile.only="))
-		return find_in_list(start_info, "hostile.only=", rule->name);
-	return !find_in_list(start_info, "hostile.skip=", rule->name);
+	if (find_word(words, "hostile.only="))
+		return find_in_list(words, "hostile.only=", rule->name);
+	return !find_in_list(words, "hostile.skip=", rule->name);
 }
 
 static bool concerns(const struct rule *rule, const struct device *device)
@@ -54,6 +56,7 @@ static unsigned totals[3];
 static void play_one(const struct rule *rule, struct device *device, unsigned number)
 {
 	totals[rule_play(rule, device, number)]++;
+	ports_disturb(ports);
 }
 
 /* Documented in docs/hostile.md: debug exit, keyboard controller's reset, triple fault. */
@@ -73,7 +76,7 @@ static _Noreturn void end(unsigned status)
 
 static void find_all(void)
 {
-	device_count = find_devices(start_info, devices);
+	device_count = find_devices(words, devices);
 	machine.devices = devices;
 	machine.device_count = device_count;
 }
@@ -85,19 +88,22 @@ static void play_all(void)
 		print("# %s%u at %x\n", devices[d].kind->name, devices[d].number,
 		      (unsigned)devices[d].base);
 	}
+	ports_disturb(ports);
 	walk(play_one);
 }
 
-void hostile_main(const struct start_info *info);
+void hostile_main(unsigned protocol, const void *info);
 
-void hostile_main(const struct start_info *info)
+void hostile_main(unsigned protocol, const void *info)
 {
+	struct boot boot = boot_read(protocol, info);
 	bool is_endless;
 
-	start_info = info;
-	machine.memory_end = find_memory_end(info);
-	machine.rounds = find_number(info, "hostile.rounds=", 100);
-	is_endless = find_word(info, "hostile.endless");
+	words = boot.words;
+	machine.memory_end = boot.memory_end;
+	machine.rounds = find_number(words, "hostile.rounds=", 100);
+	ports = find_ports(words, "hostile.ports=");
+	is_endless = find_word(words, "hostile.endless");
 	find_all();
 	print("KTAP version 1\n1..%u\n", is_endless ? 0 : walk(NULL));
 	do {

@@ -23,8 +23,12 @@ class Verdict(NamedTuple):
     answer: str
 
 
+# What it is built as, beside the ELF file for PVH.
+FORMS = ("hostile.elf32", "hostile.bzImage")
+
+
 def build(folder: Path, compiler: str = "gcc") -> Path:
-    """Compile the guest; return its ELF file."""
+    """Compile the guest; return its ELF file, which the other forms are beside."""
     command = ["make", "-s", "-C", str(HERE), f"BUILD={folder}", f"CC={compiler}"]
     subprocess.run(command, check=True, timeout=BUILD_SECONDS)
     return folder / "hostile.elf"

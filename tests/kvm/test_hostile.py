@@ -252,6 +252,23 @@ def test_windows_of_the_command_line(play: Play) -> None:
     ]
 
 
+@pytest.mark.parametrize("form", report.FORMS)
+def test_each_form_is_entered(guest: Path, folder: Path, form: str) -> None:
+    image = folder / "image"
+    image.write_bytes(ZEROES)
+    words = command(guest.with_name(form), "-append", "hostile.only=segment-over-the-end")
+    done = subprocess.run(
+        [*words, "-disk", str(image)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    (verdict,) = report.read(done.stdout.decode())
+    assert verdict.answer == NEEDS_RESET, "it was told where memory ends"
+    assert done.returncode == 0
+
+
 @pytest.mark.long
 def test_with_another_compiler(tmp_path: Path) -> None:
     report.build(tmp_path, "clang")
