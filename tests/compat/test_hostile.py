@@ -75,6 +75,7 @@ def test_qemu(tmp_path: Path) -> None:
     assert {v.rule for v in verdicts if v.outcome == FAILED} == fails
 
 
+@pytest.mark.long
 def test_qemu_enters_each_form(tmp_path: Path) -> None:
     kernel = report.build(tmp_path / "build")
     for form in report.FORMS:

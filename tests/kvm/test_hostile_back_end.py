@@ -21,7 +21,7 @@ from ..unit.devices.vhost_user.switch import PROTOCOL, Switch
 from ..unit.devices.vhost_user.test_plugged_nic import ALL
 from .test_hostile import Play, check, folder, guest, play
 
-pytestmark = pytest.mark.any_kvm
+pytestmark = [pytest.mark.any_kvm, pytest.mark.long]
 __all__ = ["folder", "guest", "play"]  # fixtures
 SECTOR, SECTORS = 512, 128
 _BLOCK_CONFIG = struct.pack("<Q52x", SECTORS)

@@ -19,7 +19,7 @@ from .test_hostile import guest
 from .test_qmp_run import Monitored
 from .test_run import wait_for
 
-pytestmark = pytest.mark.any_kvm
+pytestmark = [pytest.mark.any_kvm, pytest.mark.long]
 __all__ = ["guest"]  # a fixture
 CYCLES = tries(5)
 DISKS = 6  # slots, those of NICs behind them

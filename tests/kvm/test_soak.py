@@ -14,7 +14,7 @@ from ..soak.host import Host
 from ..soak.run import Soak
 from ..unit.namespace import ip, network_namespace
 
-pytestmark = pytest.mark.any_kvm
+pytestmark = [pytest.mark.any_kvm, pytest.mark.long]
 VMS, AT_ONCE = tries(20), 5
 CYCLES, FORKS = 20, 15
 
