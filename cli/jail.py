@@ -12,7 +12,7 @@ DESCRIPTION = """\
 Runs `pyvirt run` in a jail: a root of its own with Python, pyvirt, the devices of KVM and what
 -source brings in; namespaces of its own for mounts, processes, networks, IPC, the host's name and
 users; without capabilities, descriptors or environment of the caller's. Its /run is BASE/NAME/run
-on the host: for monitors' sockets, logs, snapshots. All of it goes with the machine."""
+on the host, for monitors' sockets. All of it goes with the machine."""
 EPILOG = """\
 exit status: the machine's; 128+N when signal N has killed it; 2 for wrong usage.
 example: pyvirt jail -name vm1 -uid 1000 -gid 1000 -source vmlinux,ro rootfs.img --

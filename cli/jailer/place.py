@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from pathlib import Path
 
 from ... import files
@@ -43,6 +44,7 @@ class Place:
         try:
             # Nobody else's, but passed through by the jails' users.
             os.makedirs(within, 0o711, exist_ok=True)
+            _check_owner(within)
             fd = files.open_locked(self._lock, 0o600)
         except OSError as error:
             raise ConfigError(
@@ -89,3 +91,10 @@ class Place:
             ) from None
         finally:
             files.remove_locked(self._fd, self._lock)
+
+
+def _check_owner(path: str) -> None:
+    """Refuse a folder in which somebody else could put things in a jail's place; ConfigError."""
+    status = os.stat(path)
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(f"jail: {path}: others may write there; give -base FOLDER, this user's")

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from pyvirt.cli.jailer import calls, tree
 from pyvirt.errors import ConfigError
 from pyvirt.native.sandbox.syscalls import NUMBERS
 from pyvirt.qmp.client import Client, CommandError
@@ -175,7 +176,9 @@ def test_what_a_machine_is_in_one(jailed: Callable[..., Jailed]) -> None:
         assert guest.status("NoNewPrivs") == "1"
         assert guest.status("NSpid").split()[-1] == "2"
         assert guest.status("NoNewPrivs", guest.first) == "1"
-        assert guest.status("CapBnd", guest.first) == "0" * 16
+        assert {guest.status(f"Cap{one}", guest.first) for one in ("Prm", "Eff", "Bnd")} == {
+            "0" * 16
+        }
         environment = Path(f"/proc/{guest.pid}/environ").read_bytes()
         assert b"of the host" not in environment
         assert sorted(os.listdir(f"/proc/{guest.first}/fd")) == ["0", "1", "2"]
@@ -275,6 +278,26 @@ def test_with_a_sandbox_it_makes_no_call(jailed: Callable[..., Jailed], comm: st
         captive.let(signal.SIGSYS)
         assert guest.ended() == 128 + signal.SIGSYS
         assert re.search(r"SIGSYS at the system call ptrace", guest.errors)
+
+
+@pytest.mark.parametrize("comm", ["main", "qmp", "helper"])
+def test_with_a_sandbox_python_opens_what_is_there(
+    jailed: Callable[..., Jailed], comm: str
+) -> None:
+    with jailed("-sandbox", "on") as guest:
+        captive = guest.captive(comm)
+        opened = NUMBERS["openat"]
+        assert captive.result(opened, -100, b"/etc/passwd", os.O_RDONLY) == -errno.ENOENT
+        assert captive.result(opened, -100, b"/new", os.O_RDWR | os.O_CREAT) == -errno.EROFS
+        assert captive.result(opened, -100, b"/run/new", os.O_RDWR | os.O_CREAT, 0o600) > 0
+        for name, arguments in (
+            ("socket", (17, 3, 0)),
+            ("execve", (tree.PYTHON.encode(), 0, 0)),
+            ("ptrace", (16, 1, 0, 0)),
+            ("unshare", (calls.CLONE_NEWUSER,)),
+        ):
+            assert captive.call(NUMBERS[name], *arguments) == signal.SIGSYS, name
+        captive.let(signal.SIGKILL)
 
 
 def test_a_machine_that_is_killed_leaves_nothing(jailed: Callable[..., Jailed], base: Path) -> None:

@@ -143,6 +143,15 @@ def test_a_base_that_cannot_be(tmp_path: Path) -> None:
     assert "Not a directory; give -base" in refusal(lambda: jail.main(words))
 
 
+@pytest.mark.parametrize(("mode", "owner"), [(0o777, 0), (0o730, 0), (0o700, 1000)])
+def test_a_base_where_others_may_write(mode: int, owner: int, tmp_path: Path) -> None:
+    os.chown(tmp_path, owner, -1)
+    tmp_path.chmod(mode)
+    words = ["-name", "a", "-base", str(tmp_path), "-clean-resource"]
+    assert "others may write there; give -base" in refusal(lambda: jail.main(words))
+    assert os.listdir(tmp_path) == []
+
+
 def test_capabilities_have_the_kernels_numbers() -> None:
     text = Path("/usr/include/linux/capability.h").read_text(encoding="ascii")
     found = dict(re.findall(r"#define CAP_(\w+)\s+(\d+)\n", text))
