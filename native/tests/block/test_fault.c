@@ -84,7 +84,7 @@ static void test_the_shorter_delay_is_over_first(void)
 
 	make_started(&d, 0);
 	add_rule(&d, (struct pv_fault){
-			     .kind = PV_FAULT_DELAY, .ops = PV_FAULT_FLUSH, .delay_ns = 400 * MS});
+			     .kind = PV_FAULT_DELAY, .ops = PV_FAULT_FLUSH, .delay_ns = 3600000 * MS});
 	add_rule(&d, (struct pv_fault){
 			     .kind = PV_FAULT_DELAY, .ops = PV_FAULT_READ, .delay_ns = 50 * MS});
 	slow = request(&d, q, 1, VIRTIO_BLK_T_FLUSH, 0, NULL, 0);
@@ -92,8 +92,7 @@ static void test_the_shorter_delay_is_over_first(void)
 	kick(q);
 	WAIT_FOR(used(q) == 1);
 	CHECK_EQ(*quick, VIRTIO_BLK_S_OK);
-	WAIT_FOR(used(q) == 2);
-	CHECK_EQ(*slow, VIRTIO_BLK_S_OK);
+	CHECK_EQ(*slow, UNANSWERED);
 	unmake(&d);
 }
 

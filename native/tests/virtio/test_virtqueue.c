@@ -416,6 +416,22 @@ static void test_a_queue_changes_hands(void)
 	driver_destroy(&driver);
 }
 
+/* What was used before, somebody else has told of. */
+static void test_a_queue_that_goes_on_elsewhere_owes_no_interrupt(void)
+{
+	struct driver driver;
+	struct pv_virtqueue *queue;
+
+	driver_init(&driver, 8, 1, 0, 0);
+	CHECK_EQ(pv_virtqueue_new(driver.memory, &driver.config, &queue), 0);
+	pv_virtqueue_seek(queue, 5);
+	CHECK_EQ(pv_virtqueue_needs_notify(queue), 0);
+	pv_virtqueue_restore(queue, 9, 7);
+	CHECK_EQ(pv_virtqueue_needs_notify(queue), 0);
+	pv_virtqueue_free(queue);
+	driver_destroy(&driver);
+}
+
 /* What made the device look again is what it finds then: each look makes progress. */
 static void test_an_index_that_goes_to_and_fro_keeps_nobody(void)
 {
@@ -449,5 +465,6 @@ int main(void)
 	RUN(test_a_driver_that_rewrites_everything_meanwhile);
 #endif
 	RUN(test_an_index_that_goes_to_and_fro_keeps_nobody);
+	RUN(test_a_queue_that_goes_on_elsewhere_owes_no_interrupt);
 	return 0;
 }

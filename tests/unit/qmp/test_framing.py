@@ -126,6 +126,14 @@ def test_stream_that_ends_in_a_request(cut: int) -> None:
     assert decode(STATUS[:cut]) == ["fault: EOF while parsing the request"]
 
 
+def test_a_stream_ends_once() -> None:
+    decoder = Decoder()
+    decoder.feed(STATUS[:-1])
+    assert decoder.next() is None
+    assert isinstance(decoder.end(), Fault)
+    assert decoder.end() is None
+
+
 @pytest.mark.parametrize("cut", range(1, len(STATUS)))
 def test_reset_byte_ends_whatever_there_was(cut: int) -> None:
     assert decode(STATUS[:cut] + b"\xff" + STATUS)[-1] == PARSED

@@ -65,6 +65,25 @@ def test_what_is_held_back_stays_the_next_even_if_nobody_takes_it(bench: Bench) 
     assert bench.take() == [("GUEST_PANICKED", {"action": n}) for n in (0, 3)]
 
 
+def test_one_more_replaces_what_is_due_and_not_taken(bench: Bench) -> None:
+    for n in range(2):
+        bench.put("GUEST_PANICKED", action=n)
+    bench.take()
+    bench.now += INTERVAL_S
+    bench.put("GUEST_PANICKED", action=2)
+    assert bench.take() == [("GUEST_PANICKED", {"action": 2})]
+
+
+def test_the_first_that_is_due_is_waited_for(bench: Bench) -> None:
+    for name in ("net0", "net1"):
+        for _ in range(2):
+            bench.put("BLOCK_IO_ERROR", device=name)
+        bench.now += INTERVAL_S / 2
+    assert bench.pending.patience() == 0
+    assert len(bench.take()) == 3
+    assert bench.pending.patience() == INTERVAL_S / 2
+
+
 def test_each_device_and_event_has_its_own_second(bench: Bench) -> None:
     sent: list[tuple[str, dict[str, object]]] = [
         ("NIC_RX_FILTER_CHANGED", {"name": "net0", "path": "net0"}),
@@ -131,3 +150,12 @@ def test_ids_that_come_and_go_are_forgotten(bench: Bench) -> None:
         bench.take()
         bench.now += INTERVAL_S / 100
     assert len(bench.pending._held) <= 200
+
+
+def test_what_is_due_is_not_forgotten(bench: Bench) -> None:
+    for _ in range(2):
+        bench.put("BLOCK_IO_ERROR", device="due")
+    bench.now += INTERVAL_S
+    for n in range(100):
+        bench.put("BLOCK_IO_ERROR", device=f"disk{n}")
+    assert [data["device"] for _, data in bench.take()].count("due") == 2

@@ -14,6 +14,7 @@ from pyvirt.qmp import connection, events
 from pyvirt.qmp import server as server_module
 from pyvirt.qmp.framing import encode
 from pyvirt.qmp.server import CLIENTS_MAX
+from pyvirt.qmp.version import GREETING
 
 from ..file_limit import descriptor_limit
 from .fake_machine import (
@@ -181,6 +182,28 @@ def test_nothing_comes_between_hello_and_its_answer(server: Running) -> None:
     assert names([client.message(), client.message()]) == ["return", "STOP"]
     served.close()
     client.close()
+
+
+def test_what_a_client_takes_in_pieces_comes_as_it_was() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    for one in (ours, theirs):
+        one.setblocking(False)
+    served = connection.Connection(theirs, Bench().monitor)
+    sent = [encode({"return": f"{n:x}" * 5000}) for n in range(16)]
+    for message in sent:
+        served.send(message)
+    assert not served.is_idle(), "there is more than the socket takes"
+    expected = encode(GREETING) + b"".join(sent)
+    got = bytearray()
+    while len(got) < len(expected):
+        served.write()
+        with suppress(BlockingIOError):
+            got += ours.recv(1000)
+    assert bytes(got) == expected
+    assert served.is_idle()
+    served.close()
+    ours.close()
 
 
 def test_first_command_gets_its_own_event(server: Running) -> None:
