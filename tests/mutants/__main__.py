@@ -40,6 +40,7 @@ FOLDER = ROOT / "build/mutants"
 JOBS = os.cpu_count() or 1
 BUILD_SECONDS = 300
 PATIENCE_S = 20  # beyond three times what a test takes without a mutant
+UNKNOWN_S = 120  # where that is not known yet
 LEAST = 95  # percent that is to be found
 KILLED, SURVIVED = "killed", "survived"
 
@@ -69,21 +70,24 @@ class Runner:
 
     def judge(self, mutant: Mutant) -> tuple[str, str]:
         """Return what became of the mutant, and the test that found it."""
-        for test in mutant.tests:
-            self._limits.of(test, self)
         path = self._tree.folder / mutant.file
         path.write_text(mutated(mutant, source(mutant)), encoding="utf-8")
         self._has_module &= not mutant.is_c
         self._is_python_ours = mutant.is_c
+        killed_by = ""
         try:
             for test in mutant.tests:
-                if not self.passes(test, self._limits.of(test, self)):
-                    return KILLED, test
+                if not self.passes(test, self._limits.of(test)):
+                    killed_by = test
+                    break
         finally:
             self._tree.restore(mutant.file)
             self._is_python_ours = True
             self._has_module &= not mutant.is_c
-        return SURVIVED, ""
+        if not killed_by:
+            return SURVIVED, ""
+        self._limits.learn(killed_by, self)
+        return KILLED, killed_by
 
     def passes(self, test: str, limit: float) -> bool:
         """Run a test, for `limit` seconds at most; RuntimeError when it cannot be built."""
@@ -150,16 +154,24 @@ class Limits:
             json.loads(self._path.read_text()) if self._path.exists() else {}
         )
 
-    def of(self, test: str, runner: Runner) -> float:
-        """Return seconds; RuntimeError when the test fails as it is."""
-        key = f"{test} {_digest_of_test(test)}"
-        if key not in self._seconds:
-            begin = time.monotonic()
-            if not runner.passes(test, BUILD_SECONDS):
-                raise RuntimeError(f"{test} fails without a mutant")
-            self._seconds[key] = time.monotonic() - begin
-            self._path.write_text(json.dumps(self._seconds))
-        return PATIENCE_S + 3 * self._seconds[key]
+    def of(self, test: str) -> float:
+        """Return seconds."""
+        known = self._seconds.get(_name(test))
+        return UNKNOWN_S if known is None else PATIENCE_S + 3 * known
+
+    def learn(self, test: str, runner: Runner) -> None:
+        """See that the test passes as the code is; RuntimeError when it does not."""
+        if _name(test) in self._seconds:
+            return
+        begin = time.monotonic()
+        if not runner.passes(test, BUILD_SECONDS):
+            raise RuntimeError(f"{test} fails without a mutant")
+        self._seconds[_name(test)] = time.monotonic() - begin
+        self._path.write_text(json.dumps(self._seconds))
+
+
+def _name(test: str) -> str:
+    return f"{test} {_digest_of_test(test)}"
 
 
 @cache
