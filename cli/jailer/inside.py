@@ -9,7 +9,7 @@ import socket
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-from ...errors import BackendError, PyvirtError
+from ...errors import PyvirtError
 from . import calls, tree
 from .place import Place
 from .spec import Spec
@@ -22,6 +22,10 @@ _PATH = "/usr/bin:/bin"
 _KEPT = ("TERM", "PYVIRT_LOG_LEVEL", "PYVIRT_SANDBOX")
 
 
+class _AloneError(Exception):
+    """The jailer has ended, or failed, and said why."""
+
+
 class Line(NamedTuple):
     """Two pipes between the jailer and the first process: each asks, and waits for the other."""
 
@@ -29,14 +33,14 @@ class Line(NamedTuple):
     writer: int
 
     def ask(self) -> None:
-        """Say that it is the other's turn, and wait until that is done; BackendError."""
+        """Say that it is the other's turn, and wait until that is done; _AloneError."""
         try:
             os.write(self.writer, b"\0")
             answer = os.read(self.reader, 1)
         except OSError:
             answer = b""
         if not answer:
-            raise BackendError("jail: its other half has ended; see what it says")
+            raise _AloneError
 
 
 def run(spec: Spec, place: Place, line: Line, netns: int) -> NoReturn:
@@ -51,6 +55,8 @@ def run(spec: Spec, place: Place, line: Line, netns: int) -> NoReturn:
         tree.seal()
         _become(spec, line)
         status = _stay(spec, line)
+    except _AloneError:
+        status = 1
     except PyvirtError as error:
         os.write(2, f"pyvirt: {error}\n".encode())
         status = error.exit_status

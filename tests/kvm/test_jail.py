@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -369,6 +370,28 @@ def test_a_network_and_capabilities_are_kept(jailed: Callable[..., Jailed]) -> N
                 assert os.readlink(f"/proc/{guest.pid}/ns/user") == mine
         finally:
             other.kill()
+
+
+FAILS = """
+import sys
+from pyvirt.cli import main
+from pyvirt.cli.jailer import cgroup
+def write(path, name, text):
+    if name == "cgroup.procs":
+        raise OSError(28, "No space left on device", name)
+cgroup.find = lambda: cgroup.Top(sys.argv[1], ("pids",))
+cgroup._write = write
+main.end(lambda: main.dispatch(sys.argv[2:]))
+"""
+
+
+def test_a_jailer_that_fails_says_so_once(kernel: Kernel, base: Path) -> None:
+    console = kernel("console")
+    program = [sys.executable, "-c", FAILS, str(base)]
+    limited = ("-source", f"{console},ro", "-cgroup", "pids.max=9")
+    status, _, error = run(*program, *as_user(base, *limited)[1:], *machine(console))
+    assert (status, error) == (1, "pyvirt: jail: cgroup.procs: No space left on device\n")
+    assert left(base) == []
 
 
 ROOTLESS = """
