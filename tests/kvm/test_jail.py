@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from pyvirt.cli.jailer import calls, tree
+from pyvirt.cli.jailer import calls, cgroup, tree
 from pyvirt.errors import ConfigError
 from pyvirt.native.sandbox.syscalls import NUMBERS
 from pyvirt.qmp.client import Client, CommandError
@@ -370,6 +370,25 @@ def test_a_network_and_capabilities_are_kept(jailed: Callable[..., Jailed]) -> N
                 assert os.readlink(f"/proc/{guest.pid}/ns/user") == mine
         finally:
             other.kill()
+
+
+def test_a_cgroup_ends_what_is_in_it() -> None:
+    """One without limits, for which a host may leave no controller to version 2."""
+    top = cgroup.find()
+    if top is None:
+        pytest.skip("cgroup v2 is not mounted; mount -t cgroup2 none /sys/fs/cgroup")
+    group = cgroup.Group(f"{top.path}/pyvirt/test-{os.getpid()}", {})
+    cgroup.make(group)
+    try:
+        with subprocess.Popen(["sleep", "600"]) as process:
+            cgroup.add(group, process.pid)
+            text = Path(group.path, "cgroup.procs").read_text(encoding="ascii")
+            assert text == f"{process.pid}\n"
+            cgroup.remove(group.path)
+            assert process.wait(PATIENCE) == -signal.SIGKILL
+    finally:
+        cgroup.remove(group.path)
+    assert not os.path.exists(group.path)
 
 
 FAILS = """
