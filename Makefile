@@ -9,7 +9,7 @@ LAUNCHER = $(BIN)/python cli/launcher.py >$(BIN)/pyvirt && chmod 755 $(BIN)/pyvi
 NATIVE := $(filter-out native/tests/% native/fuzz/% native/proofs/% native/_%,\
   $(wildcard native/*.[ch] native/*/*.[ch] native/*.cdef native/build.py))
 
-.PHONY: demo test quick check prove coverage mutants setup packages clean \
+.PHONY: demo test quick check prove coverage mutants fuzz setup packages clean \
   bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-slots bench-snapshot
 
 demo: setup
@@ -42,6 +42,11 @@ coverage: setup
 mutants: setup
 	@$(BIN)/python -m tests.mutants
 
+# So many seconds of processor time for each target, or for TARGET alone.
+SECONDS ?= 60
+fuzz: setup $(VENV)/.fuzz
+	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(TARGET)
+
 bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-slots bench-snapshot: bench-%: setup $(VENV)/.bench
 	@$(BIN)/python benches/$*.py
 
@@ -69,6 +74,12 @@ $(VENV)/.ready: pyproject.toml setup.py cli/launcher.py $(NATIVE) | build/pyvirt
 # What the benchmarks draw with, and nothing else needs.
 $(VENV)/.bench: $(VENV)/.ready
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@$(LAUNCHER)
+	@touch $@
+
+# What the targets in Python are run by, and nothing else needs.
+$(VENV)/.fuzz: $(VENV)/.ready
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	@$(LAUNCHER)
 	@touch $@
 

@@ -72,7 +72,7 @@ class Group:
 
 def host_group(*, quick: bool) -> Group:
     """Return what needs no stock kernel; when quick, without what is marked `long`."""
-    paths = ["tests/unit", "tests/native", "tests/compat"]
+    paths = ["tests/unit", "tests/native", "tests/fuzz", "tests/compat"]
     if os.path.exists("/dev/kvm"):
         paths.append("tests/kvm")
     marks = ["-m", "not long"] if quick else []

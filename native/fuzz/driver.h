@@ -7,6 +7,7 @@
 #include "virtio/irq.h"
 
 enum { RAM = 0x8000, TABLE_AT = 0x6000, SIZE = 8, QUEUE_STEP = 0x1000, QUEUES_MAX = 6 };
+enum { TABLE_STEP = 0x80, CHAIN_DESCS = TABLE_STEP / sizeof(struct pv_desc) };
 
 struct driver {
 	uint8_t *ram; /* exactly as large as told, so that a byte too far is seen */
@@ -101,6 +102,23 @@ static inline void offer(struct driver *driver, unsigned queue, uint16_t head)
 
 	avail->ring[avail->idx % SIZE] = head;
 	avail->idx++;
+}
+
+/* Offer a chain that means well, by an indirect table of its head's own. */
+static inline void offer_chain(struct driver *driver, unsigned queue, uint16_t head,
+                               struct pv_desc *descs, unsigned count)
+{
+	struct pv_desc table = {.address = (unsigned)TABLE_AT + head * (unsigned)TABLE_STEP,
+	                        .length = (uint32_t)(count * sizeof(*descs)),
+	                        .flags = PV_DESC_INDIRECT};
+
+	for (unsigned i = 0; i + 1 < count; i++) {
+		descs[i].flags |= PV_DESC_NEXT;
+		descs[i].next = (uint16_t)(i + 1);
+	}
+	memcpy(driver->ram + table.address, descs, table.length);
+	memcpy(driver->ram + queue * QUEUE_STEP + head * sizeof(table), &table, sizeof(table));
+	offer(driver, queue, head);
 }
 
 /* What any driver does to its rings and its memory, by the number of the instruction, 0 to 3. */

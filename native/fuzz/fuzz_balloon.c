@@ -2,7 +2,7 @@
  * Every fault that a sanitizer can see, an endless loop, a buffer that is held between turns, and
  * memory beyond the guest's that is given back end the run.
  *
- *     $(.venv/bin/python -m pyvirt.native.program fuzz native/fuzz/fuzz_balloon.c)
+ *     make fuzz TARGET=balloon
  *
  * The first byte chooses the features; then come instructions, a byte and what it takes. */
 #include "balloon/internal.h"

@@ -2,7 +2,7 @@
  * and a host whose packets have any length. Every fault that a sanitizer can see, an endless loop,
  * a buffer outside guest memory or a header that was not negotiated ends the run.
  *
- *     $(.venv/bin/python -m pyvirt.native.program fuzz native/fuzz/fuzz_net.c)
+ *     make fuzz TARGET=net
  *
  * The first bytes choose the features; then come instructions, a byte and what it takes. */
 #include <errno.h>

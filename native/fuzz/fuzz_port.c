@@ -3,7 +3,7 @@
  * sanitizer can see, an endless loop, a buffer that is held between rounds, and a byte that is
  * lost or made up ends the run.
  *
- *     $(.venv/bin/python -m pyvirt.native.program fuzz native/fuzz/fuzz_port.c)
+ *     make fuzz TARGET=port
  *
  * The first byte chooses the features, and whether it is a console with keys of the monitor; then
  * come instructions, a byte and what it takes. */

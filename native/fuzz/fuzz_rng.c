@@ -3,7 +3,7 @@
  * buffer that is held between turns or answered by nothing, and a byte that is lost or made up end
  * the run.
  *
- *     $(.venv/bin/python -m pyvirt.native.program fuzz native/fuzz/fuzz_rng.c)
+ *     make fuzz TARGET=rng
  *
  * The first byte chooses features and a limit; then come instructions, a byte and what it takes. */
 #include <fcntl.h>

@@ -3,7 +3,7 @@
  * that a sanitizer can see, an endless loop, and a field that a device could not have said itself
  * ends the run.
  *
- *     $(.venv/bin/python -m pyvirt.native.program fuzz native/fuzz/fuzz_state.c)
+ *     make fuzz TARGET=state
  *
  * The first byte chooses the device, then comes its state; then instructions, a byte and what it
  * takes. */
@@ -11,13 +11,6 @@
 #include "fuzz/driver.h"
 #include "fuzz/ports.h"
 #include "net/internal.h"
-
-/* Fill anything from the input. */
-static void take_bytes(struct input *input, void *data, size_t size)
-{
-	for (size_t i = 0; i < size; i++)
-		((uint8_t *)data)[i] = (uint8_t)take(input, 1);
-}
 
 static void serve_ring(struct driver *driver, struct pv_chain *chain)
 {

@@ -1,7 +1,7 @@
 /* A fuzz target: the input is a driver that keeps no rule. Every fault that a sanitizer can see, an
  * endless loop, or a chain outside guest memory ends the run.
  *
- *     $(.venv/bin/python -m pyvirt.native.program fuzz native/fuzz/fuzz_virtqueue.c)
+ *     make fuzz TARGET=virtqueue
  *
  * The first two bytes choose the queue; then come instructions, a byte and what it takes. */
 #include <errno.h>

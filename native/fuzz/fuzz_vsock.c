@@ -3,7 +3,7 @@
  * sanitizer can see, an endless loop, a receive buffer that is held between rounds, a byte that is
  * made up, and a bound that is passed ends the run.
  *
- *     $(.venv/bin/python -m pyvirt.native.program fuzz native/fuzz/fuzz_vsock.c)
+ *     make fuzz TARGET=vsock
  *
  * The first byte chooses the features; then come instructions, a byte and what it takes. */
 #include <stdio.h>

@@ -30,6 +30,13 @@ static inline uint64_t take(struct input *input, size_t bytes)
 	return value;
 }
 
+/* Fill anything. */
+static inline void take_bytes(struct input *input, void *data, size_t size)
+{
+	for (size_t i = 0; i < size; i++)
+		((uint8_t *)data)[i] = (uint8_t)take(input, 1);
+}
+
 /* A descriptor with any contents and flags. The other bits of `kind` are for the target, to make
  * of it something that a device looks at for longer. */
 static inline struct pv_desc take_desc(struct input *input, uint8_t *kind)

@@ -1,0 +1,1 @@
+"""Fuzz targets: what drives those of native/fuzz, and those of Python code; docs/fuzzing.md."""
