@@ -52,7 +52,7 @@ class Run:
 def read_run(message: dict[str, Any]) -> Run:
     """Return what a first line asks for; Refused."""
     words, cwd, streams = message["run"], message.get("cwd"), message.get("streams", {})
-    if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+    if not (isinstance(words, list) and all(_is_word(word) for word in words)):
         raise Refused("run: not a list of words")
     if not is_path(cwd):
         raise Refused("cwd: not an absolute path")
@@ -74,12 +74,17 @@ def read_run(message: dict[str, Any]) -> Run:
 
 
 def is_path(path: object) -> TypeGuard[str]:
-    """Say whether a value is an absolute path, of what a file's name can have in it."""
-    if not isinstance(path, str) or not os.path.isabs(path) or "\0" in path:
+    """Say whether a value is an absolute path."""
+    return _is_word(path) and os.path.isabs(path)
+
+
+def _is_word(word: object) -> TypeGuard[str]:
+    """Say whether a value is a string that the host can have as a path, or on a command line."""
+    if not isinstance(word, str) or "\0" in word:
         return False
     try:
-        os.fsencode(path)
-    except UnicodeEncodeError:
+        os.fsencode(word)
+    except UnicodeEncodeError:  # half of a character, as JSON can have it
         return False
     return True
 
