@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -150,9 +150,13 @@ class Victim:
         assert os.listdir(self.folder / "pyvirt") == []
 
 
-def rounds(kernel: Path, folder: Path, count: int, seed: int) -> int:
-    """Go through so many; return how many blocks were safe in all."""
-    victim = Victim(kernel, folder, seed)
-    blocks = sum(victim.kill_one(number) for number in range(count))
+def rounds(
+    kernel: Path, folder: Path, count: int, seed: int, tell: Callable[[int], None] = lambda _: None
+) -> int:
+    """Go through so many, and `tell` of each; return how many blocks were safe in all."""
+    victim, blocks = Victim(kernel, folder, seed), 0
+    for number in range(count):
+        blocks += victim.kill_one(number)
+        tell(number + 1)
     victim.end_one()
     return blocks

@@ -20,11 +20,17 @@ from ..unit.qmp.fake_machine import running
 from ..unit.qmp.hostile_clients import converse
 
 
+def tell(done: int) -> None:
+    """Say now and then how far it has come."""
+    if done % 100 == 0:
+        print(f"\r{done}", end="", flush=True)
+
+
 def kill(folder: Path, count: int, seed: int) -> str:
     """Kill a machine so often."""
     kernel = build(GUESTS / "writer.S", folder / "writer.elf")
     (folder / "machine").mkdir()
-    blocks = rounds(kernel, folder / "machine", count, seed)
+    blocks = rounds(kernel, folder / "machine", count, seed, tell)
     return f"{count} machines were killed; of {blocks} blocks that were flushed none is lost"
 
 
@@ -33,7 +39,7 @@ def qmp(folder: Path, count: int, seed: int) -> str:
     image = folder / "image"
     image.write_bytes(bytes(1 << 20))
     with running(folder, throttled=False) as server:
-        converse(server, str(image), count, seed)
+        converse(server, str(image), count, seed, tell)
     return f"{count} streams"
 
 
@@ -50,7 +56,7 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pyvirt-long-") as folder:
         said = {"kill": kill, "qmp": qmp}[words.what](Path(folder), words.count, words.seed)
-    print(f"{said}; {time.monotonic() - began:.0f} s")
+    print(f"\r{said}; {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":

@@ -201,8 +201,17 @@ def _check(stream: Stream, data: bytes) -> None:
         assert answered == stream.ids
 
 
-def converse(server: Running, image: str, count: int, seed: int) -> None:
-    """Have so many conversations, and between them one client that is answered; nothing stays."""
+def converse(
+    server: Running,
+    image: str,
+    count: int,
+    seed: int,
+    tell: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Have so many conversations, and between them one client that is answered; nothing stays.
+
+    `tell` is told how many there have been.
+    """
     rng, known = random.Random(seed), requests(image)
     watcher = server.greeted()
     before = len(os.listdir("/proc/self/fd"))
@@ -210,6 +219,7 @@ def converse(server: Running, image: str, count: int, seed: int) -> None:
         talk(server.path, Stream(rng, known))
         if number % 20 == 0:
             _see_answer(watcher, number)
+        tell(number + 1)
     _see_answer(watcher, "end")
     eventually(lambda: len(server.server._clients) == 1)
     assert server.server._waiting == set()
