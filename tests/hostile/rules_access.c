@@ -24,9 +24,11 @@ static enum answer wide_writes(struct play *play)
 {
 	uintptr_t base = play->device->base;
 
-	for (uint32_t reg = 0; reg < CONFIG; reg += 8)
-		if (reg != QUEUE_NOTIFY)
+	for (uint32_t reg = 0; reg < CONFIG; reg += 4)
+		if (reg != QUEUE_NOTIFY && reg != QUEUE_NOTIFY - 4) {
 			write64(base + reg, ONES);
+			write64(base + reg, 0);
+		}
 	return play_valid(play);
 }
 

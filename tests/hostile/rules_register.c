@@ -43,6 +43,8 @@ static enum answer narrow_writes(struct play *play)
 	for (unsigned i = 0; i < COUNT(regs); i++) {
 		uintptr_t at = play->device->base + regs[i];
 
+		write8(at, 0);
+		write16(at, 0);
 		write8(at + 1, 0xff);
 		write16(at + 2, 0xffff);
 		write32(at + 1, 0xffffffff);

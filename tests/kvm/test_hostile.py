@@ -54,6 +54,9 @@ _WORKS = """
     reset-in-flight reset-rounds kick-before-driver-ok reset-twice neighbours-serve
 """
 WORKS = frozenset(_WORKS.split())
+# Registers take 4 bytes at their place, and nothing else.
+ACCESSES = frozenset(("narrow-writes", *report.rules("access")))
+SERVES = {"served", "used, nothing written"}
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +147,7 @@ def check(verdicts: list[Verdict], *devices: str) -> None:
     played = [v for v in verdicts if v.outcome != SKIPPED]
     assert [v for v in played if v.rule in BREAKS and v.answer != NEEDS_RESET] == []
     assert [v for v in played if v.rule in WORKS and v.answer == NEEDS_RESET] == []
+    assert [v for v in played if v.rule in ACCESSES and v.answer not in SERVES] == []
 
 
 def skipped(verdicts: list[Verdict]) -> set[str]:

@@ -29,6 +29,8 @@ GROWTH_KIB = 512
 MEASURES = ("memory_kib", "descriptors", "threads", "processes", "files")
 # No two VMs are the same, and so no two moments; what leaks adds up over all of them.
 GROWTH = 1.15
+# The first slots of disks and of NICs.
+FIRST_SLOTS = "virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0006000:11"
 CYCLES, FORKS = "a monitor's plugs", "a fork server's forks"
 
 
@@ -147,8 +149,8 @@ class Soak:
                 template.wait(PATIENCE)
         return template
 
-    def _attack(self) -> tuple[str, ...]:
-        words = ("-append", f"hostile.endless {ATTACK}")
+    def _attack(self, windows: str = "") -> tuple[str, ...]:
+        words = ("-append", f"{windows} hostile.endless {ATTACK}")
         return ("-kernel", str(self._host.hostile), *words)
 
     # Those that stay
@@ -160,7 +162,9 @@ class Soak:
         image, tap = folder / "disk", self._host.tap()
         image.write_bytes(bytes(1 << 20))
         resident = self.residents[CYCLES]
-        with closing(Command(folder, "run", "-machine", "mem-share=on", *self._attack())) as one:
+        with closing(
+            Command(folder, "run", "-machine", "mem-share=on", *self._attack(FIRST_SLOTS))
+        ) as one:
             client = one.client()
             with closing(client):
                 for cycle in range(cycles):
