@@ -47,10 +47,18 @@ static void write_one(uint16_t port)
 	}
 }
 
+/* More often one where a register may begin. */
+static uint16_t one_of(struct ports ports)
+{
+	uint32_t offset = chance() % ports.count;
+
+	return (uint16_t)(ports.first + (chance() % 2 ? offset : offset & ~3u));
+}
+
 void ports_disturb(struct ports ports)
 {
 	for (unsigned turn = 0; ports.count && turn < TURNS; turn++) {
-		read_one((uint16_t)(ports.first + chance() % ports.count));
-		write_one((uint16_t)(ports.first + chance() % ports.count));
+		read_one(one_of(ports));
+		write_one(one_of(ports));
 	}
 }

@@ -96,10 +96,14 @@ def test_rubbish_where_the_guest_answers_to_what_comes(guest: Path, tmp_path: Pa
     ports = f"hostile.ports={layout.PLUG:#x}+{layout.PLUG_SIZE}"
     with Attacked(guest, tmp_path, ports, "-machine", "slots=demand") as attacked:
         attacked.add_disk()
-        for _ in range(5):
+
+        def is_taken() -> bool:
             with suppress(CommandError):
                 attacked.ask("device_add", id="disk", driver="virtio-blk-mmio")
-                break
+                return True
+            return False
+
+        wait_for(is_taken, "the right answer")
         attacked.wait_for_another("block0 identity # served")
         with suppress(CommandError):
             attacked.ask("device_del", id="disk")
