@@ -9,7 +9,7 @@ LAUNCHER = $(BIN)/python cli/launcher.py >$(BIN)/pyvirt && chmod 755 $(BIN)/pyvi
 NATIVE := $(filter-out native/tests/% native/fuzz/% native/proofs/% native/_%,\
   $(wildcard native/*.[ch] native/*/*.[ch] native/*.cdef native/build.py))
 
-.PHONY: demo test quick check prove coverage mutants fuzz setup packages clean \
+.PHONY: demo test quick check prove coverage mutants fuzz soak setup packages clean \
   bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-slots bench-snapshot
 
 demo: setup
@@ -46,6 +46,12 @@ mutants: setup
 SECONDS ?= 60
 fuzz: setup $(VENV)/.fuzz
 	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(TARGET)
+
+VMS ?= 300
+AT_ONCE ?= 20
+# Some minutes; draws with what the benchmarks draw with.
+soak: setup $(VENV)/.bench
+	@$(BIN)/python benches/soak.py $(VMS) $(AT_ONCE)
 
 bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-slots bench-snapshot: bench-%: setup $(VENV)/.bench
 	@$(BIN)/python benches/$*.py

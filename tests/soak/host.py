@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pyvirt.harness.vm.fork_server import Template
 
+KEPT = 4  # snapshots, at most
+
 
 class Host:
     """Any thread. Owns what is kept of snapshots until `close`."""
@@ -38,10 +40,13 @@ class Host:
             self._taps += [tap] if tap else []
 
     def keep(self, snapshot: Path, words: list[str]) -> None:
-        """Take over a snapshot, for one that begins later with these options."""
+        """Take over a snapshot, for one that begins later with these options; the oldest may go."""
         with self._lock:
             self._numbers += 1
             self._saved.append((snapshot.rename(self.folder / f"saved{self._numbers}"), words))
+            surplus = self._saved.pop(0)[0] if len(self._saved) > KEPT else None
+        if surplus:
+            shutil.rmtree(surplus)
 
     def snapshot(self) -> tuple[Path, list[str]] | None:
         """Hand over a snapshot that is kept."""
