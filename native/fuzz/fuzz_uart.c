@@ -26,7 +26,7 @@ static struct bench *bench_new(struct input *input)
 
 	REQUIRE(bench && pv_console_new(&bench->console) == 0);
 	/* Almost as much as the transmitter is empty with. */
-	if (take(input, 1) == 0)
+	if (take(input, 1) == UINT8_MAX)
 		REQUIRE(pv_console_restore(bench->console, OUTPUT, PV_CONSOLE_HALF - 8, NULL, 0) == 0);
 	REQUIRE(pv_uart_new(-1, bench->console, &bench->uart) == 0);
 	return bench;
