@@ -24,7 +24,7 @@ C_TARGETS = [target for target in targets() if target.is_c]
 PYTHON_TARGETS = [target for target in targets() if not target.is_c]
 RUNS = tries(2000)
 PYTHON_RUNS = tries(200)
-RUN_SECONDS = 120
+RUN_SECONDS = 300
 
 
 @pytest.mark.parametrize("target", C_TARGETS, ids=lambda target: target.name)
