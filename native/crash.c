@@ -8,9 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
-#include <termios.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -19,6 +19,7 @@
 #define NAME_BYTES 32
 #define LINE_BYTES 512
 #define PATIENCE_MS 1000
+#define SIGSET_BYTES 8 /* the kernel's */
 /* What the report itself needs of a stack, beyond what the kernel puts there. */
 #define REPORT_STACK 8192
 
@@ -33,6 +34,11 @@ static const struct signal_name SIGNALS[] = {
 };
 #define SIGNAL_COUNT (sizeof(SIGNALS) / sizeof(SIGNALS[0]))
 
+/* A terminal's, as TCGETS has it: a struct termios that is not the C library's. */
+struct mode {
+	long words[8];
+};
+
 /* A signal handler has no argument of ours, so this is the process's. */
 static struct {
 	int fd;
@@ -40,7 +46,7 @@ static struct {
 	_Atomic uintptr_t memory;
 	_Atomic uint64_t memory_size;
 	_Atomic int terminal;
-	struct termios mode; /* what `terminal` is to have; written before it */
+	struct mode mode; /* what `terminal` is to have; written before it */
 	pthread_key_t stack; /* of a thread that pv_crash_thread was called in */
 	bool has_stack_key;
 } report = {.fd = -1, .terminal = -1};
@@ -174,9 +180,9 @@ static void put_thread(struct line *line)
 	char kernel_name[16] = "";
 
 	if (!own_name[0])
-		(void)prctl(PR_GET_NAME, kernel_name);
+		(void)pv_sandbox_ask(SYS_prctl, PR_GET_NAME, (long)kernel_name, 0, 0);
 	put(line, ": thread ");
-	put_number(line, (uint64_t)syscall(SYS_gettid), 10);
+	put_number(line, (uint64_t)pv_sandbox_ask(SYS_gettid, 0, 0, 0, 0), 10);
 	put(line, " (");
 	put(line, own_name[0] ? own_name : kernel_name);
 	put(line, ")");
@@ -191,8 +197,8 @@ static void write_line(const struct line *line)
 	struct pollfd there = {.fd = report.fd, .events = POLLOUT};
 
 	/* Nobody may read it; the end is not to wait for them. */
-	if (poll(&there, 1, PATIENCE_MS) == 1)
-		(void)!write(report.fd, line->text, line->length);
+	if (pv_sandbox_ask(SYS_poll, (long)&there, 1, PATIENCE_MS, 0) == 1)
+		(void)pv_sandbox_ask(SYS_write, report.fd, (long)line->text, (long)line->length, 0);
 }
 
 static void restore_terminal(void)
@@ -200,7 +206,7 @@ static void restore_terminal(void)
 	int fd = atomic_load(&report.terminal);
 
 	if (fd >= 0)
-		(void)tcsetattr(fd, TCSANOW, &report.mode);
+		(void)pv_sandbox_ask(SYS_ioctl, fd, TCSETS, (long)&report.mode, 0);
 }
 
 static void put_all(struct line *line, const char *what, const siginfo_t *info,
@@ -228,25 +234,37 @@ static void log_call(const siginfo_t *info, void *context)
 	pv_sandbox_carry_out(context, info->si_syscall);
 }
 
+/* Have the signal end the process, by its default action. */
+static void end_by(int number)
+{
+	const struct {
+		long words[4];
+	} defaults = {{(long)SIG_DFL}}; /* the kernel's struct sigaction, not the C library's */
+
+	(void)pv_sandbox_ask(SYS_rt_sigaction, number, (long)&defaults, 0, SIGSET_BYTES);
+}
+
 /* Only what is safe in a signal handler (signal-safety(7)). All signals are blocked. */
 static void on_crash(int number, siginfo_t *info, void *context)
 {
-	struct sigaction defaults = {.sa_handler = SIG_DFL};
 	struct line line = {.length = 0};
 
+	if (is_call(info) && pv_sandbox_use(context, info->si_syscall))
+		return;
 	if (is_call(info) && pv_sandbox_mode() == PV_SANDBOX_LOG) {
 		log_call(info, context);
 		return;
 	}
 	while (atomic_exchange(&report.taken, true))
-		(void)poll(NULL, 0, -1); /* another thread is at it, and ends us */
+		(void)pv_sandbox_ask(SYS_poll, 0, 0, -1, 0); /* another thread is at it, and ends us */
 	put_all(&line, name_of(number), info, context);
 	restore_terminal();
 	write_line(&line);
-	(void)sigaction(number, &defaults, NULL);
+	end_by(number);
 	/* What faulted does so again on return; what was sent is sent again, and a call is over. */
 	if (was_sent(info) || is_call(info))
-		(void)syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), number);
+		(void)pv_sandbox_ask(SYS_tgkill, pv_sandbox_ask(SYS_getpid, 0, 0, 0, 0),
+		                     pv_sandbox_ask(SYS_gettid, 0, 0, 0, 0), number, 0);
 }
 
 static void free_stack(void *block)
@@ -337,7 +355,7 @@ void pv_crash_memory(const void *base, uint64_t size)
 void pv_crash_terminal(int fd)
 {
 	atomic_store(&report.terminal, -1);
-	if (fd >= 0 && tcgetattr(fd, &report.mode) == 0)
+	if (fd >= 0 && ioctl(fd, TCGETS, &report.mode) == 0)
 		atomic_store(&report.terminal, fd);
 }
 

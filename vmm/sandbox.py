@@ -21,6 +21,8 @@ _MODES = {"off": lib.PV_SANDBOX_OFF, "on": lib.PV_SANDBOX_ON, "log": lib.PV_SAND
 # Shared objects of the standard library, which cannot be loaded any more in it, and which monitors
 # have a use for: requests, devices and chardevs that are plugged.
 _LOADED = ("_json", "resource", "termios")
+# An environment's: the file in which tests have noted what entries of the lists are used for.
+RECORD = "PYVIRT_SANDBOX_RECORD"
 
 
 def arm(mode: str) -> None:
@@ -28,11 +30,25 @@ def arm(mode: str) -> None:
 
     After the report on crashes is there, which tells of a call that is on none.
     """
+    if name := os.environ.get(RECORD):
+        _record(name)
     if lib.pv_sandbox_arm(_MODES[mode]) < 0:
         raise ConfigError(
             f"-sandbox {mode}: this host's kernel has no seccomp filters; give -sandbox off, or "
             "have it built with CONFIG_SECCOMP_FILTER"
         )
+
+
+def _record(name: str) -> None:
+    """Have what the lists are used for noted, where the file can be reached from here."""
+    try:
+        fd = os.open(name, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        check(lib.pv_sandbox_record(fd), RECORD)
+    finally:
+        os.close(fd)
 
 
 def enter(machine: Machine, *, is_monitored: bool) -> None:

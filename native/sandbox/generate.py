@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .bpf import assemble
 from .syscalls import NUMBERS
-from .table import LISTS, calls, rules
+from .table import APART, LISTS, calls, rules
 
 HERE = Path(__file__).parent
 MANUAL = HERE.parents[1] / "docs/seccomp.md"
@@ -36,7 +36,9 @@ def programs() -> str:
     for one in LISTS:
         size = f"sizeof({one.name}) / sizeof({one.name}[0])"
         lines.append(f'\t[PV_SANDBOX_{one.name}] = {{"{one.name.lower()}", {one.name}, {size}}},')
-    lines += ["};", "", "static const char *const NAMES[] = {"]
+    lines += ["};", "", "const unsigned short pv_sandbox_apart[] = {"]
+    lines += [f"\t{NUMBERS[name]}, /* {name} */" for name in APART]
+    lines += ["\t0,", "};", "", "static const char *const NAMES[] = {"]
     lines += [f'\t[{number}] = "{name}",' for name, number in NUMBERS.items()]
     lines += [
         "};",

@@ -1367,6 +1367,21 @@ const struct pv_sandbox_program pv_sandbox_programs[PV_SANDBOX_LISTS] = {
 	[PV_SANDBOX_BALLOON] = {"balloon", BALLOON, sizeof(BALLOON) / sizeof(BALLOON[0])},
 };
 
+const unsigned short pv_sandbox_apart[] = {
+	56, /* clone */
+	435, /* clone3 */
+	273, /* set_robust_list */
+	334, /* rseq */
+	131, /* sigaltstack */
+	14, /* rt_sigprocmask */
+	28, /* madvise */
+	60, /* exit */
+	15, /* rt_sigreturn */
+	234, /* tgkill */
+	219, /* restart_syscall */
+	0,
+};
+
 static const char *const NAMES[] = {
 	[0] = "read",
 	[1] = "write",

@@ -287,3 +287,20 @@ def rules(entries: tuple[Entry, ...]) -> tuple[Rule, ...]:
 def calls(one: List) -> list[str]:
     """Return the calls of a list that may be made, each once."""
     return list(dict.fromkeys(entry.rule.call for entry in one.entries if not entry.rule.error))
+
+
+# Calls that a record of what lists are used for (use.h) is without, and who makes them. They are
+# made with all signals blocked, or are about the very stack and mask that a signal's handler has.
+APART = {
+    "clone": "pthread_create",
+    "clone3": "the same, to which it fails",
+    "set_robust_list": "a thread's beginning",
+    "rseq": "a thread's beginning",
+    "sigaltstack": "a thread's beginning and end",
+    "rt_sigprocmask": "a thread's beginning and end",
+    "madvise": "a thread's end, which gives its stack back",
+    "exit": "a thread's end",
+    "rt_sigreturn": "a handler's end",
+    "tgkill": "a kick, and the end after the last line",
+    "restart_syscall": "SIGCONT, in a wait with a limit",
+}
