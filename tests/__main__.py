@@ -8,7 +8,8 @@ Tests of the pytest plugin, and those that are examples of its use, have only th
 
 A quick run has none of what is marked `long`, and tries a tenth where chance is at work.
 
-What fails is run once more by itself, here as in a lab. The last lines name every such test.
+What fails is run once more by itself, here as in a lab. The last lines name every such test, and,
+after a run of everything, each entry of a sandbox's list that no test has needed.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pyvirt.harness.agent import image
 from pyvirt.harness.guest import kernel
 from pyvirt.vmm.accel import kvm_failure
 
+from . import sandbox_use
 from .effort import QUICK
 from .guest import root
 from .outcomes import Outcomes
@@ -44,6 +46,7 @@ SECONDS = 2700  # of one process
 # What Debian's kernel does in no other way than the small one, and what takes the LKDTM it lacks.
 OF_MICRO = "boots or number_and_bytes or processors or fails or two_guests or many or warning"
 AGAIN_MOST = 20  # so many tests may fail by chance; when more do, something is broken
+USE = "sandbox-use"  # of the files of a process
 PASSED, FAILED, NOTHING_COLLECTED = 0, 1, 5  # pytest's status
 
 
@@ -58,6 +61,7 @@ class Group:
     processes: int = 1
     lab: bool = False
     may_be_empty: bool = False
+    notes: bool = False  # what entries of the sandbox's lists its monitors make use of
     sound: bool = True  # no process ended in a way that its tests do not explain
     outcomes: Outcomes = field(default_factory=Outcomes)
 
@@ -76,7 +80,8 @@ def host_group(*, quick: bool) -> Group:
     if os.path.exists("/dev/kvm"):
         paths.append("tests/kvm")
     marks = ["-m", "not long"] if quick else []
-    return Group("host", paths, spread=["-q", "-n", str(WORKERS), "--dist", "worksteal", *marks])
+    spread = ["-q", "-n", str(WORKERS), "--dist", "worksteal", *marks]
+    return Group("host", paths, spread=spread, notes=True)
 
 
 def guest_groups(folder: Path, failure: str) -> list[Group]:
@@ -89,7 +94,7 @@ def guest_groups(folder: Path, failure: str) -> list[Group]:
         Group("examples", ["tests/examples"], options, skip),
     ]
     if not failure:
-        return [*plugin, Group("guests", ["tests/guest"])]
+        return [*plugin, Group("guests", ["tests/guest"], notes=True)]
     claims = folder / "claims"
     claims.mkdir()
     # What is marked comes out the same on every KVM: it has had this host's.
@@ -97,7 +102,8 @@ def guest_groups(folder: Path, failure: str) -> list[Group]:
     spread = ["--claims", str(claims), *marks]
     paths = files_with_tests(["tests/guest", "tests/kvm"], marks)
     processes = labs_at_once()
-    return [*plugin, Group("lab", paths, spread=spread, processes=processes, lab=True)]
+    lab = Group("lab", paths, spread=spread, processes=processes, lab=True, notes=True)
+    return [*plugin, lab]
 
 
 def files_with_tests(paths: Sequence[str], options: Sequence[str]) -> Sequence[str]:
@@ -135,6 +141,8 @@ def command(group: Group, folder: Path, extra: Sequence[str]) -> list[str]:
     pytest = [sys.executable, "-m", "pytest", "-p", "tests.outcomes", "-p", "tests.claims"]
     pytest += ["--outcomes", str(folder / "outcomes"), *group.paths, *group.options]
     pytest += [*group.spread, *extra]
+    if group.notes:
+        pytest += ["-p", "tests.sandbox_use", "--sandbox-use", str(folder / USE)]
     if not group.lab:
         return pytest
     # pytest captures into unlinked files, which the lab's 9p cannot truncate: TMPDIR is a tmpfs.
@@ -150,6 +158,8 @@ def command(group: Group, folder: Path, extra: Sequence[str]) -> list[str]:
 def run(group: Group, folder: Path, extra: Sequence[str], *, quiet: bool) -> None:
     """Carry out one process of the group; when quiet, show its output only if a test fails."""
     start = time.monotonic()
+    if group.notes:
+        (folder / USE).write_bytes(uses(folder.parent))
     with (folder / "output").open("w+b") as output:
         to = output if quiet else None
         try:
@@ -171,6 +181,11 @@ def run(group: Group, folder: Path, extra: Sequence[str], *, quiet: bool) -> Non
     group.outcomes.read(folder / "outcomes")
     # What a lab did not bring to an end is among what failed, whatever became of the lab.
     group.sound &= group.lab or status in {PASSED, FAILED, NOTHING_COLLECTED}
+
+
+def uses(folder: Path) -> bytes:
+    """Return what processes that keep their files below `folder` have noted so far."""
+    return sandbox_use.merged(path.read_bytes() for path in folder.glob(f"*/{USE}"))
 
 
 def run_all(groups: Iterable[Group], folder: Path, extra: Sequence[str], at_once: int = 1) -> None:
@@ -197,8 +212,11 @@ def run_again(groups: Sequence[Group], folder: Path, extra: Sequence[str]) -> li
     return second
 
 
-def report(groups: Sequence[Group], second: Sequence[Group]) -> int:
-    """Print the last lines; return 0 when everything passed, if at the second time."""
+def report(groups: Sequence[Group], second: Sequence[Group], unused: Sequence[str] = ()) -> int:
+    """Print the last lines; return 0 when everything passed, if at the second time.
+
+    `unused` are entries of the sandbox's lists.
+    """
     by_name = {group.name: group for group in second}
     passed = skipped = 0
     failed: list[str] = []
@@ -214,11 +232,13 @@ def report(groups: Sequence[Group], second: Sequence[Group]) -> int:
         print(f"failed: {test}")
     for name in unsound:
         print(f"failed: {name}: pytest did not come to its end, or found no test")
+    for entry in unused:
+        print(f"failed: sandbox: no test needs what is on the list {entry}; see docs/seccomp.md")
     if flaky:
         tests = "test" if len(flaky) == 1 else "tests"
         print(f"{len(flaky)} {tests} needed a second run: {', '.join(flaky)}")
     print(f"{passed} passed, {len(failed)} failed, {skipped} skipped")
-    return int(bool(failed or unsound))
+    return int(bool(failed or unsound or unused))
 
 
 def main() -> int:
@@ -251,7 +271,10 @@ def main() -> int:
             if group.lab:
                 files = [f"{Path(file).stem} {s:.0f} s" for file, s in group.outcomes.longest(20)]
                 print(f"{group.name}: longest files: {', '.join(files)}")
-        return report(groups, run_again(groups, folder, extra))
+        second = run_again(groups, folder, extra)
+        # Only where everything was run.
+        unused = [] if quick or extra else sandbox_use.unused(uses(folder))
+        return report(groups, second, unused)
 
 
 if __name__ == "__main__":

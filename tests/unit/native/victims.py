@@ -20,6 +20,7 @@ from pyvirt.devices.virtio.net import Net, NetConfig
 from pyvirt.devices.virtio.python import PythonDevice
 from pyvirt.devices.virtio.rng import RngConfig
 from pyvirt.native import check, lib
+from pyvirt.vmm import sandbox
 from pyvirt.vmm.memory import MIB, GuestMemory
 
 from ..devices.virtio.bench import RUNNING, DeviceBench
@@ -64,7 +65,7 @@ def main() -> None:
     check(lib.pv_crash_report(2), "crash report")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.argv[2:]:
-        check(lib.pv_sandbox_arm(lib.PV_SANDBOX_ON), "sandbox")
+        sandbox.arm("on")
     memory = GuestMemory(128 * MIB)
     bench = DeviceBench(memory, KINDS[sys.argv[1]]())
     lib.pv_virtio_irq_set_name(bench.transport._irq, b"dev0")
