@@ -2,7 +2,6 @@
  * chain asks for may be more than a turn does; then it stays in the ring, and `done` says how far
  * it got. */
 #include <errno.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "balloon/internal.h"
@@ -48,11 +47,34 @@ static void *page_at(const struct pv_balloon *balloon, uint32_t page)
 	return pv_memory_at(balloon->memory, (uint64_t)page * PV_BALLOON_PAGE, PV_BALLOON_PAGE);
 }
 
-static int compare(const void *left, const void *right)
+/* Let the number at `top` sink to where it belongs in a heap of `count`, the largest first. */
+static void sink(uint32_t *pages, uint32_t top, uint32_t count)
 {
-	uint32_t a = *(const uint32_t *)left, b = *(const uint32_t *)right;
+	for (uint32_t below = 2 * top + 1; below < count; below = 2 * top + 1) {
+		uint32_t number = pages[top];
 
-	return (a > b) - (a < b);
+		if (below + 1 < count && pages[below + 1] > pages[below])
+			below++;
+		if (pages[below] <= number)
+			return;
+		pages[top] = pages[below];
+		pages[below] = number;
+		top = below;
+	}
+}
+
+/* By a heap, in place: qsort(3) asks for memory, and how much of it the host has. */
+static void sort(uint32_t *pages, uint32_t count)
+{
+	for (uint32_t top = count / 2; top-- > 0;)
+		sink(pages, top, count);
+	for (uint32_t last = count; last-- > 1;) {
+		uint32_t largest = pages[0];
+
+		pages[0] = pages[last];
+		pages[last] = largest;
+		sink(pages, 0, last);
+	}
 }
 
 /* Pages of the guest lie side by side in the host's memory where they do so in one region. A huge
@@ -66,7 +88,7 @@ static void release_pages(struct pv_balloon *balloon, uint32_t count)
 	uint8_t *start = NULL;
 	uint64_t bytes = 0;
 
-	qsort(balloon->pages, count, sizeof(pages[0]), compare);
+	sort(balloon->pages, count);
 	for (uint32_t i = 0; i < count; i++) {
 		uint8_t *at = page_at(balloon, pages[i]);
 

@@ -66,6 +66,7 @@ struct pv_engine {
 };
 
 struct pv_engine_ops {
+	bool starts_threads; /* in the thread that uses it */
 	/* Begin `io`, which is the engine's until it is handed back; it may wait for the next `wait`
 	 * to begin. -errno: it is not taken. */
 	int (*start)(struct pv_engine *engine, struct pv_io *io);

@@ -42,6 +42,7 @@ struct pool {
 	struct pv_io *done;
 	bool sleeping; /* the user, until something is done */
 	bool waking;   /* a thread has been called and has not come yet */
+	unsigned coming; /* threads that have been started and have not come yet */
 	bool ending;
 	unsigned idle; /* threads that wait for an operation */
 	unsigned count;
@@ -68,22 +69,33 @@ static int add_thread(struct pool *p)
 {
 	int result = pv_thread_start(&p->threads[p->count], run, p);
 
-	if (result == 0)
+	if (result == 0) {
 		p->count++;
+		p->coming++;
+	}
 	return result;
+}
+
+/* With the lock held: have one for each operation that nobody is free for. That is for the user, as
+ * the pool's own may start none (sandbox/table.py). There is one thread at least, so one that
+ * cannot be had costs time only. */
+static void grow(struct pool *p)
+{
+	unsigned wanted = 0;
+
+	for (struct pv_io *io = p->to_do.first; io && wanted < THREADS; io = io->next)
+		wanted++;
+	while (p->idle + p->coming < wanted && p->count < THREADS)
+		if (add_thread(p) < 0)
+			return;
 }
 
 /* With the lock held: whether a thread is to be called, by `more`, once the lock is free. */
 static bool needs_thread(struct pool *p)
 {
-	if (!p->to_do.first || p->waking)
+	if (!p->to_do.first || p->waking || p->idle == 0)
 		return false;
-	if (p->idle > 0)
-		return p->waking = true;
-	/* There is one thread at least, so one that cannot be had costs time only. */
-	if (p->count < THREADS)
-		p->waking = add_thread(p) == 0;
-	return false;
+	return p->waking = true;
 }
 
 /* The next operation; NULL at the end. */
@@ -130,7 +142,7 @@ static void *run(void *argument)
 
 	pv_thread_is(PV_SANDBOX_POOL, "pool", NULL);
 	pthread_mutex_lock(&p->lock);
-	p->waking = false;
+	p->coming--;
 	pthread_mutex_unlock(&p->lock);
 	while ((io = take(p))) {
 		pv_crash_device(io->device);
@@ -166,6 +178,7 @@ static struct pv_io *exchange(struct pool *p, bool sleep)
 
 	pthread_mutex_lock(&p->lock);
 	append(&p->to_do, &p->started);
+	grow(p);
 	call = needs_thread(p);
 	done = p->done;
 	p->done = NULL;
@@ -269,7 +282,12 @@ static void pool_free(struct pv_engine *engine)
 }
 
 static const struct pv_engine_ops OPS = {
-	.start = start, .wait = wait, .unwatch = unwatch, .free = pool_free};
+	.starts_threads = true,
+	.start = start,
+	.wait = wait,
+	.unwatch = unwatch,
+	.free = pool_free,
+};
 
 /* What it sleeps on and its first thread. */
 static int set_up(struct pool *p)

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <linux/seccomp.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -54,6 +55,10 @@ int pv_sandbox_arm(int mode)
 	if (mode != PV_SANDBOX_OFF &&
 	    syscall(SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &action) < 0)
 		return -errno;
+	/* Another arena would be made, grown and given back by whichever thread comes to it, which
+	 * takes mmap, mprotect and a look at a file of /proc. */
+	if (mode != PV_SANDBOX_OFF)
+		(void)mallopt(M_ARENA_MAX, 1);
 	atomic_store(&armed, mode);
 	return 0;
 }

@@ -100,37 +100,47 @@ def _not_executable(call: str, argument: int) -> Entry:
     return _checked(call, "without PROT_EXEC", why, Argument(argument, (0,), PROT_EXEC))
 
 
-# What any thread needs: C library and interpreter, and the line about its end (native/crash.h).
+# What any thread needs: the C library, and the line about its end (native/crash.h).
 _ALL = (
     *_calls("futex", "locks"),
-    *_calls("write poll", "eventfds, and the log"),
-    *_calls("read close", "eventfds; what the garbage collector finds"),
-    _not_executable("mmap", 2),
-    _not_executable("mprotect", 2),
-    *_calls("munmap madvise brk mremap", "memory"),
+    *_calls("write poll", "eventfds, and the last line"),
+    *_calls("read", "eventfds"),
+    *_calls("munmap madvise brk", "memory that is given back, a thread's own at its end"),
     *_calls("rt_sigprocmask rt_sigaction rt_sigreturn sigaltstack", "faults, and the last line"),
-    *_calls("gettid getpid", "who it is"),
-    _checked("tgkill", "this process", "to interrupt a vCPU", Argument(0, (OWN_PID,))),
-    *_calls("clock_gettime clock_nanosleep", "where the clock is no affair of the C library"),
+    *_calls("gettid getpid", "the last line"),
+    _checked("tgkill", "this process", "the last line", Argument(0, (OWN_PID,))),
+    *_calls("clock_gettime", "where the clock is no affair of the C library"),
     *_calls("restart_syscall exit", "SIGCONT; its end"),
 )
 _TERMINAL = _ioctls("TCSETS", "a terminal gets its mode back before the last line")
+_MORE_MEMORY = _not_executable("mmap", 2)
+# What a thread of Python's needs beside that, whatever it does.
+_PYTHON = (
+    _MORE_MEMORY,
+    _not_executable("mprotect", 2),
+    *_calls("mremap", "memory"),
+    *_calls("close", "what the garbage collector finds"),
+    *_calls("clock_nanosleep", "time.sleep"),
+)
 
 VCPU = (
     _ioctls("KVM_RUN", "the guest"),
     _ioctls("KVM_SET_USER_MEMORY_REGION", "a new configuration is shown at once, or not at all"),
     _TERMINAL,
+    *_PYTHON,
     *_ALL,
 )
 
-_ENGINE = (
+_RING = (
     *_calls("io_uring_enter", "operations and the wait for them"),
     _checked("io_uring_register", "IORING_REGISTER_ENABLE_RINGS", "once", Argument(1, (12,))),
-    *_calls("epoll_wait epoll_ctl", "the same, where there is no io_uring"),
 )
-_FILES = _calls("preadv preadv2 pwritev fdatasync fallocate", "the image, without io_uring")
-_OVERLAY = _calls("pread64 pwrite64 lseek ftruncate", "an image's head and tail, and an overlay")
-# The thread of a pool starts others, which take their own list then.
+_EDGES = (
+    *_calls("pread64 pwrite64", "parts of an image's blocks, and an overlay"),
+    _MORE_MEMORY,
+)
+_FILES = _calls("preadv pwritev fdatasync fallocate", "the image")
+# Whoever starts threads, which take their own list then.
 _THREADS = (
     _checked(
         "clone",
@@ -141,6 +151,7 @@ _THREADS = (
     Entry(
         Rule("clone3", (), errno.ENOSYS), "its flags cannot be seen; the C library takes clone", ""
     ),
+    _not_executable("mprotect", 2),
     *_calls("set_robust_list rseq", "a thread's beginning"),
     _checked(
         "prctl",
@@ -152,19 +163,28 @@ _THREADS = (
 )
 
 POOL = (_TERMINAL, *_FILES, *_ALL)
-DISK = (_TERMINAL, *_ENGINE, *_FILES, *_OVERLAY, *_THREADS, *_ALL)
+DISK = (_TERMINAL, *_RING, *_EDGES, *_ALL)
+DISK_POOL = (
+    *_calls("epoll_wait epoll_ctl", "its wait"),
+    *_calls("preadv2", "what is in the host's memory"),
+    *_EDGES,
+    *_THREADS,
+    *POOL,
+)
 _PACKETS = (
     *_calls("readv writev", "a tap"),
-    *_calls("sendmsg recvfrom sendto recvmsg", "a socket"),
+    *_calls("sendmsg recvfrom", "a socket"),
     _ioctls("TUNSETQUEUE TUNSETOFFLOAD", "what the driver asks of a tap"),
     _typed(_VHOST, "VHOST_*", "the kernel's part of a NIC, which takes its time to stop"),
+    *_calls("close", "what tells of that part's faults"),
 )
 NET = (_TERMINAL, *_PACKETS, *_calls("ppoll", "its wait"), *_ALL)
 IOTHREAD = (*DISK, *_PACKETS)
+IOTHREAD_POOL = (*DISK_POOL, *_PACKETS)
 _STREAMS = (
     *_calls("readv writev recvmsg sendmsg recvfrom", "chardevs"),
     *_calls("ppoll", "its wait"),
-    *_calls("accept4 shutdown", "who comes to a socket, and goes"),
+    *_calls("accept4 shutdown close", "who comes to a socket, and goes"),
     *_calls("fcntl fstat newfstatat", "who has come"),
 )
 _TERMINALS = _ioctls("TIOCGWINSZ TIOCGPTN TCGETS TCSETS", "a terminal, and its size")
@@ -172,16 +192,18 @@ PORTS = CONSOLE = (_TERMINALS, *_STREAMS, *_ALL)
 VSOCK = (
     _TERMINAL,
     *_calls("epoll_wait epoll_ctl", "its wait"),
-    *_calls("sendmsg recvmsg recvfrom sendto shutdown accept4", "the connections"),
+    *_calls("sendmsg recvmsg recvfrom sendto shutdown accept4 close", "the connections"),
     _checked("socket", "AF_UNIX", "a connection of the guest", Argument(0, (FAMILIES["AF_UNIX"],))),
     *_calls("connect", "a connection of the guest"),
+    _MORE_MEMORY,
     *_ALL,
 )
 VACANT = (_TERMINAL, *_ALL)
 RNG = (_TERMINAL, *_calls("readv ppoll", "the source, and its wait"), *_ALL)
-BALLOON = (_TERMINAL, *_calls("ppoll fallocate", "its wait, and pages of files"), *_ALL)
+BALLOON = (_TERMINAL, *_calls("ppoll", "its wait"), *_ALL)
 
 CONTROL = (
+    *_PYTHON,
     Entry(
         Rule("mmap", (Argument(2, (PROT_EXEC,), PROT_EXEC),), errno.EPERM),
         "a module of Python's that is a shared object; most are done without",
@@ -246,7 +268,7 @@ CONTROL = (
 )
 
 # Whatever a device's thread has, once; the lists of CONTROL's own come first.
-_DEVICES = (*DISK, *_PACKETS, *PORTS, *VSOCK, *RNG, *BALLOON, *POOL)
+_DEVICES = (*DISK, *IOTHREAD_POOL, *PORTS, *VSOCK, *RNG, *BALLOON)
 
 
 def _once(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
@@ -266,8 +288,10 @@ LISTS = tuple(
         ("CONTROL", "Python: main, QMP, snapshots, vhost-user, timers", (*CONTROL, *_DEVICES)),
         ("VCPU", "vCPU", VCPU),
         ("DISK", "disk", DISK),
-        ("POOL", "pool: a disk's operations, without io_uring", POOL),
+        ("DISK_POOL", "disk, without io_uring", DISK_POOL),
         ("IOTHREAD", "-object iothread", IOTHREAD),
+        ("IOTHREAD_POOL", "-object iothread, without io_uring", IOTHREAD_POOL),
+        ("POOL", "pool: a disk's operations, without io_uring", POOL),
         ("NET", "NIC", NET),
         ("PORTS", "ports and consoles", PORTS),
         ("CONSOLE", "serial port", CONSOLE),

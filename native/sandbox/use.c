@@ -107,8 +107,8 @@ uint32_t pv_sandbox_note(int list, const long *call)
 		data.args[i] = (uint64_t)call[i + 1];
 	/* Who starts a thread is under the same, and so is what it starts. */
 	if (list == PV_SANDBOX_POOL) {
-		note(PV_SANDBOX_DISK, &data);
-		note(PV_SANDBOX_IOTHREAD, &data);
+		note(PV_SANDBOX_DISK_POOL, &data);
+		note(PV_SANDBOX_IOTHREAD_POOL, &data);
 	}
 	note(PV_SANDBOX_CONTROL, &data);
 	return note(list, &data);

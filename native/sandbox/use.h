@@ -7,7 +7,7 @@
 
 #define PV_SANDBOX_LENGTH_MAX 512 /* instructions of a list's program */
 #define PV_SANDBOX_MISSED_MAX 512
-#define PV_SANDBOX_RECORD_BYTES 10240
+#define PV_SANDBOX_RECORD_BYTES 11264
 
 /* Keep the record in `fd`, a file of PV_SANDBOX_RECORD_BYTES, borrowed for the call; before
  * pv_sandbox_arm. -errno of mmap(2). In the file: for each list a byte for each instruction of its
