@@ -232,13 +232,13 @@ def report(groups: Sequence[Group], second: Sequence[Group], unused: Sequence[st
         print(f"failed: {test}")
     for name in unsound:
         print(f"failed: {name}: pytest did not come to its end, or found no test")
-    for entry in unused:
-        print(f"failed: sandbox: no test needs what is on the list {entry}; see docs/seccomp.md")
+    if unused:
+        print(f"sandbox: no test has needed, of its lists: {'; '.join(unused)}")
     if flaky:
         tests = "test" if len(flaky) == 1 else "tests"
         print(f"{len(flaky)} {tests} needed a second run: {', '.join(flaky)}")
     print(f"{passed} passed, {len(failed)} failed, {skipped} skipped")
-    return int(bool(failed or unsound or unused))
+    return int(bool(failed or unsound))
 
 
 def main() -> int:

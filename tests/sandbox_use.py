@@ -1,6 +1,6 @@
 """A pytest plugin that has monitors note which entries of the sandbox's lists they make use of.
 
-After a run of all tests `unused` names the entries that none has needed, by which that run fails:
+After a run of all tests `unused` names the entries that none has needed:
 `pytest -p tests.sandbox_use --sandbox-use FILE`. The file is renewed after each test that adds to
 it, so that nothing is lost with a lab; what it has to begin with is not noted again.
 """
@@ -25,9 +25,6 @@ _LENGTH = lib.PV_SANDBOX_LENGTH_MAX
 _MISSED = len(LISTS) * _LENGTH  # where the calls on no list begin
 _FIRST = 4  # the place of a program's first call
 _CONTROL = LISTS[0]
-
-# What is needed, and cannot be made to happen in tests, or is not seen there: by list and call.
-UNSEEN: dict[tuple[str, str], str] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -99,8 +96,7 @@ def unused(record: bytes) -> list[str]:
     for number, one in enumerate(LISTS):
         for place, entry in places(one):
             call = entry.rule.call
-            is_known = call in APART or (one.name, call) in UNSEEN
-            if is_known or (one is _CONTROL and entry.rule in of_devices):
+            if call in APART or (one is _CONTROL and entry.rule in of_devices):
                 continue
             if not record[number * _LENGTH + place]:
                 found.append(f"{one.name}: {call} {entry.shown}".rstrip())

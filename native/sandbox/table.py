@@ -139,7 +139,7 @@ _EDGES = (
     *_calls("pread64 pwrite64", "parts of an image's blocks, and an overlay"),
     _MORE_MEMORY,
 )
-_FILES = _calls("preadv pwritev fdatasync fallocate", "the image")
+_FILES = _calls("preadv pwritev fdatasync fallocate", "the image, or what is in memory")
 # Whoever starts threads, which take their own list then.
 _THREADS = (
     _checked(
@@ -163,7 +163,7 @@ _THREADS = (
 )
 
 POOL = (_TERMINAL, *_FILES, *_ALL)
-DISK = (_TERMINAL, *_RING, *_EDGES, *_ALL)
+DISK = (_TERMINAL, *_RING, *_EDGES, *_FILES, *_ALL)
 DISK_POOL = (
     *_calls("epoll_wait epoll_ctl", "its wait"),
     *_calls("preadv2", "what is in the host's memory"),
@@ -182,13 +182,14 @@ NET = (_TERMINAL, *_PACKETS, *_calls("ppoll", "its wait"), *_ALL)
 IOTHREAD = (*DISK, *_PACKETS)
 IOTHREAD_POOL = (*DISK_POOL, *_PACKETS)
 _STREAMS = (
-    *_calls("readv writev recvmsg sendmsg recvfrom", "chardevs"),
+    *_calls("readv writev recvmsg sendmsg", "chardevs"),
     *_calls("ppoll", "its wait"),
-    *_calls("accept4 shutdown close", "who comes to a socket, and goes"),
+    *_calls("accept4 close", "who comes to a socket, and goes"),
     *_calls("fcntl fstat newfstatat", "who has come"),
 )
 _TERMINALS = _ioctls("TIOCGWINSZ TIOCGPTN TCGETS TCSETS", "a terminal, and its size")
-PORTS = CONSOLE = (_TERMINALS, *_STREAMS, *_ALL)
+CONSOLE = (_TERMINALS, *_STREAMS, *_ALL)
+PORTS = (*_calls("recvfrom shutdown", "who has gone, and one too many"), *CONSOLE)
 VSOCK = (
     _TERMINAL,
     *_calls("epoll_wait epoll_ctl", "its wait"),
