@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import ConfigError
+from ..vmm import sandbox
 from . import registry, usage
 from .server.child import reserve
 from .server.server import Server
@@ -67,6 +68,7 @@ def start(path: str, name: str) -> Server:
     reserve()
     for module in _PRELOADED:
         __import__(f"pyvirt.{module}")
+    sandbox.load()
     "".encode("unicode_escape")  # the registry's; a codec is a module, too
     server = Server(path, enter, tidy, name=name)
     # From here on, so that the garbage collector of a child does not touch, and copy, our pages.

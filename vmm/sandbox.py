@@ -51,13 +51,19 @@ def _record(name: str) -> None:
         os.close(fd)
 
 
+def load() -> None:
+    """Load what could not be loaded any more, and monitors have a use for."""
+    for name in _LOADED:
+        __import__(name)
+
+
 def enter(machine: Machine, *, is_monitored: bool) -> None:
     """Let the calling thread, and those that it starts, do no more than a running machine needs.
 
     All that needs more is set up; no vCPU's thread is there yet. PyvirtError.
     """
-    for name in _LOADED if is_monitored else ():
-        __import__(name)
+    if is_monitored:
+        load()
     check(lib.pv_sandbox_enter(lib.PV_SANDBOX_CONTROL), "-sandbox")
     machine.delegate(Helpers().perform)
 
