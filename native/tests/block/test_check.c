@@ -128,6 +128,8 @@ static void test_a_disk_has_limits(void)
 	config.offset_align = 4096;
 	config.memory_align = 8192;
 	CHECK_EQ(pv_block_new(&config, &block), -EINVAL);
+	config.offset_align = 8192;
+	CHECK_EQ(pv_block_new(&config, &block), -EINVAL);
 }
 
 int main(void)

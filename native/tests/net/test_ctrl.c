@@ -169,6 +169,17 @@ static void test_a_table_that_lies_about_its_length_changes_nothing(void)
 	bench_unmake(&b);
 }
 
+static void test_a_command_ends_with_an_interrupt(void)
+{
+	struct bench b;
+
+	bench_run(&b, F(CTRL_VQ) | F(CTRL_RX));
+	CHECK(!readable(b.guest.irq_fd, 0));
+	CHECK_EQ(set_switch(&b, VIRTIO_NET_CTRL_RX_PROMISC, 0), VIRTIO_NET_OK);
+	CHECK(readable(b.guest.irq_fd, 10000));
+	bench_unmake(&b);
+}
+
 static void test_the_driver_sets_its_address(void)
 {
 	struct bench b;
@@ -465,6 +476,7 @@ static void run_all(void)
 	RUN(test_a_table_adds_addresses);
 	RUN(test_a_table_too_long_lets_all_through);
 	RUN(test_a_table_that_lies_about_its_length_changes_nothing);
+	RUN(test_a_command_ends_with_an_interrupt);
 	RUN(test_the_driver_sets_its_address);
 	RUN(test_vlans_are_filtered);
 	RUN(test_the_driver_sets_its_offloads);

@@ -85,6 +85,26 @@ static void test_a_page_that_cannot_be_is_refused(void)
 
 	CHECK_EQ(pv_virtio_irq_new(NULL, -1, -1, &irq), -EINVAL);
 	CHECK_EQ(pv_virtio_irq_new(page + 4, -1, -1, &irq), -EINVAL);
+	CHECK_EQ(pv_virtio_irq_new(page + 2048, -1, -1, &irq), -EINVAL);
+}
+
+/* Of 31 bytes at most, and no part of a character. */
+static void test_a_name_is_cut_between_characters(void)
+{
+	static const char *const NAMES[][2] = {
+		{"disk", "disk"},
+		{"0123456789012345678901234567890", "0123456789012345678901234567890"},
+		{"01234567890123456789012345678901", "0123456789012345678901234567890"},
+		{"012345678901234567890123456789\xc3\xa9", "012345678901234567890123456789"},
+		{"01234567890123456789012345678\xe2\x82\xac", "01234567890123456789012345678"},
+	};
+	struct bench bench = open_bench();
+
+	for (unsigned i = 0; i < sizeof(NAMES) / sizeof(NAMES[0]); i++) {
+		pv_virtio_irq_set_name(bench.irq, NAMES[i][0]);
+		CHECK_EQ(strcmp(pv_virtio_irq_name(bench.irq), NAMES[i][1]), 0);
+	}
+	close_bench(&bench);
 }
 
 static void test_no_bit_and_no_edge_is_lost(void)
@@ -248,6 +268,7 @@ static void test_interrupts_that_come_twice(void)
 int main(void)
 {
 	RUN(test_a_page_that_cannot_be_is_refused);
+	RUN(test_a_name_is_cut_between_characters);
 	RUN(test_no_bit_and_no_edge_is_lost);
 	RUN(test_a_device_breaks_once_in_a_life);
 	RUN(test_reasons_are_taken_while_a_driver_resets_and_breaks);
