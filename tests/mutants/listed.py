@@ -24,7 +24,6 @@ HERE = Path(__file__).resolve().parent
 KINDS = {
     "boundary": "a limit off by one",
     "check": "a check left out",
-    "barrier": "a barrier left out",
     "order": "things done in the wrong order, or not done",
     "feature": "the wrong bit",
     "reset": "no reset or clean-up",

@@ -193,6 +193,19 @@ static void test_a_line_that_is_lent_leaves_its_bit_standing(void)
 	close_bench(&bench);
 }
 
+static void test_of_the_configuration_the_bits_asked_for_are_cleared(void)
+{
+	static const uint8_t value[] = {0xff, 0xff, 0xff};
+	struct bench bench = open_bench();
+
+	pv_virtio_irq_set_config(bench.irq, 5, value, sizeof(value));
+	pv_virtio_irq_clear_config(bench.irq, 6, 0x12);
+	CHECK_EQ(page[0x105], 0xff);
+	CHECK_EQ(page[0x106], 0xed);
+	CHECK_EQ(page[0x107], 0xff);
+	close_bench(&bench);
+}
+
 static void test_news_and_configuration_raise_no_interrupt(void)
 {
 	struct bench bench = open_bench();
@@ -273,6 +286,7 @@ int main(void)
 	RUN(test_a_device_breaks_once_in_a_life);
 	RUN(test_reasons_are_taken_while_a_driver_resets_and_breaks);
 	RUN(test_a_line_that_is_lent_leaves_its_bit_standing);
+	RUN(test_of_the_configuration_the_bits_asked_for_are_cleared);
 	RUN(test_news_and_configuration_raise_no_interrupt);
 	RUN(test_interrupts_that_are_lost);
 	RUN(test_interrupts_that_come_twice);
