@@ -10,7 +10,7 @@ NATIVE := $(filter-out native/tests/% native/fuzz/% native/proofs/% native/_%,\
   $(wildcard native/*.[ch] native/*/*.[ch] native/*.cdef native/build.py))
 
 .PHONY: demo test quick check prove coverage mutants fuzz soak setup packages clean \
-  bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-slots bench-snapshot bench-sandbox
+  bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-slots bench-replug bench-snapshot bench-sandbox
 
 demo: setup
 	@$(BIN)/pyvirt demo
@@ -53,7 +53,7 @@ AT_ONCE ?= 20
 soak: setup $(VENV)/.bench
 	@$(BIN)/python benches/soak.py $(VMS) $(AT_ONCE)
 
-bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-slots bench-snapshot bench-sandbox: bench-%: setup $(VENV)/.bench
+bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-slots bench-replug bench-snapshot bench-sandbox: bench-%: setup $(VENV)/.bench
 	@$(BIN)/python benches/$*.py
 
 setup: packages $(VENV)/.ready
