@@ -114,10 +114,12 @@ def _check_containment(report: Report) -> None:
     """Report on what can contain a machine."""
     if lib.pv_sandbox_arm(lib.PV_SANDBOX_ON) == 0:
         lib.pv_sandbox_arm(lib.PV_SANDBOX_OFF)
-        report.line(_OK, "seccomp", "-sandbox on contains each thread of a machine")
+        report.line(_OK, "seccomp", "contains each thread of a machine: -sandbox")
     else:
         report.line(
-            _LESS, "seccomp", "not there, so no -sandbox; use a kernel with CONFIG_SECCOMP_FILTER"
+            _LESS,
+            "seccomp",
+            "not there, so pyvirt run takes -sandbox off; use a kernel with CONFIG_SECCOMP_FILTER",
         )
 
     _check_landlock(report)

@@ -128,7 +128,7 @@ class Options:
         self.root = ""
         self.rtc: RtcConfig | None = None
         self.rtc_switch = "auto"
-        self.sandbox = "off"  # one of SANDBOXES
+        self.sandbox = "on"  # one of SANDBOXES
         # What the guest's ttyS0 is on. Where none is given: stdin and stdout, unless another has
         # these, or they are left.
         self.serial = ChardevConfig("serial0", STDIO, option="-serial stdio")

@@ -400,7 +400,8 @@ TABLE = (
     Option(
         "sandbox",
         "on|off|log",
-        "let each thread make the system calls of its kind alone (on), or tell of the others (log)",
+        "let each thread make the system calls of its kind alone (on: default), or tell of others "
+        "(log)",
         _sandbox,
     ),
     Option(

@@ -156,7 +156,7 @@ def test_what_was_given_is_kept_as_written() -> None:
     assert parse(argv).given == [("m", "1G"), ("append", "a b"), ("S", ""), ("smp", "cpus=2")]
 
 
-@pytest.mark.parametrize("word", ["-nodefaults", "--no-user-config", "-disable-seccomp"])
+@pytest.mark.parametrize("word", ["-nodefaults", "--no-user-config"])
 def test_habits_of_others_ask_for_nothing(word: str) -> None:
     assert changed(word, "-S", word) == {"freeze": True}
 
@@ -176,7 +176,7 @@ def test_habits_with_a_value_ask_for_nothing(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "mode"),
     [
-        ([], "off"),
+        ([], "on"),
         (["-sandbox", "on"], "on"),
         (["-sandbox=log"], "log"),
         (["-sandbox", "enable=off"], "off"),
@@ -234,8 +234,8 @@ def test_a_sandbox_path_takes_a_sandbox() -> None:
 
 
 def test_the_environment_has_a_sandbox_for_who_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYVIRT_SANDBOX", "on")
-    assert parse([]).sandbox == "on"
+    monkeypatch.setenv("PYVIRT_SANDBOX", "log")
+    assert parse([]).sandbox == "log"
     assert parse(["-sandbox", "off"]).sandbox == "off"
     assert parse(["-device", "pc-testdev"]).sandbox == "off"
     monkeypatch.setenv("PYVIRT_SANDBOX", "")
