@@ -1,6 +1,6 @@
 """Which files a machine may still open: those beneath -sandbox-path, and a few of its own.
 
-Imported where that is asked for only; native/sandbox/landlock.h. What is open already stays so.
+Used where that is asked for only; native/sandbox/landlock.h. What is open already stays so.
 """
 
 from __future__ import annotations
