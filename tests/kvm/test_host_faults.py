@@ -329,6 +329,7 @@ def test_hostile_streams_at_its_monitor(kernel: Kernel, image: Path) -> None:
     print(f"seed {seed}")
     rng = random.Random(seed)
     with Writing(kernel("writer"), image) as guest:
+        guest.go_on()  # its disk has all that it needs
         files = descriptors(guest.process)
         for _ in range(3):
             for _ in range(tries(100)):
