@@ -97,7 +97,10 @@ def planned(name: str, limits: dict[str, str], top: Top | None) -> Group:
 
 
 def make(group: Group) -> None:
-    """Make it and set what it holds back; ConfigError."""
+    """Make it, in place of one that nobody is in; ConfigError.
+
+    Where somebody is, that is another jail's, of the same name and another base.
+    """
     parent = os.path.dirname(group.path)
     controllers = sorted({key.partition(".")[0] for key in group.limits})
     enabled = " ".join(f"+{one}" for one in controllers)
@@ -105,12 +108,20 @@ def make(group: Group) -> None:
         _write(os.path.dirname(parent), "cgroup.subtree_control", enabled)
         os.makedirs(parent, exist_ok=True)
         _write(parent, "cgroup.subtree_control", enabled)
+        with suppress(OSError):
+            os.rmdir(group.path)
         os.mkdir(group.path)
     except OSError as error:
         mend = "be root, or have systemd delegate one: systemd-run --user --scope -p Delegate=yes"
         if error.errno == errno.EBUSY:
             mend = f"no process may be in {os.path.dirname(parent)} itself"
+        elif error.errno == errno.EEXIST:
+            mend = "a jail of another -base has it; give another -name"
         raise ConfigError(f"jail: -cgroup: {error.filename}: {error.strerror}; {mend}") from None
+
+
+def limit(group: Group) -> None:
+    """Set what it holds back; ConfigError."""
     for key, value in group.limits.items():
         try:
             _write(group.path, key, value)

@@ -25,8 +25,9 @@ def run(spec: Spec) -> int:
         try:
             place.make(spec.uid, spec.gid)
             if group is not None:
-                place.remember(group)
                 cgroup.make(group)
+                place.remember(group)
+                cgroup.limit(group)
             return _start(spec, place, group, netns)
         except OSError as error:
             what = f"{error.filename}: " if error.filename else ""

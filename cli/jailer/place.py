@@ -68,7 +68,7 @@ class Place:
         self.copies.mkdir(0o711)
 
     def remember(self, group: cgroup.Group) -> None:
-        """Write down which cgroup is to be removed, before it is made; OSError."""
+        """Write down which cgroup is this jail's, and to be removed with it; OSError."""
         self._cgroup.write_text(group.path, encoding="utf-8")
 
     def _clear(self) -> bool:

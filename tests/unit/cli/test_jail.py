@@ -243,6 +243,7 @@ def test_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     top = Top(str(tmp_path), ("memory", "pids"))
     group = cgroup.planned("a", {"memory.max": "1G", "pids.max": "9"}, top)
     cgroup.make(group)
+    cgroup.limit(group)
     cgroup.add(group, 5)
     assert written == [
         (".", "cgroup.subtree_control", "+memory +pids"),
@@ -254,6 +255,23 @@ def test_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     cgroup.remove(group.path)
     assert os.listdir(tmp_path) == []
     cgroup.remove(group.path)  # which is gone
+
+
+def test_a_cgroup_that_another_jail_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays as it is; one that nobody is in was left behind, and is made anew."""
+    monkeypatch.setattr(cgroup, "_write", lambda *_: None)
+    group = cgroup.planned("a", {"pids.max": "9"}, Top(str(tmp_path), ("pids",)))
+    cgroup.make(group)
+    cgroup.make(group)
+    process = Path(group.path, "process")
+    process.touch()
+    message = refusal(lambda: cgroup.make(group))
+    assert f"{group.path}: File exists; a jail of another -base has it" in message
+    monkeypatch.setattr(cgroup, "find", lambda: Top(str(tmp_path), ("pids",)))
+    words = ("-name", "a", "-base", str(tmp_path / "other"), "-cgroup", "pids.max=9", *USER, *RUN)
+    assert refusal(lambda: jail.main([*words])) == message
+    assert process.exists()
+    assert os.listdir(tmp_path / "other") == []
 
 
 def test_a_cgroup_that_cannot_be_made(tmp_path: Path) -> None:
