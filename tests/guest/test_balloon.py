@@ -59,10 +59,9 @@ def test_free_memory_is_reported(guest: Live, device: Balloon) -> None:
     full = pss()
     before = device.stats().released
     guest.run("rm /dev/shm/x")
-    # Linux reports a few seconds after the fact.
-    wait_for(lambda: device.stats().released - before > 45 * MIB >> 12)
-    print(f"reported: {(full - pss()) / MIB:.0f} MiB less")
-    assert full - pss() > 30 * MIB
+    # Linux reports a few seconds after the fact, and memory that it never had as well.
+    wait_for(lambda: full - pss() > 30 * MIB)
+    assert device.stats().released - before > 30 * MIB >> 12
 
 
 def test_the_guest_makes_do_with_less_and_takes_it_back(
