@@ -10,10 +10,11 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pyvirt.cli import main
@@ -93,17 +94,18 @@ def running(
     *options: str,
     image: kernel.Kernel | None = None,
     modules: tuple[str, ...] = (),
+    files: Mapping[str, Path | bytes] = MappingProxyType({}),
     prefix: tuple[str, ...] = (),
 ) -> Iterator[Guest]:
     """Run the micro kernel (or `image`) with `script`; killed when left before its end."""
     image = image or kernel.find("micro")
-    initrd = initramfs.build(image, script=script, modules=modules)
+    initrd = initramfs.build(image, script=script, modules=modules, files=files)
     with TemporaryDirectory(prefix="pyvirt-net-", dir="/dev/shm") as folder:
         # Where any user can read them.
         os.chmod(folder, 0o755)
-        files = [shutil.copy(file, folder) for file in (image.image, initrd)]
-        command = [*prefix, str(PYVIRT), "run", "-accel", "kvm", "-kernel", files[0]]
-        command += ["-initrd", files[1], *options, "-append", CMDLINE]
+        copies = [shutil.copy(file, folder) for file in (image.image, initrd)]
+        command = [*prefix, str(PYVIRT), "run", "-accel", "kvm", "-kernel", copies[0]]
+        command += ["-initrd", copies[1], *options, "-append", CMDLINE]
         guest = Guest(command, Path(folder))
         try:
             yield guest
