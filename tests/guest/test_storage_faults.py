@@ -1,16 +1,18 @@
-"""A guest whose host loses power: what it was told to be flushed is on the storage.
+"""A guest's storage under the kernel's own faults: its host loses power, it fails, it stands.
 
-The storage is of device mapper's, which writes down in which order things became safe. The guest is
-tests/kvm's writer: what it told of is what it was told to be safe.
+The storage is what device mapper makes of two files in memory. The guest is tests/kvm's writer:
+what it told of is what it was told to be safe.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import signal
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,9 +40,16 @@ def dmsetup(*words: str) -> str:
     return run(["dmsetup", "--noudevsync", *words], timeout=SECONDS).decode().strip()
 
 
+def change(table: str) -> None:
+    """Have the storage be something else from now on; what is in flight is completed before."""
+    dmsetup("suspend", "--nolockfs", NAME)
+    dmsetup("load", NAME, "--table", table)
+    dmsetup("resume", NAME)
+
+
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for name in ("loop", "dm-log-writes"):
+    for name in ("loop", "dm-log-writes", "dm-flakey"):
         module.load(name)
     return build(GUESTS / "writer.S", tmp_path_factory.mktemp("guest") / "writer.elf")
 
@@ -63,15 +72,18 @@ def mapped(table: str) -> Iterator[str]:
 class Writing:
     """The guest on that storage, and a client of its monitor."""
 
-    def __init__(self, kernel: Path, folder: Path, *words: str) -> None:
+    def __init__(self, kernel: Path, folder: Path, *words: str, before: Sequence[str] = ()) -> None:
+        """Start it; `before` are words in front of the command."""
         self.out, path = folder / "out", folder / "qmp"
         monitor = ("-qmp", f"unix:{path},server,nowait", "-serial", f"file,path={self.out}")
         run = command(kernel, "-m", "128", *monitor, *words, append="")
         self.process = subprocess.Popen(
-            ["timeout", "-k", "5", "300", *run],
+            ["timeout", "-k", "5", "300", *before, *run],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
+        self.status = 0  # with which it is to end
+        self.messages = b""  # the pattern of what it is to say
         try:
             self.wait_for(lambda: self._meets(path), "its monitor")
         except BaseException:
@@ -100,6 +112,11 @@ class Writing:
         before = len(self.told())
         self.wait_for(lambda: len(self.told()) >= before + blocks, "more blocks")
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the monitor, which is the one child of `timeout`."""
+        pid = self.process.pid
+        os.kill(int(Path(f"/proc/{pid}/task/{pid}/children").read_text()), number)
+
     def __enter__(self) -> Writing:
         return self
 
@@ -108,7 +125,8 @@ class Writing:
             self.client.execute("quit")
         self.client.close()
         errors = self.process.communicate(timeout=SECONDS)[1]
-        assert (self.process.returncode, errors) == (0, b"")
+        assert self.process.returncode == self.status, errors
+        assert re.fullmatch(self.messages, errors), errors
 
 
 class Log:
@@ -163,3 +181,89 @@ def test_what_was_flushed_is_there_after_a_loss_of_power(
                 check(shm / mark, marks[mark])
                 found[mark] = storage
     assert found.keys() == marks.keys()
+
+
+def test_storage_that_fails_for_a_while_and_storage_that_stands(
+    writer: Path, image: Path, shm: Path
+) -> None:
+    """What fails is told to the guest; while nothing is answered, the monitor is there."""
+    with loop_device(image) as data:
+        good = f"0 {SIZE} linear {data} 0"
+        with mapped(good) as device:
+            with Writing(writer, shm, "-disk", device) as guest:
+                guest.go_on()
+                change(f"0 {SIZE} flakey {data} 0 0 1 1 error_writes")
+                guest.wait_for(lambda: b"!" in guest.out.read_bytes(), "a failure")
+                guest.messages = rb"(pyvirt: disk disk0: (write|flush): Input/output error\n)+"
+                assert guest.client.execute("query-status")["running"]
+                change(good)
+                guest.go_on()
+                dmsetup("suspend", "--nolockfs", NAME)
+                stands = guest.told()
+                for _ in range(10):
+                    assert guest.client.execute("query-status")["running"]
+                assert len(guest.told()) <= len(stands) + 1
+                dmsetup("resume", NAME)
+                guest.go_on()
+            check(image, guest.told())
+
+
+@contextmanager
+def clock_ahead(seconds: float) -> Iterator[None]:
+    """Have the host's time of day jump, as after it was suspended, and jump back."""
+    time.clock_settime(time.CLOCK_REALTIME, time.time() + seconds)
+    try:
+        yield
+    finally:
+        time.clock_settime(time.CLOCK_REALTIME, time.time() - seconds)
+
+
+def test_a_clock_that_jumps_and_a_monitor_that_is_stopped(
+    writer: Path, image: Path, shm: Path
+) -> None:
+    """Neither is the guest's affair, nor a client's."""
+    with Writing(writer, shm, "-disk", str(image), "-machine", "rtc=on") as guest:
+        guest.go_on()
+        for seconds in (86400.0, -86400.0):
+            with clock_ahead(seconds):
+                guest.go_on()
+                assert guest.client.execute("query-status")["running"]
+                guest.signal(signal.SIGSTOP)
+            guest.signal(signal.SIGCONT)
+            guest.go_on()
+            assert guest.client.execute("query-status")["running"]
+    check(image, guest.told())
+
+
+@contextmanager
+def control_group() -> Iterator[Path]:
+    """A control group of the lab's, for memory."""
+    root = Path("/sys/fs/cgroup")
+    if not (root / "cgroup.controllers").exists():
+        run(["mount", "-t", "cgroup2", "none", str(root)], timeout=SECONDS)
+    (root / "cgroup.subtree_control").write_text("+memory")
+    group = root / "pyvirt-test"
+    group.mkdir()
+    try:
+        yield group
+    finally:
+        group.rmdir()
+
+
+def test_a_monitor_whose_memory_is_used_up(writer: Path, image: Path, shm: Path) -> None:
+    """The kernel kills it; what was flushed is there, and the same command starts again."""
+    with control_group() as group:
+        enter = ("sh", "-c", f'echo $$ >{group}/cgroup.procs; exec "$@"', "sh")
+        words = ("-disk", str(image), "-pidfile", str(shm / "pid"))
+        with Writing(writer, shm, *words, before=enter) as guest:
+            guest.go_on()
+            (group / "memory.max").write_text("8M")
+            guest.process.wait(SECONDS)
+            guest.status = guest.process.returncode
+        assert guest.status in {-signal.SIGKILL, 128 + signal.SIGKILL}
+        assert re.search(r"^oom_kill [1-9]", (group / "memory.events").read_text(), re.MULTILINE)
+    check(image, guest.told())
+    with Writing(writer, shm, *words) as guest:
+        guest.go_on()
+    check(image, guest.told())
+    assert {one.name for one in shm.iterdir()} == {"image", "out"}
