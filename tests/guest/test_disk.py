@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ import pytest
 from pyvirt.harness.guest import initramfs, kernel
 from pyvirt.harness.lab import module
 
+from ..unit.file_limit import file_limit
 from .conftest import SHM, Boot, Ended, Running, make
 
 MIB = 1 << 20
@@ -255,17 +255,6 @@ done
 """
 
 
-@contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """Let no process that is started here write a file beyond `size`."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 class Strained:
     """A guest of which more is wanted than can be: what it said, and the images of its disks."""
 
@@ -284,7 +273,7 @@ class Strained:
         script += f"echo '== c'; d=vdc\n{SHRUNK}echo '== d'\n{COPY}dmesg | grep 'I/O error'\n"
         initrd = initramfs.build(micro, script=script)
         with (
-            files_up_to(3 * TEBI),
+            file_limit(3 * TEBI),
             Running(micro.image, "-initrd", str(initrd), *options) as guest,
         ):
             guest.expect("ready\r\n")

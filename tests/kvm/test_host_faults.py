@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import signal
 import socket
 import subprocess
@@ -25,6 +24,7 @@ from pyvirt.qmp.framing import REQUEST_MAX
 from pyvirt.qmp.server import CLIENTS_MAX
 
 from ..effort import tries
+from ..unit.file_limit import file_limit
 from ..unit.qmp.hostile_clients import QUERIES, Stream, talk
 from .support import PATIENCE
 from .test_run import command, wait_for
@@ -161,20 +161,9 @@ def test_an_image_that_is_cut(kernel: Kernel, image: Path) -> None:
     check(image, numbers)
 
 
-@contextmanager
-def no_file_beyond(size: int) -> Iterator[None]:
-    """Let no process that is started here write further into a file (EFBIG)."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_storage_that_has_room_for_a_half(kernel: Kernel, image: Path) -> None:
     """A write that fails is told to the guest and to clients, and others go on."""
-    with no_file_beyond(BLOCK * BLOCKS // 2):
+    with file_limit(BLOCK * BLOCKS // 2):
         guest = Writing(kernel("writer"), image)
     with guest:
         # Twice around: the lower half of them is written, the upper is not.

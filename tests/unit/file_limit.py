@@ -10,7 +10,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def file_limit(size: int) -> Iterator[None]:
-    """Return a context in which this process writes no file beyond so many bytes (EFBIG)."""
+    """Return a context in which no file is written beyond so many bytes (EFBIG).
+
+    That is of this process, and those that it starts.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -39,7 +39,7 @@ RAW = (
 
 
 def requests(image: str) -> list[bytes]:
-    """Return whole requests of a disk's and a NIC's life, and of all that asks or changes."""
+    """Return whole requests of a disk's and a NIC's life, and of the machine's."""
     disk = {"node-name": "d", "file": {"driver": "file", "filename": image}}
     asked: list[tuple[str, dict[str, Any]]] = [
         ("blockdev-add", disk),
@@ -54,15 +54,15 @@ def requests(image: str) -> list[bytes]:
         ("cont", {}),
         ("system_reset", {}),
     ]
-    return [_encode({"execute": name, "arguments": words}) for name, words in asked] + QUERIES
+    return [encode({"execute": name, "arguments": words}) for name, words in asked]
 
 
-def _encode(request: object) -> bytes:
+def encode(request: object) -> bytes:
     return json.dumps(request).encode()
 
 
 ASKED = ("query-status", "query-block", "query-qmp-schema", "query-commands", "query-cpus-fast")
-QUERIES = [_encode({"execute": name}) for name in ASKED]
+QUERIES = [encode({"execute": name}) for name in ASKED]
 
 
 class Stream:
@@ -124,7 +124,7 @@ class Stream:
 
     def _any(self) -> bytes:
         words = {self._rng.choice(("execute", "id", "arguments", "x")): self._value()}
-        return _encode(words | self._rng.choice(({}, {"execute": "query-status"})))
+        return encode(words | self._rng.choice(({}, {"execute": "query-status"})))
 
     def _value(self) -> Any:
         return self._rng.choice(VALUES)
@@ -135,16 +135,16 @@ class Stream:
         names = ["id", "driver", "addr", "x", "val", "size", "node-name", "file", "cpu-index"]
         names += [field.name for field in command.arguments.fields] * 3
         words = {name: self._value() for name in self._rng.sample(names, self._rng.randrange(4))}
-        return _encode({"execute": command.name, "arguments": words, "id": self._rng.choice(IDS)})
+        return encode({"execute": command.name, "arguments": words, "id": self._rng.choice(IDS)})
 
     def _out_of_band(self) -> bytes:
         words = {"exec-oob": self._rng.choice(("query-status", "", 5)), "id": self._rng.choice(IDS)}
-        return _encode(words | self._rng.choice(({}, {"execute": "query-status"}, {"control": {}})))
+        return encode(words | self._rng.choice(({}, {"execute": "query-status"}, {"control": {}})))
 
     def _hello(self) -> bytes:
         junk: tuple[Any, ...] = ([], ["oob"], ["oob"] * 2, [1], "oob", None, {}, ["x"] * 500)
         enable = self._rng.choice(junk)
-        return _encode({"execute": "qmp_capabilities", "arguments": {"enable": enable}})
+        return encode({"execute": "qmp_capabilities", "arguments": {"enable": enable}})
 
     def _long(self) -> bytes:
         length = self._rng.choice((4095, 4096, 65_000, 66_000))
@@ -212,7 +212,7 @@ def converse(
 
     `tell` is told how many there have been.
     """
-    rng, known = random.Random(seed), requests(image)
+    rng, known = random.Random(seed), requests(image) + QUERIES
     watcher = server.greeted()
     before = len(os.listdir("/proc/self/fd"))
     for number in range(count):
@@ -230,7 +230,7 @@ def converse(
 
 def _see_answer(client: Client, probe: object) -> None:
     """Ask for the machine's state; read the events, and answers of before, up to it."""
-    client.send(_encode({"execute": "query-status", "id": probe}))
+    client.send(encode({"execute": "query-status", "id": probe}))
     while (message := client.message()).get("id") != probe:
         assert len({"return", "error", "event"} & message.keys()) == 1
     assert set(message["return"]) == {"running", "singlestep", "status"}
