@@ -9,7 +9,7 @@ import sys
 
 from ..errors import PyvirtError
 from ..native import lib
-from ..vmm import kvm, landlock, probe
+from ..vmm import kvm, landlock, probe, sandbox
 from ..vmm.snapshot import ioctls
 from . import usage
 from .jailer import calls, cgroup
@@ -130,11 +130,11 @@ def _check_containment(report: Report) -> None:
 def _check_landlock(report: Report) -> None:
     version = landlock.version()
     if version:
-        text = f"version {version}: {landlock.OPTION} says which files a machine may open"
+        text = f"version {version}: {sandbox.OPTION} says which files a machine may open"
         report.line(_OK, "Landlock", text)
     else:
         mend = "boot a kernel with CONFIG_SECURITY_LANDLOCK, and landlock among lsm="
-        report.line(_LESS, "Landlock", f"not there, so no {landlock.OPTION}; {mend}")
+        report.line(_LESS, "Landlock", f"not there, so no {sandbox.OPTION}; {mend}")
 
 
 def _check_user_namespaces(report: Report) -> None:

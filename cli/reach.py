@@ -6,7 +6,8 @@ import os
 
 from ..devices.chardev import PTY, SOCKET
 from ..devices.virtio.vsock import VsockConfig
-from ..vmm.landlock import OPTION, READ, REMOVE, WRITE, Place
+from ..vmm.landlock import READ, REMOVE, WRITE, Place
+from ..vmm.sandbox import OPTION
 from . import registry
 
 TYPE_CHECKING = False

@@ -9,7 +9,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PyvirtError, QmpError
-from ..vmm.landlock import out_of_reach
+from ..vmm.sandbox import out_of_reach
 from ..vmm.steps import finish
 from . import table
 from .framing import Fault, parse

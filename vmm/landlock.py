@@ -10,6 +10,7 @@ import os
 
 from ..errors import ConfigError
 from ..native import check, lib
+from .sandbox import OPTION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ READ = lib.PV_LANDLOCK_READ
 WRITE = lib.PV_LANDLOCK_WRITE
 REMOVE = lib.PV_LANDLOCK_REMOVE
 
-OPTION = "-sandbox-path"
 # What devices that are plugged are made of, and what Python and the C library look up late; those
 # that a host lacks, or does not show, are left out.
 _OF_HOST = (
@@ -73,11 +73,3 @@ def _own() -> Iterable[Place]:
     yield Place(f"/proc/{os.getpid()}", READ)
     yield Place(os.path.dirname(os.__file__), READ)
     yield Place(os.path.realpath(os.path.join(os.path.dirname(__file__), "..")), READ)
-
-
-def out_of_reach(text: str) -> str:
-    """Return what a message is to say of files that are out of reach, "" where that is not it."""
-    reasons = (os.strerror(errno.EACCES), os.strerror(errno.EXDEV))
-    if lib.pv_landlock_is_on() and any(reason in text for reason in reasons):
-        return f" (only what {OPTION} names can be reached)"
-    return ""

@@ -1,11 +1,12 @@
 """What contains a machine's threads: the lists of native/sandbox/table.py.
 
-Imported where that is asked for only.
+Imported unless the sandbox is off. Which files a machine may open is landlock.py's affair.
 """
 
 from __future__ import annotations
 
 import _thread
+import errno
 import os
 
 from ..errors import ConfigError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from .machine import Machine
 
+OPTION = "-sandbox-path"  # of landlock.py
 _MODES = {"off": lib.PV_SANDBOX_OFF, "on": lib.PV_SANDBOX_ON, "log": lib.PV_SANDBOX_LOG}
 # Shared objects of the standard library, which cannot be loaded any more in it, and which monitors
 # have a use for: requests, devices and chardevs that are plugged.
@@ -55,6 +57,14 @@ def load() -> None:
     """Load what could not be loaded any more, and monitors have a use for."""
     for name in _LOADED:
         __import__(name)
+
+
+def out_of_reach(text: str) -> str:
+    """Return what a message is to say of files that are out of reach, "" where that is not it."""
+    reasons = (os.strerror(errno.EACCES), os.strerror(errno.EXDEV))
+    if lib.pv_landlock_is_on() and any(reason in text for reason in reasons):
+        return f" (only what {OPTION} names can be reached)"
+    return ""
 
 
 def enter(machine: Machine, *, is_monitored: bool) -> None:

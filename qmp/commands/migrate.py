@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import QmpError
-from ...vmm.landlock import out_of_reach
+from ...vmm.sandbox import out_of_reach
 from ..schema import Arguments, Boolean, Command, Field, FileName, Only, Struct
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from pyvirt.native import lib
-from pyvirt.vmm import landlock
+from pyvirt.vmm import landlock, sandbox
 
 from ..refusal import refusal
 
@@ -112,7 +112,7 @@ def test_a_kernel_without_it(number: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_message_names_the_option_where_it_may_be_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert landlock.out_of_reach("file: Permission denied") == ""
-    monkeypatch.setattr(landlock, "lib", SimpleNamespace(pv_landlock_is_on=lambda: 1))
-    assert "-sandbox-path" in landlock.out_of_reach("file: Permission denied")
-    assert landlock.out_of_reach("file: No such file or directory") == ""
+    assert sandbox.out_of_reach("file: Permission denied") == ""
+    monkeypatch.setattr(sandbox, "lib", SimpleNamespace(pv_landlock_is_on=lambda: 1))
+    assert "-sandbox-path" in sandbox.out_of_reach("file: Permission denied")
+    assert sandbox.out_of_reach("file: No such file or directory") == ""
