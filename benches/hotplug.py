@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import os
 import queue
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -52,7 +50,7 @@ done
 class Guest:
     """A running guest; a thread notes when each line of its console comes."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: side_by_side.Process) -> None:
         self._process = process
         self._lines: queue.SimpleQueue[tuple[float, str]] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -71,18 +69,6 @@ class Guest:
         if seen != line:
             raise RuntimeError(f"the guest says {seen!r} instead of {line!r}")
         return at
-
-
-@contextmanager
-def running(command: list[str]) -> Iterator[Guest]:
-    """Run a guest; it is killed in the end."""
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0
-    ) as process:
-        try:
-            yield Guest(process)
-        finally:
-            process.kill()
 
 
 def timed(client: Client, command: str, arguments: dict[str, Any]) -> tuple[float, float]:
@@ -120,7 +106,8 @@ def measure(image: str, initrd: str) -> side_by_side.Figures:
         command = [str(side_by_side.PYVIRT), "run", "-accel", "kvm", "-append", CMDLINE]
         command += ["-kernel", image, "-initrd", initrd]
         command += ["-qmp", f"unix:{socket},server,nowait,throttle=off"]
-        with running(command) as guest:
+        with side_by_side.running(command) as process:
+            guest = Guest(process)
             begin, end = guest.when("begin"), guest.when("end")
             with closing(Client(socket, lambda _: None)) as client:
                 cycles = [cycle(client, guest, disk) for _ in range(WARM_UP + PLUGS)][WARM_UP:]

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -87,21 +87,21 @@ COLUMNS = {
 class Guest:
     """A running guest, told what to do on its console."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
+    def __init__(self, process: side_by_side.Process) -> None:
+        self._process = process
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
             self._lines.put(line.decode(errors="replace").strip())
 
     def ask(self, command: str) -> list[str]:
         """Run a line of shell that must end with 0; return the lines that it says."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(command.encode() + b"\n")
-        self.process.stdin.flush()
+        assert self._process.stdin is not None
+        self._process.stdin.write(command.encode() + b"\n")
+        self._process.stdin.flush()
         said: list[str] = []
         while not said or not said[-1].startswith("answer "):
             try:
@@ -111,18 +111,6 @@ class Guest:
         if said[-1] != "answer 0":
             raise RuntimeError(f"{command!r}: {said!r}")
         return said[:-1]
-
-
-@contextmanager
-def running(command: list[str]) -> Iterator[Guest]:
-    """Run a guest; it is killed in the end."""
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-    ) as process:
-        try:
-            yield Guest(process)
-        finally:
-            process.kill()
 
 
 def own_kib(pid: int) -> int:
@@ -184,8 +172,9 @@ def measure(count: int, image: str, initrd: str, root: str, peer: str) -> side_b
         command += ["-kernel", image, "-initrd", initrd, "-machine", "slots=demand,mem-share=on"]
         command += ["-m", "512", "-disk", f"{root},readonly=on,direct=off", "-disk", str(own)]
         command += ["-net", TAP, "-qmp", f"unix:{socket},server,nowait,throttle=off"]
-        with running(command) as guest:
-            pid = guest.process.pid
+        with side_by_side.running(command, subprocess.PIPE) as process:
+            guest = Guest(process)
+            pid = process.pid
             guest.ask(f"until {LOADED}; do sleep 1; done 2>/dev/null")
             with closing(Client(socket, lambda _: None)) as client:
                 step = cycles(client, other)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,6 +24,7 @@ from pyvirt.errors import BackendError
 from pyvirt.harness import lab
 from pyvirt.vmm.accel import kvm_failure
 
+Process = subprocess.Popen[bytes]
 # By monitor, for each job: first the rate or time, then counts.
 Figures = dict[str, list[list[float]]]
 # Where a turn in the lab leaves its figures.
@@ -124,6 +126,16 @@ def console(command: Sequence[str], seconds: float) -> Iterator[str]:
                 yield line.strip()
         finally:
             stop.cancel()
+            process.kill()
+
+
+@contextmanager
+def running(command: Sequence[str], stdin: int = subprocess.DEVNULL) -> Iterator[Process]:
+    """Run a guest whose console is a pipe, its input too if that is PIPE; killed in the end."""
+    with subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, bufsize=0) as process:
+        try:
+            yield process
+        finally:
             process.kill()
 
 
