@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
             forward=options.forward,
             memory_mib=options.memory,
             cpus=options.cpus,
+            icount=options.icount,
             timeout=options.timeout,
             machines=machines,
         )
@@ -61,6 +62,12 @@ def _add_options(parser: Parser) -> None:
         help="the lab's memory, in MiB, or with M or G behind it (4G)",
     )
     parser.add_argument("-smp", dest="cpus", type=int, default=1, metavar="N", help="CPUs (1)")
+    parser.add_argument(
+        "-icount",
+        action="store_true",
+        help="have the lab's clock count instructions, one a nanosecond: processor time is then "
+        "the same every time; several times slower",
+    )
     parser.add_argument(
         "-forward",
         type=_pair,

@@ -49,16 +49,22 @@ def check(memory_mib: int, cpus: int) -> str:
     return emulator
 
 
-def arguments(image: Image, link: int, memory_mib: int, cpus: int) -> list[str]:
+def arguments(
+    image: Image, link: int, memory_mib: int, cpus: int, *, icount: bool = False
+) -> list[str]:
     """Return QEMU's arguments; `link` is the descriptor that carries the agent's port.
+
+    With `icount` a nanosecond of the lab's clock is one instruction, of whichever CPU.
 
     The ELF kernel starts through its PVH entry: no decompressor, which takes seconds here.
     The console goes to stdout. The 9p inodes of the host's file systems are remapped, for
     they collide otherwise.
     """
+    clock = ("-icount", "shift=0") if icount else ()
     return [
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-M", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU),
+        *("-M", "q35", "-accel", f"tcg,thread={'single' if icount else 'multi'}"),
+        *("-cpu", CPU, *clock),
         *("-smp", str(cpus), "-m", f"{memory_mib}M"),
         *("-kernel", str(image.kernel), "-initrd", str(image.initramfs)),
         *("-append", KERNEL_OPTIONS),
@@ -85,7 +91,7 @@ class Machine:
     anonymous file. It ends with the process that made it, even if that is killed.
     """
 
-    def __init__(self, image: Image, *, memory_mib: int, cpus: int) -> None:
+    def __init__(self, image: Image, *, memory_mib: int, cpus: int, icount: bool = False) -> None:
         emulator = check(memory_mib, cpus)
         self._console = os.memfd_create("lab-console", os.MFD_CLOEXEC)
         self.link, theirs = socket.socketpair()
@@ -94,7 +100,7 @@ class Machine:
                 [
                     *_dying_with_parent(),
                     emulator,
-                    *arguments(image, theirs.fileno(), memory_mib, cpus),
+                    *arguments(image, theirs.fileno(), memory_mib, cpus, icount=icount),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=self._console,

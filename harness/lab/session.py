@@ -28,6 +28,7 @@ def run(
     forward: Sequence[tuple[str, str]] = (),
     memory_mib: int = 4096,
     cpus: int = 1,
+    icount: bool = False,
     timeout: float | None = None,
     ready: Callable[[], None] = lambda: None,
     machines: str | None = None,
@@ -43,7 +44,9 @@ def run(
     file system of its own such as /dev/shm: connections to the first, which this makes (mode
     0600) and removes, are carried to the second; `ready` is called when it listens, before the
     lab boots. Machines that run in the lab are entered in the folder `machines`, where the sockets
-    of their monitors appear, too (machines.py). `timeout` is in seconds, from the lab's start.
+    of their monitors appear, too (machines.py). With `icount` the lab's clock counts instructions,
+    and processor time is the same every time (docs/lab.md). `timeout` is in seconds, from the
+    lab's start.
 
     In the main thread, SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to the command; a
     second one, or 10 s without an end, ends the lab. Raises ConfigError for bad values,
@@ -61,7 +64,7 @@ def run(
         signals = resources.enter_context(Signals())
         listeners = [(resources.enter_context(_listening(h)), p) for h, p in forward]
         ready()
-        machine = qemu.Machine(lab_image, memory_mib=memory_mib, cpus=cpus)
+        machine = qemu.Machine(lab_image, memory_mib=memory_mib, cpus=cpus, icount=icount)
         resources.callback(machine.close)
         found = Machines(machines) if machines else None
         if found is not None:

@@ -11,7 +11,7 @@ from pyvirt.errors import ConfigError
 
 from ..refusal import refusal
 
-DEFAULTS = {"forward": [], "memory_mib": 4096, "cpus": 1, "timeout": None}
+DEFAULTS = {"forward": [], "memory_mib": 4096, "cpus": 1, "icount": False, "timeout": None}
 
 
 @pytest.fixture
@@ -38,6 +38,7 @@ def calls(
         (["exec", "make", "-m", "3"], ["make", "-m", "3"], {}),
         (["exec", "-m", "2G", "-smp", "4", "--", "a"], ["a"], {"memory_mib": 2048, "cpus": 4}),
         (["exec", "--m", "512m", "--", "a"], ["a"], {"memory_mib": 512}),
+        (["exec", "-icount", "--", "a"], ["a"], {"icount": True}),
         (["exec", "-timeout", "1.5", "--", "a"], ["a"], {"timeout": 1.5}),
         (
             ["exec", "-forward", "a=b=/c", "--forward", "d=/e", "--", "a"],

@@ -56,6 +56,13 @@ def test_the_agents_port_comes_first_and_carries_the_descriptor() -> None:
     assert words[words.index("-kernel") + 1] == "/k/vmlinux"
     assert "-no-reboot" in words
     assert "panic=-1" in words[words.index("-append") + 1]
+    assert "-icount" not in words
+
+
+def test_a_clock_of_instructions_goes_by_one_thread() -> None:
+    words = qemu.arguments(IMAGE, 7, 2048, 1, icount=True)
+    assert words[words.index("-icount") + 1] == "shift=0"
+    assert words[words.index("-accel") + 1] == "tcg,thread=single"
 
 
 @pytest.mark.parametrize(
