@@ -9,8 +9,7 @@ LAUNCHER = $(BIN)/python cli/launcher.py >$(BIN)/pyvirt && chmod 755 $(BIN)/pyvi
 NATIVE := $(filter-out native/tests/% native/fuzz/% native/proofs/% native/_%,\
   $(wildcard native/*.[ch] native/*/*.[ch] native/*.cdef native/build.py))
 
-.PHONY: demo test quick check prove coverage mutants fuzz soak setup packages clean \
-  bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-slots bench-replug bench-snapshot bench-sandbox
+.PHONY: demo test quick check prove coverage mutants fuzz soak bench bench-report setup packages clean
 
 demo: setup
 	@$(BIN)/pyvirt demo
@@ -53,8 +52,13 @@ AT_ONCE ?= 20
 soak: setup $(VENV)/.bench
 	@$(BIN)/python benches/soak.py $(VMS) $(AT_ONCE)
 
-bench-boot bench-startup bench-block bench-net bench-ring bench-hotplug bench-fresh_vm bench-fork_vm bench-vsock bench-fs bench-slots bench-replug bench-snapshot bench-sandbox: bench-%: setup $(VENV)/.bench
-	@$(BIN)/python benches/$*.py
+# All parts, or those that PART names, with RUNS rounds of each instead of as many as they have.
+bench: setup $(VENV)/.bench
+	@$(BIN)/python -m pyvirt.benches --part="$(PART)" --runs="$(RUNS)"
+
+# docs/performance.md, its plots and README.md's table, of the rounds that are kept.
+bench-report: setup $(VENV)/.bench
+	@$(BIN)/python -m pyvirt.benches --report
 
 setup: packages $(VENV)/.ready
 

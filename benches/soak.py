@@ -109,13 +109,13 @@ def section(soak: Soak, host: Host, seconds: float) -> str:
     lines += ["", "| one process that stays | first look | last look |", "|---|---|---|"]
     for resident in soak.residents.values():
         (first_at, before), (last_at, after) = resident.seen[0], resident.seen[-1]
-        for title, first, last in (
+        for title, early, late in (
             ("KiB", before.memory_kib, after.memory_kib),
             ("descriptors", len(before.descriptors), len(after.descriptors)),
             ("threads", before.threads, after.threads),
         ):
             what = f"{resident.what}, {first_at} and {last_at}: {title}"
-            lines.append(f"| {what} | {first} | {last} |")
+            lines.append(f"| {what} | {early} | {late} |")
     lines += ["", "| began, ended | VMs |", "|---|---|"]
     lines += [f"| {life} | {count} |" for life, count in sorted(host.ends.items())]
     found = soak.findings() + soak.growth()
