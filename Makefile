@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # pip writes a start script of its own, which imports more than pyvirt does.
 LAUNCHER = $(BIN)/python cli/launcher.py >$(BIN)/pyvirt && chmod 755 $(BIN)/pyvirt
+MODULES := $(wildcard $(foreach room,cli devices native qmp vmm,$(room)/*.py $(room)/*/*.py) *.py)
 NATIVE := $(filter-out native/tests/% native/fuzz/% native/proofs/% native/_%,\
   $(wildcard native/*.[ch] native/*/*.[ch] native/*.cdef native/build.py))
 
@@ -60,7 +61,7 @@ bench: setup $(VENV)/.bench
 bench-report: setup $(VENV)/.bench
 	@$(BIN)/python -m pyvirt.benches --report
 
-setup: packages $(VENV)/.ready
+setup: packages $(VENV)/.ready build/bundle
 
 # The list is compared with what dpkg knows; only a difference costs more than 0.1 s.
 packages:
@@ -92,6 +93,10 @@ $(VENV)/.fuzz: $(VENV)/.ready
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	@$(LAUNCHER)
 	@touch $@
+
+# What the launcher has the modules from; one that is changed later is read by itself.
+build/bundle: $(VENV)/.ready $(MODULES)
+	@$(BIN)/python cli/bundle.py $@
 
 # The checkout as a package, for the launcher and for type checkers.
 build/pyvirt:
