@@ -7,6 +7,10 @@ import sys
 
 from ..errors import ConfigError, PyvirtError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class Starter:
     """The process in the foreground that waits for how a start goes; owns the pipe to it.
@@ -14,20 +18,21 @@ class Starter:
     A context manager: what ends the start is what that process ends with.
     """
 
-    __slots__ = ("_writer",)
+    __slots__ = ("_leave", "_writer")
 
-    def __init__(self, writer: int = -1) -> None:
-        """-1: nobody waits."""
+    def __init__(self, writer: int = -1, leave: Callable[[], None] | None = None) -> None:
+        """-1: nobody waits there; `leave` is called when it has started."""
         self._writer = writer
+        self._leave = leave
 
     def started(self) -> None:
         """Leave the terminal, and let it end with 0."""
+        if self._leave is not None:
+            _leave_streams()
+            self._leave()
         if self._writer < 0:
             return
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        os.close(null)
+        _leave_streams()
         os.write(self._writer, b"\0")
         os.close(self._writer)
         self._writer = -1
@@ -41,12 +46,25 @@ class Starter:
             os.write(self._writer, bytes([error.exit_status]))
 
 
+# How a process that is nobody's job already leaves who has asked for it; its own, if it is one.
+detach: Callable[[], None] | None = None
+
+
+def _leave_streams() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+
+
 def daemonize() -> Starter:
     """Go on in a background process; return the one that was started.
 
     That one ends with 1 where this ends without a word to it. To be called while the process has
     one thread and no KVM descriptor: a VM belongs to the process that made it.
     """
+    if detach is not None:
+        return Starter(leave=detach)
     reader, writer = os.pipe()
     if os.fork():
         os.close(writer)

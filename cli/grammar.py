@@ -165,8 +165,8 @@ def _words() -> dict[str, tuple[str, ...]]:
         "restore": (FOLDER,),
         "template": (FILE, FILE),
         "fork": (FILE,),
+        "serve": (FILE,),
         "qmp": (FILE, " ".join(sorted(REQUESTS))),
-        "fork-server": (FILE,),
         "completion": (" ".join(SHELLS),),
         "man": ("run",),
     }

@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ID_MAX = 65535
 _PROGRAMS = ("pyvirt", "stratovirt")
 # What takes another program of the host, or a process that goes on when the jail has ended.
-_NOT_HERE = ("daemonize", "share", "root", "exec")
+_NOT_HERE = ("daemonize", "share", "root", "exec", "via")
 _KERNELS = ("kernel", "incoming", "config", "help", "h", "print-config")
 _NETWORKS = "/run/netns"  # where ip netns keeps them
 CAPABILITIES = (

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _STDERR = 2
 _STRATOVIRT = "stratovirt"  # as its clients call it, and a link to pyvirt may be called
+_VIA = ("-via", "--via")
 _VERSIONS = ("-V", "-version", "--version")
 COMMANDS = {
     "run": "boot a guest; without options a small Debian one, to a shell",
@@ -23,6 +24,7 @@ COMMANDS = {
     "restore": "run a guest from such a folder",
     "template": "hold a machine in memory, to start forks of it",
     "fork": "run a guest from where a template stands",
+    "serve": "start machines quickly, as forks of one warm process",
     "jail": "run a guest where nothing of this host is to be seen",
     "ps": "the machines that run, and where their monitors are",
     "qmp": "talk to a machine's monitor: one command, or a shell",
@@ -32,7 +34,6 @@ COMMANDS = {
     "lab": "run a command in the nested lab, where KVM is real",
     "demo": "a stock kernel, and a disk plugged into it while it runs",
     "test": "boot a kernel, run a script in it, say how it ended",
-    "fork-server": "monitors for the test harness, without the wait for imports",
     "completion": "the script by which bash, zsh or fish completes all this",
     "man": "the manual pages pyvirt(1) and pyvirt-run(1)",
 }
@@ -52,14 +53,25 @@ def _words(argv: list[str]) -> list[str]:
     return ["run", *words] if is_run and words[0] not in _VERSIONS else words
 
 
+def _run_module(name: str, words: list[str]) -> int:
+    # importlib would cost a module more on the start-up path.
+    module = __import__(f"pyvirt.cli.{name}", fromlist=["main"])
+    return int(module.main(words))
+
+
+def run(words: list[str]) -> int:
+    """Run a machine, here or by a pyvirt serve; return the exit status."""
+    is_via = any(word.partition("=")[0] in _VIA for word in words)
+    return _run_module("via" if is_via or os.environ.get("PYVIRT_SERVE") else "run", words)
+
+
 def dispatch(arguments: list[str]) -> int:
     """Run the sub-command named first; return its exit status."""
     command, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
     if command in COMMANDS:
-        # importlib would cost a module more on the start-up path.
-        name = command.replace("-", "_")
-        module = __import__(f"pyvirt.cli.{name}", fromlist=["main"])
-        return int(module.main(rest))
+        if command == "run":
+            return run(rest)
+        return _run_module(command.replace("-", "_"), rest)
     word = command.lstrip("-")
     if word in {"help", "h"}:
         sys.stdout.write(usage())
@@ -86,8 +98,8 @@ def main() -> NoReturn:
     end(lambda: dispatch(_words(sys.argv)))
 
 
-def end(command: Callable[[], int]) -> NoReturn:
-    """End with what a command returns or raises.
+def end(command: Callable[[], int], tell: Callable[[int], None] | None = None) -> NoReturn:
+    """End with what a command returns or raises; `tell` is told of it before.
 
     By os._exit, since tearing the interpreter down costs 4 ms.
     """
@@ -115,4 +127,6 @@ def end(command: Callable[[], int]) -> NoReturn:
             stream.flush()
         except OSError:
             status = status or 1
+    if tell is not None:
+        tell(status)
     os._exit(status)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..errors import ConfigError
-from . import run, usage
+from . import usage
+from .main import run
 
 USAGE = """\
 usage: pyvirt restore DIR [OPTIONS]
@@ -27,4 +28,4 @@ def main(argv: list[str]) -> int:
     if not argv:
         raise ConfigError("restore: name a snapshot's folder; pyvirt restore -help tells more")
     folder = argv[0].replace(",", ",,")
-    return run.main(["-incoming", f"file:{folder}", *argv[1:]])
+    return run(["-incoming", f"file:{folder}", *argv[1:]])

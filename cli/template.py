@@ -13,7 +13,7 @@ from ..errors import BackendError, ConfigError, PyvirtError
 from ..qmp.client import Client, printable
 from ..vmm.snapshot import template as templates
 from . import usage
-from .fork_server import Ended, start
+from .serve import Ended, start
 from .server.places import SPARES_MAX, Place
 
 if TYPE_CHECKING:

@@ -168,6 +168,11 @@ def _incoming(options: Options, text: str) -> None:
     options.incoming = read(text)
 
 
+def _via(_options: Options, text: str) -> None:
+    """Refuse what has come as far as here: who starts a machine is found out before."""
+    raise ConfigError(f"-via {text}: only on the command line of pyvirt run, and of restore")
+
+
 def _root(options: Options, text: str) -> None:
     if not text:
         raise ConfigError("-root: names no folder; give -root DIR, such as -root /")
@@ -397,6 +402,13 @@ TABLE = (
         _text("print_config"),
     ),
     Option("accel", "auto|kvm|lab", "this host's KVM, the nested lab, or whichever works", _accel),
+    Option(
+        "via",
+        "SOCKET",
+        "have the machine started by the pyvirt serve there, which is quicker; PYVIRT_SERVE=SOCKET "
+        "in the environment is the same where that can be",
+        _via,
+    ),
     Option(
         "sandbox",
         "on|off|log",

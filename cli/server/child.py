@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ...errors import PyvirtError, StateError, unexpected
 from ...vmm.log import Log
 from ..options.parse import parse
-from .connection import LINE_MAX, STREAMS_MAX, Run
+from .limits import LINE_MAX, STREAMS_MAX
+from .owner import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
     from ...vmm.snapshot.restore import Incoming
     from ...vmm.snapshot.template import Template
     from ..options.parsed import Options
+    from .connection import Run
 
-    # Is `pyvirt run WORDS...`, as a fork where something was prepared for it.
-    Enter = Callable[[list[str], "Prepared | None"], NoReturn]
+    # Is `pyvirt run WORDS...`, as a fork where something was prepared for it, and as a part of
+    # the command that is its owner.
+    Enter = Callable[[list[str], "Prepared | None", Owner | None], NoReturn]
 
 _prctl = ctypes.CDLL(None).prctl
 _PR_SET_PDEATHSIG = 1
@@ -111,12 +114,13 @@ class Prepared:
 
 
 def live(child: Callable[[], NoReturn], parent: int) -> NoReturn:
-    """Be the child, which `child` is the whole life of; it ends with its parent."""
+    """Be the child, which `child` is the whole life of; it ends with its `parent`, unless 0."""
     try:
         os.setsid()
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+        if parent:
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -133,11 +137,17 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def become(run: Run, places: dict[int, int], enter: Enter) -> NoReturn:
-    """Be a monitor."""
-    place(places)
+def become(run: Run, places: dict[int, int], control: int, enter: Enter) -> NoReturn:
+    """Be a monitor; `control` is the connection that it was asked for on."""
+    if run.caller is None:
+        place(places)
+        os.chdir(run.cwd)
+        enter(run.words, None, None)
+    place({**places, STREAMS_MAX: control})
+    owner = Owner(STREAMS_MAX)
+    owner.lend(run.caller)
     os.chdir(run.cwd)
-    enter(run.words, None)
+    enter(run.words, None, owner)
 
 
 def wait_to_become(
@@ -162,7 +172,7 @@ def wait_to_become(
         os.close(fd)
     prepared.asked_ns = message["asked_ns"]
     os.chdir(message["cwd"])
-    enter(message["words"], prepared)
+    enter(message["words"], prepared, None)
 
 
 def ask(channel: socket.socket, run: Run, places: dict[int, int], asked_ns: int) -> None:
@@ -223,17 +233,18 @@ def _place_below(places: dict[int, int]) -> None:
 def place(places: dict[int, int]) -> None:
     """Let descriptor `number` be what `places` has for it, and no other be open.
 
-    0, 1 and 2 are /dev/null where it has none.
+    0, 1 and 2 are /dev/null where it has none; STREAMS_MAX is not for other programs.
     """
     null = os.open(os.devnull, os.O_RDWR)
     wanted = {0: null, 1: null, 2: null, **places}
     top = max(wanted) + 1
     # None is to be overwritten before it is copied.
     copies = {
-        number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, STREAMS_MAX) for number, fd in wanted.items()
+        number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, STREAMS_MAX + 1)
+        for number, fd in wanted.items()
     }
     for number, copy in copies.items():
-        os.dup2(copy, number)
+        os.dup2(copy, number, inheritable=number < STREAMS_MAX)
     for number in range(top):
         if number not in wanted:
             os.closerange(number, number + 1)

@@ -8,15 +8,18 @@ import os
 import resource
 import socket
 import stat
+import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
+
+from .limits import LINE_MAX, STREAMS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-LINE_MAX = 1 << 16
 READ_MAX = 4096
-STREAMS_MAX = 64  # of one monitor, and its highest descriptor
+UMASK_MAX = 0o777
+_PEER = struct.Struct("iII")  # SO_PEERCRED: process, user, group
 
 
 class Refused(Exception):  # noqa: N818  (it is the client's error)
@@ -35,11 +38,22 @@ def why(error: OSError) -> str:
 
 
 @dataclass(frozen=True)
+class Caller:
+    """The command that a monitor is a part of: the pyvirt that it is of, and its environment."""
+
+    version: str
+    package: str  # the folder
+    umask: int
+    env: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Run:
     """What a monitor is to be.
 
     `streams` are its descriptors by the keys of connections, `fds` those that came with the line.
-    Of a fork it has the name of the `template`.
+    Of a fork it has the name of the `template`. One with a `caller` ends with that, and not with
+    the server.
     """
 
     words: list[str]
@@ -47,6 +61,7 @@ class Run:
     streams: dict[str, list[int]]
     fds: list[int]
     template: str | None
+    caller: Caller | None
 
 
 def read_run(message: dict[str, Any]) -> Run:
@@ -70,7 +85,32 @@ def read_run(message: dict[str, Any]) -> Run:
     template = message.get("template")
     if template is not None and not isinstance(template, str):
         raise Refused("template: not a name")
-    return Run(words, cwd, streams, fds, template)
+    caller = _read_caller(message["caller"]) if "caller" in message else None
+    if template is not None and caller is not None:
+        raise Refused("caller: a template's fork has none")
+    return Run(words, cwd, streams, fds, template, caller)
+
+
+def _read_caller(given: object) -> Caller:
+    if not isinstance(given, dict):
+        raise Refused("caller: not an object")
+    version, package, umask, env = (
+        given.get(name) for name in ("version", "package", "umask", "env")
+    )
+    if not isinstance(version, str):
+        raise Refused("caller: version: not a text")
+    if not is_path(package):
+        raise Refused("caller: package: not an absolute path")
+    if type(umask) is not int or not 0 <= umask <= UMASK_MAX:
+        raise Refused(f"caller: umask: not a number from 0 to {UMASK_MAX}")
+    if not isinstance(env, dict) or not all(map(_is_variable, env.items())):
+        raise Refused("caller: env: not an object of texts by names")
+    return Caller(version, package, umask, env)
+
+
+def _is_variable(pair: tuple[str, object]) -> bool:
+    name, value = pair
+    return name != "" and "=" not in name and _is_word(name) and _is_word(value)
 
 
 def is_path(path: object) -> TypeGuard[str]:
@@ -87,6 +127,13 @@ def _is_word(word: object) -> TypeGuard[str]:
     except UnicodeEncodeError:  # half of a character, as JSON can have it
         return False
     return True
+
+
+def peer(connection: socket.socket) -> tuple[int, int]:
+    """Return the process and the user at the other end, as they were when it connected."""
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    pid, uid, _ = _PEER.unpack(data)
+    return pid, uid
 
 
 def read_file(path: object) -> str | None:

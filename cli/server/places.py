@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from ...vmm.snapshot import template as templates
 from . import child
-from .connection import LINE_MAX, Connection, Refused
+from .connection import Connection, Refused
+from .limits import LINE_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable

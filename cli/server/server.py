@@ -10,7 +10,10 @@ LINE_MAX bytes, says what the connection is:
                             descriptors, and those that come with the line (SCM_RIGHTS), as `fds`
                             numbers them (0, 1 and 2 are /dev/null where none is given). With
                             "template": NAME it is a fork of that template: WORDs are those of
-                            `pyvirt restore` behind the folder
+                            `pyvirt restore` behind the folder. With "caller", which is
+                            {"version": TEXT, "package": PATH, "umask": N, "env": {NAME: VALUE}},
+                            it has that environment and umask, and what limits, processors and
+                            priority the client's process has
     {"hold": NAME, "spares": N}
                             have room for a template, as long as this connection is there, of which
                             N forks (0 to 16; else 1) are prepared ahead; answered by
@@ -26,10 +29,13 @@ LINE_MAX bytes, says what the connection is:
 A `run` is answered by one line, {"pid": N}, or {"error": TEXT} and the end; and when the monitor
 has ended by another, {"status": N}, which is -N after signal N, and the end. To who sent
 descriptors comes a pidfd with the first. The client's next byte, or the end of its sending, kills
-the monitor. A stream that no `run` asks for, a `run` whose streams do not come and a connection
-that says nothing are closed after PATIENCE_S.
+the monitor. One with a caller gets SIGHUP then; it does not end with the server, says its status
+itself, and when it goes to the background {"left": 0} in its place. A stream that no `run` asks
+for, a `run` whose streams do not come and a connection that says nothing are closed after
+PATIENCE_S.
 
-One thread, so that a fork is safe. With the server its monitors end.
+Clients of another user than this process's, or root, are refused. One thread, so that a fork is
+safe.
 """
 
 from __future__ import annotations
@@ -52,7 +58,8 @@ from ...devices.unix_socket import UnixListener
 from ...errors import ConfigError, PyvirtError, unexpected
 from ...harness.vm.switch import Switch
 from . import child
-from .connection import Connection, Refused, is_path, read_file, read_run, why
+from .code import Code
+from .connection import Connection, Refused, is_path, peer, read_file, read_run, why
 from .places import PLACES_MAX, SPARES_MAX, Place, Waiting
 
 if TYPE_CHECKING:
@@ -76,6 +83,15 @@ class _Monitor:
     control: Connection
     path: str = ""
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it ends with this process, and is killed for its client."""
+        return self.control.run is None or self.control.run.caller is None
+
+
+def _is_welcome(client: socket.socket) -> bool:
+    return peer(client)[1] in {os.geteuid(), 0}
+
 
 def _spare() -> int:
     return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -85,7 +101,7 @@ class Server:
     """Forks monitors; owns the socket, the connections and the children until `close`."""
 
     def __init__(
-        self, path: str, enter: Enter, tidy: Callable[[], object], *, name: str = "fork-server"
+        self, path: str, enter: Enter, tidy: Callable[[], object], *, name: str = "serve"
     ) -> None:
         """Listen at `path`; ConfigError, which begins with the command's `name`.
 
@@ -98,6 +114,8 @@ class Server:
                 f"{name} {path}: {error.strerror}; name a new file in a writable folder"
             ) from None
         self._path = os.path.abspath(path)
+        self._name = name
+        self._code = Code()
         self._enter = enter
         self._tidy = tidy
         self._accepting = socket.socket(fileno=os.dup(self._listener.fd))
@@ -144,7 +162,7 @@ class Server:
         except Exception as error:
             if not isinstance(key.fileobj, socket.socket) or key.fileobj is self._accepting:
                 raise
-            sys.stderr.write(f"pyvirt: fork-server: {unexpected(error)}; please report\n")
+            sys.stderr.write(f"pyvirt: {self._name}: {unexpected(error)}; please report\n")
             if self._selector.get_map().get(key.fd) == key:
                 self._selector.unregister(key.fileobj)
             for connection in [one for one in self._unclaimed if one.socket is key.fileobj]:
@@ -176,8 +194,11 @@ class Server:
             return
         client.setblocking(True)
         connection = Connection(client, time.monotonic() + PATIENCE_S)
+        if not _is_welcome(client):
+            self._drop(connection, "it serves another user; start one of your own")
+            return
         if len(self._unclaimed) >= CONNECTIONS_MAX:
-            client.close()
+            self._drop(connection, "it has too many clients; try again later")
             return
         self._unclaimed[connection] = None
         self._selector.register(client, selectors.EVENT_READ, lambda: self._begin(connection))
@@ -210,9 +231,7 @@ class Server:
 
     def _understand(self, connection: Connection, message: dict[str, Any]) -> None:
         if "run" in message:
-            connection.run = read_run(message)
-            if len(connection.run.fds) != len(connection.fds):
-                raise Refused("fds: not as many as have come")
+            connection.run = self._read_run(connection, message)
             self._waiting.append(connection)
             # A client that gives up is not to get a monitor.
             self._selector.register(
@@ -242,6 +261,14 @@ class Server:
             assert waiting.run is not None
             if waiting.run.streams.keys() <= self._streams.keys():
                 self._start(waiting, waiting.run)
+
+    def _read_run(self, connection: Connection, message: dict[str, Any]) -> Run:
+        run = read_run(message)
+        if len(run.fds) != len(connection.fds):
+            raise Refused("fds: not as many as have come")
+        if run.caller is not None and (difference := self._code.difference(run.caller)):
+            raise Refused(f"{difference}; start it anew")
+        return run
 
     def _drop(self, connection: Connection, why: str) -> None:
         """Close a connection that is no monitor's, after an answer where there is one to give."""
@@ -336,7 +363,8 @@ class Server:
         fds |= dict(zip(run.fds, control.fds, strict=True))
         try:
             if run.template is None:
-                self._fork(control, lambda: child.become(run, fds, self._enter))
+                asked = control.socket.fileno()
+                self._fork(control, lambda: child.become(run, fds, asked, self._enter))
             else:
                 self._fork_template(control, run, fds)
         finally:
@@ -378,7 +406,8 @@ class Server:
 
     def _fork(self, control: Connection, life: Callable[[], NoReturn], path: str = "") -> None:
         """Start a child, which `life` is the whole life of."""
-        parent = os.getpid()
+        is_ours = control.run is None or control.run.caller is None
+        parent = os.getpid() if is_ours else 0
         try:
             pid = os.fork()
         except OSError as error:
@@ -400,9 +429,10 @@ class Server:
         control = monitor.control
         self._monitors.add(monitor)
         self._selector.register(monitor.pidfd, selectors.EVENT_READ, lambda: self._end(monitor))
-        self._selector.register(
-            control.socket, selectors.EVENT_READ, lambda: self._kill_one(monitor)
-        )
+        if monitor.is_ours:
+            self._selector.register(
+                control.socket, selectors.EVENT_READ, lambda: self._kill_one(monitor)
+            )
         control.answer({"pid": monitor.pid}, [monitor.pidfd] if has_fds else ())
 
     @staticmethod
@@ -433,10 +463,13 @@ class Server:
         monitor.control.close()
 
     def close(self) -> None:
-        """End everything."""
-        for monitor in list(self._monitors):
+        """End everything but monitors that are their callers'."""
+        for monitor in [one for one in self._monitors if one.is_ours]:
             signal.pidfd_send_signal(monitor.pidfd, signal.SIGKILL)
             self._end(monitor)
+        for monitor in self._monitors:
+            os.close(monitor.pidfd)
+            monitor.control.close()
         for place in self.places.values():
             place.close()
         for connection in list(self._unclaimed):

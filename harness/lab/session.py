@@ -83,6 +83,7 @@ def _command(command: Sequence[str], cwd: str | None, env: Mapping[str, str] | N
         raise ConfigError("lab: no command to run; give one after --")
     where = str(Path.cwd()) if cwd is None else cwd
     environment = {**(os.environ if env is None else env), "PYVIRT_LAB": "1"}
+    environment.pop("PYVIRT_SERVE", None)  # a socket of this host, which is none there
     for text in (*command, where, *(f"{k}={v}" for k, v in environment.items())):
         if "\0" in text or len(os.fsencode(text)) >= TEXT_MAX:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""The harness's side of `pyvirt fork-server` (cli/fork_server.py describes what is said)."""
+"""The harness's side of a `pyvirt serve` of its own (cli/server/server.py: what is said)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONNECT_S = 20.0
 START_S = 150.0  # for a server in a lab that is to boot first
 _STOP_S = 5.0
 _LINE_MAX = 1 << 16
-_READY = b"ready\n"
+_READY = b"ready: "
 # A folder that takes sockets, as not every file system of the lab does; else the usual one.
 SOCKETS = "/dev/shm"  # noqa: S108  (a folder of our own is made in it)
 
@@ -249,12 +249,12 @@ class ForkServer:
             prefix="pyvirt-", dir=SOCKETS if os.access(SOCKETS, os.W_OK) else None
         )
         self.path = f"{self._folder}/fork"
-        words = command("fork-server", self.path)
+        words = command("serve", "-stdin", self.path)
         if lab_mib:
             inside = f"{SOCKETS}/pyvirt-fork"
             words = command(
                 *("lab", "exec", "-m", f"{lab_mib}M", "-forward", f"{self.path}={inside}", "--"),
-                *command("fork-server", inside),
+                *command("serve", "-stdin", inside),
             )
         self._messages = Path(self._folder, "messages")
         try:

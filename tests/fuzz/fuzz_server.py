@@ -8,16 +8,13 @@ from __future__ import annotations
 import os
 import socket
 
-from pyvirt.cli.server.connection import (
-    STREAMS_MAX,
-    Connection,
-    Refused,
-    is_path,
-    read_file,
-    read_run,
-)
+from pyvirt.cli.server.code import Code
+from pyvirt.cli.server.connection import Connection, Refused, is_path, read_file, read_run
+from pyvirt.cli.server.limits import STREAMS_MAX
 
 from .input import Input
+
+code = Code()
 
 
 def understand(message: dict[str, object]) -> None:
@@ -28,6 +25,13 @@ def understand(message: dict[str, object]) -> None:
         assert all(0 <= number < STREAMS_MAX for number in numbers)
         for word in (run.cwd, *run.words):
             os.fsencode(word)
+        if run.caller is not None:
+            assert run.template is None
+            for name, value in run.caller.env.items():
+                assert name
+                assert b"=" not in os.fsencode(name)
+                assert b"\0" not in os.fsencode(name + value)
+            code.difference(run.caller)
     elif "read" in message:
         read_file(message["read"])
     elif is_path(message.get("switch")):

@@ -1,4 +1,4 @@
-"""A fork server whose monitors have no guest: `python fake_monitor.py SOCKET`.
+"""A fork server whose monitors have no guest: `python fake_monitor.py -stdin SOCKET`.
 
 In place of a guest there is the agent, as a program of this host; what it runs can write to two
 FIFOs, named by the environment: to $CONSOLE what a kernel would say, to $MONITOR what the monitor
@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pyvirt.cli import fork_server, run
+from pyvirt.cli import run, serve
 from pyvirt.harness.agent import image
 
 CONSOLE, MESSAGES, AGENT, QMP, EVENTS = 1, 2, 3, 4, 5
@@ -118,5 +118,5 @@ def main() -> NoReturn:
 
 if __name__ == "__main__":
     run.main = lambda *_: main()
-    fork_server.main(sys.argv[1:])
-    Path(sys.argv[1]).unlink(missing_ok=True)
+    serve.main(sys.argv[1:])
+    Path(sys.argv[-1]).unlink(missing_ok=True)

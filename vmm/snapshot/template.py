@@ -1,6 +1,6 @@
 """A machine in memory that others are forked from: its state, parsed once, and a sealed memfd.
 
-Who has one is a process of `pyvirt template` or `pyvirt fork-server`. A machine gets there by
+Who has one is a process of `pyvirt template` or `pyvirt serve`. A machine gets there by
 `migrate`, with the uri `template:SOCKET[,name=NAME]`: it connects to that process's socket and says
 
     {"give": NAME}

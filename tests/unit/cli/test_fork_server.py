@@ -176,7 +176,7 @@ def test_control_connection_ends_the_monitor(how: str, server: ForkServer, tmp_p
         ([b"[1]\n"], "no JSON object"),
         ([b"[" * 60000 + b"\n"], "no JSON object"),
         ([b"\xff\xfe\n"], "no JSON object"),
-        ([b"x" * 40000, b"x" * 40000], "longer than 65536 bytes"),
+        ([b"x" * 200_000, b"x" * 200_000], "longer than 262144 bytes"),
         ([b"{}\n"], "not a key"),
         ([b'{"stream": 5}\n'], "not a key"),
         ([b'{"run": "words", "cwd": "/"}\n'], "not a list of words"),
@@ -363,7 +363,7 @@ def test_files_that_may_be_open_have_a_limit(monkeypatch: pytest.MonkeyPatch) ->
 def test_server_that_cannot_listen_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=r"fork-server /dev/null: .*; name a new file"):
+    with pytest.raises(ConfigError, match=r"serve /dev/null: .*; name a new file"):
         server_side.Server("/dev/null", lambda *_: os._exit(1), lambda: None)
     monkeypatch.setattr(fork_server, "command", lambda *words: ["sh", "-c", "echo it is so >&2"])
     with pytest.raises(BackendError, match=r"^it is so$"):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyvirt import __version__
 from pyvirt.harness.vm import fork_server
 from pyvirt.harness.vm.fork_server import ForkServer
 
@@ -25,8 +26,15 @@ CLIENTS = 500
 VALUES: tuple[Any, ...] = (
     *(None, True, 0, -1, 1 << 70, 0.5, "", "a", "a,b", "/", "/\ud800", "/a\0b", "/dev/null"),
     *("/" + "x" * 300, "/" + "x" * 5000, "\ud800", [], ["a"], ["\ud800"], ["a\0b"], [[]], {}),
+    *({"version": "0", "package": "/", "umask": 0, "env": {}}, {"version": 1, "env": {"a=": 1}}),
     *({"a": [0]}, {"a": [63]}, {"\ud800": [64]}, [0], [0, 0], [1, 2, 3], ["-help"] * 99),
 )
+CALLER: dict[str, Any] = {
+    "version": __version__,
+    "package": str(Path(fork_server.__file__).parents[2]),
+    "umask": 18,
+    "env": {"PATH": "/bin"},
+}
 NAMES: tuple[str, ...] = (
     "stream",
     "run",
@@ -39,7 +47,7 @@ NAMES: tuple[str, ...] = (
     "give",
     "switch",
 )
-NAMES += ("read", "ping")
+NAMES += ("read", "ping", "caller")
 KNOWN = (
     {"ping": True},
     {"stream": "key"},
@@ -49,6 +57,7 @@ KNOWN = (
     {"hold": "t", "spares": 1},
     {"give": "t"},
     {"read": "/proc/version"},
+    {"run": ["-nonsense"], "cwd": "/", "caller": CALLER},
 )
 
 

@@ -41,7 +41,7 @@ def test_an_option_that_is_not_there(command: str, word: str) -> None:
     assert command == "run" or message.startswith(command)
 
 
-@pytest.mark.parametrize("command", ["doctor", "demo", "ps", "fork-server a", "net down a"])
+@pytest.mark.parametrize("command", ["doctor", "demo", "ps", "serve a", "net down a"])
 def test_a_word_too_many(command: str) -> None:
     assert "extra" in refusal(lambda: main.dispatch([*command.split(), "extra"]))
 
