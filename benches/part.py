@@ -18,6 +18,8 @@ class Place(Enum):
     HOST = "on this host"
     # Here if this host's KVM runs stock kernels, else in the nested lab.
     GUESTS = "where stock kernels run"
+    # In a nested lab whose clock counts instructions (docs/lab.md).
+    COUNTED = "counted"
 
 
 @dataclass(frozen=True)

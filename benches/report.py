@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import figures, headline, parts, results
 from .figures import Comparison, Spread
-from .part import Budget, Part, Row, Table
+from .part import Budget, Part, Place, Row, Table
 from .results import Results
 
 PAGE = results.ROOT / "docs/performance.md"
@@ -129,6 +129,7 @@ def section(part: Part, found: Results | None) -> list[str]:
         return [*lines, f"Not measured yet: `make bench PART={part.name}`.", ""]
     count = len(found.rounds)
     where = "In the nested lab" if found.in_lab else "On the host"
+    where += ", whose clock counted instructions" if part.place is Place.COUNTED else ""
     rounds = f"{count} round{'s' if count != 1 else ''}"
     busy = f", on a host with a load of {found.load:g} before" if found.load > QUIET else ""
     lines += [f"*{where}, {rounds}, {found.date}, commit {found.commit}{busy}.*", ""]

@@ -48,11 +48,11 @@ def measure(part: Part, rounds: int, spawn: Spawn | None = None) -> results.Resu
     """
     # Fetches and builds what the rounds need where there is a network.
     part.ready()
-    failure = kvm_failure() if part.place is Place.GUESTS else ""
-    if failure:
-        print(f"{part.name}: in the nested lab, because: {failure}", file=sys.stderr, flush=True)
+    lab_for = _lab_for(part.place)
+    if lab_for:
+        print(f"{part.name}: in the nested lab, because: {lab_for}", file=sys.stderr, flush=True)
     load = round(os.getloadavg()[0], 1)
-    run = spawn or (_in_lab if failure else _here)
+    run = spawn or (_in_lab if lab_for else _here)
     lines: list[dict[str, Any]] = []
     with TemporaryDirectory(prefix="pyvirt-bench-") as folder:
         at_once = part.at_once or rounds
@@ -64,11 +64,18 @@ def measure(part: Part, rounds: int, spawn: Spawn | None = None) -> results.Resu
         date=results.now(),
         commit=results.commit(),
         machine=next(line[MACHINE] for line in lines if MACHINE in line),
-        host=machine.describe() if failure else {},
+        host=machine.describe() if lab_for else {},
         load=load,
         rounds=[line[ROUND] for line in lines if ROUND in line],
         absent={name: why for line in lines for name, why in line.get(ABSENT, {}).items()},
     )
+
+
+def _lab_for(place: Place) -> str:
+    """Return why rounds are run in the nested lab, "" if they are not."""
+    if place is Place.COUNTED:
+        return "instructions can be counted there"
+    return kvm_failure() if place is Place.GUESTS else ""
 
 
 def _tried(part: Part, span: Span, place: Path, spawn: Spawn) -> list[dict[str, Any]]:
@@ -96,7 +103,12 @@ def _here(part: Part, span: Span, place: Path) -> int:
 
 
 def _in_lab(part: Part, span: Span, place: Path) -> int:
-    return lab.run(_command(part, span, place), env=dict(os.environ), timeout=part.seconds)
+    return lab.run(
+        _command(part, span, place),
+        env=dict(os.environ),
+        icount=part.place is Place.COUNTED,
+        timeout=part.seconds,
+    )
 
 
 def run_span(name: str, span: Span, place: Path) -> None:

@@ -10,6 +10,7 @@ NAMES = (
     "startup",
     "boot",
     "account",
+    "cost",
     "block",
     "net",
     "vsock",
@@ -22,7 +23,6 @@ NAMES = (
     "slots",
     "replug",
     "sandbox_start",
-    "sandbox",
     "ring",
 )
 

@@ -6,7 +6,7 @@ import os
 import pty
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,9 +40,15 @@ def running(launch: Launch, stdin: int = subprocess.DEVNULL) -> Iterator[tuple[P
                 process.kill()
 
 
-def lines(launch: Launch, seconds: float) -> Iterator[str]:
-    """Run a guest, yield the lines of its console, and end it after `seconds`."""
+def lines(
+    launch: Launch, seconds: float, begun: Callable[[int], None] = lambda _pid: None
+) -> Iterator[str]:
+    """Run a guest, yield the lines of its console, and end it after `seconds`.
+
+    `begun` is told its process.
+    """
     with running(launch) as (process, console):
+        begun(process.pid)
         stop = threading.Timer(seconds, process.kill)
         stop.start()
         try:

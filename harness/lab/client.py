@@ -53,7 +53,8 @@ class Client:
     `fds` stand for the command's descriptors 0, 1 and 2 and stay the caller's, as do `link`
     and `forward`: pairs of a listening socket and the path of the socket in the lab that its
     connections are for; `machines` adds some while the command runs. `timeout` is in seconds
-    from now. To be used by one thread.
+    from now; the lab's own seconds may be so many times as long as `slow` says. To be used by
+    one thread.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Client:
         forward: Sequence[tuple[socket.socket, str]] = (),
         machines: Machines | None = None,
         timeout: float | None = None,
+        slow: float = 1,
     ) -> None:
         self._link = link
         self._command = command
@@ -75,7 +77,9 @@ class Client:
         self._machines = machines
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._boot_end: float | None = time.monotonic() + _BOOT
+        self._silence = _SILENCE * slow
+        self._boot = _BOOT * slow
+        self._boot_end: float | None = time.monotonic() + self._boot
         self._silence_end: float | None = None
         self._grace_end: float | None = None
         self._next_knock: float | None = None
@@ -187,9 +191,9 @@ class Client:
                 "give it more time with -timeout"
             )
         if self._boot_end is not None and now >= self._boot_end:
-            raise LinkClosedError(f"lab: the agent did not answer within {_BOOT:.0f} s")
+            raise LinkClosedError(f"lab: the agent did not answer within {self._boot:.0f} s")
         if self._silence_end is not None and now >= self._silence_end:
-            raise LabHangsError(f"lab: no sign of life for {_SILENCE:.0f} s; run it again")
+            raise LabHangsError(f"lab: no sign of life for {self._silence:.0f} s; run it again")
         limits = (
             self._deadline,
             self._grace_end,
@@ -213,7 +217,7 @@ class Client:
                 data = self._link.recv(_TX_HIGH)
                 if not data:
                     raise LinkClosedError("lab: the connection to the agent was closed")
-                self._silence_end = time.monotonic() + _SILENCE
+                self._silence_end = time.monotonic() + self._silence
                 for frame in self._decoder.feed(data):
                     self._receive(frame)
         except BlockingIOError:

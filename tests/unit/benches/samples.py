@@ -16,13 +16,14 @@ def part(
     budgets: tuple[Budget, ...] = (),
     at_once: int | None = None,
     warm_up: int = 0,
+    place: Place = Place.HOST,
 ) -> Part:
     """Return a part of two rows, and a table of what is found."""
     return Part(
         name="made",
         title="Made up",
         what="Nothing.",
-        place=Place.HOST,
+        place=place,
         rounds=4,
         at_once=at_once,
         warm_up=warm_up,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pyvirt.benches import __main__ as bench
 from pyvirt.benches import parts, report, results, runner
-from pyvirt.benches.part import Part, Round, Turn
+from pyvirt.benches.part import Part, Place, Round, Turn
+from pyvirt.benches.parts import cost
 from pyvirt.benches.runner import Span
 from pyvirt.errors import BackendError, PyvirtError
 
@@ -46,6 +48,28 @@ def test_rounds_are_measured(made: Part, capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().err
     assert "made: round 3 of 3: pyvirt 2\n" in said
     assert said.count("round") == 3, "what warms up is not said"
+
+
+def test_what_is_counted_is_counted_in_a_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = part(numbered, place=Place.COUNTED)
+    monkeypatch.setattr(parts, "load", lambda name: one)
+    asked = []
+
+    def run(command: list[str], *, icount: bool, **_: object) -> int:
+        asked.append(icount)
+        return in_this_process(one, Span(0, 1, 1), Path(command[-1]))
+
+    monkeypatch.setattr("pyvirt.harness.lab.run", run)
+    found = runner.measure(one, 1)
+    assert asked == [True]
+    assert found.in_lab
+    assert "whose clock counted instructions" in "\n".join(report.section(one, found))
+
+
+def test_the_processor_time_of_a_process_grows_by_what_it_does() -> None:
+    before = cost.processor(os.getpid())
+    sum(range(1 << 20))
+    assert cost.processor(os.getpid()) > before
 
 
 def test_spans_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
