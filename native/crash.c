@@ -18,7 +18,7 @@
 
 #define NAME_BYTES 32
 #define LINE_BYTES 512
-#define PATIENCE_MS 1000
+#define PATIENCE_S 1
 #define SIGSET_BYTES 8 /* the kernel's */
 /* What the report itself needs of a stack, beyond what the kernel puts there. */
 #define REPORT_STACK 8192
@@ -194,10 +194,11 @@ static void put_thread(struct line *line)
 
 static void write_line(const struct line *line)
 {
+	const struct timespec patience = {.tv_sec = PATIENCE_S};
 	struct pollfd there = {.fd = report.fd, .events = POLLOUT};
 
 	/* Nobody may read it; the end is not to wait for them. */
-	if (pv_sandbox_ask(SYS_poll, (long)&there, 1, PATIENCE_MS, 0) == 1)
+	if (pv_sandbox_ask(SYS_ppoll, (long)&there, 1, (long)&patience, 0) == 1)
 		(void)pv_sandbox_ask(SYS_write, report.fd, (long)line->text, (long)line->length, 0);
 }
 
@@ -256,7 +257,7 @@ static void on_crash(int number, siginfo_t *info, void *context)
 		return;
 	}
 	while (atomic_exchange(&report.taken, true))
-		(void)pv_sandbox_ask(SYS_poll, 0, 0, -1, 0); /* another thread is at it, and ends us */
+		(void)pv_sandbox_ask(SYS_ppoll, 0, 0, 0, 0); /* another thread is at it, and ends us */
 	put_all(&line, name_of(number), info, context);
 	restore_terminal();
 	write_line(&line);

@@ -65,11 +65,18 @@ int pv_stream_open(struct pv_stream *stream, int fd, int direction)
 	return stream->fd < 0 ? -errno : 0;
 }
 
-static bool ready(int fd, short events)
+int pv_stream_open_client(struct pv_stream *stream, int fd)
 {
-	struct pollfd pollfd = {.fd = fd, .events = events};
+	*stream = (struct pv_stream){.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0), .socket = true};
+	return stream->fd < 0 ? -errno : 0;
+}
 
-	return poll(&pollfd, 1, 0) == 1;
+short pv_stream_look(const struct pv_stream *stream, short events)
+{
+	const struct timespec now = {0};
+	struct pollfd pollfd = {.fd = stream->fd, .events = events};
+
+	return ppoll(&pollfd, 1, &now, NULL) == 1 ? pollfd.revents : 0;
 }
 
 static int64_t result(ssize_t count)
@@ -85,7 +92,7 @@ static int64_t guarded(const struct pv_stream *stream, void *data, size_t size, 
 	ssize_t count;
 	int state;
 
-	if (!ready(stream->fd, in ? POLLIN : POLLOUT))
+	if (!pv_stream_look(stream, in ? POLLIN : POLLOUT))
 		return -EAGAIN;
 	pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &state);
 	count = in ? read(stream->fd, data, size)

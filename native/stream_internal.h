@@ -30,6 +30,11 @@ struct pv_stream {
 
 /* Open `stream` on borrowed `fd`; -1 makes a closed stream. -EBADF (not open that way). */
 int pv_stream_open(struct pv_stream *stream, int fd, int direction);
+/* The same of a socket that was accepted, in either direction: what it is need not be asked. */
+int pv_stream_open_client(struct pv_stream *stream, int fd);
+
+/* Which of the events of poll(2) there are now, and of those that come unasked. */
+short pv_stream_look(const struct pv_stream *stream, short events);
 
 /* Bytes moved, 0 at the end of input, -EAGAIN, or another -errno. `size` is at least 1.
  * SIGPIPE must be blocked or ignored in the calling thread. */

@@ -54,7 +54,7 @@ bool pv_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline
 	return pthread_cond_timedwait(cond, lock, &until) != ETIMEDOUT;
 }
 
-void pv_thread_is(int list, const char *what, const char *device)
+static void take_name(const char *what, const char *device)
 {
 	char comm[COMM_BYTES];
 
@@ -63,7 +63,19 @@ void pv_thread_is(int list, const char *what, const char *device)
 	(void)snprintf(comm, sizeof(comm), "%s%s%s", what, device && device[0] ? " " : "",
 	               device ? device : "");
 	(void)pthread_setname_np(pthread_self(), comm);
+}
+
+void pv_thread_is(int list, const char *what, const char *device)
+{
+	take_name(what, device);
 	if (pv_sandbox_enter(list) < 0)
+		abort();
+}
+
+void pv_thread_is_spare(void)
+{
+	take_name("spare", NULL);
+	if (pv_sandbox_enter_control() < 0)
 		abort();
 }
 
@@ -84,7 +96,9 @@ static void *run_guarded(void *argument)
 	if (sigaltstack(&stack, &before))
 		return start.run(start.argument);
 	result = start.run(start.argument);
-	(void)sigaltstack(&before, NULL);
+	/* A sanitizer's, which it takes away again. Else the thread keeps this one to its end. */
+	if (!(before.ss_flags & SS_DISABLE))
+		(void)sigaltstack(&before, NULL);
 	return result;
 }
 

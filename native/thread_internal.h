@@ -18,6 +18,9 @@ int pv_thread_start(pthread_t *thread, void *(*run)(void *), void *argument);
  * pv_sandbox_list, by which it may not even be named any more. A thread that cannot have that aborts
  * the process. */
 void pv_thread_is(int list, const char *what, const char *device);
+/* The same for one that waits to be needed, and only then says what it is: until then it has the list
+ * of Python's threads, which may start others, and is to look at nothing of a guest's. */
+void pv_thread_is_spare(void);
 
 /* A thread whose end can be waited for with a limit, as pthread_join(3) cannot by a clock that
  * nobody sets. */

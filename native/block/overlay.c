@@ -187,10 +187,10 @@ int pv_overlay_write(int fd, const void *data, size_t size, uint64_t at)
 	const char *from = data;
 
 	while (size > 0) {
-		ssize_t done = pwrite(fd, from, size, (off_t)at);
+		int64_t done = pv_io_write(fd, from, size, at);
 
 		if (done <= 0)
-			return done < 0 ? -errno : -EIO;
+			return done < 0 ? (int)done : -EIO;
 		from += done;
 		size -= (size_t)done;
 		at += (uint64_t)done;
@@ -203,10 +203,10 @@ static int read_all(int fd, void *data, size_t size, uint64_t at)
 	char *to = data;
 
 	while (size > 0) {
-		ssize_t done = pread(fd, to, size, (off_t)at);
+		int64_t done = pv_io_read(fd, to, size, at);
 
 		if (done <= 0)
-			return done < 0 ? -errno : -EINVAL;
+			return done < 0 ? (int)done : -EINVAL;
 		to += done;
 		size -= (size_t)done;
 		at += (uint64_t)done;

@@ -124,11 +124,11 @@ static bool is_partial(uint32_t unit, uint64_t offset, uint64_t length)
 
 static int read_unit(const struct pv_block_file *file, void *room, uint64_t offset)
 {
-	ssize_t got = pread(file->fd, room, file->offset_align, (off_t)offset);
+	int64_t got = pv_io_read(file->fd, room, file->offset_align, offset);
 
 	if (got < 0)
-		return -errno;
-	return got == (ssize_t)file->offset_align ? 0 : -EIO;
+		return (int)got;
+	return got == (int64_t)file->offset_align ? 0 : -EIO;
 }
 
 /* Write `bytes` from `at` on through the aligned units that they are in: what of the first and the
@@ -142,7 +142,7 @@ static int write_within(const struct pv_block_file *file, const struct pv_block_
 	size_t size = last + unit - first;
 	char *room = r->bounce;
 	int result = 0;
-	ssize_t done;
+	int64_t done;
 
 	if (at != first || end < first + unit)
 		result = read_unit(file, room, first);
@@ -154,10 +154,10 @@ static int write_within(const struct pv_block_file *file, const struct pv_block_
 		memset(room + (at - first), 0, bytes);
 	else
 		pv_block_gather(r->at, r->left, room + (at - first), bytes);
-	done = pwrite(file->fd, room, size, (off_t)first);
+	done = pv_io_write(file->fd, room, size, first);
 	if (done < 0)
-		return -errno;
-	return done == (ssize_t)size ? 0 : -EIO;
+		return (int)done;
+	return done == (int64_t)size ? 0 : -EIO;
 }
 
 /* Write what the bounce buffer holds all of, and of a larger request the unit that it begins

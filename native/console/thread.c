@@ -205,8 +205,7 @@ static void accept_client(struct pv_console *c)
 		c->pause_until = c->now + RETRY_NS; /* as when descriptors have run out */
 		return;
 	}
-	if (pv_stream_open(&c->in, fd, PV_STREAM_READ) == 0 &&
-	    pv_stream_open(&c->out, fd, PV_STREAM_WRITE) == 0)
+	if (pv_stream_open_client(&c->in, fd) == 0 && pv_stream_open_client(&c->out, fd) == 0)
 		atomic_store(&c->taken, true);
 	else
 		pv_stream_close(&c->in);
@@ -228,10 +227,7 @@ static void hung_up(struct pv_console *c, short events)
 
 static void look_for_terminal(struct pv_console *c)
 {
-	struct pollfd pollfd = {.fd = c->out.fd};
-
-	poll(&pollfd, 1, 0);
-	c->away = (pollfd.revents & POLLHUP) != 0;
+	c->away = (pv_stream_look(&c->out, 0) & POLLHUP) != 0;
 	c->look_at = c->now + RETRY_NS;
 	atomic_store(&c->taken, !c->away);
 }

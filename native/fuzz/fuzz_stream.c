@@ -46,7 +46,7 @@ static struct bench *bench_new(void)
 	struct bench *bench = calloc(1, sizeof(*bench));
 	int ends[2];
 
-	REQUIRE(bench && socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+	REQUIRE(bench && socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends) == 0);
 	/* As little as there may be, that it is full soon. */
 	REQUIRE(setsockopt(ends[0], SOL_SOCKET, SO_SNDBUF, &(int){1}, sizeof(int)) == 0);
 	bench->own = ends[0];

@@ -229,20 +229,21 @@ static void serve(struct bench *bench)
 static void check(struct bench *bench)
 {
 	struct pv_vsock *vsock = bench->vsock;
-	uint32_t used = 0;
+	uint32_t used = 0, large = 0;
 
 	for (uint32_t i = 0; i < vsock->used; i++) {
 		struct pv_vsock_conn *conn = &vsock->conns[i];
 
 		used += conn->state != PV_VSOCK_FREE;
 		REQUIRE(conn->state == PV_VSOCK_FREE || conn->held <= conn->room);
+		large += conn->data && conn->room == PV_VSOCK_CREDIT_LARGE;
 		REQUIRE(!conn->deaf || conn->held == 0);
 		if (conn->named)
 			REQUIRE(pv_vsock_find(vsock, conn->guest_port, conn->host_port) == conn);
 	}
+	REQUIRE(large + vsock->rings.free_count == CONNECTIONS);
 	REQUIRE(used <= CONNECTIONS && vsock->reply_count <= PV_VSOCK_REPLIES);
 	REQUIRE(atomic_load(&vsock->counters[PV_VSOCK_BYTES_IN]) <= bench->said);
-	REQUIRE(vsock->promised <= PV_VSOCK_CREDIT_TOTAL);
 	if (!vsock->broken)
 		for (unsigned i = 0; i < QUEUES; i++)
 			REQUIRE(pv_virtqueue_in_flight(bench->driver.rings[i]) == 0);

@@ -17,10 +17,10 @@ int64_t pv_io_run(const struct pv_io *io)
 
 	switch (io->kind) {
 	case PV_IO_READ:
-		result = preadv(io->fd, io->iov, (int)io->count, (off_t)io->offset);
+		result = preadv2(io->fd, io->iov, (int)io->count, (off_t)io->offset, 0);
 		break;
 	case PV_IO_WRITE:
-		result = pwritev(io->fd, io->iov, (int)io->count, (off_t)io->offset);
+		result = pwritev2(io->fd, io->iov, (int)io->count, (off_t)io->offset, 0);
 		break;
 	case PV_IO_SYNC:
 		result = fdatasync(io->fd);
@@ -39,6 +39,24 @@ int64_t pv_io_read_now(const struct pv_io *io)
 	int64_t result = preadv2(io->fd, io->iov, (int)io->count, (off_t)io->offset, RWF_NOWAIT);
 
 	return result < 0 ? -errno : result;
+}
+
+int64_t pv_io_read(int fd, void *data, size_t size, uint64_t offset)
+{
+	struct iovec iov = {data, size};
+	const struct pv_io io = {
+		.kind = PV_IO_READ, .fd = fd, .iov = &iov, .count = 1, .offset = offset};
+
+	return pv_io_run(&io);
+}
+
+int64_t pv_io_write(int fd, const void *data, size_t size, uint64_t offset)
+{
+	struct iovec iov = {(void *)(uintptr_t)data, size};
+	const struct pv_io io = {
+		.kind = PV_IO_WRITE, .fd = fd, .iov = &iov, .count = 1, .offset = offset};
+
+	return pv_io_run(&io);
 }
 
 bool pv_io_is_cached(int fd)

@@ -35,6 +35,10 @@ struct pv_io {
 /* Carry `io` out here and now; what `result` is to be. */
 int64_t pv_io_run(const struct pv_io *io);
 
+/* The same for `size` bytes of one buffer. */
+int64_t pv_io_read(int fd, void *data, size_t size, uint64_t offset);
+int64_t pv_io_write(int fd, const void *data, size_t size, uint64_t offset);
+
 /* The same for a PV_IO_READ of what is in memory; -EAGAIN: it is not. */
 int64_t pv_io_read_now(const struct pv_io *io);
 
@@ -66,7 +70,9 @@ struct pv_engine {
 };
 
 struct pv_engine_ops {
-	bool starts_threads; /* in the thread that uses it */
+	bool plain_calls; /* and no ring: its user's sandbox is another one */
+	/* What its user does first, before it takes its list of calls; NULL: nothing. */
+	void (*begin)(struct pv_engine *engine);
 	/* Begin `io`, which is the engine's until it is handed back; it may wait for the next `wait`
 	 * to begin. -errno: it is not taken. */
 	int (*start)(struct pv_engine *engine, struct pv_io *io);

@@ -163,8 +163,10 @@ static void *run(void *argument)
 	struct pv_iothread *t = argument;
 	unsigned busy = 0;
 
-	/* The list of one that starts threads follows the other's. */
-	pv_thread_is(t->list + t->engine->ops->starts_threads, t->name, NULL);
+	if (t->engine->ops->begin)
+		t->engine->ops->begin(t->engine);
+	/* The list for an engine of plain calls follows the other's. */
+	pv_thread_is(t->list + t->engine->ops->plain_calls, t->name, NULL);
 	atomic_store(&t->tid, (int)syscall(SYS_gettid));
 	pv_engine_watch(t->engine, &t->wake);
 	while (look_around(t)) {

@@ -4,7 +4,11 @@
  * a time: it wakes the next one if there is work for it still, so that quick operations, as of
  * what the host has in memory, are done by few threads and slow ones by many. Reads that need not
  * wait are done by the engine's user itself. Threads are added while all of them are busy, up to a
- * limit, and live as long as the pool. */
+ * limit, and live as long as the pool.
+ *
+ * Neither the user nor a thread at work may start one (sandbox/table.py). So there is always a spare
+ * thread, which has not taken its list yet and sees nothing of any operation: once it is called it
+ * starts the next one, and only then goes to work. */
 #include <errno.h>
 #include <limits.h>
 #include <pthread.h>
@@ -42,10 +46,13 @@ struct pool {
 	struct pv_io *done;
 	bool sleeping; /* the user, until something is done */
 	bool waking;   /* a thread has been called and has not come yet */
-	unsigned coming; /* threads that have been started and have not come yet */
 	bool ending;
 	unsigned idle; /* threads that wait for an operation */
-	unsigned count;
+	/* Of the threads; the last one is the spare, as long as there are more to be had. */
+	pthread_cond_t needed; /* the spare is */
+	unsigned called;  /* so many are to work, */
+	unsigned working; /* so many have come, */
+	unsigned count;   /* and so many were started */
 	pthread_t threads[THREADS];
 };
 
@@ -69,25 +76,39 @@ static int add_thread(struct pool *p)
 {
 	int result = pv_thread_start(&p->threads[p->count], run, p);
 
-	if (result == 0) {
-		p->count++;
-		p->coming++;
-	}
+	p->count += result == 0;
 	return result;
 }
 
-/* With the lock held: have one for each operation that nobody is free for. That is for the user, as
- * the pool's own may start none (sandbox/table.py). There is one thread at least, so one that
- * cannot be had costs time only. */
+/* With the lock held: call one more for each operation that nobody is free for. */
 static void grow(struct pool *p)
 {
 	unsigned wanted = 0;
 
 	for (struct pv_io *io = p->to_do.first; io && wanted < THREADS; io = io->next)
 		wanted++;
-	while (p->idle + p->coming < wanted && p->count < THREADS)
-		if (add_thread(p) < 0)
-			return;
+	wanted += p->working - p->idle;
+	if (wanted <= p->called)
+		return;
+	p->called = wanted < THREADS ? wanted : THREADS;
+	pthread_cond_signal(&p->needed);
+}
+
+/* Wait to be called, and start the next spare one; false: it is the end. There is one thread at work
+ * at least, so one that cannot be had costs time only. */
+static bool is_called(struct pool *p)
+{
+	bool called;
+
+	pthread_mutex_lock(&p->lock);
+	while (p->working >= p->called && !p->ending)
+		pthread_cond_wait(&p->needed, &p->lock);
+	called = !p->ending;
+	p->working += called;
+	if (called && p->count < THREADS)
+		(void)add_thread(p);
+	pthread_mutex_unlock(&p->lock);
+	return called;
 }
 
 /* With the lock held: whether a thread is to be called, by `more`, once the lock is free. */
@@ -140,10 +161,10 @@ static void *run(void *argument)
 	struct pool *p = argument;
 	struct pv_io *io;
 
+	pv_thread_is_spare();
+	if (!is_called(p))
+		return NULL;
 	pv_thread_is(PV_SANDBOX_POOL, "pool", NULL);
-	pthread_mutex_lock(&p->lock);
-	p->coming--;
-	pthread_mutex_unlock(&p->lock);
 	while ((io = take(p))) {
 		pv_crash_device(io->device);
 		io->result = pv_io_run(io);
@@ -271,25 +292,27 @@ static void pool_free(struct pv_engine *engine)
 	pthread_mutex_lock(&p->lock);
 	p->ending = true;
 	pthread_cond_broadcast(&p->more);
+	pthread_cond_broadcast(&p->needed);
 	pthread_mutex_unlock(&p->lock);
 	for (unsigned i = 0; i < p->count; i++)
 		pthread_join(p->threads[i], NULL);
 	close(p->done_watch.fd);
 	close(p->epoll_fd);
+	pthread_cond_destroy(&p->needed);
 	pthread_cond_destroy(&p->more);
 	pthread_mutex_destroy(&p->lock);
 	free(p);
 }
 
 static const struct pv_engine_ops OPS = {
-	.starts_threads = true,
+	.plain_calls = true,
 	.start = start,
 	.wait = wait,
 	.unwatch = unwatch,
 	.free = pool_free,
 };
 
-/* What it sleeps on and its first thread. */
+/* What it sleeps on, and its first thread, which is called at once. */
 static int set_up(struct pool *p)
 {
 	int result;
@@ -301,6 +324,7 @@ static int set_up(struct pool *p)
 	if (p->done_watch.fd < 0)
 		return -errno;
 	pv_engine_watch(&p->engine, &p->done_watch);
+	p->called = 1;
 	pthread_mutex_lock(&p->lock);
 	result = add_thread(p);
 	pthread_mutex_unlock(&p->lock);
@@ -318,6 +342,7 @@ int pv_pool_new(struct pv_engine **out)
 	p->engine.ops = &OPS;
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_cond_init(&p->more, NULL);
+	pthread_cond_init(&p->needed, NULL);
 	p->epoll_fd = p->done_watch.fd = -1;
 	result = set_up(p);
 	if (result < 0) {

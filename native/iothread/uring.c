@@ -25,7 +25,7 @@ struct uring {
 	struct pv_engine engine;
 	struct io_uring ring;
 	struct pv_io *backlog; /* what the ring had no room for */
-	bool enabled;
+	int error; /* why it cannot be used */
 };
 
 /* The submission to fill in; full ones are handed over first. */
@@ -58,15 +58,15 @@ static int restrict_to(struct io_uring *ring)
 	               : 0;
 }
 
-/* The thread that uses the ring first is the only one that may: that spares locks in the kernel.
+/* The thread that turns the ring on is the only one that may use it: that spares locks in the kernel.
  * By hand, as the library of Debian 12 declares its function for this and does not export it. */
-static int enable(struct uring *u)
+static void begin(struct pv_engine *engine)
 {
-	if (!u->enabled && syscall(SYS_io_uring_register, u->ring.ring_fd,
-	                           IORING_REGISTER_ENABLE_RINGS, NULL, 0) < 0)
-		return -errno;
-	u->enabled = true;
-	return 0;
+	struct uring *u = (struct uring *)engine;
+
+	if (syscall(SYS_io_uring_register, u->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL,
+	            0) < 0)
+		u->error = -errno;
 }
 
 static void prepare(struct io_uring_sqe *sqe, struct pv_io *io)
@@ -94,10 +94,9 @@ static int start(struct pv_engine *engine, struct pv_io *io)
 {
 	struct uring *u = (struct uring *)engine;
 	struct io_uring_sqe *sqe;
-	int result = enable(u);
 
-	if (result < 0)
-		return result;
+	if (u->error < 0)
+		return u->error;
 	sqe = next_sqe(u);
 	if (sqe) {
 		prepare(sqe, io);
@@ -218,7 +217,7 @@ static struct pv_io *wait(struct pv_engine *engine, uint64_t timeout_ns)
 	struct io_uring_cqe *cqe;
 	struct pv_io *done;
 
-	if (enable(u) < 0)
+	if (u->error < 0)
 		return NULL;
 	arm(u);
 	if (timeout_ns == 0)
@@ -241,7 +240,7 @@ static void uring_free(struct pv_engine *engine)
 }
 
 static const struct pv_engine_ops OPS = {
-	.start = start, .wait = wait, .unwatch = unwatch, .free = uring_free};
+	.begin = begin, .start = start, .wait = wait, .unwatch = unwatch, .free = uring_free};
 
 /* With all that makes it cheaper for one thread, or what this kernel has of it. */
 static int make_ring(struct io_uring *ring)

@@ -62,7 +62,7 @@ struct pv_net_port_ops {
 };
 
 /* -ENOMEM, or what fcntl(2) says. `tap` alone has more than one queue. */
-int pv_net_tap_open(struct pv_net_port *port, int fd);
+void pv_net_tap_open(struct pv_net_port *port, int fd);
 int pv_net_stream_open(struct pv_net_port *port, int fd);
 
 /* Have the tap hand over packets with these offloads (TUN_F_...) and no others. */
@@ -232,7 +232,7 @@ struct pv_net {
 	struct pv_faults *faults;
 	const struct pv_memory *memory;
 	bool vhost;         /* the kernel serves the pairs now, the first thread all else */
-	int vhost_error_fd; /* an eventfd, while it does */
+	int vhost_error_fd; /* an eventfd, while it does, and until pv_net_vhost_end; -1 */
 	bool restored; /* the mode and the pairs in use are to stay as they are */
 	atomic_bool broken;
 	atomic_bool announcing;         /* the driver's configuration asks it to */
@@ -298,6 +298,9 @@ void pv_net_vhost_close(int vhost_fd);
 /* Have the kernel serve all pairs. -EOPNOTSUPP: it lacks a feature that was negotiated; what the
  * ioctls say; nothing is served then. */
 int pv_net_vhost_start(struct pv_net *net);
+/* No more; for the thread. */
 void pv_net_vhost_stop(struct pv_net *net);
+/* The same, if the thread has not, and nothing is left of it; for who has ended the thread. */
+void pv_net_vhost_end(struct pv_net *net);
 
 #endif

@@ -1,6 +1,7 @@
 #include "net/net.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -21,6 +22,7 @@ int pv_net_new(const struct pv_net_config *config, struct pv_net **out)
 	if (!net)
 		return -ENOMEM;
 	net->config = *config;
+	net->vhost_error_fd = -1;
 	pv_net_limit_init(&net->rx_limit, config->rx_packets, config->rx_bytes);
 	pv_net_limit_init(&net->tx_limit, config->tx_packets, config->tx_bytes);
 	pthread_mutex_init(&net->lock, NULL);
@@ -87,9 +89,8 @@ static int pause_threads(struct pv_net *net, uint64_t deadline)
 	}
 	for (uint32_t i = 0; i < net->count && result == 0; i++)
 		put_back(net->workers[i]);
-	/* If its thread has not. */
 	if (result == 0)
-		pv_net_vhost_stop(net);
+		pv_net_vhost_end(net);
 	return result;
 }
 
@@ -268,12 +269,22 @@ static void close_ports(struct pv_net *net)
 	atomic_store(&net->filter_news, false);
 }
 
+static int unblock(int fd)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	return flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ? -errno : 0;
+}
+
 static int open_port(struct pv_net *net, const struct pv_net_backend *backend, uint32_t index)
 {
 	struct pv_net_port *port = &net->ports[index];
-	int result = backend->kind == PV_NET_TAP ? pv_net_tap_open(port, backend->fds[index])
-	                                         : pv_net_stream_open(port, backend->fds[index]);
+	int fd = backend->fds[index], result = unblock(fd);
 
+	if (result == 0 && backend->kind == PV_NET_TAP)
+		pv_net_tap_open(port, fd);
+	else if (result == 0)
+		result = pv_net_stream_open(port, fd);
 	if (result < 0)
 		return result;
 	net->port_count++;

@@ -5,7 +5,6 @@
  * driver at once is kept, so that its buffer is free again. */
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -43,13 +42,15 @@ static ssize_t lacking(const struct pv_net_stream *s)
 /* Read what there is, at least something. */
 static int fill(struct pv_net_port *port, struct pv_net_stream *s)
 {
+	struct iovec iov;
 	ssize_t bytes;
 
 	memmove(s->buffer, s->buffer + s->start, s->end - s->start);
 	s->end -= s->start;
 	s->start = 0;
+	iov = (struct iovec){s->buffer + s->end, BUFFER - s->end};
 	do
-		bytes = recv(port->fd, s->buffer + s->end, BUFFER - s->end, MSG_DONTWAIT);
+		bytes = preadv2(port->fd, &iov, 1, -1, 0);
 	while (bytes < 0 && errno == EINTR);
 	if (bytes < 0 && errno == EAGAIN)
 		return -EAGAIN;

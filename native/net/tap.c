@@ -1,8 +1,9 @@
-/* A queue of a tap (Documentation/networking/tuntap.rst), IFF_VNET_HDR with headers of 12 bytes. */
+/* A queue of a tap (Documentation/networking/tuntap.rst), IFF_VNET_HDR with headers of 12 bytes.
+ *
+ * Packets come and go by the calls that move a disk's data, without an offset: a thread that serves both
+ * needs no others. */
 #include <errno.h>
-#include <fcntl.h>
 #include <sys/ioctl.h>
-#include <unistd.h>
 
 #include "net/internal.h"
 
@@ -19,7 +20,7 @@ static ssize_t receive(struct pv_net_port *port, const struct iovec *iov, int co
 	ssize_t bytes;
 
 	do
-		bytes = readv(port->fd, iov, count);
+		bytes = preadv2(port->fd, iov, count, -1, 0);
 	while (bytes < 0 && errno == EINTR);
 	if (bytes > 0)
 		return bytes;
@@ -32,7 +33,7 @@ static int send(struct pv_net_port *port, const struct iovec *iov, int count)
 	ssize_t bytes;
 
 	do
-		bytes = writev(port->fd, iov, count);
+		bytes = pwritev2(port->fd, iov, count, -1, 0);
 	while (bytes < 0 && errno == EINTR);
 	if (bytes >= 0)
 		return 0;
@@ -65,14 +66,9 @@ static void tap_close(struct pv_net_port *port)
 
 static const struct pv_net_port_ops OPS = {.receive = receive, .send = send, .close = tap_close};
 
-int pv_net_tap_open(struct pv_net_port *port, int fd)
+void pv_net_tap_open(struct pv_net_port *port, int fd)
 {
-	int flags = fcntl(fd, F_GETFL);
-
-	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
-		return -errno;
 	*port = (struct pv_net_port){.ops = &OPS, .fd = fd, .attached = true};
-	return 0;
 }
 
 void pv_net_tap_set_offloads(struct pv_net_port *port, uint32_t offloads)

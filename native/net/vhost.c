@@ -59,7 +59,7 @@ int pv_net_vhost_start(struct pv_net *net)
 	for (uint32_t i = 0; i < net->count && result == 0; i++)
 		result = start_pair(net, net->workers[i]);
 	if (result < 0)
-		pv_net_vhost_stop(net);
+		pv_net_vhost_end(net);
 	return result;
 }
 
@@ -81,5 +81,12 @@ void pv_net_vhost_stop(struct pv_net *net)
 		stop_ring(net->vhost_fds[i], 0, net->workers[i]->rx.queue.ring);
 		stop_ring(net->vhost_fds[i], 1, net->workers[i]->tx.queue.ring);
 	}
-	close(net->vhost_error_fd);
+}
+
+void pv_net_vhost_end(struct pv_net *net)
+{
+	pv_net_vhost_stop(net);
+	if (net->vhost_error_fd >= 0)
+		close(net->vhost_error_fd);
+	net->vhost_error_fd = -1;
 }

@@ -33,6 +33,18 @@ static int open_streams(struct pv_port *port, int in_fd, int out_fd)
 	return result;
 }
 
+static int open_client(struct pv_port *port, int fd)
+{
+	int result = pv_stream_open_client(&port->in, fd);
+
+	if (result == 0)
+		result = pv_stream_open_client(&port->out, fd);
+	if (result < 0)
+		pv_port_close_host(port);
+	port->socket = true;
+	return result;
+}
+
 void pv_port_close_host(struct pv_port *port)
 {
 	pv_stream_close(&port->in);
@@ -71,7 +83,7 @@ void pv_port_accept(struct pv_ports *ports, struct pv_port *port)
 		ports->refused |= errno != EAGAIN && errno != EINTR && errno != ECONNABORTED;
 		return;
 	}
-	if (open_streams(port, fd, fd) < 0) {
+	if (open_client(port, fd) < 0) {
 		ports->refused = true;
 	} else {
 		port->hung_up = false;
@@ -109,11 +121,13 @@ void pv_port_leave(struct pv_ports *ports, struct pv_port *port)
 
 void pv_port_peer_closed(struct pv_ports *ports, struct pv_port *port)
 {
-	ssize_t bytes;
 	char byte;
+	struct iovec iov = {&byte, 1};
+	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+	ssize_t bytes;
 
 	do
-		bytes = recv(port->in.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+		bytes = recvmsg(port->in.fd, &message, MSG_PEEK | MSG_DONTWAIT);
 	while (bytes < 0 && errno == EINTR);
 	if (bytes > 0)
 		port->hung_up = true;
@@ -123,9 +137,7 @@ void pv_port_peer_closed(struct pv_ports *ports, struct pv_port *port)
 
 static bool is_left(const struct pv_port *port)
 {
-	struct pollfd pollfd = {.fd = port->out.fd};
-
-	return port->out.pty_master && poll(&pollfd, 1, 0) > 0 && (pollfd.revents & POLLHUP);
+	return port->out.pty_master && (pv_stream_look(&port->out, 0) & POLLHUP);
 }
 
 void pv_port_look(struct pv_ports *ports, struct pv_port *port)

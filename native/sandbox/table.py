@@ -18,6 +18,7 @@ _CLONE_THREAD = 0x00010000
 _CLONE_SHARED = 0x00040F00
 _CLONE_NEW = 0x7E020000
 _SIGKILL, _SIGTERM, _SIGSTOP = 9, 15, 19
+_F_DUPFD_CLOEXEC = 1030
 
 # Requests of ioctl(2), by their names in linux/kvm.h, if_tun.h, sockios.h, fs.h, asm/ioctls.h.
 IOCTLS = {
@@ -103,24 +104,27 @@ def _not_executable(call: str, argument: int) -> Entry:
 # What any thread needs: the C library, and the line about its end (native/crash.h).
 _ALL = (
     *_calls("futex", "locks"),
-    *_calls("write poll", "eventfds, and the last line"),
+    *_calls("write", "eventfds, and the last line"),
     *_calls("read", "eventfds"),
-    *_calls("munmap madvise brk", "memory that is given back, a thread's own at its end"),
-    *_calls("rt_sigprocmask rt_sigaction rt_sigreturn sigaltstack", "faults, and the last line"),
+    *_calls("ppoll", "its wait, and the last line"),
+    *_calls("madvise brk", "memory that is given back, a thread's own at its end"),
+    *_calls("rt_sigprocmask rt_sigaction rt_sigreturn", "faults, and the last line"),
     *_calls("gettid getpid", "the last line"),
     _checked("tgkill", "this process", "the last line", Argument(0, (OWN_PID,))),
     *_calls("clock_gettime", "where the clock is no affair of the C library"),
-    *_calls("restart_syscall exit", "SIGCONT; its end"),
+    *_calls("exit", "its end"),
 )
 _TERMINAL = _ioctls("TCSETS", "a terminal gets its mode back before the last line")
-_MORE_MEMORY = _not_executable("mmap", 2)
+_MORE_MEMORY = (_not_executable("mmap", 2), *_calls("munmap", "memory that is given back"))
 # What a thread of Python's needs beside that, whatever it does.
 _PYTHON = (
-    _MORE_MEMORY,
+    *_MORE_MEMORY,
     _not_executable("mprotect", 2),
     *_calls("mremap", "memory"),
     *_calls("close", "what the garbage collector finds"),
     *_calls("clock_nanosleep", "time.sleep"),
+    *_calls("restart_syscall", "SIGCONT in a wait with a limit"),
+    *_calls("sigaltstack", "the stack for faults, which goes with the thread"),
 )
 
 VCPU = (
@@ -131,16 +135,41 @@ VCPU = (
     *_ALL,
 )
 
-_RING = (
-    *_calls("io_uring_enter", "operations and the wait for them"),
-    _checked("io_uring_register", "IORING_REGISTER_ENABLE_RINGS", "once", Argument(1, (12,))),
+_RING = _calls("io_uring_enter", "operations and the wait for them")
+_FILES = _calls("preadv2 pwritev2 fdatasync fallocate", "the image, and what is in memory")
+
+POOL = (_TERMINAL, *_FILES, *_ALL)
+DISK = (*_RING, *_MORE_MEMORY, *POOL)
+DISK_POOL = (*_calls("epoll_wait epoll_ctl", "its wait"), *_MORE_MEMORY, *POOL)
+_PACKETS = (
+    *_calls("preadv2 pwritev2", "a tap, and a socket"),
+    *_calls("sendmsg", "a socket"),
+    _ioctls("TUNSETQUEUE TUNSETOFFLOAD", "what the driver asks of a tap"),
+    _typed(_VHOST, "VHOST_*", "the kernel's part of a NIC, which takes its time to stop"),
 )
-_EDGES = (
-    *_calls("pread64 pwrite64", "parts of an image's blocks, and an overlay"),
-    _MORE_MEMORY,
+NET = (_TERMINAL, *_PACKETS, *_ALL)
+IOTHREAD = (*DISK, *_PACKETS)
+IOTHREAD_POOL = (*DISK_POOL, *_PACKETS)
+_STREAMS = (
+    *_calls("readv writev recvmsg sendmsg", "chardevs"),
+    *_calls("accept4 close", "who comes to a socket, and goes"),
+    _checked("fcntl", "F_DUPFD_CLOEXEC", "who has come", Argument(1, (_F_DUPFD_CLOEXEC,))),
 )
-_FILES = _calls("preadv pwritev fdatasync fallocate", "the image, or what is in memory")
-# Whoever starts threads, which take their own list then.
+_TERMINALS = _ioctls("TIOCGWINSZ TIOCGPTN TCGETS TCSETS", "a terminal, and its size")
+CONSOLE = (_TERMINALS, *_STREAMS, *_ALL)
+PORTS = (*_calls("shutdown", "who has gone"), *CONSOLE)
+VSOCK = (
+    _TERMINAL,
+    *_calls("epoll_wait epoll_ctl", "its wait"),
+    *_calls("sendmsg recvmsg shutdown accept4 close", "the connections"),
+    _checked("socket", "AF_UNIX", "a connection of the guest", Argument(0, (FAMILIES["AF_UNIX"],))),
+    *_calls("connect", "a connection of the guest"),
+    *_ALL,
+)
+VACANT = (_TERMINAL, *_ALL)
+RNG = (_TERMINAL, *_calls("readv", "the source"), *_ALL)
+BALLOON = (_TERMINAL, *_ALL)
+# Python's start threads, which take their own list then.
 _THREADS = (
     _checked(
         "clone",
@@ -151,7 +180,6 @@ _THREADS = (
     Entry(
         Rule("clone3", (), errno.ENOSYS), "its flags cannot be seen; the C library takes clone", ""
     ),
-    _not_executable("mprotect", 2),
     *_calls("set_robust_list rseq", "a thread's beginning"),
     _checked(
         "prctl",
@@ -162,49 +190,9 @@ _THREADS = (
     _checked("seccomp", "SECCOMP_SET_MODE_FILTER", "a thread's list", Argument(0, (1,))),
 )
 
-POOL = (_TERMINAL, *_FILES, *_ALL)
-DISK = (_TERMINAL, *_RING, *_EDGES, *_FILES, *_ALL)
-DISK_POOL = (
-    *_calls("epoll_wait epoll_ctl", "its wait"),
-    *_calls("preadv2", "what is in the host's memory"),
-    *_EDGES,
-    *_THREADS,
-    *POOL,
-)
-_PACKETS = (
-    *_calls("readv writev", "a tap"),
-    *_calls("sendmsg recvfrom", "a socket"),
-    _ioctls("TUNSETQUEUE TUNSETOFFLOAD", "what the driver asks of a tap"),
-    _typed(_VHOST, "VHOST_*", "the kernel's part of a NIC, which takes its time to stop"),
-    *_calls("close", "what tells of that part's faults"),
-)
-NET = (_TERMINAL, *_PACKETS, *_calls("ppoll", "its wait"), *_ALL)
-IOTHREAD = (*DISK, *_PACKETS)
-IOTHREAD_POOL = (*DISK_POOL, *_PACKETS)
-_STREAMS = (
-    *_calls("readv writev recvmsg sendmsg", "chardevs"),
-    *_calls("ppoll", "its wait"),
-    *_calls("accept4 close", "who comes to a socket, and goes"),
-    *_calls("fcntl fstat newfstatat", "who has come"),
-)
-_TERMINALS = _ioctls("TIOCGWINSZ TIOCGPTN TCGETS TCSETS", "a terminal, and its size")
-CONSOLE = (_TERMINALS, *_STREAMS, *_ALL)
-PORTS = (*_calls("recvfrom shutdown", "who has gone, and one too many"), *CONSOLE)
-VSOCK = (
-    _TERMINAL,
-    *_calls("epoll_wait epoll_ctl", "its wait"),
-    *_calls("sendmsg recvmsg recvfrom sendto shutdown accept4 close", "the connections"),
-    _checked("socket", "AF_UNIX", "a connection of the guest", Argument(0, (FAMILIES["AF_UNIX"],))),
-    *_calls("connect", "a connection of the guest"),
-    _MORE_MEMORY,
-    *_ALL,
-)
-VACANT = (_TERMINAL, *_ALL)
-RNG = (_TERMINAL, *_calls("readv ppoll", "the source, and its wait"), *_ALL)
-BALLOON = (_TERMINAL, *_calls("ppoll", "its wait"), *_ALL)
-
 CONTROL = (
     *_PYTHON,
+    *_THREADS,
     Entry(
         Rule("mmap", (Argument(2, (PROT_EXEC,), PROT_EXEC),), errno.EPERM),
         "a module of Python's that is a shared object; most are done without",
@@ -230,7 +218,9 @@ CONTROL = (
     *_calls("fchmod chmod umask ftruncate fsync flock", "sockets, pid file, images, snapshots"),
     *_calls("fadvise64 copy_file_range sendfile uname", "snapshots"),
     *_calls("memfd_create", "snapshots, and overlays"),
-    *_calls("dup dup2 dup3 pipe2 eventfd2", "descriptors"),
+    *_calls("pread64 pwrite64 preadv", "images, snapshots, memory"),
+    *_calls("dup dup2 dup3 fcntl pipe2 eventfd2", "descriptors"),
+    *_calls("poll", "waits"),
     *_calls("epoll_create1 io_uring_setup", "devices that are started"),
     _checked(
         "io_uring_register",
@@ -247,6 +237,7 @@ CONTROL = (
     _checked("socketpair", "AF_UNIX", "back ends", Argument(0, (FAMILIES["AF_UNIX"],))),
     *_calls("bind listen accept connect getsockname getpeername", "monitors, chardevs"),
     *_calls("setsockopt getsockopt", "the same"),
+    *_calls("sendto recvfrom", "the same"),
     *_calls("sendmmsg", "names of hosts"),
     Entry(
         Rule("socket", (Argument(0, (_AF_NETLINK,)),), errno.EAFNOSUPPORT),

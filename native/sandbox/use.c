@@ -105,11 +105,7 @@ uint32_t pv_sandbox_note(int list, const long *call)
 
 	for (unsigned i = 0; i < 6; i++)
 		data.args[i] = (uint64_t)call[i + 1];
-	/* Who starts a thread is under the same, and so is what it starts. */
-	if (list == PV_SANDBOX_POOL) {
-		note(PV_SANDBOX_DISK_POOL, &data);
-		note(PV_SANDBOX_IOTHREAD_POOL, &data);
-	}
+	/* Who starts a thread is under the same. */
 	note(PV_SANDBOX_CONTROL, &data);
 	return note(list, &data);
 }

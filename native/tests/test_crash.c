@@ -179,16 +179,17 @@ static void crash_everywhere(void)
 		pthread_join(threads[i], NULL);
 }
 
-/* Sockets, of which the list has one kind alone. */
+/* Sockets, of which the list has some kinds alone. Python's, as sanitizers need more than a device's. */
 static void *call_what_is_not_listed(void *argument)
 {
-	pv_thread_is(PV_SANDBOX_VSOCK, "a thread", "vsock0");
+	pv_thread_is(PV_SANDBOX_CONTROL, "a thread", "vsock0");
 	for (int i = 0; i < 2; i++) {
-		int fds[] = {socket(AF_UNIX, SOCK_STREAM, 0), socket(AF_INET, SOCK_STREAM, 0)};
+		int fds[] = {socket(AF_UNIX, SOCK_STREAM, 0), socket(AF_PACKET, SOCK_RAW, 0)};
 
-		CHECK(fds[0] >= 0 && fds[1] >= 0 && fds[0] != fds[1]);
+		CHECK(fds[0] >= 0 && (fds[1] >= 0 || errno == EPERM));
 		close(fds[0]);
-		close(fds[1]);
+		if (fds[1] >= 0)
+			close(fds[1]);
 	}
 	return argument;
 }
@@ -274,8 +275,8 @@ static void test_threads(void)
 
 static void test_sandboxes(void)
 {
-	static const char call[] = " at the system call socket (41) with 0x2, 0x1, 0x0, which is not on "
-				   "the list vsock: thread ";
+	static const char call[] = " at the system call socket (41) with 0x11, 0x3, 0x0, which is not on "
+				   "the list control: thread ";
 	struct death death = die(call_in_a_sandbox, -1);
 	char *second;
 

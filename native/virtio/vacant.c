@@ -110,7 +110,7 @@ static void *run(void *argument)
 			more |= serve(v, v->queues[i].ring);
 		}
 		if (!more)
-			(void)poll(v->fds, v->count + 1, -1);
+			(void)ppoll(v->fds, v->count + 1, NULL, NULL);
 	}
 	return NULL;
 }

@@ -1,7 +1,6 @@
 /* Bytes from the driver: straight to the socket, and what that does not take into memory, to which
  * the credit that the driver was given is the bound. */
 #include <errno.h>
-#include <stdlib.h>
 #include <sys/socket.h>
 
 #include "virtio/iov_internal.h"
@@ -78,23 +77,20 @@ static uint32_t payload(struct pv_vsock *vsock, uint32_t length)
 	return count;
 }
 
-/* Keep the bytes from `done` on; false: there is no memory. */
-static bool keep(struct pv_vsock *vsock, struct pv_vsock_conn *conn, uint32_t done, uint32_t length)
+/* Keep the bytes from `done` on, for which the credit has room. */
+static void keep(const struct pv_vsock *vsock, struct pv_vsock_conn *conn, uint32_t done,
+                 uint32_t length)
 {
 	const struct pv_chain *chain = &vsock->chain;
 	uint32_t end, first, left = length - done;
 
-	if (!conn->data)
-		conn->data = malloc(conn->room);
-	if (!conn->data)
-		return false;
+	conn->keeps = true;
 	end = (conn->start + conn->held) % conn->room;
 	first = left < conn->room - end ? left : conn->room - end;
 	pv_iov_gather(chain->iov, chain->readable, PV_VSOCK_HEADER + done, conn->data + end, first);
 	pv_iov_gather(chain->iov, chain->readable, PV_VSOCK_HEADER + done + first, conn->data,
 	              left - first);
 	conn->held += left;
-	return true;
 }
 
 void pv_vsock_deliver(struct pv_vsock *vsock, struct pv_vsock_conn *conn, uint32_t length)
@@ -109,7 +105,8 @@ void pv_vsock_deliver(struct pv_vsock *vsock, struct pv_vsock_conn *conn, uint32
 	} else if (done < length) {
 		if (conn->held == 0)
 			pv_vsock_count(vsock, PV_VSOCK_BLOCKED, 1);
-		if (!keep(vsock, conn, done, length) || !pv_vsock_watch(vsock, conn)) {
+		keep(vsock, conn, done, length);
+		if (!pv_vsock_watch(vsock, conn)) {
 			pv_vsock_abort(vsock, conn);
 			return;
 		}

@@ -111,11 +111,19 @@ static void refuse(struct pv_vsock *vsock, struct pv_vsock_conn *conn)
 	pv_vsock_drop(vsock, conn);
 }
 
+static ssize_t receive(const struct pv_vsock_conn *conn, char *line, size_t size, int flags)
+{
+	struct iovec iov = {line, size};
+	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+
+	return recvmsg(conn->fd, &message, flags | MSG_DONTWAIT);
+}
+
 /* No byte behind the line is taken, for they are the guest's. */
 void pv_vsock_greet(struct pv_vsock *vsock, struct pv_vsock_conn *conn)
 {
 	char line[PV_VSOCK_LINE_MAX];
-	ssize_t bytes = recv(conn->fd, line, sizeof(line), MSG_PEEK | MSG_DONTWAIT);
+	ssize_t bytes = receive(conn, line, sizeof(line), MSG_PEEK);
 	const char *end = bytes > 0 ? memchr(line, '\n', (size_t)bytes) : NULL;
 	size_t length = end ? (size_t)(end - line) : 0;
 	uint32_t port;
@@ -125,7 +133,7 @@ void pv_vsock_greet(struct pv_vsock *vsock, struct pv_vsock_conn *conn)
 	if (!end && bytes > 0 && bytes < (ssize_t)sizeof(line) && !conn->ending)
 		return;
 	if (!end || !understand(line, length, &port) ||
-	    recv(conn->fd, line, length + 1, MSG_DONTWAIT) != (ssize_t)length + 1) {
+	    receive(conn, line, length + 1, 0) != (ssize_t)length + 1) {
 		refuse(vsock, conn);
 		return;
 	}
@@ -148,8 +156,10 @@ void pv_vsock_on_response(struct pv_vsock *vsock, struct pv_vsock_conn *conn)
 {
 	char line[PV_VSOCK_LINE_MAX];
 	int length = snprintf(line, sizeof(line), "OK %u\n", conn->host_port);
+	struct iovec iov = {line, (size_t)length};
+	const struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
 
-	if (send(conn->fd, line, (size_t)length, MSG_DONTWAIT | MSG_NOSIGNAL) != length) {
+	if (sendmsg(conn->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) != length) {
 		pv_vsock_abort(vsock, conn);
 		return;
 	}

@@ -21,11 +21,11 @@
 
 _Static_assert(sizeof(struct virtio_vsock_hdr) == PV_VSOCK_HEADER, "layout");
 
-/* What the driver may send on a connection before it is forwarded. As long as all connections
- * together have at most TOTAL each has LARGE, and further ones SMALL: memory has a bound. */
+/* What the driver may send on a connection before it is forwarded: of LARGE connections so much, of
+ * further ones less, as memory has a bound. */
+#define PV_VSOCK_LARGE 256
 #define PV_VSOCK_CREDIT_LARGE (256 * 1024)
 #define PV_VSOCK_CREDIT_SMALL (16 * 1024)
-#define PV_VSOCK_CREDIT_TOTAL (64 * 1024 * 1024)
 
 #define PV_VSOCK_BUCKETS 4096
 #define PV_VSOCK_REPLIES 256   /* RSTs for what is no connection, that wait for buffers */
@@ -87,7 +87,6 @@ struct pv_vsock_conn {
 	uint32_t guest_port;
 	uint32_t host_port;
 	bool named;    /* in the table, by its ports */
-	bool is_large; /* its credit is */
 	bool queued;   /* for its turn; may outlive the connection */
 	uint8_t owed;  /* PV_VSOCK_OWES_... */
 	struct pv_vsock_conn *next_free;
@@ -120,7 +119,8 @@ struct pv_vsock_conn {
 	uint32_t received;
 	uint32_t forwarded;
 	uint32_t told; /* of `forwarded` */
-	uint8_t *data; /* a ring of `room` bytes, NULL until it is needed */
+	uint8_t *data; /* a ring of `room` bytes */
+	bool keeps;    /* it has been written to */
 	uint32_t start;
 	uint32_t held;
 };
@@ -150,6 +150,15 @@ struct pv_vsock_batch {
 	} chain[PV_VSOCK_CHAINS];
 	struct iovec iov[PV_VSOCK_SEGMENTS];  /* whole buffers */
 	struct iovec data[PV_VSOCK_SEGMENTS]; /* without the headers */
+};
+
+/* Of connections; those that are not LARGE by the connections' numbers. */
+struct pv_vsock_rings {
+	uint8_t *large; /* NULL: there are none yet */
+	uint8_t *small;
+	size_t bytes; /* of all */
+	uint32_t free_count;
+	uint16_t free[PV_VSOCK_LARGE]; /* large ones, by their numbers */
 };
 
 struct pv_vsock {
@@ -183,7 +192,7 @@ struct pv_vsock {
 	uint32_t used; /* entries that were ever in use */
 	struct pv_vsock_conn *free;
 	struct pv_vsock_conn *named[PV_VSOCK_BUCKETS];
-	uint64_t promised; /* bytes of credit, in large portions */
+	struct pv_vsock_rings rings;
 	struct pv_vsock_conn *queue_head, *queue_tail;
 
 	struct virtio_vsock_hdr replies[PV_VSOCK_REPLIES];
@@ -224,6 +233,13 @@ void pv_vsock_enqueue(struct pv_vsock *vsock, struct pv_vsock_conn *conn);
 /* The next one whose turn it is; NULL: none. */
 struct pv_vsock_conn *pv_vsock_dequeue(struct pv_vsock *vsock);
 void pv_vsock_drop_all(struct pv_vsock *vsock);
+
+/* Set the rings of all connections aside. -errno of mmap(2). */
+int pv_vsock_make_rings(struct pv_vsock *vsock);
+void pv_vsock_free_rings(struct pv_vsock *vsock);
+/* Give a connection that begins its `room` and `data`; and have them back. */
+void pv_vsock_take_ring(struct pv_vsock *vsock, struct pv_vsock_conn *conn);
+void pv_vsock_give_ring_back(struct pv_vsock *vsock, struct pv_vsock_conn *conn);
 
 /* Places in what epoll(7) tells. */
 enum { PV_VSOCK_ON_WAKE, PV_VSOCK_ON_RX, PV_VSOCK_ON_TX, PV_VSOCK_ON_CLIENTS, PV_VSOCK_ON_CONN };

@@ -1,6 +1,5 @@
 /* The connections of a device: a table of fixed size, found by their ports, and the queue of those
  * that have something for the driver. */
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -41,10 +40,8 @@ struct pv_vsock_conn *pv_vsock_take(struct pv_vsock *vsock, enum pv_vsock_state 
 		.fd = -1,
 		.queued = conn->queued,
 		.next_queued = conn->next_queued,
-		.is_large = vsock->promised + PV_VSOCK_CREDIT_LARGE <= PV_VSOCK_CREDIT_TOTAL,
 	};
-	conn->room = conn->is_large ? PV_VSOCK_CREDIT_LARGE : PV_VSOCK_CREDIT_SMALL;
-	vsock->promised += conn->is_large ? conn->room : 0;
+	pv_vsock_take_ring(vsock, conn);
 	pv_vsock_enter(vsock, conn, state);
 	return conn;
 }
@@ -56,11 +53,9 @@ void pv_vsock_drop(struct pv_vsock *vsock, struct pv_vsock_conn *conn)
 	pv_vsock_enter(vsock, conn, PV_VSOCK_FREE);
 	if (conn->fd >= 0)
 		close(conn->fd);
-	free(conn->data);
+	pv_vsock_give_ring_back(vsock, conn);
 	conn->fd = -1;
-	conn->data = NULL;
 	conn->owed = 0;
-	vsock->promised -= conn->is_large ? conn->room : 0;
 	conn->next_free = vsock->free;
 	vsock->free = conn;
 }

@@ -73,7 +73,7 @@ static void *run(void *device)
 
 	pv_thread_is(PV_SANDBOX_VACANT, "vsock", pv_virtio_irq_name(vsock->irq));
 	while (!pv_thread_is_to_end(&vsock->thread)) {
-		if (poll(fds, 2, -1) <= 0 || !(fds[1].revents & POLLIN))
+		if (ppoll(fds, 2, NULL, NULL) <= 0 || !(fds[1].revents & POLLIN))
 			continue;
 		fds[1].fd = -1;
 		pv_virtio_irq_broken(vsock->irq,

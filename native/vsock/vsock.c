@@ -12,10 +12,20 @@
 
 _Static_assert(sizeof(struct pv_vsock_stats) == PV_VSOCK_COUNTERS * sizeof(uint64_t), "same order");
 
+static int set_up(struct pv_vsock *vsock)
+{
+	vsock->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (vsock->wake_fd < 0)
+		return -errno;
+	vsock->conns = calloc(vsock->limit, sizeof(*vsock->conns));
+	return vsock->conns ? pv_vsock_make_rings(vsock) : -ENOMEM;
+}
+
 int pv_vsock_new(const struct pv_vsock_config *config, struct pv_vsock **out)
 {
 	size_t length = strlen(config->path);
 	struct pv_vsock *vsock;
+	int result;
 
 	*out = NULL;
 	if (length == 0 || length > PV_VSOCK_PATH_MAX || config->connections == 0 ||
@@ -24,17 +34,14 @@ int pv_vsock_new(const struct pv_vsock_config *config, struct pv_vsock **out)
 	vsock = calloc(1, sizeof(*vsock));
 	if (!vsock)
 		return -ENOMEM;
-	vsock->conns = calloc(config->connections, sizeof(*vsock->conns));
-	vsock->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (!vsock->conns || vsock->wake_fd < 0) {
-		int result = vsock->conns ? -errno : -ENOMEM;
-
-		pv_vsock_free(vsock);
-		return result;
-	}
 	vsock->guest_cid = config->guest_cid;
 	vsock->listen_fd = config->listen_fd;
 	vsock->limit = config->connections;
+	result = set_up(vsock);
+	if (result < 0) {
+		pv_vsock_free(vsock);
+		return result;
+	}
 	memcpy(vsock->path, config->path, length);
 	*out = vsock;
 	return 0;
@@ -46,6 +53,7 @@ void pv_vsock_free(struct pv_vsock *vsock)
 		return;
 	if (vsock->wake_fd >= 0)
 		close(vsock->wake_fd);
+	pv_vsock_free_rings(vsock);
 	free(vsock->conns);
 	free(vsock);
 }

@@ -38,20 +38,6 @@ ssize_t pread(int fd, void *data, size_t size, off_t at)
 	               : syscall(SYS_pread64, fd, data, size, at);
 }
 
-ssize_t pwrite(int fd, const void *data, size_t size, off_t at)
-{
-	return is_refused(fd, (uint64_t)(uintptr_t)data | size | (uint64_t)at, false)
-	               ? -1
-	               : syscall(SYS_pwrite64, fd, data, size, at);
-}
-
-ssize_t preadv(int fd, const struct iovec *iov, int count, off_t at)
-{
-	return is_refused(fd, addresses(iov, count) | (uint64_t)at, false)
-	               ? -1
-	               : syscall(SYS_preadv, fd, iov, count, at, 0);
-}
-
 ssize_t preadv2(int fd, const struct iovec *iov, int count, off_t at, int flags)
 {
 	return is_refused(fd, addresses(iov, count) | (uint64_t)at, false)
@@ -59,11 +45,11 @@ ssize_t preadv2(int fd, const struct iovec *iov, int count, off_t at, int flags)
 	               : syscall(SYS_preadv2, fd, iov, count, at, 0, flags);
 }
 
-ssize_t pwritev(int fd, const struct iovec *iov, int count, off_t at)
+ssize_t pwritev2(int fd, const struct iovec *iov, int count, off_t at, int flags)
 {
 	return is_refused(fd, addresses(iov, count) | (uint64_t)at, false)
 	               ? -1
-	               : syscall(SYS_pwritev, fd, iov, count, at, 0);
+	               : syscall(SYS_pwritev2, fd, iov, count, at, 0, flags);
 }
 
 int fallocate(int fd, int mode, off_t at, off_t size)

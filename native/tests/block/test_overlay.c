@@ -34,17 +34,18 @@ static bool is_refused(int fd, const struct iovec *iov, int count, off_t at)
 }
 
 /* In place of the C library's, for the files of the data path that are linked to this. */
-ssize_t preadv(int fd, const struct iovec *iov, int count, off_t at)
+ssize_t preadv2(int fd, const struct iovec *iov, int count, off_t at, int flags)
 {
-	return is_refused(fd, iov, count, at) ? -1 : syscall(SYS_preadv, fd, iov, count, at, 0);
+	return is_refused(fd, iov, count, at) ? -1
+	                                      : syscall(SYS_preadv2, fd, iov, count, at, 0, flags);
 }
 
-ssize_t pwritev(int fd, const struct iovec *iov, int count, off_t at)
+ssize_t pwritev2(int fd, const struct iovec *iov, int count, off_t at, int flags)
 {
 	struct iovec part = iov[0];
 
 	if (fd != full)
-		return syscall(SYS_pwritev, fd, iov, count, at, 0);
+		return syscall(SYS_pwritev2, fd, iov, count, at, 0, flags);
 	if (room == 0) {
 		errno = ENOSPC;
 		return -1;
@@ -52,7 +53,7 @@ ssize_t pwritev(int fd, const struct iovec *iov, int count, off_t at)
 	if ((int64_t)part.iov_len > room)
 		part.iov_len = (size_t)room;
 	room -= (int64_t)part.iov_len;
-	return syscall(SYS_pwritev, fd, &part, 1, at, 0);
+	return syscall(SYS_pwritev2, fd, &part, 1, at, 0, flags);
 }
 
 int fdatasync(int fd)
