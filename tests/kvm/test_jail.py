@@ -233,49 +233,87 @@ def test_a_monitor_plugs_what_a_source_has(
     assert left(base) == ["disk.img", "images", "images/b.img"]
 
 
-@pytest.mark.parametrize("comm", ["main", "qmp", "vcpu0", "console serial0"])
-def test_code_that_runs_in_a_thread_gets_no_further(
-    jailed: Callable[..., Jailed], comm: str
-) -> None:
-    with jailed("-sandbox", "off") as guest, socket.create_server(("127.0.0.1", 0)) as server:
-        captive = guest.captive(comm)
-
-        def call(name: str, *arguments: int | bytes) -> int:
-            return captive.result(NUMBERS[name], *arguments)
-
-        opens = (-100, b"/etc/passwd", os.O_RDONLY)
-        assert call("openat", *opens) == -errno.ENOENT
-        for path in (b"/new", b"/dev/new", b"/opt/pyvirt/pyvirt/errors.py", b"/spin", b"/proc/new"):
-            made = call("openat", -100, path, os.O_RDWR | os.O_CREAT, 0o600)
-            assert made in {-errno.EROFS, -errno.ENOENT, -errno.EACCES}, path
-        assert call("openat", -100, b"/disk.img", os.O_RDWR) > 0
-        assert call("execve", b"/bin/sh", 0, 0) == -errno.ENOENT
-        assert call("mknod", b"/run/disk", 0o60600, 0xFE00) == -errno.EPERM
-        assert call("mount", b"none", b"/run", b"tmpfs", 0, 0) == -errno.EPERM
-        assert call("setuid", 0) < 0
-        # The parent, and who runs the test.
-        assert call("ptrace", 16, 1, 0, 0) == -errno.EPERM
-        for pid in (guest.process.pid, os.getpid()):
-            assert call("ptrace", 16, pid, 0, 0) == -errno.ESRCH
-            assert call("kill", pid, 0) == -errno.ESRCH
-        fd = call("socket", socket.AF_INET, socket.SOCK_STREAM, 0)
-        port = server.getsockname()[1].to_bytes(2, "big")
-        address = (2).to_bytes(2, "little") + port + bytes([127, 0, 0, 1]) + bytes(8)
-        assert call("connect", fd, address, 16) == -errno.ENETUNREACH
-        captive.let(signal.SIGKILL)
+# Of a guest whose driver has them all run, as far as the kernel keeps their names.
+OF_DEVICES = (
+    *("disk vda", "vacant vdb", "net eth0", "ports virtio-se", "rng virtio-rng "),
+    *("balloon virtio-", "vsock vsock vso"),
+)
 
 
-@pytest.mark.parametrize("comm", ["vcpu0", "console serial0"])
-def test_with_a_sandbox_it_makes_no_call(jailed: Callable[..., Jailed], comm: str) -> None:
-    with jailed("-sandbox", "on") as guest:
-        captive = guest.captive(comm)
-        for name, arguments in (
-            ("openat", (-100, b"/etc/passwd", 0)),
-            ("socket", (1, 1, 0)),
-            ("execve", (b"/bin/sh", 0, 0)),
-            ("ptrace", (16, 1, 0, 0)),
-        ):
-            assert captive.call(NUMBERS[name], *arguments) == signal.SIGSYS, name
+@pytest.fixture
+def driven(kernel: Kernel, base: Path) -> Iterator[Callable[..., Jailed]]:
+    """Yield a function that starts a machine in which each kind of thread is at work."""
+    network = base / "network"
+    network.mkdir()
+    options = (
+        *("-netdev", "stream,id=n,path=/network/s"),
+        *("-device", "virtio-net-device,netdev=n"),
+        *("-chardev", "null,id=c", "-device", "virtio-serial-device"),
+        *("-device", "virtserialport,chardev=c,name=org.example.port"),
+        *("-object", "rng-random,id=r", "-device", "virtio-rng-device,rng=r"),
+        *("-device", "virtio-balloon-device"),
+        *("-device", "vsock-device,guest-cid=3,uds=/run/v"),
+    )
+
+    def start(*more: str) -> Jailed:
+        return Jailed(kernel("drivers"), base, ("-source", str(network)), (*options, *more))
+
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.bind(str(network / "s"))
+        peer.listen(1)
+        for path in (network, network / "s"):
+            os.chown(path, USER, USER)
+        yield start
+
+
+def test_code_that_runs_in_a_thread_gets_no_further(driven: Callable[..., Jailed]) -> None:
+    with driven("-sandbox", "off") as guest, socket.create_server(("127.0.0.1", 0)) as server:
+        for comm in ("main", "qmp", "vcpu0", "console serial0", *OF_DEVICES):
+            gets_no_further(guest, comm, server)
+
+
+def gets_no_further(guest: Jailed, comm: str, server: socket.socket) -> None:
+    captive = guest.captive(comm)
+
+    def call(name: str, *arguments: int | bytes) -> int:
+        return captive.result(NUMBERS[name], *arguments)
+
+    opens = (-100, b"/etc/passwd", os.O_RDONLY)
+    assert call("openat", *opens) == -errno.ENOENT
+    own = (b"/opt/pyvirt/pyvirt/errors.py", b"/drivers.elf")
+    for path in (b"/new", b"/dev/new", b"/proc/new", *own):
+        made = call("openat", -100, path, os.O_RDWR | os.O_CREAT, 0o600)
+        assert made in {-errno.EROFS, -errno.ENOENT, -errno.EACCES}, path
+    assert call("openat", -100, b"/disk.img", os.O_RDWR) > 0
+    assert call("execve", b"/bin/sh", 0, 0) == -errno.ENOENT
+    assert call("mknod", b"/run/disk", 0o60600, 0xFE00) == -errno.EPERM
+    assert call("mount", b"none", b"/run", b"tmpfs", 0, 0) == -errno.EPERM
+    assert call("setuid", 0) < 0
+    # The parent, and who runs the test.
+    assert call("ptrace", 16, 1, 0, 0) == -errno.EPERM
+    for pid in (guest.process.pid, os.getpid()):
+        assert call("ptrace", 16, pid, 0, 0) == -errno.ESRCH
+        assert call("kill", pid, 0) == -errno.ESRCH
+    fd = call("socket", socket.AF_INET, socket.SOCK_STREAM, 0)
+    port = server.getsockname()[1].to_bytes(2, "big")
+    address = (2).to_bytes(2, "little") + port + bytes([127, 0, 0, 1]) + bytes(8)
+    assert call("connect", fd, address, 16) == -errno.ENETUNREACH
+    captive.release()
+
+
+def test_with_a_sandbox_it_makes_no_call(driven: Callable[..., Jailed]) -> None:
+    with driven("-sandbox", "on") as guest:
+        for comm in ("vcpu0", "console serial0", *OF_DEVICES):
+            captive = guest.captive(comm)
+            for name, arguments in (
+                ("openat", (-100, b"/etc/passwd", 0)),
+                ("socket", (2, 1, 0)),
+                ("execve", (b"/bin/sh", 0, 0)),
+                ("ptrace", (16, 1, 0, 0)),
+            ):
+                assert captive.call(NUMBERS[name], *arguments) == signal.SIGSYS, (comm, name)
+            if comm != OF_DEVICES[-1]:
+                captive.release()
         captive.let(signal.SIGSYS)
         assert guest.ended() == 128 + signal.SIGSYS
         assert re.search(r"SIGSYS at the system call ptrace", guest.errors)

@@ -101,6 +101,11 @@ class Captive:
         assert os.WIFSTOPPED(status), status
         return os.WSTOPSIG(status)
 
+    def release(self) -> None:
+        """Let go of the thread, which goes on where it was, and gets no signal."""
+        self._ptrace(_SETREGS, data=ctypes.byref(self._registers))
+        self._ptrace(_DETACH)
+
     def let(self, number: int) -> None:
         """Let go of the thread, which gets the signal that it has stopped with."""
         self._ptrace(_DETACH, data=number)
