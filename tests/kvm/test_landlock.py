@@ -14,8 +14,11 @@ import pytest
 from pyvirt.native.sandbox.syscalls import NUMBERS
 from pyvirt.qmp.client import CommandError
 
+from ..unit.devices.vhost_user.switch import PROTOCOL, Switch
+from ..unit.devices.vhost_user.test_plugged_nic import ALL
 from ..unit.native.injection import Captive
 from ..unit.native.test_crash import find
+from .support import MEMORY
 from .test_qmp_run import Monitored
 from .test_run import command, run, wait_for
 
@@ -85,6 +88,62 @@ def test_a_monitor_reaches_what_is_named(kernel: Kernel, folders: tuple[Path, Pa
     with Monitored(kernel("spin"), *restored, *words[:4]) as guest:
         stands = guest.mailbox()
         wait_for(lambda: guest.mailbox() != stands, "the restored guest to count on")
+
+
+WAYS: tuple[tuple[str, dict[str, object], str], ...] = (
+    ("dump-guest-memory", {"paging": False}, "protocol"),
+    ("pmemsave", {"val": 0, "size": 4096}, "filename"),
+    ("memsave", {"val": 1 << 20, "size": 4096}, "filename"),
+)
+
+
+def target_in(folder: Path, name: str) -> str:
+    return f"{'file:' if name.startswith('dump') else ''}{folder}/{name}"
+
+
+def test_memory_is_saved_where_it_may_be(kernel: Kernel, folders: tuple[Path, Path]) -> None:
+    here, there = folders
+    with Monitored(kernel("spin"), "-sandbox", "on", "-sandbox-path", str(here)) as guest:
+        execute = guest.client.execute
+        for name, arguments, target in WAYS:
+            for _ in range(2):  # the second time the file is replaced
+                execute(name, arguments | {target: target_in(here, name)})
+            with pytest.raises(CommandError) as refused:
+                execute(name, arguments | {target: target_in(there, name)})
+            said = (
+                f"{there}/{name}: Permission denied (only what -sandbox-path names can be reached)"
+            )
+            assert said in str(refused.value)
+    assert sorted(os.listdir(here)) == ["a.img", *sorted(name for name, _, _ in WAYS)]
+    assert (here / "dump-guest-memory").stat().st_size > MEMORY
+    assert (here / "pmemsave").stat().st_size == (here / "memsave").stat().st_size == 4096
+    assert os.listdir(there) == ["a.img"]
+
+
+def add_chardev(guest: Monitored, path: Path) -> None:
+    address = {"type": "unix", "data": {"path": str(path)}}
+    backend = {"type": "socket", "data": {"addr": address, "server": False}}
+    guest.client.execute("chardev-add", {"id": "c", "backend": backend})
+
+
+def test_a_back_end_is_found_wherever_it_is(kernel: Kernel, folders: tuple[Path, Path]) -> None:
+    """Who may be connected to is not looked at."""
+    words = ("-machine", "mem-share=on", "-sandbox", "on", "-sandbox-path", str(folders[0]))
+    with Monitored(kernel("spin"), *words) as guest:
+        ask = guest.client.execute
+        for folder in folders:
+            switch = Switch(folder / "s", features=ALL, protocol=PROTOCOL)
+            try:
+                add_chardev(guest, folder / "s")
+                ask("netdev_add", {"id": "n", "type": "vhost-user", "chardev": "c"})
+                ask("device_add", {"id": "n", "driver": "virtio-net-mmio", "addr": "0x1"})
+                (counted,) = ask("x-query-stats", {"name": "n"})
+                values = {one["name"]: one["value"] for one in counted["stats"]}
+                assert (values["connected"], values["connections"]) == (1, 1)
+                ask("device_del", {"id": "n"})
+                ask("chardev-remove", {"id": "c"})
+            finally:
+                switch.die()
 
 
 def test_what_is_only_read_is_not_written(kernel: Kernel, folders: tuple[Path, Path]) -> None:
