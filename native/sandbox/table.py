@@ -215,7 +215,7 @@ CONTROL = (
     *_calls("newfstatat fstat statx lstat stat statfs fstatfs lseek getdents64", "files"),
     *_calls("readlink access faccessat2 getcwd", "files"),
     *_calls("unlink mkdir rmdir rename symlink", "sockets, terminals' links, snapshots"),
-    *_calls("fchmod chmod umask ftruncate fsync flock", "sockets, pid file, images, snapshots"),
+    *_calls("fchmod ftruncate fsync flock", "sockets, pid file, images, snapshots"),
     *_calls("fadvise64 copy_file_range sendfile uname", "snapshots"),
     *_calls("memfd_create", "snapshots, and overlays"),
     *_calls("pread64 pwrite64 preadv", "images, snapshots, memory"),
@@ -235,7 +235,7 @@ CONTROL = (
         Argument(0, tuple(FAMILIES.values())),
     ),
     _checked("socketpair", "AF_UNIX", "back ends", Argument(0, (FAMILIES["AF_UNIX"],))),
-    *_calls("bind listen accept connect getsockname getpeername", "monitors, chardevs"),
+    *_calls("bind listen connect getsockname getpeername", "monitors, chardevs"),
     *_calls("setsockopt getsockopt", "the same"),
     *_calls("sendto recvfrom", "the same"),
     *_calls("sendmmsg", "names of hosts"),
@@ -246,8 +246,8 @@ CONTROL = (
     ),
     *_calls("getrandom", "names, and the guest's generation"),
     *_calls("getuid geteuid getgid getegid getppid getpgrp", "who runs it"),
-    *_calls("sched_getaffinity sched_setscheduler sched_yield", "processors, and turns on them"),
-    *_calls("mbind set_mempolicy get_mempolicy", "memory's nodes"),
+    *_calls("sched_getaffinity sched_setscheduler", "processors, and turns on them"),
+    *_calls("mbind", "memory's nodes"),
     _checked("prlimit64", "this process", "how many descriptors there may be", Argument(0, (0,))),
     _checked(
         "kill",
@@ -255,7 +255,7 @@ CONTROL = (
         "helpers that do not end; who is alive",
         Argument(1, (0, _SIGTERM, _SIGKILL, _SIGSTOP)),
     ),
-    *_calls("wait4 pidfd_open pidfd_send_signal", "helpers' ends"),
+    *_calls("wait4", "helpers' ends"),
     *_calls("exit_group", "the end"),
 )
 

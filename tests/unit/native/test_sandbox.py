@@ -259,6 +259,6 @@ def test_a_ring_can_be_made_that_does_no_more_than_disks_ask() -> None:
 
 def test_calls_are_few() -> None:
     """A call more is to be argued for."""
-    assert len(calls(LIST["CONTROL"])) <= 116
+    assert len(calls(LIST["CONTROL"])) <= 108
     assert {one.name: len(calls(one)) for one in LISTS[1:] if len(calls(one)) >= 25} == {}
     assert len({call for one in LISTS[1:] for call in calls(one)}) < 60
