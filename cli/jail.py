@@ -138,6 +138,11 @@ def _words(given: list[str]) -> tuple[str, ...]:
     for name in _NOT_HERE:
         if name in names:
             raise ConfigError(f"jail: -{name}: not in a jail; leave it out")
+    if any(word.partition(",")[0] == "pty" for word in words):
+        raise ConfigError(
+            "jail: pty: nobody finds a terminal that is in a jail; give "
+            "socket,path=/run/SOCKET,server,nowait"
+        )
     if names.isdisjoint(_KERNELS):
         raise ConfigError(
             "jail: give -- -kernel FILE and the machine's other options, with FILE among -source"

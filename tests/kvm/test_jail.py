@@ -21,6 +21,8 @@ from pyvirt.errors import ConfigError
 from pyvirt.native.sandbox.syscalls import NUMBERS
 from pyvirt.qmp.client import Client, CommandError
 
+from ..unit.devices.vhost_user.switch import PROTOCOL, Switch
+from ..unit.devices.vhost_user.test_plugged_nic import ALL
 from ..unit.native.injection import Captive
 from ..unit.native.test_crash import find
 from .support import PATIENCE
@@ -337,6 +339,31 @@ def test_with_a_sandbox_python_opens_what_is_there(
         ):
             assert captive.call(NUMBERS[name], *arguments) == signal.SIGSYS, name
         captive.let(signal.SIGKILL)
+
+
+def test_a_back_end_of_the_host_serves_it(jailed: Callable[..., Jailed], base: Path) -> None:
+    """Its socket is in a folder that is a source, by which a virtiofsd is found as well."""
+    folder = base / "network"
+    folder.mkdir()
+    switch = Switch(folder / "s", features=ALL, protocol=PROTOCOL)
+    try:
+        for path in (folder, folder / "s"):
+            os.chown(path, USER, USER)
+        words = (
+            *("-machine", "mem-share=on", "-chardev", "socket,id=c,path=/network/s"),
+            *("-netdev", "vhost-user,id=n,chardev=c", "-device", "virtio-net-device,netdev=n"),
+        )
+        with jailed(*words, jail=("-source", str(folder))) as guest:
+            counted = guest.client.execute("x-query-stats")
+            connected = [
+                one["value"]
+                for device in counted
+                for one in device["stats"]
+                if one["name"] == "connected"
+            ]
+            assert connected == [1]
+    finally:
+        switch.die()
 
 
 def test_a_machine_that_is_killed_leaves_nothing(jailed: Callable[..., Jailed], base: Path) -> None:

@@ -83,6 +83,8 @@ def test_what_runs_in_it(
         (("-name", "a", *USER, "--", "fork", "x"), "jail: fork: only run is there in a jail"),
         (("-name", "a", *USER, *RUN, "-daemonize"), "jail: -daemonize: not in a jail"),
         (("-name", "a", *USER, *RUN, "--share=/"), "jail: -share: not in a jail"),
+        (("-name", "a", *USER, *RUN, "-serial", "pty"), "jail: pty: nobody finds a terminal"),
+        (("-name", "a", *USER, *RUN, "-chardev", "pty,id=c"), "jail: pty: nobody finds"),
         (("-name", "a", *RUN), "jail: -uid: root has to say whose rights"),
         (("-name", "a", "-uid", "1", *RUN), "jail: -gid: root has to say whose rights"),
         (("-name", "a", "-uid", "70000", *RUN), "jail: -uid 70000: give a number from 0 to 65535"),
