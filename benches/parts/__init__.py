@@ -8,6 +8,7 @@ from ..part import Part
 
 NAMES = (
     "startup",
+    "density",
     "boot",
     "account",
     "cost",

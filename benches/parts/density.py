@@ -1,0 +1,260 @@
+"""Many idle machines at once, started cold and by one `pyvirt serve`, on this host's own KVM.
+
+Each is a tiny guest that stands halted, with a monitor, in the background; two start at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyvirt
+from pyvirt.errors import BackendError
+from pyvirt.tests.kvm.support import GUESTS, build
+
+from ..part import Budget, Part, Place, Plot, Round, Row, Table, Turn
+from ..peers.pyvirt import PROGRAM
+
+MACHINES, AT_ONCE = 200, 2
+GUEST_MIB = 128
+STARTS = 10  # that are timed, in a round
+SETTLE_SECONDS, IDLE_SECONDS = 2.0, 5.0
+PATIENCE = 120.0
+COLD, WARM = "cold", "pyvirt serve"
+RATE = Row("starts, whole commands", "a second", 1)
+FROM_EXEC = Row("first KVM_RUN, from exec", "ms", 1, less=True)
+FROM_REQUEST = Row("first KVM_RUN, from the request", "ms", 1, less=True)
+WAKE_UPS = Row(f"wake-ups of all in {IDLE_SECONDS:.0f} s", "", 0, less=True)
+CPU = Row(f"processor time of all in {IDLE_SECONDS:.0f} s", "s", less=True)
+GUEST = "guest"
+PARTS = ("Python's memory", "C's heap and stacks", "programs and libraries")
+KINDS = {"Pss": "share of all", "Private_Dirty": "its own, written to"}
+MEMORY = "Memory of a machine"
+_HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *(.*)")
+_FIRST_RUN = re.compile(r"^first KVM_RUN +([0-9.]+)", re.MULTILINE)
+_OPTIONS = ("-accel", "kvm", "-m", str(GUEST_MIB), "-serial", "none")
+_SMALL = 256 << 10  # bytes; Python's own mappings are larger
+
+
+def row(kind: str, part: str = "all but the guest") -> Row:
+    """Return the row of a kind of memory that a part has."""
+    return Row(f"{part}: {KINDS[kind]}", "MiB", less=True)
+
+
+TABLE = Table(
+    tuple(row(kind, *part) for kind in KINDS for part in ((), *((one,) for one in PARTS))),
+    MEMORY,
+    (WARM, COLD),
+)
+
+
+def part_of(size: int, name: str) -> str:
+    """Return which part a mapping of some bytes belongs to."""
+    if size >= GUEST_MIB << 20:
+        return GUEST
+    if name in {"[heap]", "[stack]"} or (not name and size < _SMALL):
+        return PARTS[1]
+    return PARTS[2] if name else PARTS[0]
+
+
+def memory(pid: int) -> dict[tuple[str, str], int]:
+    """Return the KiB of a process, by kind and part."""
+    found: Counter[tuple[str, str]] = Counter()
+    where = GUEST
+    for line in Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8").splitlines():
+        head = _HEAD.match(line)
+        if head:
+            where = part_of(int(head[2], 16) - int(head[1], 16), head[3])
+            continue
+        kind, _, value = line.partition(":")
+        if kind in KINDS and where != GUEST:
+            found[kind, where] += int(value.split()[0])
+    return found
+
+
+def memory_rows(pids: Sequence[int]) -> dict[str, list[float]]:
+    """Return the rows of the table, medians of processes in MiB."""
+    each = [memory(pid) for pid in pids]
+    found = {}
+    for kind in KINDS:
+        for part in PARTS:
+            middle = statistics.median(one[kind, part] for one in each)
+            found[TABLE.key(row(kind, part))] = [middle / 1024]
+        middle = statistics.median(sum(one[kind, part] for part in PARTS) for one in each)
+        found[TABLE.key(row(kind))] = [middle / 1024]
+    return found
+
+
+def switches(pids: Sequence[int]) -> int:
+    """Return how often threads of processes have gone to sleep."""
+    return sum(
+        int(line.split()[1])
+        for pid in pids
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for line in (task / "status").read_text(encoding="utf-8").splitlines()
+        if line.startswith("voluntary_ctxt_switches:")
+    )
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """Return the processor time of processes."""
+    ticks = 0
+    for pid in pids:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        ticks += sum(map(int, stat.rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[str]:
+    """Run a `pyvirt serve`; yield its socket."""
+    path = str(folder / "serve")
+    with subprocess.Popen([PROGRAM, "serve", path], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield path
+        finally:
+            process.terminate()
+
+
+def start(kernel: Path, folder: Path, number: int, via: Sequence[str]) -> int:
+    """Start a machine in the background; return its process when its guest runs."""
+    pid_file = folder / f"{number}.pid"
+    command = [
+        *(str(PROGRAM), "run", *via, *_OPTIONS, "-kernel", str(kernel)),
+        *("-daemonize", "-pidfile", str(pid_file)),
+        *("-qmp", f"unix:{folder}/{number}.qmp,server,nowait"),
+    ]
+    subprocess.run(command, check=True, timeout=PATIENCE)
+    return int(pid_file.read_text(encoding="utf-8"))
+
+
+def end(folder: Path) -> None:
+    """End the machines whose pid files are in a folder, and wait until they are gone."""
+    until = time.monotonic() + PATIENCE
+    for file in folder.glob("*.pid"):
+        os.kill(int(file.read_text(encoding="utf-8")), signal.SIGTERM)
+    while any(folder.glob("*.pid")) and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def crowd(kernel: Path, folder: Path, via: Sequence[str]) -> dict[str, list[float]]:
+    """Start all machines, look at them, and end them."""
+    try:
+        begun = time.monotonic()
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            pids = list(pool.map(lambda one: start(kernel, folder, one, via), range(MACHINES)))
+        rate = MACHINES / (time.monotonic() - begun)
+        time.sleep(SETTLE_SECONDS)
+        before, used = switches(pids), cpu_seconds(pids)
+        time.sleep(IDLE_SECONDS)
+        woken, spent = switches(pids) - before, cpu_seconds(pids) - used
+        found = {RATE.name: [rate], WAKE_UPS.name: [float(woken)], CPU.name: [spent]}
+        return found | memory_rows(pids)
+    finally:
+        end(folder)
+
+
+def first_run(said: str) -> float:
+    """Return the ms to the first KVM_RUN that -timeline shows; BackendError."""
+    found = _FIRST_RUN.search(said)
+    if not found:
+        raise BackendError(f"density: no timeline in {said!r}")
+    return float(found[1])
+
+
+def from_exec(kernel: Path, via: Sequence[str]) -> float:
+    """Return the ms from exec to the first KVM_RUN of a machine that ends by itself."""
+    done = subprocess.run(
+        [PROGRAM, "run", *via, *_OPTIONS, "-kernel", str(kernel), "-timeline"],
+        env={**os.environ, "PYVIRT_EXEC_NS": str(time.monotonic_ns())},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    return first_run(done.stderr)
+
+
+def from_request(kernel: Path, path: str) -> float:
+    """Return the ms from when a server is asked to the first KVM_RUN."""
+    package = os.path.dirname(os.path.abspath(pyvirt.__file__))
+    reader, writer = os.pipe()
+    with open(reader, encoding="utf-8") as said, socket.socket(socket.AF_UNIX) as client:
+        env = {**os.environ, "PYVIRT_EXEC_NS": str(time.monotonic_ns())}
+        caller = {"version": pyvirt.__version__, "package": package, "umask": 0o22, "env": env}
+        words = [*_OPTIONS, "-kernel", str(kernel), "-timeline"]
+        asked = {"run": words, "cwd": "/", "fds": [2], "caller": caller}
+        client.connect(path)
+        socket.send_fds(client, [json.dumps(asked).encode() + b"\n"], [writer])
+        os.close(writer)
+        return first_run(said.read())
+
+
+def ready() -> Callable[[Turn], Round]:
+    """Return what starts a crowd in each way, after a few machines that are timed."""
+
+    def cold(kernels: Sequence[Path], folder: Path) -> dict[str, list[float]]:
+        found = {FROM_EXEC.name: [from_exec(kernels[1], ()) for _ in range(STARTS)]}
+        return found | crowd(kernels[0], folder, ())
+
+    def warm(kernels: Sequence[Path], folder: Path) -> dict[str, list[float]]:
+        with server(folder) as path:
+            via = ("-via", path)
+            found = {
+                FROM_EXEC.name: [from_exec(kernels[1], via) for _ in range(STARTS)],
+                FROM_REQUEST.name: [from_request(kernels[1], path) for _ in range(STARTS)],
+            }
+            return found | crowd(kernels[0], folder, via)
+
+    def measure(turn: Turn) -> Round:
+        found = {}
+        for name, way in turn.order(((WARM, warm), (COLD, cold))):
+            with TemporaryDirectory(prefix="density-") as folder:
+                place = Path(folder)
+                kernels = [
+                    build(GUESTS / f"{kind}.S", place / f"{kind}.elf")
+                    for kind in ("halt", "console")
+                ]
+                found[name] = way(kernels, place)
+        return found
+
+    return measure
+
+
+PART = Part(
+    name="density",
+    title="Many idle machines at once",
+    what=f"{MACHINES} machines in the background, each a tiny guest that stands halted, 1 vCPU, "
+    f"{GUEST_MIB} MiB, with a monitor; started cold, and by one `pyvirt serve`, {AT_ONCE} at a "
+    "time. Memory is the median of all machines, without the guest's; wake-ups are the voluntary "
+    "context switches of all threads.",
+    place=Place.HOST,
+    rounds=2,
+    ready=ready,
+    tables=(
+        Table((RATE, FROM_EXEC, FROM_REQUEST, WAKE_UPS, CPU), subjects=(WARM, COLD)),
+        TABLE,
+    ),
+    budgets=(
+        Budget((WARM,), 6, rows=(FROM_REQUEST.name,)),
+        Budget((WARM,), 3, rows=(row("Private_Dirty").name,), table=MEMORY),
+        Budget((COLD,), 16, rows=(row("Pss").name,), table=MEMORY),
+        Budget((WARM,), 0, rows=(WAKE_UPS.name,)),
+    ),
+    plot=Plot("Memory of a machine, cold / by pyvirt serve", (WARM, COLD), MEMORY),
+)
