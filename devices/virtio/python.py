@@ -13,7 +13,6 @@ import _thread
 import json
 import os
 import select
-import threading
 import time
 
 from ...errors import BackendError, ConfigError, unexpected
@@ -77,6 +76,10 @@ class _Service:
     """The queues of one activation, and the thread that serves them."""
 
     def __init__(self, device: PythonDevice, activation: Activation) -> None:
+        # Not for who only asks whether a device is of this kind: once loaded it takes part in every
+        # fork of the process, which writes to memory that could be shared.
+        import threading  # noqa: PLC0415
+
         self._device = device
         self._irq = activation.irq
         self._rings = {queue.index: queue.handle for queue in activation.queues if queue}
