@@ -1,6 +1,7 @@
 """Make the file that bundled.py tells of: `python cli/bundle.py FILE`, beside the package.
 
-It has what `pyvirt run` loads for a guest with disks, NICs, consoles and monitors.
+It has what `pyvirt run` loads for a guest with disks, NICs, consoles and monitors, and what its
+-via does.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _MODULES = (
     *("cli.options.objects", "cli.options.ports", "cli.options.sizes", "cli.options.sockets"),
     *("devices.chardev", "devices.nic", "devices.serial", "devices.terminal"),
     *("devices.virtio.block", "devices.virtio.console", "devices.virtio.net", "qmp.machine"),
-    *("qmp.server", "vmm.accel", "vmm.machine", "vmm.sandbox"),
+    *("cli.via", "qmp.server", "vmm.accel", "vmm.machine", "vmm.sandbox"),
 )
 # Prints of each module that is loaded then: its name, 1 for a package, its file.
 _PROGRAM = """\

@@ -8,7 +8,6 @@ from ..part import Part
 
 NAMES = (
     "startup",
-    "density",
     "boot",
     "account",
     "cost",
@@ -20,6 +19,7 @@ NAMES = (
     "fork_vm",
     "restore",
     "incoming",
+    "density",
     "hotplug",
     "slots",
     "replug",
