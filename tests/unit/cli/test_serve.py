@@ -27,6 +27,7 @@ from pyvirt.cli.server.code import Code
 from pyvirt.cli.server.connection import Caller
 from pyvirt.cli.server.limits import LINE_MAX
 from pyvirt.errors import BackendError
+from pyvirt.harness.lab import session
 
 from ..fork_server import PATIENCE, PYVIRT, read_all
 from ..refusal import refusal
@@ -454,6 +455,11 @@ def test_a_service_manager_is_told() -> None:
             patch.setenv("NOTIFY_SOCKET", f"{folder}/notify")
             with served():
                 assert manager.recv(100) == b"READY=1"
+
+
+def test_a_lab_is_not_told_of_a_server_of_this_host() -> None:
+    command = session._command(["true"], "/", {"PYVIRT_SERVE": "/tmp/s", "HOME": "/"})
+    assert command.env == {"HOME": "/", "PYVIRT_LAB": "1"}
 
 
 def test_json_is_written_as_json_does() -> None:
