@@ -42,6 +42,7 @@ HOW_TO_WRITE = (
 )
 _ENVIRONMENT = {
     "PYVIRT_LOG_LEVEL": "What is told on stderr: error, warning (default), info or debug.",
+    "PYVIRT_SERVE": "The socket of a pyvirt serve, which starts machines for pyvirt run.",
     "PYVIRT_CACHE": "Where kernels and images are kept, in place of pyvirt in XDG_CACHE_HOME.",
     "XDG_CACHE_HOME": "As of the XDG base directories; ~/.cache by default.",
     "XDG_RUNTIME_DIR": "Where running machines are listed, for pyvirt ps; else below /tmp.",

@@ -103,10 +103,6 @@ class StandIn:
         no terminal as its stdin: the kernel would not stop it, as it does jobs of a shell.
         """
         fds = inherited()
-        if _is_in_background():
-            null = os.open(os.devnull, os.O_RDONLY)
-            os.dup2(null, 0)
-            os.close(null)
         line = as_json({**message, "fds": fds}).encode() + b"\n"
         if len(line) > LINE_MAX:
             raise ConfigError(
@@ -154,12 +150,16 @@ class StandIn:
             raise BackendError(f"{self._option}: is served by user {uid}; {self._mend}")
 
     def _send(self, line: bytes, fds: list[int]) -> None:
-        rights = b"".join(fd.to_bytes(_FD, "little") for fd in fds)
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        places = {0: null} if _is_in_background() else {}
+        rights = b"".join(places.get(fd, fd).to_bytes(_FD, "little") for fd in fds)
         try:
             sent = self._server.sendmsg([line], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
             self._server.sendall(line[sent:])
         except OSError:
             return  # why, it says
+        finally:
+            os.close(null)
 
     def _wait_until_gone(self) -> None:
         """Wait for what the host does at a process's end: what it had can be used again."""
