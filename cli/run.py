@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # What is still in the serial port at the end is given this long to reach its reader.
 _FLUSH_MS = 1000
+# And what is told of the run at its end, to who reads stderr; the rest is lost.
+_SHOW_S = 5.0
 # Of Python's threads, in bytes. In one that has room for a huge page the kernel puts one.
 _STACK = 1 << 20
 
@@ -212,6 +214,7 @@ def _run(
     if options.terminal is not None:
         options.terminal.quit_fd = events.quit_fd
     control = Control(options, log)
+    stats = ""
     with PidFile(options.pidfile):
         machine = _make(options, log, timeline, prepared)
         try:
@@ -243,19 +246,26 @@ def _run(
                     control.close()
                 timeline.mark("first-run", machine.first_run_ns())
                 timeline.mark("first-byte", serial.first_output_ns())
-                if options.stats:
-                    from .stats import table
-
-                    sys.stderr.write(table(machine))
+                stats = _stats(options, machine)
         finally:
             machine.close()
             # What the host is at work on still may not be closed under it.
             if not machine.is_kept:
                 control.close_backends()
             events.close()
+    log.show(stats, _SHOW_S)
     assert machine.end is not None
     log.info(f"ended: {machine.end.reason}")
     return machine.end.status
+
+
+def _stats(options: Options, machine: Machine) -> str:
+    """Return what `-stats` tells, "" where it is not asked for; the machine is not closed yet."""
+    if not options.stats:
+        return ""
+    from .stats import table
+
+    return table(machine)
 
 
 def _arm(options: Options) -> None:
@@ -309,9 +319,9 @@ def _check_timeline(where: str) -> None:
         raise ConfigError(f"-timeline={where}: cannot be written; name a file in a writable folder")
 
 
-def _show(timeline: Timeline, where: str) -> None:
+def _show(timeline: Timeline, where: str, log: Log) -> None:
     if not where:
-        sys.stderr.write(timeline.table())
+        log.show(timeline.table(), _SHOW_S)
         return
     from .. import files
 
@@ -356,7 +366,7 @@ def main(argv: list[str], prepared: Prepared | None = None) -> int:
     log = prepared.log if prepared is not None else Log()
     if options.log:
         log.open(options.log)
-    elif not options.daemonize:
+    if not options.daemonize:
         log.take_terminal()
     if options.timeline:
         _check_timeline(options.timeline)
@@ -374,5 +384,5 @@ def main(argv: list[str], prepared: Prepared | None = None) -> int:
         return run_in_lab.run(options, config(options), reason)
     status = _run_here(options, log, timeline, incoming, prepared)
     if options.timeline is not None:
-        _show(timeline, options.timeline)
+        _show(timeline, options.timeline, log)
     return status

@@ -36,7 +36,7 @@ class Log:
     the descriptor.
     """
 
-    __slots__ = ("_level", "_lock", "fd")
+    __slots__ = ("_level", "_lock", "_stderr", "fd")
 
     def __init__(self) -> None:
         name = os.environ.get("PYVIRT_LOG_LEVEL", _DEFAULT)
@@ -44,7 +44,7 @@ class Log:
             raise ConfigError(f"PYVIRT_LOG_LEVEL={name}: not one of {', '.join(LEVELS)}")
         self._level = LEVELS.index(name)
         self._lock = _thread.allocate_lock()
-        self.fd = _STDERR
+        self.fd = self._stderr = _STDERR
 
     def open(self, path: str) -> None:
         """Append to `path` from now on (mode 0640), which may be a FIFO that has a reader."""
@@ -60,27 +60,35 @@ class Log:
 
     def take_terminal(self) -> None:
         """Have stderr's terminal, if it is one, open in a way that no writer waits for it."""
-        if self.fd != _STDERR or not os.isatty(_STDERR):
+        if self._stderr != _STDERR or not os.isatty(_STDERR):
             return
         flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         try:
-            self.fd = os.open(f"/proc/self/fd/{_STDERR}", flags)
+            self._stderr = os.open(f"/proc/self/fd/{_STDERR}", flags)
         except OSError:
             return  # another user's
+        if self.fd == _STDERR:
+            self.fd = self._stderr
 
     def _write(self, level: int, text: str) -> None:
-        if level > self._level:
-            return
-        data = f"pyvirt: {text}\n".encode(errors="replace")
+        if level <= self._level:
+            self._put(self.fd, f"pyvirt: {text}\n", 0.0)
+
+    def _put(self, fd: int, text: str, until: float) -> None:
+        data = text.encode(errors="replace")
         poll = select.poll()
-        poll.register(self.fd, select.POLLOUT)
+        poll.register(fd, select.POLLOUT)
         with self._lock:
             try:
-                while data and poll.poll(0):
-                    data = data[os.write(self.fd, data[:_PIPE_ROOM]) :]
+                while data and poll.poll(max(0.0, until - time.monotonic()) * 1000):
+                    data = data[os.write(fd, data[:_PIPE_ROOM]) :]
             except OSError:
                 # Whoever reads the log is gone; the guest is not to suffer for it.
                 return
+
+    def show(self, text: str, seconds: float) -> None:
+        """Write to stderr, whatever the level, what was asked for; who reads it has some time."""
+        self._put(self._stderr, text, time.monotonic() + seconds)
 
     def error(self, text: str) -> None:
         """Say that something the user asked for does not happen."""

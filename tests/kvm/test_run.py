@@ -10,6 +10,7 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -175,6 +176,31 @@ def test_a_reader_that_does_not_read_holds_nothing_up(kernel: Kernel, start: Sta
     time.sleep(A_WHILE)  # the pipe is full by now, and the ring behind it
     process.terminate()
     assert process.wait(PATIENCE) == 0
+
+
+def test_a_reader_of_what_is_told_at_the_end_does_not_hold_it_up(kernel: Kernel) -> None:
+    """As far as it is not taken in some time, here a short one, it is lost."""
+    program = "from pyvirt.cli import main, run; run._SHOW_S = 0.05; main.main()"
+    words = [sys.executable, "-c", program, *command(kernel("console"), "-stats", "-timeline")[1:]]
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    try:
+        done = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=writer,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (STATUS, TEXT)
+    finally:
+        os.close(reader)
+        os.close(writer)
 
 
 def test_a_reader_that_goes_away_is_survived(kernel: Kernel, start: Start) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from pyvirt.vmm.log import BURST, INTERVAL_S, LEVELS, LimitedLog, Log
 
 from ..refusal import refusal, unprivileged
+
+PATIENCE = 30.0
 
 
 def say_all(log: Log) -> None:
@@ -196,6 +199,45 @@ def test_a_terminal_that_nobody_reads_is_not_waited_for() -> None:
             log.error("x" * 60)
     os.read(master, 1 << 16)
     assert log.fd != 2
+    for fd in (log.fd, master, terminal):
+        os.close(fd)
+
+
+@pytest.mark.parametrize("length", [10, 100_000, 1_000_000])
+def test_what_is_shown_at_the_end_waits_for_its_reader_but_not_for_ever(length: int) -> None:
+    """Whatever the level, and not into the file of messages."""
+    text = "".join(f"{number}\n" for number in range(length // 5))
+    reader, writer = os.pipe()
+    with as_stderr(writer), open(reader, "rb", buffering=0) as pipe:
+        log = Log()
+        log.open(os.devnull)
+        log.show(text, 0.05)
+        os.set_blocking(reader, False)
+        got = pipe.read(1 << 20) or b""
+        assert got == text.encode()[: len(got)]
+        assert len(got) == len(text) or len(got) >= 1 << 15
+        os.set_blocking(reader, True)
+        with ThreadPoolExecutor(1) as pool:
+            all_of_it = pool.submit(_read, reader, len(text))
+            log.show(text, PATIENCE)
+            assert all_of_it.result(PATIENCE) == text.encode()
+    os.close(writer)
+
+
+def _read(fd: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += os.read(fd, size - len(data))
+    return data
+
+
+def test_what_is_shown_on_a_terminal_that_nobody_reads_is_given_up() -> None:
+    master, terminal = os.openpty()
+    log = Log()
+    with as_stderr(terminal):
+        log.take_terminal()
+        log.show("x" * 100_000, 0.05)
+    assert os.read(master, 1 << 16).startswith(b"xx")
     for fd in (log.fd, master, terminal):
         os.close(fd)
 
