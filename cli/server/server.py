@@ -32,7 +32,7 @@ descriptors comes a pidfd with the first. The client's next byte, or the end of 
 the monitor. One with a caller gets SIGHUP then; it does not end with the server, says its status
 itself, and when it goes to the background {"left": 0} in its place. A stream that no `run` asks
 for, a `run` whose streams do not come and a connection that says nothing are closed after
-PATIENCE_S.
+PATIENCE_S, or at once when their client closes them.
 
 Clients of another user than this process's, or root, are refused. One thread, so that a fork is
 safe.
@@ -45,6 +45,7 @@ import errno
 import gc
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -124,6 +125,9 @@ class Server:
         self._selector.register(self._accepting, selectors.EVENT_READ, self._accept)
         self._unclaimed: dict[Connection, None] = {}
         self._streams: dict[str, Connection] = {}
+        # What they say is a monitor's, so that their end alone is looked for.
+        self._hung_up = select.epoll()
+        self._selector.register(self._hung_up, selectors.EVENT_READ, self._drop_gone)
         self._waiting: list[Connection] = []  # each has a run whose streams are still to come
         self._monitors: set[_Monitor] = set()
         self.places: dict[str, Place] = {}
@@ -257,6 +261,7 @@ class Server:
                 raise Refused("stream: not a key of its own")
             connection.key = key
             self._streams[key] = connection
+            self._hung_up.register(connection.socket, 0)
         for waiting in list(self._waiting):
             assert waiting.run is not None
             if waiting.run.streams.keys() <= self._streams.keys():
@@ -270,6 +275,12 @@ class Server:
             raise Refused(f"{difference}; start it anew")
         return run
 
+    def _drop_gone(self) -> None:
+        """Close the streams whose clients have closed them."""
+        gone = {fd for fd, _ in self._hung_up.poll(0)}
+        for stream in [one for one in self._streams.values() if one.socket.fileno() in gone]:
+            self._drop(stream, "")
+
     def _drop(self, connection: Connection, why: str) -> None:
         """Close a connection that is no monitor's, after an answer where there is one to give."""
         if why and not connection.key:
@@ -279,7 +290,8 @@ class Server:
 
     def _release(self, connection: Connection) -> None:
         self._unclaimed.pop(connection, None)
-        self._streams.pop(connection.key, None)
+        if self._streams.pop(connection.key, None) is not None:
+            self._hung_up.unregister(connection.socket)
         if connection in self._waiting:
             self._waiting.remove(connection)
         if connection.socket in self._selector.get_map():
@@ -475,6 +487,7 @@ class Server:
         for connection in list(self._unclaimed):
             self._drop(connection, "")
         self._selector.close()
+        self._hung_up.close()
         self._accepting.close()
         os.close(self._spare)
         self._listener.close()

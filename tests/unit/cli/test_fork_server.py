@@ -255,23 +255,40 @@ def test_folder_that_is_not_there(server: ForkServer) -> None:
 
 
 class Quick:
-    """A server whose patience is short, served by the test itself."""
+    """A server whose patience is short, if it is not said, served by the test itself."""
 
-    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(server_side, "PATIENCE_S", 0.05)
+    def __init__(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float = 0.05
+    ) -> None:
+        monkeypatch.setattr(server_side, "PATIENCE_S", patience_s)
         self.path = str(path)
         self.server = server_side.Server(self.path, lambda *_: os._exit(1), lambda: None)
         self.stdin, self.end = os.pipe()
 
+    def turn(self) -> None:
+        for key, _ in self.server._selector.select(0.01):
+            key.data()
+        self.server._close_late()
+
     def serve_until_it_closes(self, client: socket.socket) -> bytes:
         """Serve until nothing is left to wait for; return what the client got."""
         while True:
-            for key, _ in self.server._selector.select(0.01):
-                key.data()
-            self.server._close_late()
+            self.turn()
             if not self.server._unclaimed:
                 client.settimeout(SECONDS)
                 return client.recv(4096)
+
+    def serve_until(self, condition: Callable[[], object], what: str) -> None:
+        def look() -> object:
+            self.turn()
+            return condition()
+
+        wait_for(look, what)
+
+    def close(self) -> None:
+        self.server.close()
+        os.close(self.stdin)
+        os.close(self.end)
 
 
 @pytest.mark.parametrize(
@@ -295,10 +312,38 @@ def test_patience_has_an_end(
         assert quick.server._streams == {}
         assert quick.server._waiting == []
     finally:
-        quick.server.close()
-        os.close(quick.stdin)
-        os.close(quick.end)
+        quick.close()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b'{"stream": ',
+        b'{"stream": "unclaimed"}\n',
+        b'{"stream": "unclaimed"}\nand what a monitor was to get',
+        a_run(streams={"never": [3]}),
+    ],
+)
+def test_a_client_that_goes_is_not_kept(
+    line: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However patient the server is; one that has but said all that it has to say is waited for."""
+    with closing(Quick(tmp_path / "quick", monkeypatch, 100 * SECONDS)) as quick:
+        before = len(os.listdir("/proc/self/fd"))
+        with socket.socket(socket.AF_UNIX) as stays, socket.socket(socket.AF_UNIX) as goes:
+            for client, said in ((stays, b'{"stream": "other"}\n'), (goes, line)):
+                client.connect(quick.path)
+                client.sendall(said)
+            stays.shutdown(socket.SHUT_WR)
+            quick.serve_until(lambda: len(quick.server._unclaimed) == 2, "both clients")
+            quick.serve_until(lambda: "other" in quick.server._streams, "the first line")
+            goes.close()
+            quick.serve_until(lambda: len(quick.server._unclaimed) == 1, "the end of one")
+            assert list(quick.server._streams) == ["other"]
+        quick.serve_until(lambda: not quick.server._unclaimed, "the end of the other")
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_server_ends_with_its_owner_and_takes_the_monitors_along(tmp_path: Path) -> None:
