@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from . import figures, machine, parts, results
 from .part import Part, Place, Round, Turn
 
 TRIES = 2  # of the same rounds; a lab may hang
+# What a lab says that somebody has ended, with what runs it.
+ENDED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 MACHINE, ROUND, ABSENT = "machine", "round", "absent"
 
 
@@ -90,6 +93,8 @@ def _tried(part: Part, span: Span, place: Path, spawn: Spawn) -> list[dict[str, 
             text = place.read_text(encoding="utf-8")
             return [json.loads(line) for line in text.splitlines()]
         print(f"{part.name}: the round failed, status {status}", file=sys.stderr, flush=True)
+        if status in ENDED:
+            raise KeyboardInterrupt
     raise RoundsFailedError(f"{part.name}: round {span.first + 1} failed {TRIES} times")
 
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from pyvirt.errors import PyvirtError
 from pyvirt.harness.agent import image
 from pyvirt.harness.guest import kernel
+from pyvirt.harness.parent import dying_with_parent
 from pyvirt.vmm.accel import kvm_failure
 
 from . import sandbox_use
@@ -144,14 +145,15 @@ def command(group: Group, folder: Path, extra: Sequence[str]) -> list[str]:
     if group.notes:
         pytest += ["-p", "tests.sandbox_use", "--sandbox-use", str(folder / USE)]
     if not group.lab:
-        return pytest
+        # As Ctrl-C, after which it tidies up.
+        return [*dying_with_parent("INT"), *pytest]
     # pytest captures into unlinked files, which the lab's 9p cannot truncate: TMPDIR is a tmpfs.
     # The tests' own files stay on this host's file system: a tmpfs has no O_DIRECT.
     pytest += ["-v", "-p", "no:cacheprovider", "--basetemp", str(folder / "base")]
     # What it would only import: that takes seconds there.
     pytest += ["-p", "no:hypothesispytest", "-p", "no:xdist"]
     pyvirt = str(Path(sys.executable).with_name("pyvirt"))
-    lab = [pyvirt, "lab", "exec", "-m", str(LAB_MIB)]
+    lab = [*dying_with_parent("TERM"), pyvirt, "lab", "exec", "-m", str(LAB_MIB)]
     return [*lab, "-timeout", str(SECONDS), "--", "env", "TMPDIR=/dev/shm", *pytest]
 
 

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from tempfile import TemporaryDirectory
 
 from pyvirt.harness.guest import initramfs, kernel
+from pyvirt.harness.parent import dying_with_parent
 from pyvirt.harness.vm.fork_server import SOCKETS
 from pyvirt.qmp.client import Client
 
@@ -71,7 +72,7 @@ def line_s(command: Sequence[str], release: str) -> float:
 def held(folder: str) -> Iterator[str]:
     """Hold the snapshot in a folder as a template; yield its socket."""
     path = f"{folder}/template"
-    command = [str(PROGRAM), "template", f"{folder}/snapshot", path]
+    command = [*dying_with_parent("TERM"), str(PROGRAM), "template", f"{folder}/snapshot", path]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ...errors import BackendError, ConfigError
 from .. import cache
+from ..parent import dying_with_parent
 from .image import Image
 
 EMULATOR = "qemu-system-x86_64"
@@ -98,7 +99,8 @@ class Machine:
         try:
             self._process = subprocess.Popen(
                 [
-                    *_dying_with_parent(),
+                    # Without it the agent notices, a bit later.
+                    *dying_with_parent(),
                     emulator,
                     *arguments(image, theirs.fileno(), memory_mib, cpus, icount=icount),
                 ],
@@ -154,12 +156,6 @@ class Machine:
     def _read_console(self) -> bytes:
         size = os.fstat(self._console).st_size
         return os.pread(self._console, size, 0)
-
-
-def _dying_with_parent() -> list[str]:
-    """Return a command that sets PR_SET_PDEATHSIG; without it the agent notices, a bit later."""
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 
 
 def _keep(log: bytes) -> Path:

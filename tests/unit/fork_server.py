@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from pyvirt.harness.parent import dying_with_parent
 from pyvirt.harness.vm.fork_server import ForkServer
 
 PATIENCE = 30.0
@@ -36,7 +37,10 @@ def held(source: str, *words: str, seconds: float) -> Iterator[str]:
     with TemporaryDirectory() as folder:
         path = f"{folder}/socket"
         process = subprocess.Popen(
-            [PYVIRT, "template", *words, source, path], stdout=subprocess.PIPE, text=True
+            # Also if this is killed, or its time is over.
+            [*dying_with_parent("TERM"), PYVIRT, "template", *words, source, path],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         try:
             assert process.stdout is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,6 +97,18 @@ def test_a_span_that_fails_is_tried_again(made: Part) -> None:
         return in_this_process(part, span, place)
 
     assert len(runner.measure(made, 2, spawn).rounds) == 2
+
+
+def test_what_somebody_has_ended_is_not_tried_again(made: Part) -> None:
+    asked: list[Span] = []
+
+    def ended(_part: Part, span: Span, _place: Path) -> int:
+        asked.append(span)
+        return 128 + signal.SIGTERM
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.measure(made, 1, ended)
+    assert len(asked) == 1
 
 
 def test_rounds_that_fail_twice_are_an_error(made: Part) -> None:

@@ -128,7 +128,8 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_it_dies_with_its_parent(emulator: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_dies_with_its_parent(number: int, emulator: Path, tmp_path: Path) -> None:
     script(emulator, f"echo $$ >{tmp_path}/pid; exec sleep 90")
     code = (
         "import time\n"
@@ -138,7 +139,7 @@ def test_it_dies_with_its_parent(emulator: Path, tmp_path: Path) -> None:
     )
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         pid = wait_for(lambda: int((tmp_path / "pid").read_text() or 0))
-        parent.send_signal(signal.SIGKILL)
+        parent.send_signal(number)
     wait_for(lambda: not alive(pid))
 
 
