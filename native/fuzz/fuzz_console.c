@@ -14,7 +14,7 @@
 #include "console/uart.h"
 #include "fuzz/input.h"
 
-enum { RBR_THR, REGISTERS = 8, PIECE = 4096 };
+enum { RBR_THR, REGISTERS = 8, PIECE = 4096, MUCH = 8 * PIECE };
 #define FAR (UINT64_MAX / 2) /* a time that comes after all that is waited for */
 
 struct bench {
@@ -23,6 +23,8 @@ struct bench {
 	struct pv_ringbuf *ringbuf;
 	int host; /* -1: nobody is connected */
 	unsigned connections;
+	bool is_heard; /* the console reads from somebody */
+	bool has_left; /* who was connected has closed something */
 	uint64_t put, said, heard;
 };
 
@@ -108,7 +110,7 @@ static void host_says(struct bench *bench, struct input *input)
 
 static void host_says_much(struct bench *bench)
 {
-	static const uint8_t WORDS[PIECE] = "\001\001\001a\001b";
+	static const uint8_t WORDS[MUCH] = "\001\001\001a\001b";
 	ssize_t bytes = send(bench->host, WORDS, sizeof(WORDS), MSG_DONTWAIT | MSG_NOSIGNAL);
 
 	bench->said += bytes > 0 ? (uint64_t)bytes : 0;
@@ -133,9 +135,11 @@ static void host_acts(struct bench *bench, struct input *input, unsigned what)
 		host_listens(bench);
 	} else if (what == 2 && take(input, 1) % 4 == 0) {
 		shutdown(bench->host, (int)(take(input, 1) % 3));
+		bench->has_left = true;
 	} else if (what == 3 && take(input, 1) % 4 == 0) {
 		close(bench->host);
 		bench->host = -1;
+		bench->has_left = true;
 	} else {
 		host_says(bench, input);
 	}
@@ -176,18 +180,22 @@ static void turn(struct bench *bench)
 	serve(c, polled);
 }
 
-/* What the first who connected has said is in the input, or on its way there. */
-static void check_input(const struct bench *bench, uint64_t bytes_in)
+/* Who stays is heard on; what the first who connected has said is in the input, or on its way
+ * there. */
+static void check_input(struct bench *bench, uint64_t bytes_in)
 {
+	bool was_heard = bench->is_heard;
 	int unread;
 
+	bench->is_heard = bench->console->in.fd >= 0;
+	REQUIRE(bench->is_heard || !was_heard || bench->has_left);
 	if (bench->console->flags || bench->connections != 1 || bench->console->in.fd < 0)
 		return;
 	REQUIRE(ioctl(bench->console->in.fd, FIONREAD, &unread) == 0);
 	REQUIRE(bench->said == bytes_in + (uint64_t)unread);
 }
 
-static void check(const struct bench *bench)
+static void check(struct bench *bench)
 {
 	struct pv_console_stats stats;
 	uint64_t held = pv_ring_used(bench->console->output);
@@ -221,7 +229,8 @@ static void instruct(struct bench *bench, struct input *input)
 		bench->console->now = code & 8 ? FAR : 0;
 		break;
 	default:
-		turn(bench);
+		for (unsigned i = 0; i <= code / 8 % 8; i++)
+			turn(bench);
 	}
 	check(bench);
 }

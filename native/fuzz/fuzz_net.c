@@ -11,6 +11,9 @@
 #include "net/internal.h"
 
 enum { RX, TX, CTRL };
+/* In guest memory, behind the queues; commands are behind the indirect tables. */
+enum { HEADERS_AT = 0x3000, DATA_AT = 0x3100, BUFFERS_AT = 0x4000 };
+enum { COMMAND_AT = 0x7000, ANSWER_AT = 0x7800 };
 
 /* Its port comes first, so that this is what the port's operations are handed. */
 struct bench {
@@ -22,6 +25,7 @@ struct bench {
 	ssize_t next; /* what `receive` is to return; 0: nothing is there */
 	struct virtio_net_hdr_v1 header;
 	int sent; /* what `send` is to return */
+	unsigned chains[CTRL + 1]; /* that mean well, of each queue so far */
 };
 
 /* Fill the segments as a tap does, all of them in guest memory but the spill. */
@@ -134,35 +138,96 @@ static void serve_ctrl(struct bench *bench)
 	bench->worker->mode = bench->net->mode;
 }
 
+/* Offer two descriptors that follow each other. */
+static void offer_pair(struct bench *bench, unsigned queue, struct pv_desc first,
+                       struct pv_desc second)
+{
+	uint16_t head = (uint16_t)(bench->chains[queue]++ % (SIZE / 2) * 2);
+	uint8_t *place = bench->driver.ram + queue * QUEUE_STEP + head * sizeof(first);
+
+	first.flags |= PV_DESC_NEXT;
+	first.next = head + 1;
+	memcpy(place, &first, sizeof(first));
+	memcpy(place + sizeof(first), &second, sizeof(second));
+	offer(&bench->driver, queue, head);
+}
+
+/* A packet whose header means well in most of its fields, that the rest is reached. */
+static void send_packet(struct bench *bench, struct input *input)
+{
+	static const uint8_t TYPES[] = {
+		VIRTIO_NET_HDR_GSO_NONE,   VIRTIO_NET_HDR_GSO_NONE,
+		VIRTIO_NET_HDR_GSO_TCPV4,  VIRTIO_NET_HDR_GSO_TCPV6,
+		VIRTIO_NET_HDR_GSO_UDP_L4, VIRTIO_NET_HDR_GSO_UDP,
+		VIRTIO_NET_HDR_GSO_TCPV4 | VIRTIO_NET_HDR_GSO_ECN,
+		VIRTIO_NET_HDR_GSO_UDP_L4 | VIRTIO_NET_HDR_GSO_ECN,
+	};
+	uint8_t choice = (uint8_t)take(input, 1);
+	struct virtio_net_hdr_v1 header = {
+		.flags = choice & 1 ? VIRTIO_NET_HDR_F_NEEDS_CSUM : 0,
+		.gso_type = TYPES[choice >> 1 & 7],
+		.gso_size = choice & 16 ? 0 : 64,
+		.hdr_len = choice & 32 ? 54 : 0,
+	};
+	uint64_t frame = choice & 64 ? take(input, 2) : take(input, 1);
+	size_t place = HEADERS_AT + bench->chains[TX] % (SIZE / 2) * 16;
+
+	header.csum_start = (uint16_t)take(input, 1);
+	header.csum_offset = (uint16_t)(take(input, 1) % 32);
+	if (choice & 128)
+		((uint8_t *)&header)[take(input, 1) % PV_NET_HEADER] = (uint8_t)take(input, 1);
+	memcpy(bench->driver.ram + place, &header, PV_NET_HEADER);
+	offer_pair(bench, TX, (struct pv_desc){place, PV_NET_HEADER, 0, 0},
+	           (struct pv_desc){DATA_AT, (uint32_t)frame & 0xfff, 0, 0});
+}
+
+static void offer_buffer(struct bench *bench, struct input *input)
+{
+	uint64_t choice = take(input, 1);
+
+	offer_pair(bench, RX, (struct pv_desc){BUFFERS_AT, PV_NET_HEADER, PV_DESC_WRITE, 0},
+	           (struct pv_desc){BUFFERS_AT + 0x40, (uint32_t)choice * 16, PV_DESC_WRITE, 0});
+}
+
+/* A command of a class that there is, with data that may be a number, and whatever follows. */
+static void send_command(struct bench *bench, struct input *input)
+{
+	uint8_t choice = (uint8_t)take(input, 1);
+	uint32_t size = (uint32_t)take(input, choice & 0x80 ? 2 : 1) % (ANSWER_AT - COMMAND_AT - 2);
+	uint8_t *data = bench->driver.ram + COMMAND_AT;
+
+	data[0] = choice % 6;
+	data[1] = choice >> 4 & 3;
+	take_bytes(input, data + 2, choice & 0x40 ? 1 : size);
+	if (choice & 0x40)
+		memset(data + 3, 0, 3);
+	offer_pair(bench, CTRL, (struct pv_desc){COMMAND_AT, 2 + size, 0, 0},
+	           (struct pv_desc){ANSWER_AT, 1, PV_DESC_WRITE, 0});
+}
+
 static void instruct(struct bench *bench, struct input *input)
 {
 	static const int SENT[] = {0, -EAGAIN, -EINVAL, -EPIPE};
 	uint8_t code = (uint8_t)take(input, 1);
-	unsigned queue = code / 16 % (CTRL + 1);
-	uint8_t *ram = bench->driver.ram;
-	size_t place;
+	unsigned what = code % 16, queue = code / 16 % (CTRL + 1);
 
-	switch (code % 16) {
+	switch (what) {
 	case 0:
 	case 1:
 	case 2:
-		describe(&bench->driver, input, queue);
-		break;
 	case 3:
-		describe_indirect(&bench->driver, input);
+		drive(&bench->driver, input, what, queue);
 		break;
 	case 4:
 	case 5:
 	case 6:
-		offer(&bench->driver, queue, (uint16_t)take(input, 1));
+		send_packet(bench, input);
 		break;
 	case 7:
-		place = take(input, 2) % (RAM - 8);
-		ram[place] = (uint8_t)take(input, 1);
+		offer_buffer(bench, input);
 		break;
 	case 8:
-		for (unsigned i = 0; i < PV_NET_HEADER; i++)
-			ram[(take(input, 1) * 64 + i) % RAM] = (uint8_t)take(input, 1);
+		send_command(bench, input);
 		break;
 	case 9:
 		bench->sent = SENT[take(input, 1) % 4];

@@ -76,14 +76,16 @@ static uint64_t take_sector(const struct bench *bench, struct input *input)
 {
 	static const uint16_t NEAR[] = {0, 64, 128, 4096, 32704, 32768, 0xffff};
 	uint8_t choice = (uint8_t)take(input, 1);
-	uint64_t at = choice < 0x80 ? NEAR[choice % 7] + (uint64_t)(choice / 7) : take(input, 2);
+	uint64_t at = choice < 0xe0 ? NEAR[choice % 7] + (uint64_t)(choice / 7) : take(input, 2);
 
 	return at % bench->sectors;
 }
 
+/* Most writes are of a few sectors, that layers lie between each other's. */
 static void guest_writes(struct bench *bench, struct input *input)
 {
-	uint64_t at = take_sector(bench, input), end = at + 1 + take(input, 1) * (take(input, 1) + 1);
+	uint64_t at = take_sector(bench, input), choice = take(input, 1);
+	uint64_t end = at + 1 + (choice < 0xe0 ? choice % 32 : take(input, 2));
 
 	end = end < bench->sectors ? end : bench->sectors;
 	pv_overlay_mark(bench->layers[bench->count - 1].overlay, at * SECTOR, end * SECTOR);
@@ -121,7 +123,7 @@ static void freeze(struct bench *bench, struct input *input)
 	struct layer *layer = &bench->layers[bench->count - 1];
 	const struct pv_overlay *below = layer->overlay->below;
 	uint64_t end = bench->sectors * SECTOR + layer->overlay->map_bytes + 64;
-	unsigned changes = (unsigned)take(input, 1) % 4;
+	unsigned choice = (unsigned)take(input, 1), changes = choice < 0xe0 ? 0 : choice % 4;
 	int result;
 
 	if (bench->count == LAYERS)

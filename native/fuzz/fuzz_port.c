@@ -81,8 +81,10 @@ static void send_message(struct bench *bench, struct input *input)
 	struct pv_desc desc = {.address = MESSAGE_AT, .length = 8};
 	uint8_t choice = (uint8_t)take(input, 1);
 
+	uint32_t number = choice & 0x80 ? (uint32_t)take(input, choice & 0x40 ? 4 : 1) : 1;
+
 	memset(bench->driver.ram + MESSAGE_AT, 0, 8);
-	bench->driver.ram[MESSAGE_AT] = choice & 0x80 ? (uint8_t)take(input, 1) : 1;
+	memcpy(bench->driver.ram + MESSAGE_AT, &number, sizeof(number));
 	bench->driver.ram[MESSAGE_AT + 4] = choice & 7;
 	bench->driver.ram[MESSAGE_AT + 6] = choice >> 3 & 1;
 	memcpy(bench->driver.ram + CONTROL_OUT * QUEUE_STEP, &desc, sizeof(desc));

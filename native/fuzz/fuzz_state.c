@@ -12,6 +12,8 @@
 #include "fuzz/ports.h"
 #include "net/internal.h"
 
+enum { FIFO_ENABLED = 1 };
+
 static void serve_ring(struct driver *driver, struct pv_chain *chain)
 {
 	struct pv_virtqueue *ring = driver->rings[0];
@@ -74,7 +76,8 @@ static void try_uart(struct input *input)
 	REQUIRE(pv_console_new(&console) == 0);
 	REQUIRE(pv_uart_new(-1, console, &uart) == 0);
 	REQUIRE(pv_console_restore(console, waiting, count, waiting, count) == 0);
-	(void)pv_uart_restore(uart, &state);
+	if (pv_uart_restore(uart, &state) == 0)
+		REQUIRE(state.count <= (state.fcr & FIFO_ENABLED ? PV_UART_FIFO : 1));
 	pv_uart_resume(uart);
 	while (input->size > 0) {
 		uint8_t code = (uint8_t)take(input, 1);

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .target import Target
 
 _SECONDS = 120  # to find one
+_ENDLESS_S = 10  # of an input, which is one that does not end
 _BUILD_SECONDS = 300
 _LEFT_OUT = (".git", ".venv", "build", "__pycache__", ".*_cache", "*.egg-info", ".hypothesis")
 
@@ -41,7 +42,7 @@ def changed(file: str, before: str, after: str) -> str:
 def program(target: Target, file: str, text: str, folder: Path) -> list[str]:
     """Return the command of a target in C; the archive gives it all other files."""
     copy = folder / Path(file).relative_to("native")
-    copy.parent.mkdir(parents=True)
+    copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_text(text, encoding="utf-8")
     archive = next(build(target.path, "fuzz").parent.glob("*.a"))
     variant, built = VARIANTS["fuzz"], folder / "program"
@@ -79,7 +80,8 @@ def finds(target: Target, file: str, before: str, after: str) -> bool:
         make = program if target.is_c else package
         command = make(target, file, changed(file, before, after), folder)
         unpack(read(target.corpus), folder / "kept")
-        limits = [*LIMITS, "-seed=1", f"-max_len={target.length}", f"-artifact_prefix={folder}/"]
+        limits = [*LIMITS, f"-timeout={_ENDLESS_S}", "-seed=1", f"-max_len={target.length}"]
+        limits += [f"-artifact_prefix={folder}/"]
         done = subprocess.run(
             [*command, *limits, f"-max_total_time={_SECONDS}", str(folder / "kept")],
             capture_output=True,
