@@ -29,6 +29,7 @@ KINDS = {
     "reset": "no reset or clean-up",
     "acquire": "a load without acquire",
     "release": "a store without release",
+    "barrier": "a full barrier left out",
     "wakeup": "nobody is woken or told",
     "error": "an error is lost",
 }

@@ -193,6 +193,51 @@ static void test_no_more_than_the_credit_of_the_device(void)
 	unmake(&b);
 }
 
+/* What the device has forwarded, which it may have told of by itself before. */
+static uint32_t ask_forwarded(struct bench *b, uint32_t port)
+{
+	struct packet packet;
+
+	say(b, VIRTIO_VSOCK_OP_CREDIT_REQUEST, 5, port);
+	packet.header = hear(b, VIRTIO_VSOCK_OP_CREDIT_UPDATE, 5);
+	while (try_hear(b, &packet))
+		CHECK_EQ(packet.header.op, VIRTIO_VSOCK_OP_CREDIT_UPDATE);
+	return packet.header.fwd_cnt;
+}
+
+/* Send all that the device has room for; what it has after. */
+static uint32_t fill_up(struct bench *b, uint32_t port, uint32_t out)
+{
+	uint32_t left;
+
+	while ((left = PV_VSOCK_CREDIT_LARGE - (out - ask_forwarded(b, port))) > 0) {
+		left = left < 4000 ? left : 4000;
+		send_data(b, 5, port, sent + out, left, 0);
+		out += left;
+	}
+	return out;
+}
+
+/* It holds as much as it says, to the last byte, and what comes later goes behind that. */
+static void test_all_of_the_credit_of_the_device(void)
+{
+	uint32_t port, out;
+	struct bench b;
+	int fd;
+
+	make(&b);
+	fill_sent();
+	fd = client(&b, 5, &port);
+	out = fill_up(&b, port, 0);
+	read_all(fd, got, 150000);
+	out = fill_up(&b, port, out);
+	read_all(fd, got + 150000, out - 150000);
+	CHECK_EQ(memcmp(got, sent, out), 0);
+	CHECK_EQ(stats_of(&b).malformed, 0);
+	close(fd);
+	unmake(&b);
+}
+
 /* The guest closes when all is sent, and does not wait: it is the host's all the same. */
 static void test_what_was_sent_before_the_end_arrives(void)
 {
@@ -216,6 +261,25 @@ static void test_what_was_sent_before_the_end_arrives(void)
 	}
 	check_closed(fd);
 	CHECK_EQ(memcmp(got, sent, out), 0);
+	close(fd);
+	unmake(&b);
+}
+
+/* It breaks off instead: what nobody has taken yet is lost. */
+static void test_a_guest_that_breaks_off(void)
+{
+	uint32_t port;
+	struct bench b;
+	int fd;
+
+	make(&b);
+	fd = client(&b, 5, &port);
+	for (unsigned i = 0; i < 60; i++)
+		send_data(&b, 5, port, sent, 4000, 0);
+	say(&b, VIRTIO_VSOCK_OP_RST, 5, port);
+	WAIT_FOR(stats_of(&b).ended == 1);
+	CHECK_EQ(stats_of(&b).blocked, 1);
+	CHECK(stats_of(&b).dropped > 0);
 	close(fd);
 	unmake(&b);
 }
@@ -273,6 +337,10 @@ static void test_a_thousand_connections_at_once(void)
 		say(&b, VIRTIO_VSOCK_OP_RST, packet.header.dst_port, packet.header.src_port);
 	}
 	WAIT_FOR(stats_of(&b).ended == MANY);
+	/* Their memory is there for those that come now. */
+	fds[0] = ask(&b, "CONNECT 5\n");
+	CHECK_EQ(hear(&b, VIRTIO_VSOCK_OP_REQUEST, 5).buf_alloc, PV_VSOCK_CREDIT_LARGE);
+	close(fds[0]);
 	end_server(&b, listener, 9);
 	unmake(&b);
 }
@@ -397,6 +465,7 @@ static void test_operations_out_of_place(void)
 {
 	static const uint16_t OPERATIONS[] = {VIRTIO_VSOCK_OP_REQUEST, VIRTIO_VSOCK_OP_RESPONSE};
 	struct bench b;
+	uint64_t starved;
 	uint32_t port;
 	int fd;
 
@@ -416,6 +485,16 @@ static void test_operations_out_of_place(void)
 	check_closed(fd);
 	close(fd);
 	CHECK_EQ(stats_of(&b).malformed, 3);
+	stop(&b);
+	/* And one to what it was not asked yet; that port is the host's next. */
+	start_without_buffers(&b);
+	starved = stats_of(&b).starved;
+	fd = ask(&b, "CONNECT 7\n");
+	WAIT_FOR(stats_of(&b).starved > starved);
+	say(&b, VIRTIO_VSOCK_OP_RESPONSE, 7, port + 1);
+	WAIT_FOR(stats_of(&b).malformed == 4);
+	check_closed(fd);
+	close(fd);
 	unmake(&b);
 }
 
@@ -477,7 +556,9 @@ int main(void)
 	RUN(test_no_more_than_the_credit_of_the_driver);
 	RUN(test_messages_of_changing_sizes_are_whole);
 	RUN(test_no_more_than_the_credit_of_the_device);
+	RUN(test_all_of_the_credit_of_the_device);
 	RUN(test_what_was_sent_before_the_end_arrives);
+	RUN(test_a_guest_that_breaks_off);
 	RUN(test_a_thousand_connections_at_once);
 	RUN(test_a_table_that_is_full);
 	RUN(test_a_slow_host_keeps_nobody);
