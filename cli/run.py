@@ -1,7 +1,8 @@
 """`pyvirt run`: boot a guest and stay with it to its end.
 
 What is imported at the top here is on the start-up path: the standard library's light modules
-and our own (tests/unit/test_imports.py holds the list).
+and our own (tests/unit/test_imports.py holds the list). The machine's are imported while KVM makes
+the VM.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ import os
 import select
 import sys
 
-from ..devices.serial import Serial
 from ..errors import ConfigError, PyvirtError, unexpected
 from ..native import check, lib
 from ..vmm import layout
 from ..vmm.config import DEMAND, MachineConfig
 from ..vmm.end import CRASH, HOST, End
+from ..vmm.groundwork import Groundwork
 from ..vmm.log import Log
-from ..vmm.machine import Machine
 from .control import Control
 from .daemon import PidFile, Starter, daemonize
 from .options.parse import parse
@@ -26,7 +26,9 @@ from .timeline import Timeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..devices.serial import Serial
     from ..devices.terminal import RawTerminal
+    from ..vmm.machine import Machine
     from ..vmm.snapshot.restore import Incoming
     from .options.parsed import Options
     from .server.child import Prepared
@@ -173,7 +175,15 @@ def _run_here(
 def _make(options: Options, log: Log, timeline: Timeline, prepared: Prepared | None) -> Machine:
     wanted = config(options)
     core = prepared.core_for(wanted) if prepared is not None else None
-    return Machine(wanted, log, timeline.mark, core=core)
+    if core is not None:
+        from ..vmm.machine import Machine
+
+        return Machine(wanted, log, timeline.mark, core=core)
+    with Groundwork(wanted, log) as groundwork:
+        # While KVM makes the VM.
+        from ..vmm.machine import Machine
+
+        return Machine(wanted, log, timeline.mark, groundwork=groundwork)
 
 
 class _Terminal:
@@ -198,6 +208,12 @@ class _Terminal:
             self._raw.__exit__(*error)
 
 
+def _serial(options: Options, machine: Machine) -> Serial:
+    from ..devices.serial import Serial
+
+    return Serial(options.serial, irq_fd=machine.interrupt_line(layout.COM1_IRQ).fd)
+
+
 def _run(
     options: Options,
     log: Log,
@@ -220,8 +236,7 @@ def _run(
         try:
             if incoming is None:
                 machine.load()
-            irq_fd = machine.interrupt_line(layout.COM1_IRQ).fd
-            with Serial(options.serial, irq_fd=irq_fd) as serial:
+            with _serial(options, machine) as serial:
                 serial.attach(machine.bus, layout.COM1)
                 machine.on_reset.append(serial.reset)
                 machine.parts["serial0"] = serial

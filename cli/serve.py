@@ -45,6 +45,7 @@ _PRELOADED = (
     *("devices.chardev", "devices.nic", "devices.unix_socket", "devices.virtio.block"),
     *("devices.virtio.console", "devices.virtio.net", "qmp.host", "qmp.machine", "qmp.server"),
     *("vmm.boot.acpi", "vmm.boot.bzimage", "vmm.boot.elf", "vmm.boot.mptable"),
+    *("vmm.machine", "devices.serial"),
 )
 
 

@@ -9,8 +9,7 @@ import os
 
 from . import kvm, slots
 from .bus import Bus
-from .memory import GuestMemory
-from .vm import InterruptLine, Vm, check_kvm
+from .vm import InterruptLine, Vm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +17,9 @@ if TYPE_CHECKING:
 
     from ..devices.virtio.device import Pluggable
     from .config import MachineConfig
+    from .groundwork import Groundwork
     from .log import Log
+    from .memory import GuestMemory
 
 
 class Core:
@@ -30,9 +31,12 @@ class Core:
     )
 
     def __init__(
-        self, config: MachineConfig, log: Log, device: str = kvm.DEVICE, *, count: int
+        self, config: MachineConfig, log: Log, groundwork: Groundwork, *, count: int
     ) -> None:
-        """Make it of a configuration, with `count` slots; ConfigError, KvmError, nothing stays."""
+        """Make it of a configuration, with `count` slots, on groundwork that is laid for that.
+
+        ConfigError, KvmError, and nothing stays.
+        """
         self._config = config
         self._count = count
         self._vacancies: Mapping[int, tuple[str, int]] = {}
@@ -42,24 +46,16 @@ class Core:
         self.vm: Vm | None = None
         self.slots: slots.Slots | None = None
         self.vacant: dict[int, Pluggable] = {}  # those that are made, by slots
-        self.kvm_fd = kvm.open_device(device)
+        self.kvm_fd = -1
         try:
-            self._create(config, log)
+            self._create(config, log, groundwork)
         except BaseException:
             self.close()
             raise
 
-    def _create(self, config: MachineConfig, log: Log) -> None:
-        check_kvm(self.kvm_fd, config.vcpus)
-        self.memory = GuestMemory(
-            config.memory,
-            shared=config.share,
-            dumped=config.dump_guest_core,
-            memdevs=config.memdevs,
-            content=config.content,
-        )
-        self.memory.preallocate(config.memdevs, log.notice, everything=config.prealloc)
-        self.vm = Vm(self.kvm_fd, self.memory, config, self.bus)
+    def _create(self, config: MachineConfig, log: Log, groundwork: Groundwork) -> None:
+        self.kvm_fd, self.memory, making = groundwork.take()
+        self.vm = Vm(self.kvm_fd, making, config, self.bus)
         self.slots = slots.Slots(
             self.vm.fd,
             self._count,

@@ -19,6 +19,7 @@ from .change import Change
 from .core import Core
 from .end import CRASH, DEBUG_EXIT, HOST, End, Reaction
 from .execution import Execution
+from .groundwork import Groundwork, Making
 from .vm import InterruptLine, Vm
 
 TYPE_CHECKING = False
@@ -50,12 +51,14 @@ class Machine:
         *,
         virtio: Iterable[Device] = (),
         core: Core | None = None,
+        groundwork: Groundwork | None = None,
     ) -> None:
         """Create the VM and its devices; `mark` is told of each stage of the start.
 
         `virtio` devices take the slots after those of the configuration, and are closed with
-        the machine; so is a `core` that was made ahead and suits the configuration. ConfigError or
-        KvmError; nothing stays behind then.
+        the machine; so is a `core` that was made ahead and suits the configuration. Or the
+        groundwork for one was begun ahead, and is taken. ConfigError or KvmError; nothing stays
+        behind then.
         """
         self.config = config
         self.is_kept = False  # closed, and what is behind its slots has to stay
@@ -86,7 +89,10 @@ class Machine:
         self._kvm_fd = -1
         self._execution = Execution(config.vcpus, lambda: self.vcpus, self.reaction, log, mark)
         try:
-            self._create(core or Core(config, log, device, count=self._count_slots()))
+            if core is None:
+                groundwork = groundwork or Groundwork(config, log, device)
+                core = Core(config, log, groundwork, count=self._count_slots())
+            self._create(core)
         except BaseException:
             self.close()
             raise
@@ -294,7 +300,8 @@ class Machine:
         """Do what may fail before anything is lost; return the VM that comes next."""
         assert self.slots is not None
         loader.find(self.config)
-        vm = Vm(self._kvm_fd, memory, self.config, self.bus)
+        making = Making(self._kvm_fd, memory, pit=self.config.pit)
+        vm = Vm(self._kvm_fd, making, self.config, self.bus)
         try:
             # Nothing of the host's may write to the memory that another guest has then.
             self.slots.drain()

@@ -13,7 +13,7 @@ import time
 
 from ..errors import BackendError, ConfigError
 from ..native import check, ffi, lib
-from . import kvm, layout
+from . import layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -233,15 +233,14 @@ class GuestMemory:
                 told = time.monotonic()
                 tell(f"-mem-prealloc: {(done + piece) * 100 // size} % of the memory is there")
 
-    def register(self, vm_fd: int) -> None:
-        """Tell KVM the RAM regions, as memslots 0 and up (layout.RAM_MEMSLOT)."""
-        offset = 0
+    def memslots(self) -> list[Any]:
+        """Return what tells KVM of the RAM regions: memslots 0 and up (layout.RAM_MEMSLOT)."""
+        found, offset = [], 0
         for slot, (start, size) in enumerate(self.regions, layout.RAM_MEMSLOT):
-            region = ffi.new(
-                "struct kvm_userspace_memory_region *", (slot, 0, start, size, self.base + offset)
-            )
-            kvm.SET_USER_MEMORY_REGION(vm_fd, region)
+            region = (slot, 0, start, size, self.base + offset)
+            found.append(ffi.new("struct kvm_userspace_memory_region *", region))
             offset += size
+        return found
 
     def clear(self) -> None:
         """Let every byte be 0 again, and give the host its memory back; no device is at work."""

@@ -16,6 +16,7 @@ from ..native import ffi, lib
 from . import bus, kvm, layout, report
 from .boot import entry
 from .boot.kernel import LINUX64, Kernel
+from .groundwork import Making
 from .memory import GuestMemory
 from .vcpu import Vcpu
 
@@ -81,14 +82,10 @@ def exception_failure(kvm_fd: int) -> str:
 
     Takes a few milliseconds, at most 2 s. KvmError when not even a VM can be made.
     """
-    vm_fd = kvm.CREATE_VM(kvm_fd)
-    memory = vcpu = None
+    memory = GuestMemory(_MEMORY)
+    vm_fd, vcpu = -1, None
     try:
-        memory = GuestMemory(_MEMORY)
-        kvm.SET_IDENTITY_MAP_ADDR(vm_fd, ffi.new("uint64_t *", layout.KVM_IDENTITY_MAP))
-        kvm.SET_TSS_ADDR(vm_fd, layout.KVM_TSS)
-        kvm.CREATE_IRQCHIP(vm_fd)
-        memory.register(vm_fd)
+        vm_fd = Making(kvm_fd, memory, pit=False).take()
         recorder = _Recorder()
         ports = bus.Bus()
         ports.add(bus.PIO, layout.DEBUG_EXIT, 1, recorder)
@@ -99,6 +96,6 @@ def exception_failure(kvm_fd: int) -> str:
     finally:
         if vcpu is not None:
             vcpu.close()
-        os.close(vm_fd)
-        if memory is not None:
-            memory.close()
+        if vm_fd >= 0:
+            os.close(vm_fd)
+        memory.close()

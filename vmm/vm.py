@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 
-from ..errors import ConfigError, PyvirtError
-from ..native import ffi, lib
-from . import cpuid, kvm, layout
+from ..native import ffi
+from . import cpuid, kvm
 from .vcpu import Vcpu, supported_cpuid
 
 TYPE_CHECKING = False
@@ -19,17 +18,7 @@ if TYPE_CHECKING:
 
     from .bus import Bus
     from .config import MachineConfig
-    from .memory import GuestMemory
-
-
-def check_kvm(kvm_fd: int, vcpus: int) -> None:
-    """Refuse a KVM that cannot run a machine of `vcpus`: PyvirtError, ConfigError."""
-    lacking = kvm.missing(kvm_fd)
-    if lacking:
-        raise PyvirtError(f"this KVM lacks {', '.join(lacking)}; run pyvirt doctor")
-    limit = kvm.extension(kvm_fd, "KVM_CAP_MAX_VCPUS") or 4
-    if vcpus > limit:
-        raise ConfigError(f"-smp {vcpus}: this KVM runs at most {limit}; lower it")
+    from .groundwork import Making
 
 
 class InterruptLine:
@@ -70,21 +59,14 @@ class Vm:
 
     __slots__ = ("fd", "vcpus")
 
-    def __init__(self, kvm_fd: int, memory: GuestMemory, config: MachineConfig, bus: Bus) -> None:
-        """Create the VM with `memory` and vCPUs at reset.
+    def __init__(self, kvm_fd: int, making: Making, config: MachineConfig, bus: Bus) -> None:
+        """Take the VM that is being made, and give it vCPUs at reset.
 
         KvmError, or ConfigError for a processor that this KVM does not have; nothing stays behind.
         """
         self.vcpus: list[Vcpu] = []
-        self.fd = kvm.CREATE_VM(kvm_fd)
+        self.fd = making.take()
         try:
-            kvm.SET_IDENTITY_MAP_ADDR(self.fd, ffi.new("uint64_t *", layout.KVM_IDENTITY_MAP))
-            kvm.SET_TSS_ADDR(self.fd, layout.KVM_TSS)
-            kvm.CREATE_IRQCHIP(self.fd)
-            if config.pit:
-                pit = ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY})
-                kvm.CREATE_PIT2(self.fd, pit)
-            memory.register(self.fd)
             self._create_vcpus(kvm_fd, config, bus)
         except BaseException:
             self.close()

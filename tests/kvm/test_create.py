@@ -14,6 +14,7 @@ from pyvirt.errors import BackendError, ConfigError, KvmError, PyvirtError
 from pyvirt.vmm import kvm
 from pyvirt.vmm.config import MachineConfig
 from pyvirt.vmm.execution import ENDED
+from pyvirt.vmm.groundwork import Groundwork
 from pyvirt.vmm.log import Log
 from pyvirt.vmm.machine import Machine
 
@@ -22,10 +23,10 @@ from .support import MEMORY
 
 CREATION = (
     *("GET_API_VERSION", "CHECK_EXTENSION", "CREATE_VM", "SET_IDENTITY_MAP_ADDR", "SET_TSS_ADDR"),
-    *("CREATE_IRQCHIP", "CREATE_PIT2", "SET_USER_MEMORY_REGION", "GET_SUPPORTED_CPUID"),
-    *("GET_VCPU_MMAP_SIZE", "CREATE_VCPU", "GET_TSC_KHZ", "SET_CPUID2", "SET_FPU", "SET_MSRS"),
-    *("GET_LAPIC", "SET_LAPIC"),
+    *("GET_SUPPORTED_CPUID", "GET_VCPU_MMAP_SIZE", "CREATE_VCPU", "GET_TSC_KHZ", "SET_CPUID2"),
+    *("SET_FPU", "SET_MSRS", "GET_LAPIC", "SET_LAPIC"),
 )
+SLOW = ("CREATE_IRQCHIP", "CREATE_PIT2", "SET_USER_MEMORY_REGION")  # which a thread in C calls
 NOBODY = 65534
 LOADING = ("GET_SREGS", "SET_SREGS", "SET_REGS")
 
@@ -37,6 +38,13 @@ def ignore(_: str) -> None:
 def create(*, vcpus: int = 1, device: str = kvm.DEVICE) -> Machine:
     config = MachineConfig("/nonexistent/kernel", vcpus=vcpus, memory=MEMORY)
     return Machine(config, Log(), ignore, device)
+
+
+def replace_by_unknown(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let the ioctl `name` be one that KVM does not have."""
+    unknown = kvm.Ioctl(f"KVM_{name}")
+    unknown.number = 0
+    monkeypatch.setattr(kvm, name, unknown)
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
@@ -70,6 +78,29 @@ def test_a_failing_ioctl_leaves_nothing(monkeypatch: pytest.MonkeyPatch, name: s
     fail_at(monkeypatch, name, 1)
     with pytest.raises(KvmError, match=f"^KVM_{name}: No space left on device$"):
         create()
+
+
+@pytest.mark.any_kvm
+@pytest.mark.parametrize("name", SLOW)
+def test_an_ioctl_that_fails_on_the_thread_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    replace_by_unknown(monkeypatch, name)
+    with pytest.raises(KvmError, match=f"^KVM_{name}: Inappropriate ioctl for device$"):
+        create()
+
+
+@pytest.mark.any_kvm
+def test_groundwork_that_nobody_takes_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = MachineConfig("", memory=MEMORY)
+    with Groundwork(config, Log()):
+        pass
+    replace_by_unknown(monkeypatch, "CREATE_IRQCHIP")
+    with Groundwork(config, Log()) as groundwork:
+        kvm_fd, memory, making = groundwork.take()
+    making.close()
+    memory.close()
+    os.close(kvm_fd)
 
 
 @pytest.mark.any_kvm

@@ -31,6 +31,8 @@ STANDARD = {
     "struct",
 }
 COMMANDS = {"main", "run", "options", "control", "daemon", "timeline"}
+RUN = "import pyvirt.cli.main, pyvirt.cli.run"
+MACHINE = "import pyvirt.vmm.machine, pyvirt.devices.serial"
 
 
 def imported(tmp_path: Path, statement: str) -> set[str]:
@@ -54,8 +56,7 @@ def imported(tmp_path: Path, statement: str) -> set[str]:
 def added(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Return what `pyvirt run` imports beyond what a bare interpreter has."""
     folder = tmp_path_factory.mktemp("parent")
-    start = "import pyvirt.cli.main, pyvirt.cli.run"
-    return imported(folder, start) - imported(folder, "")
+    return imported(folder, f"{RUN}; {MACHINE}") - imported(folder, "")
 
 
 def test_the_run_command_is_what_is_looked_at(added: set[str]) -> None:
@@ -77,6 +78,16 @@ def test_of_pyvirt_only_what_runs_a_guest(added: set[str]) -> None:
     assert {name[1] for name in ours} == {"cli", "vmm", "devices", "native", "errors"}
     assert {name[2] for name in ours if name[1] == "cli" and name[2:]} == COMMANDS
     assert ["pyvirt", "vmm", "probe"] not in ours
+
+
+def test_the_vm_is_begun_before_what_is_on_it_is_imported(tmp_path: Path) -> None:
+    """The one takes about as long as the other, and they go on at the same time."""
+    first = imported(tmp_path, RUN)
+    later = imported(tmp_path, f"{RUN}; {MACHINE}") - first
+    assert "pyvirt.vmm.groundwork" in first
+    rooms = {"pyvirt.devices.virtio", "pyvirt.vmm.boot"}
+    assert rooms | {"pyvirt.vmm.slots", "pyvirt.vmm.vcpu", "pyvirt.vmm.cpuid"} <= later
+    assert len(later) > len([name for name in first if name.startswith("pyvirt")])
 
 
 def test_nothing_is_imported_with_the_command_itself(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 from ...errors import StateError
 from ..config import MachineConfig
 from ..core import Core
+from ..groundwork import Groundwork
 from ..layout import DEMAND_SLOTS_MAX
 from . import folder, ioctls, overlays, shape, state_file
 from .kvm_state import KvmState
@@ -145,7 +146,8 @@ class Incoming:
         )
         try:
             devices = self.devices or read_devices(self._fields)
-            core = Core(config, log, count=DEMAND_SLOTS_MAX if on_demand else len(devices))
+            count = DEMAND_SLOTS_MAX if on_demand else len(devices)
+            core = Core(config, log, Groundwork(config, log), count=count)
             try:
                 self._ahead = self._restore_ahead(core, devices)
             except BaseException:

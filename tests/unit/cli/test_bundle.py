@@ -20,7 +20,7 @@ from pyvirt.cli import bundle, bundled, launcher
 SITE = Path(sysconfig.get_path("platlib"))
 # Shows of each module of ours, and of cffi's, where it is from, and whether that was the file.
 SHOWN = """
-import pyvirt.cli.run, inspect, linecache
+import pyvirt.cli.run, pyvirt.vmm.machine, inspect
 for name, module in sorted(sys.modules.items()):
     if name.startswith(("pyvirt", "_cffi")) and hasattr(module, "__file__"):
         spec = module.__spec__
