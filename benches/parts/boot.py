@@ -14,7 +14,7 @@ from ..peers import PYVIRT, QEMU, present
 from ..peers.peer import BZIMAGE, ELF, LAST, Guest, Peer, image
 from ..peers.run import guest_lines
 
-BOOT_SECONDS = 60
+BOOT_SECONDS = 300
 SCRIPT = f"echo up: $(cut -d' ' -f1 /proc/uptime)\n{LAST}"
 PROCESS, UPTIME = Row("whole process", "s", less=True), Row("init's uptime", "s", less=True)
 ROWS = (PROCESS, UPTIME)
