@@ -38,7 +38,8 @@ class Table:
 
     A table's `name` heads it, and stands before its rows' in a round. Without `subjects` it has
     all that were found; without `rows`, all that were found too, as `found` shows them. Pairs in
-    `compare` get a ratio; None: the first subject with each of the others.
+    `compare` get a ratio; None: the first subject with each of the others. Rows of which no subject
+    has `least` are left out.
     """
 
     rows: tuple[Row, ...] = ()
@@ -46,6 +47,7 @@ class Table:
     subjects: tuple[str, ...] = ()
     compare: tuple[tuple[str, str], ...] | None = None
     found: Row = Row("")
+    least: float = 0
 
     def key(self, row: Row) -> str:
         """Return what a row of this table is called in a round."""

@@ -56,7 +56,9 @@ def rows(table: Table, found: Results) -> Sequence[Row]:
                     name = key.removeprefix(before)
                     most[name] = max(most.get(name, 0), *values)
     like = table.found
-    names = sorted(most, key=lambda name: (-most[name], name))
+    names = sorted(
+        (name for name in most if most[name] >= table.least), key=lambda name: (-most[name], name)
+    )
     return [Row(name, like.unit, like.digits, like.less) for name in names]
 
 

@@ -18,8 +18,8 @@ from pyvirt.harness.guest import initramfs, kernel
 from pyvirt.harness.guest.tool import run
 
 from ..part import Part, Place, Round, Row, Table, Turn
-from ..peers import present
-from ..peers.peer import Guest, Peer, image
+from ..peers import PYVIRT, QEMU, present
+from ..peers.peer import BZIMAGE, ELF, Guest, Peer, image
 from .boot import SCRIPT, boot
 
 TRACING = Path("/sys/kernel/tracing")
@@ -101,8 +101,9 @@ EVENTS = {
     "kvm_msr": "ecx,write",
 }
 COUNT = Row("", "", 0, less=True)
+LEAST = 5  # of what has a row in the report
 REASONS, TO_USER, PORT, ADDRESS, REGISTER = (
-    Table(name=name, compare=(), found=COUNT)
+    Table(name=name, compare=(), found=COUNT, least=LEAST)
     for name in ("Exits", "Exits to user space", "Ports", "Addresses", "Model-specific registers")
 )
 TIME = Row("processor time", "s", 3, less=True)
@@ -200,12 +201,11 @@ def spent() -> float:
 PART = Part(
     name="account",
     title="What a boot costs in exits",
-    what="The boot of above, once more, under KVM's own trace events: exits of the processor"
-    " by reason, those that go on to the monitor, and by port, address and register "
-    "what they were for. Ports that KVM serves itself (PIT, PIC) are among the ports; "
-    "reads of MMIO that a memory slot serves are no exits. Processor time is the "
-    "monitor's and the guest's together; in the lab, whose clock counts instructions "
-    "here, it is their number, one a nanosecond, and exact however busy the host is.",
+    what="The boot of above, once more, under KVM's own trace events: exits of the processor by "
+    "reason, those that go on to the monitor, and by port, address and register what they were "
+    f"for, if there were {LEAST} or more. Ports that KVM serves itself (PIT, PIC) are among the "
+    "ports; reads of MMIO that a memory slot serves are no exits. Processor time is the monitor's "
+    "and the guest's together.",
     place=Place.GUESTS,
     rounds=3,
     at_once=None,

@@ -1,6 +1,10 @@
-"""ELF files, and the vmlinux among them: entered by its PVH note, else by Linux's 64-bit entry.
+"""ELF files, and the vmlinux among them.
 
-Sources: System V ABI (ELF-32 and ELF-64), xen/include/public/elfnote.h for the note.
+A file with a PVH note is entered by that, any other, and Linux, by Linux's 64-bit entry. Linux has
+such a note too, but by that way it asks 256 leaves of CPUID for Xen first, an exit each.
+
+Sources: System V ABI (ELF-32 and ELF-64), xen/include/public/elfnote.h for the note;
+include/linux/elfnote.h, by which Linux leaves notes of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ _LAYOUTS = {
     ELFCLASS64: (64, "<QQ", 54, 56, "<I4xQQQQQ"),
 }
 _NOTE_MAX = 1 << 20
-_XEN_ELFNOTE_PHYS32_ENTRY = 18
+_XEN, _XEN_ELFNOTE_PHYS32_ENTRY = b"Xen\0", 18
+_LINUX = b"Linux\0"
 
 
 def recognises(file: KernelFile) -> bool:
@@ -69,19 +74,28 @@ def headers(
     return entry, segments
 
 
-def _pvh_entry(file: KernelFile, offset: int, length: int) -> int | None:
-    """Return the 32-bit entry point that a note segment holds, if it does."""
+def _notes(file: KernelFile, offset: int, length: int) -> Iterable[tuple[bytes, int, bytes]]:
+    """Yield the name, type and descriptor of each note of a segment."""
     notes = file.read(offset, min(length, _NOTE_MAX))
     at = 0
     while at + 12 <= len(notes):
         namesz, descsz, kind = unpack_from("<III", notes, at)
         name = notes[at + 12 : at + 12 + namesz]
         at += 12 + (namesz + 3 & ~3)
-        desc = notes[at : at + descsz]
+        yield name, kind, notes[at : at + descsz]
         at += descsz + 3 & ~3
-        if kind == _XEN_ELFNOTE_PHYS32_ENTRY and name == b"Xen\0" and len(desc) in (4, 8):
-            return int(unpack("<I" if len(desc) == 4 else "<Q", desc)[0])
-    return None
+
+
+def _pvh_entry(notes: Iterable[tuple[bytes, int, bytes]]) -> int | None:
+    """Return the 32-bit entry point that notes have for other kernels than Linux, if they do."""
+    entry = None
+    for name, kind, desc in notes:
+        if name == _LINUX:
+            return None
+        is_entry = name == _XEN and kind == _XEN_ELFNOTE_PHYS32_ENTRY and len(desc) in (4, 8)
+        if is_entry and entry is None:
+            entry = int(unpack("<I" if len(desc) == 4 else "<Q", desc)[0])
+    return entry
 
 
 def place(
@@ -140,12 +154,12 @@ def load(file: KernelFile, memory: GuestMemory) -> Kernel:
     if file.head[4] != ELFCLASS64 or file.head[5] != _LITTLE_ENDIAN:
         raise file.error("not a 64-bit little-endian ELF file; name an x86-64 vmlinux")
     entry, segments = headers(file)
-    notes = (
-        _pvh_entry(file, offset, filesz)
+    pvh = _pvh_entry(
+        note
         for kind, offset, _, _, filesz, _ in segments
         if kind == _PT_NOTE
+        for note in _notes(file, offset, filesz)
     )
-    pvh = next((note for note in notes if note is not None), None)
     pieces = place(file, memory, segments)
     protocol, entry = (LINUX64, entry) if pvh is None else (PVH, pvh)
     check_entry(file, entry, pieces)

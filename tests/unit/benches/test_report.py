@@ -85,6 +85,12 @@ def test_found_rows_are_all_shown_the_most_first() -> None:
     assert "### Ports\n\n| | a | b |\n|---|---|---|\n| y |  | 5 |\n| x | 1 | 2 |" in said
 
 
+def test_what_is_little_is_left_out() -> None:
+    table = Table(name="Ports", least=5)
+    found = samples.results([{"a": {"Ports: x": [4], "Ports: y": [5]}}])
+    assert [row.name for row in report.rows(table, found)] == ["y"]
+
+
 def test_who_is_absent_is_a_line() -> None:
     found = samples.results(rounds((1, 2)))
     found.absent["Firecracker"] = "it wants XSAVE"

@@ -58,10 +58,18 @@ def test_without_a_note_the_64_bit_entry_is_used(memory: GuestMemory) -> None:
 
 def test_note_behind_other_notes_is_found(memory: GuestMemory) -> None:
     image = notes(
-        note(b"GNU\0", 3, bytes(20)), note(b"Xen\0", 6, b"odd"), note(b"Linux\0", 18, bytes(8)),
+        note(b"GNU\0", 3, bytes(20)), note(b"Xen\0", 6, b"odd"), note(b"Linu\0", 18, bytes(8)),
         pvh_note(ENTRY32),
     )  # fmt: skip
     assert load(image, memory).entry == ENTRY32
+
+
+@pytest.mark.parametrize("linux_first", [True, False])
+def test_linux_is_entered_in_64_bits_all_the_same(linux_first: bool, memory: GuestMemory) -> None:
+    """Through its PVH entry it looks for Xen in 256 leaves of CPUID."""
+    both = [note(b"Linux\0", 0x101, bytes(1)), pvh_note(ENTRY32)]
+    kernel = load(notes(*(both if linux_first else both[::-1])), memory)
+    assert (kernel.protocol, kernel.entry) == (LINUX64, 16 * MIB + 0x40)
 
 
 @pytest.mark.parametrize(
