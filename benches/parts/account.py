@@ -107,7 +107,10 @@ REASONS, TO_USER, PORT, ADDRESS, REGISTER = (
     for name in ("Exits", "Exits to user space", "Ports", "Addresses", "Model-specific registers")
 )
 TIME = Row("processor time", "s", 3, less=True)
-TOTALS = Table((TIME, Row("exits", "", 0, less=True), Row("exits to user space", "", 0, less=True)))
+TOTALS = Table(
+    (TIME, Row("exits", "", 0, less=True), Row("exits to user space", "", 0, less=True)),
+    compare=((f"{PYVIRT}, {ELF}", f"{QEMU}, {ELF}"), (f"{PYVIRT}, {ELF}", f"{PYVIRT}, {BZIMAGE}")),
+)
 _LINE = re.compile(r"^\{ (.*) \} hitcount: +(\d+)", re.MULTILINE)
 
 
@@ -206,7 +209,7 @@ PART = Part(
     f"for, if there were {LEAST} or more. Ports that KVM serves itself (PIT, PIC) are among the "
     "ports; reads of MMIO that a memory slot serves are no exits. Processor time is the monitor's "
     "and the guest's together.",
-    place=Place.GUESTS,
+    place=Place.COUNTED,
     rounds=3,
     at_once=None,
     warm_up=1,
