@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from . import figures
 from .peers import PYVIRT, QEMU
+from .peers.peer import ELF
 from .results import Results
 
 
@@ -27,9 +28,13 @@ FORK = "to `uname -r`, end"
 READ = "4 KiB randread, depth 1, 1 job"
 EXITS = f"Exits to user space for each request: {READ}"
 OUT, IN = "TCP out, 1 stream", "TCP in, 1 stream"
+COUNTED = (f"{PYVIRT}, {ELF}", f"{QEMU}, {ELF}")
+TIME, TO_USER = "processor time", "exits to user space"
 BOTH, FORKS = (PYVIRT, QEMU), ("fork", "fresh VM")
 LINES = (
     Headline("a boot to the end, whole process", "boot", "whole process", *BOTH, "{:.2f} s"),
+    Headline("a boot, instructions (one a nanosecond)", "account", TIME, *COUNTED, "{:.3f} s"),
+    Headline("exits to user space in a boot", "account", TO_USER, *COUNTED, "{:.0f}"),
     Headline(f"a test's fresh VM: {TRIP}", "fresh_vm", TRIP, *BOTH, "{:.2f} s"),
     Headline("a test in a fork, beside one that boots", "fork_vm", FORK, *FORKS, "{:.2f} s"),
     Headline("4 KiB random reads, depth 1", "block", READ, *BOTH, "{:.0f} a second"),

@@ -99,12 +99,13 @@ EVENTS = {
     "kvm_pio": "port,rw",
     "kvm_mmio": "gpa,type",
     "kvm_msr": "ecx,write",
+    "kvm_cpuid": "function",
 }
 COUNT = Row("", "", 0, less=True)
 LEAST = 5  # of what has a row in the report
-REASONS, TO_USER, PORT, ADDRESS, REGISTER = (
+REASONS, TO_USER, PORT, ADDRESS, REGISTER, LEAF = (
     Table(name=name, compare=(), found=COUNT, least=LEAST)
-    for name in ("Exits", "Exits to user space", "Ports", "Addresses", "Model-specific registers")
+    for name in ("Exits", "Exits to user space", "Ports", "Addresses", "Registers", "CPUID leaves")
 )
 TIME = Row("processor time", "s", 3, less=True)
 TOTALS = Table(
@@ -167,6 +168,8 @@ def counted(read: Callable[[str], str], reasons: Mapping[int, str]) -> dict[str,
             add(ADDRESS, f"page {page:#x}, {kind}", count)
     for keys, count in parse(read("kvm_msr")):
         add(REGISTER, f"{keys['ecx']:#x}, {'write' if keys['write'] else 'read'}", count)
+    for keys, count in parse(read("kvm_cpuid")):
+        add(LEAF, f"{keys['function']:#x}", count)
     return {name: [float(count)] for name, count in found.items()}
 
 
@@ -215,5 +218,5 @@ PART = Part(
     warm_up=1,
     seconds=1100,
     ready=ready,
-    tables=(TOTALS, REASONS, TO_USER, PORT, ADDRESS, REGISTER),
+    tables=(TOTALS, REASONS, TO_USER, PORT, ADDRESS, REGISTER, LEAF),
 )

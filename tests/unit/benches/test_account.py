@@ -33,6 +33,7 @@ def test_an_account_is_made() -> None:
         "kvm_userspace_exit": "{ reason:          2 } hitcount:        120\n",
         "kvm_pio": PIO,
         "kvm_mmio": MMIO,
+        "kvm_cpuid": "{ function: 1073741824 } hitcount:          2\n",
         "kvm_msr": "{ ecx:                1760, write:          1 } hitcount:         40\n",
     }
     assert account.counted(histograms.__getitem__, account.SVM) == {
@@ -43,5 +44,6 @@ def test_an_account_is_made() -> None:
         "Ports: 0x3f8 COM1, write": [120],
         "Ports: 0x061 PIT's gate, read": [3],
         "Addresses: page 0xfec00000, write": [9],
-        "Model-specific registers: 0x6e0, write": [40],
+        "Registers: 0x6e0, write": [40],
+        "CPUID leaves: 0x40000000": [2],
     }
