@@ -54,6 +54,17 @@ static ssize_t receive(struct pv_net_port *port, const struct iovec *iov, int co
 	return result;
 }
 
+/* What has to be negotiated for packets of a type. */
+static unsigned feature_of(uint8_t type)
+{
+	if (type == VIRTIO_NET_HDR_GSO_TCPV4)
+		return VIRTIO_NET_F_HOST_TSO4;
+	if (type == VIRTIO_NET_HDR_GSO_TCPV6)
+		return VIRTIO_NET_F_HOST_TSO6;
+	REQUIRE(type == VIRTIO_NET_HDR_GSO_UDP_L4);
+	return VIRTIO_NET_F_HOST_USO;
+}
+
 static void check_header(const struct bench *bench, const struct virtio_net_hdr_v1 *header,
                          uint64_t frame)
 {
@@ -63,9 +74,8 @@ static void check_header(const struct bench *bench, const struct virtio_net_hdr_
 	else
 		REQUIRE(header->gso_type == 0 && header->csum_start == 0 && header->csum_offset == 0);
 	if (header->gso_type)
-		REQUIRE(header->gso_size > 0 && header->hdr_len <= frame &&
-		        (header->gso_type & 0x7f) == VIRTIO_NET_HDR_GSO_TCPV4 &&
-		        bench->features & 1 << VIRTIO_NET_F_HOST_TSO4);
+		REQUIRE(header->gso_size > 0 && header->hdr_len <= frame && header->flags &&
+		        bench->features >> feature_of(header->gso_type & 0x7f) & 1);
 	if (header->gso_type & 0x80)
 		REQUIRE(bench->features & 1 << VIRTIO_NET_F_HOST_ECN);
 }
