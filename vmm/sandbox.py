@@ -127,9 +127,12 @@ class Helpers:
         while True:
             os.eventfd_read(self._fd)
             self._look_for_another()
-            self._do(self._jobs.pop(0))
+            job = self._jobs.pop(0)
+            self._do(job)
+            # Before its asker goes on, whose next job needs no other thread than this.
             with self._lock:
                 self._idle += 1
+            job.done.release()
 
     def _look_for_another(self) -> None:
         """Have somebody wait for the next job, as this one may take its time."""
@@ -147,4 +150,3 @@ class Helpers:
             job.what()
         except BaseException as error:  # noqa: BLE001  (it is whose job this is that judges it)
             job.error = error
-        job.done.release()
