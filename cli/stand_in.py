@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+_SAID = ("pid", "status", "left")
 PATIENCE_S = 20.0  # for an answer to what is asked
 _STOP_S, _LOOK_S = 2.0, 0.01
 _FD = 4  # bytes of one that comes along
@@ -91,7 +92,8 @@ class StandIn:
         """`path` is the server's socket; errors begin with the `option`, and `mend` is theirs."""
         self._option = option
         self._mend = mend
-        self._line = b""
+        self._rest = b""  # of what came, behind the last whole line
+        self._heard: dict[str, int] = {}  # what was said before it was asked for
         self._pid = self._pidfd = -1
         self._server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         self._path = path
@@ -130,7 +132,10 @@ class StandIn:
 
         One that goes to the background leaves this command with 0.
         """
-        name, status = self._hear("status", "left")
+        try:
+            name, status = self._hear("status", "left")
+        finally:
+            self._server.close()
         if name == "status":
             self._wait_until_gone()
         if status < 0:
@@ -168,8 +173,20 @@ class StandIn:
         poll.poll()
 
     def _hear(self, *names: str) -> tuple[str, int]:
-        """Return the next line, which says one of these; BackendError."""
-        while b"\n" not in self._line:
+        """Return the next line that says one of these; BackendError.
+
+        The server and the machine write as they come to it: the end of one that ends at once may be
+        told before its start is.
+        """
+        while True:
+            for name in names:
+                if name in self._heard:
+                    return name, self._heard.pop(name)
+            self._listen()
+
+    def _listen(self) -> None:
+        """Hear one line; BackendError."""
+        while b"\n" not in self._rest:
             try:
                 data, rights, _, _ = self._server.recvmsg(LINE_MAX, _socket.CMSG_SPACE(_FD))
             except TimeoutError:
@@ -180,15 +197,15 @@ class StandIn:
                 self._pidfd = int.from_bytes(fd, "little")
             if not data:
                 raise BackendError(f"{self._option}: its server has ended")
-            self._line += data
-            if len(self._line) > LINE_MAX:
+            self._rest += data
+            if len(self._rest) > LINE_MAX:
                 raise self._stranger()
-        line, _, self._line = self._line.partition(b"\n")
+        line, _, self._rest = self._rest.partition(b"\n")
         key, _, number = line.strip(b"{}").partition(b": ")
         name = key.strip(b'"').decode(errors="replace")
-        if name in names and number.removeprefix(b"-").isdigit():
-            return name, int(number)
-        raise self._refusal(line)
+        if name not in _SAID or name in self._heard or not number.removeprefix(b"-").isdigit():
+            raise self._refusal(line)
+        self._heard[name] = int(number)
 
     def _refusal(self, line: bytes) -> BackendError:
         import json

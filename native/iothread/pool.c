@@ -105,7 +105,7 @@ static bool is_called(struct pool *p)
 		pthread_cond_wait(&p->needed, &p->lock);
 	called = !p->ending;
 	p->working += called;
-	if (called && p->count < THREADS)
+	if (called && p->count == p->working && p->count < THREADS)
 		(void)add_thread(p);
 	pthread_mutex_unlock(&p->lock);
 	return called;
@@ -312,7 +312,7 @@ static const struct pv_engine_ops OPS = {
 	.free = pool_free,
 };
 
-/* What it sleeps on, and its first thread, which is called at once. */
+/* What it sleeps on, its first thread, which is called at once, and the spare. */
 static int set_up(struct pool *p)
 {
 	int result;
@@ -327,6 +327,8 @@ static int set_up(struct pool *p)
 	p->called = 1;
 	pthread_mutex_lock(&p->lock);
 	result = add_thread(p);
+	if (result == 0)
+		(void)add_thread(p);
 	pthread_mutex_unlock(&p->lock);
 	return result;
 }

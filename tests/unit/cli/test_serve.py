@@ -303,6 +303,33 @@ def test_no_server_there(place: Callable[[str], str], reason: str) -> None:
         )
 
 
+def test_an_end_that_is_told_before_the_start() -> None:
+    """As of words that ask for help: the machine's process may be the quicker one."""
+    with TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/s")
+        listener.listen()
+        process = subprocess.Popen(["true"])
+        pidfd = os.pidfd_open(process.pid)
+        process.wait()
+
+        def serve() -> None:
+            with closing(listener.accept()[0]) as client:
+                client.recv(1 << 18)
+                client.sendall(b'{"status": 42}\n')
+                socket.send_fds(client, [b'{"pid": %d}\n' % process.pid], [pidfd])
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        handled = {number: signal.getsignal(number) for number in stand_in.BLOCKED}
+        try:
+            assert via.main(["-via", f"{folder}/s", "-help"]) == 42
+        finally:
+            thread.join()
+            os.close(pidfd)
+            for number, handler in handled.items():
+                signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -311,6 +338,7 @@ def test_no_server_there(place: Callable[[str], str], reason: str) -> None:
         (b"[]\n", "what is there does not answer as pyvirt does"),
         (b'{"pid": []}\n', "what is there does not answer as pyvirt does"),
         (b'{"pid": 1}\n', "what is there does not answer as pyvirt does"),
+        (b'{"status": 0}\n' * 2, "what is there does not answer as pyvirt does"),
         (b"", "its server has ended"),
         (None, "what is there does not answer as pyvirt does"),
         (b'{"error": "so it is"}\n', "so it is"),
