@@ -1,8 +1,8 @@
 """A pytest plugin that has monitors note which entries of the sandbox's lists they make use of.
 
-After a run of all tests `unused` names the entries that none has needed:
-`pytest -p tests.sandbox_use --sandbox-use FILE`. The file is renewed after each test that adds to
-it, so that nothing is lost with a lab; what it has to begin with is not noted again.
+After a run of all tests `needless` names the entries that none has needed, and no reason is known
+for: `pytest -p tests.sandbox_use --sandbox-use FILE`. The file is renewed after each test that adds
+to it, so that nothing is lost with a lab; what it has to begin with is not noted again.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from pyvirt.native.sandbox.syscalls import NUMBERS
 from pyvirt.native.sandbox.table import APART, LISTS, Entry, List, rules
 from pyvirt.vmm.sandbox import RECORD
 
+from . import sandbox_rare
+
 SIZE = lib.PV_SANDBOX_RECORD_BYTES
 _LENGTH = lib.PV_SANDBOX_LENGTH_MAX
 _MISSED = len(LISTS) * _LENGTH  # where the calls on no list begin
 _FIRST = 4  # the place of a program's first call
 _CONTROL = LISTS[0]
+_PYTHON = f"{_CONTROL.name}: "  # before the names of its entries
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -101,6 +104,12 @@ def unused(record: bytes) -> list[str]:
             if not record[number * _LENGTH + place]:
                 found.append(f"{one.name}: {call} {entry.shown}".rstrip())
     return found
+
+
+def needless(record: bytes) -> list[str]:
+    """Return those of Python's list that are not there for what no test brings about at will."""
+    names = (one.removeprefix(_PYTHON) for one in unused(record) if one.startswith(_PYTHON))
+    return [name for name in names if name not in sandbox_rare.RARE]
 
 
 def missed(record: bytes) -> list[str]:
