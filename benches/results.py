@@ -14,6 +14,7 @@ from .part import Round
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(__file__).with_name("results")
 UNKNOWN = "unknown"
+WRITTEN = ("benches/results", "docs/performance.md", "README.md")  # of each part that is run
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,18 @@ def now() -> str:
 
 
 def commit() -> str:
-    """Return the commit of the checkout, with a + where files differ from it."""
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(words, capture_output=True, check=False, text=True)
-    return done.stdout.strip() or UNKNOWN
+    """Return the commit of the checkout, with a + where files differ but those that this writes."""
+    named = _git("describe", "--always", "--exclude=*")
+    others = [f":(exclude,top){path}" for path in WRITTEN]
+    is_other = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", *others)
+    return (named + "+" * bool(is_other)) or UNKNOWN
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *words], capture_output=True, check=False, text=True
+    )
+    return done.stdout.strip()
 
 
 def path(part: str, folder: Path = FOLDER) -> Path:

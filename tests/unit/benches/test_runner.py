@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +123,29 @@ def test_every_other_round_begins_with_the_last() -> None:
         ["c", "b", "a"],
         ["a", "b", "c"],
     ]
+
+
+def test_a_commit_is_marked_where_other_files_than_results_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        command = ["git", "-C", str(tmp_path), *identity, *words]
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert results.commit() == results.UNKNOWN
+    places = [tmp_path / name for name in ("README.md", "benches/results/boot.json", "code.py")]
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("a")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message=a")
+    named = git("rev-parse", "--short", "HEAD")
+    for place, mark in zip(places, ("", "", "+"), strict=True):
+        place.write_text("b")
+        assert results.commit() == named + mark
 
 
 def test_results_are_kept_whole(tmp_path: Path) -> None:
