@@ -136,7 +136,7 @@ PART = Part(
     "guest and back, cost is not in it.",
     place=Place.COUNTED,
     rounds=3,
-    seconds=1200,
+    seconds=2400,
     ready=ready,
     tables=(Table(ROWS, compare=((PYVIRT, UNCONFINED), (PYVIRT, QEMU))),),
     budgets=(Budget((PYVIRT, UNCONFINED), 1.02), Budget((PYVIRT, QEMU), 1, word="goal")),
