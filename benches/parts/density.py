@@ -25,7 +25,7 @@ from pyvirt.errors import BackendError
 from pyvirt.tests.kvm.support import GUESTS, build
 
 from ..part import Budget, Part, Place, Plot, Round, Row, Table, Turn
-from ..peers.pyvirt import PROGRAM
+from ..peers.pyvirt import PROGRAM, serving
 
 MACHINES, AT_ONCE = 200, 2
 GUEST_MIB = 128
@@ -121,13 +121,8 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 def server(folder: Path) -> Iterator[str]:
     """Run a `pyvirt serve`; yield its socket."""
     path = str(folder / "serve")
-    with subprocess.Popen([PROGRAM, "serve", path], stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            yield path
-        finally:
-            process.terminate()
+    with serving("serve", path):
+        yield path
 
 
 def start(kernel: Path, folder: Path, number: int, via: Sequence[str]) -> int:

@@ -15,14 +15,13 @@ from contextlib import closing, contextmanager
 from tempfile import TemporaryDirectory
 
 from pyvirt.harness.guest import initramfs, kernel
-from pyvirt.harness.parent import dying_with_parent
 from pyvirt.harness.vm.fork_server import SOCKETS
 from pyvirt.qmp.client import Client
 
 from ..part import Part, Place, Round, Row, Table, Turn
 from ..peers import qemu
 from ..peers.peer import CONSOLE
-from ..peers.pyvirt import PROGRAM
+from ..peers.pyvirt import PROGRAM, serving
 
 EACH = 5  # of each in a round
 SECONDS = 60
@@ -72,14 +71,8 @@ def line_s(command: Sequence[str], release: str) -> float:
 def held(folder: str) -> Iterator[str]:
     """Hold the snapshot in a folder as a template; yield its socket."""
     path = f"{folder}/template"
-    command = [*dying_with_parent("TERM"), str(PROGRAM), "template", f"{folder}/snapshot", path]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            yield path
-        finally:
-            process.terminate()
+    with serving("template", f"{folder}/snapshot", path):
+        yield path
 
 
 def qemu_monitor(path: str) -> list[str]:

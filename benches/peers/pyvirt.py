@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from pyvirt.harness.parent import dying_with_parent
 
 from .peer import BZIMAGE, ELF, Guest, Launch
 
 PROGRAM = Path(sys.prefix, "bin", "pyvirt")
+
+
+@contextmanager
+def serving(*words: str) -> Iterator[None]:
+    """Run a command of pyvirt that says when it is ready, from then to the block's end."""
+    command = [*dying_with_parent("TERM"), str(PROGRAM), *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield
+        finally:
+            process.terminate()
 
 
 @dataclass(frozen=True)
