@@ -106,7 +106,7 @@ def test_records_are_merged() -> None:
     key = 1 << 63 | 1 << 48 | NUMBERS["openat"] << 32
     for record in (one, two):
         record[missed : missed + 8] = key.to_bytes(8, "little")
-    both = sandbox_use.merged([bytes(one), bytes(two)])
+    both = sandbox_use.merged([bytes(one), b"", bytes(two)])
     assert both[at]
     assert both[at + 1]
     assert sandbox_use.missed(both) == ["VCPU: openat 0x0"]
