@@ -6,6 +6,7 @@ Tests that look at the same guest share its boot.
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ GROUPS = (
     *("-machine", "microvm,discovery=acpi,memory-backend=m"),
 )
 HUGE_PAGES = 64  # of 2 MiB, as many as those have
+EXITS_MOST, TO_PYTHON_MOST = 700, 8
 LARGE = ("-m", "3200M")  # of which 3 GiB are below 4 GiB
 # All that any test here wants to know.
 SCRIPT = """
@@ -103,6 +105,16 @@ def test_kernel_file_boots(
     assert release in ended.console.splitlines()
     assert "init: script ended with status 0" in ended.console
     assert (ended.status, ended.messages) == (0, "")
+
+
+def test_a_boot_takes_no_more_exits_than_it_did(boot: Boot, micro: Kernel) -> None:
+    """The console's bytes and the search for PCI; docs/performance.md has them one by one."""
+    ended = boot("true", "-stats", image=micro.vmlinux)
+    found = re.search(r"vCPU 0: exits (\d+) .*, to Python (\d+)", ended.messages)
+    assert found is not None, ended.messages
+    exits, to_python = map(int, found.groups())
+    assert exits <= EXITS_MOST
+    assert to_python <= TO_PYTHON_MOST
 
 
 @pytest.mark.parametrize(
