@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..part import Row, Table
 from ..peers.peer import LAST, Disk
 
-SECONDS, SECONDS_COUNTED = 100, 600  # of a guest, at most
+SECONDS = 100  # of a guest, at most
 MEMORY_MIB = 512
 EXITS = "Exits to user space for each request"
 # What KVM counts of all VMs: MMIO, ports and signals that went to user space; and io_exits has
