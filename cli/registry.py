@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _LAB = "lab-"  # how the name of a lab's folder begins
 _ENTRY_MAX = 1 << 16  # bytes
 _UNFINISHED = "."  # how the name of a file begins that is not locked yet
+_UNFINISHED_S = 10  # after which it is nobody's: it is locked within a millisecond, or never
 
 
 class Entry:
@@ -240,10 +241,13 @@ def _parse(name: str, data: bytes) -> Entry | None:
 
 def _look(where: str, name: str) -> Entry | None:
     path = os.path.join(where, name)
-    pid, dash, _ = name.partition("-")
+    pid, dash, _ = name.removeprefix(_UNFINISHED).partition("-")
     if not (dash and pid.isdecimal()):
         return None
     try:
+        # To try the lock of one that is about to be locked would keep its machine from it.
+        if name.startswith(_UNFINISHED) and time.time() - os.lstat(path).st_mtime < _UNFINISHED_S:
+            return None
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return None  # it has just ended

@@ -49,6 +49,10 @@ def thirds(values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
     return values[:length], values[-length:]
 
 
+def _is_same(one: Usage, other: Usage) -> bool:
+    return (one.descriptors, one.threads) == (other.descriptors, other.threads)
+
+
 class Resident:
     """A process that stays, and what it held after how many cycles."""
 
@@ -57,19 +61,20 @@ class Resident:
         self.seen: list[tuple[int, Usage]] = []
 
     def is_as_before(self, pid: int) -> bool:
-        """Tell whether it has as many threads and descriptors as when it was first looked at."""
-        first, now = self.seen[0][1], usage(pid)
-        return (first.descriptors, first.threads) == (now.descriptors, now.threads)
+        """Tell whether it has the threads and descriptors that it had at one of the looks."""
+        now = usage(pid)
+        return any(_is_same(now, then) for _, then in self.seen)
 
     def findings(self) -> Iterator[str]:
         """Say what it holds more than at first."""
-        first, last = self.seen[0][1], self.seen[-1][1]
-        if first.descriptors != last.descriptors:
-            yield f"{self.what}: descriptors {first.descriptors} became {last.descriptors}"
-        if first.threads != last.threads:
-            yield f"{self.what}: {first.threads} threads became {last.threads}"
+        first, last = thirds([one for _, one in self.seen])
+        # The very first look may have come while something was about to end.
+        if not any(_is_same(last[-1], then) for then in first):
+            for what, before, after in zip(Usage._fields[:2], first[-1], last[-1], strict=False):
+                if before != after:
+                    yield f"{self.what}: {what} {before} became {after}"
         before, after = (
-            statistics.median(one.memory_kib for _, one in third) for third in thirds(self.seen)
+            statistics.median(one.memory_kib for one in third) for third in (first, last)
         )
         if after > before + GROWTH_KIB:
             yield f"{self.what}: {before:.0f} KiB became {after:.0f}"
@@ -204,7 +209,7 @@ class Soak:
 
     @staticmethod
     def _settle(resident: Resident, pid: int) -> None:
-        """Wait until the next fork is prepared, as one was when it was first looked at."""
+        """Wait until the next fork is prepared, as one was when it was looked at before."""
         until = time.monotonic() + PATIENCE / 4
         while resident.seen and not resident.is_as_before(pid) and time.monotonic() < until:
             time.sleep(0.02)
@@ -213,11 +218,15 @@ class Soak:
 
     def _look_for_the_rest(self) -> None:
         until = time.monotonic() + PATIENCE / 4
-        while (left := list(self._family.pids())) and time.monotonic() < until:
+        while (left := list(self._left())) and time.monotonic() < until:
             time.sleep(0.02)
-        self.faults += [f"process {pid} is left" for pid in left]
-        self.faults += [f"pyvirt ps lists {entry.pid}" for entry in registry.running()]
-        self.faults += [f"{name} is left" for name in self._family.files() if name != "pyvirt"]
+        self.faults += left
+
+    def _left(self) -> Iterator[str]:
+        """Yield what is left of the VMs now; what `pyvirt ps` tidies is none of it."""
+        yield from (f"process {pid} is left" for pid in self._family.pids())
+        yield from (f"pyvirt ps lists {entry.pid}" for entry in registry.running())
+        yield from (f"{name} is left" for name in self._family.files() if name != "pyvirt")
 
     def flat(self) -> dict[str, tuple[float, float]]:
         """Return the medians of the first and the last third, while all VMs were at work.

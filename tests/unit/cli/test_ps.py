@@ -83,6 +83,17 @@ def test_entry_left_behind_is_removed(folder: Path) -> None:
     assert os.listdir(folder) == []
 
 
+def test_entry_of_one_killed_before_its_lock_is_removed(folder: Path) -> None:
+    script = "import fcntl, os; fcntl.flock = lambda *_: os._exit(0)\n" + CHILD
+    subprocess.run([sys.executable, "-c", script, "x"], check=True, stdout=subprocess.DEVNULL)
+    (left,) = folder.iterdir()
+    # Its machine may be about to lock it.
+    assert (list(registry.running()), list(folder.iterdir())) == ([], [left])
+    long_ago = left.stat().st_mtime - 60
+    os.utime(left, (long_ago, long_ago))
+    assert (list(registry.running()), list(folder.iterdir())) == ([], [])
+
+
 def test_entry_goes_with_its_machine(folder: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     entry = registry.Registration("x", [])
