@@ -360,11 +360,20 @@ def _told(options: Options) -> str:
     return show(options.given, BY_NAME, options.print_config)
 
 
+def _log(options: Options, prepared: Prepared | None) -> Log:
+    log = prepared.log if prepared is not None else Log()
+    if options.log:
+        log.open(options.log)
+    if not options.daemonize:
+        log.take_terminal()
+    return log
+
+
 def _incoming(options: Options, prepared: Prepared | None) -> Incoming:
     """Return what the guest goes on from, of which the options get the shape."""
     from .options import incoming
 
-    if prepared is None:
+    if prepared is None or prepared.incoming is None:
         return incoming.open_snapshot(options)
     incoming.take_template(options, prepared.incoming)
     return prepared.incoming
@@ -378,23 +387,23 @@ def main(argv: list[str], prepared: Prepared | None = None) -> int:
     if options.help or options.print_config is not None:
         sys.stdout.write(_told(options))
         return 0
-    log = prepared.log if prepared is not None else Log()
-    if options.log:
-        log.open(options.log)
-    if not options.daemonize:
-        log.take_terminal()
+    log = _log(options, prepared)
     if options.timeline:
         _check_timeline(options.timeline)
     incoming: Incoming | None = None
-    if prepared is not None or options.incoming is not None:
+    is_fork = prepared is not None and prepared.incoming is not None
+    if is_fork or options.incoming is not None:
         incoming = _incoming(options, prepared)
     elif options.root:
         options = _with_root(argv, options)
     elif not options.kernel:
         options = _with_default_guest(argv, options)
-    reason = _use_lab(options) if prepared is None else ""
+    reason = "" if is_fork else _use_lab(options)
     if reason:
         from . import run_in_lab
+
+        if prepared is not None:
+            prepared.close()
 
         return run_in_lab.run(options, config(options), reason)
     status = _run_here(options, log, timeline, incoming, prepared)

@@ -18,6 +18,7 @@ from ..vmm import sandbox
 from . import registry, usage
 from .server.child import reserve
 from .server.server import Server
+from .server.spares import Ahead
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -109,6 +110,7 @@ def main(argv: list[str]) -> int:
         if len(words) < len(argv):
             server.serve(lambda: not os.read(0, 4096), 0)
         else:
+            server.ahead = Ahead(1)
             server.serve(lambda: False)
     except (Ended, BrokenPipeError):
         pass

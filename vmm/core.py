@@ -9,17 +9,47 @@ import os
 
 from . import kvm, slots
 from .bus import Bus
+from .config import MachineConfig
+from .topology import Topology
 from .vm import InterruptLine, Vm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ..devices.virtio.device import Pluggable
-    from .config import MachineConfig
     from .groundwork import Groundwork
     from .log import Log
     from .memory import GuestMemory
+
+
+def plan(config: MachineConfig, count: int) -> list[int]:
+    """Return what the core of a machine with `count` slots is made by, [] if it takes more."""
+    if config.cpu or config.share or config.memdevs or config.prealloc or config.read_exits:
+        return []
+    topology = config.topology
+    return [
+        *(config.memory, config.vcpus, count, config.pit, config.on_demand),
+        *(config.dump_guest_core, topology.sockets, topology.dies, topology.cores),
+        topology.threads,
+    ]
+
+
+def planned(given: Sequence[int]) -> tuple[MachineConfig, int]:
+    """Return a configuration, and the number of slots, of that plan; ValueError."""
+    memory, vcpus, count, pit, on_demand, dump, sockets, dies, cores, threads = given
+    topology = Topology(vcpus, sockets=sockets, dies=dies, cores=cores, threads=threads)
+    config = MachineConfig(
+        "",
+        memory=memory,
+        vcpus=vcpus,
+        pit=bool(pit),
+        hotplug=bool(on_demand),
+        on_demand=bool(on_demand),
+        dump_guest_core=bool(dump),
+        topology=topology,
+    )
+    return config, count
 
 
 class Core:
@@ -94,18 +124,13 @@ class Core:
     def suits(self, config: MachineConfig) -> bool:
         """Return whether what is made would be the same for a machine of that configuration."""
         own = self._config
+        wanted = plan(config, slots.count(config))
         return (
-            config.memory == own.memory
-            and config.vcpus == own.vcpus
-            and config.pit == own.pit
+            wanted != []
+            and wanted == plan(own, self._count)
             and config.content is own.content
-            and config.on_demand == own.on_demand
-            and config.dump_guest_core == own.dump_guest_core
-            and slots.count(config) == self._count
             and self._vacancies.items() <= slots.vacancies(config).items()
             and (config.name == own.name or not self._vacancies)
-            and not (config.cpu or config.share or config.memdevs or config.prealloc)
-            and not config.read_exits
         )
 
     def close(self) -> None:

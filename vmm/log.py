@@ -39,12 +39,18 @@ class Log:
     __slots__ = ("_level", "_lock", "_stderr", "fd")
 
     def __init__(self) -> None:
+        """Have the level that the environment names; ConfigError."""
+        self._level = 0
+        self.take_level()
+        self._lock = _thread.allocate_lock()
+        self.fd = self._stderr = _STDERR
+
+    def take_level(self) -> None:
+        """Have the level that the environment names now; ConfigError."""
         name = os.environ.get("PYVIRT_LOG_LEVEL", _DEFAULT)
         if name not in LEVELS:
             raise ConfigError(f"PYVIRT_LOG_LEVEL={name}: not one of {', '.join(LEVELS)}")
         self._level = LEVELS.index(name)
-        self._lock = _thread.allocate_lock()
-        self.fd = self._stderr = _STDERR
 
     def open(self, path: str) -> None:
         """Append to `path` from now on (mode 0640), which may be a FIFO that has a reader."""

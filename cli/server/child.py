@@ -7,14 +7,19 @@ import ctypes
 import fcntl
 import gc
 import json
+import marshal
 import os
 import re
 import resource
 import signal
 import socket
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ...errors import PyvirtError, StateError, unexpected
+from ...vmm import slots
+from ...vmm.config import MachineConfig
+from ...vmm.core import Core, plan, planned
+from ...vmm.groundwork import Groundwork
 from ...vmm.log import Log
 from ..options.parse import parse
 from .limits import LINE_MAX, STREAMS_MAX
@@ -24,19 +29,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import FrameType
 
-    from ...vmm.config import MachineConfig
-    from ...vmm.core import Core
     from ...vmm.snapshot.restore import Incoming
-    from ...vmm.snapshot.template import Template
     from ..options.parsed import Options
     from .connection import Run
 
-    # Is `pyvirt run WORDS...`, as a fork where something was prepared for it, and as a part of
-    # the command that is its owner.
+    # Is `pyvirt run WORDS...`, with what was prepared for it, and as a part of the command that is
+    # its owner.
     Enter = Callable[[list[str], "Prepared | None", Owner | None], NoReturn]
 
 _prctl = ctypes.CDLL(None).prctl
 _PR_SET_PDEATHSIG = 1
+_OF_MEMORY = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
 _WITH_FILES = re.compile("--?(config|share|root)(=|$)")  # which are looked at from where one is
 
 
@@ -63,39 +66,67 @@ class Rehearsal:
 
 
 class Prepared:
-    """What was made for a fork ahead of its command line; owns it until it is taken."""
+    """What was made for a machine ahead of its command line; owns it until it is taken.
 
-    def __init__(self, incoming: Incoming, rehearsal: Rehearsal, channel: socket.socket) -> None:
-        """Make it; what goes wrong is told to who takes it.
+    `incoming` is what a fork goes on from, None for a machine that begins anew.
+    """
 
-        When the guest runs the channel is closed, by which the server knows it.
-        """
+    incoming: Incoming | None = None
+    asked_ns = 0  # CLOCK_MONOTONIC, when somebody asked for the fork
+
+    def __init__(self, channel: socket.socket) -> None:
+        """Make it; when the guest runs the channel is closed, by which the server knows it."""
         self._channel = channel
-        self.incoming = incoming
-        self._rehearsal = rehearsal
-        self.asked_ns = 0  # CLOCK_MONOTONIC, when somebody asked for the fork
-        self.error: PyvirtError | None = None
-        self._log: Log | None = None
+        self._log = Log()
         self._core: Core | None = None
-        try:
-            self._log = Log()
-            self._core = incoming.prepare(self._log)
-        except PyvirtError as error:
-            self.error = error
-        except Exception as error:  # noqa: BLE001  (whoever takes it says so)
-            self.error = StateError(f"template: {unexpected(error)}; please report")
 
     @property
     def log(self) -> Log:
         """Return that which it writes to; PyvirtError."""
-        if self._log is None:
-            assert self.error is not None
-            raise self.error
+        self._log.take_level()
         return self._log
 
     def begun(self) -> None:
         """Note that the guest runs."""
         self._channel.close()
+
+    def options(self, words: list[str]) -> Options:
+        """Return what the words say; ConfigError."""
+        return parse(words)
+
+    def core_for(self, config: MachineConfig) -> Core | None:
+        """Return what suits a machine, None where that has to make its own; PyvirtError."""
+        if self._core is not None and not self._core.suits(config):
+            self._drop_core()
+        core, self._core = self._core, None
+        return core
+
+    def _drop_core(self) -> None:
+        if self._core is not None:
+            self._core.close()
+            self._core = None
+
+    def close(self) -> None:
+        """Give it back: the machine is to be elsewhere."""
+        self._drop_core()
+        self._channel.close()
+
+
+class PreparedFork(Prepared):
+    """That of a template's fork."""
+
+    def __init__(self, channel: socket.socket, incoming: Incoming, rehearsal: Rehearsal) -> None:
+        """Make it; what goes wrong is told to who takes it."""
+        super().__init__(channel)
+        self.incoming: Incoming = incoming
+        self._rehearsal = rehearsal
+        self.error: PyvirtError | None = None
+        try:
+            self._core = incoming.prepare(self._log)
+        except PyvirtError as error:
+            self.error = error
+        except Exception as error:  # noqa: BLE001  (whoever takes it says so)
+            self.error = StateError(f"template: {unexpected(error)}; please report")
 
     def options(self, words: list[str]) -> Options:
         """Return what the words say; ConfigError."""
@@ -105,12 +136,39 @@ class Prepared:
         """Return what suits a machine, None where that has to make its own; PyvirtError."""
         if self.error is not None:
             raise self.error
-        core, self._core = self._core, None
-        if core is not None and core.suits(config):
-            return core
-        if core is not None:
-            core.close()
-        return None
+        return super().core_for(config)
+
+
+class PreparedMachine(Prepared):
+    """That of a machine which begins anew, as one did that was started before it."""
+
+    def __init__(self, channel: socket.socket, wanted: bytes) -> None:
+        """Make what another has told the server that it was made by; b"": a plain machine."""
+        os.environ.clear()  # that of the server
+        super().__init__(channel)
+        self._plan: list[int] = []
+        # What it has of one that a guest has taken over may be anything.
+        with contextlib.suppress(PyvirtError, OSError, ValueError, TypeError, OverflowError):
+            config, count = planned(json.loads(wanted)) if wanted else _plain()
+            self._core = Core(config, self._log, Groundwork(config, self._log), count=count)
+
+    def begun(self) -> None:
+        """Note that the guest runs, and tell what the next is to be made by."""
+        with contextlib.suppress(OSError):
+            self._channel.send(json.dumps(self._plan).encode())
+        super().begun()
+
+    def core_for(self, config: MachineConfig) -> Core | None:
+        """Return what suits a machine, None where that has to make its own."""
+        self._plan = plan(config, slots.count(config))
+        if any(resource.getrlimit(number)[0] != resource.RLIM_INFINITY for number in _OF_MEMORY):
+            self._drop_core()  # whose memory was mapped under the limits of the server
+        return super().core_for(config)
+
+
+def _plain() -> tuple[MachineConfig, int]:
+    config = MachineConfig("")
+    return config, slots.count(config)
 
 
 def live(child: Callable[[], NoReturn], parent: int) -> NoReturn:
@@ -145,40 +203,55 @@ def become(run: Run, places: dict[int, int], control: int, enter: Enter) -> NoRe
         enter(run.words, None, None)
     place({**places, STREAMS_MAX: control})
     owner = Owner(STREAMS_MAX)
-    owner.lend(run.caller)
+    owner.lend(run.caller.env, run.caller.umask)
     os.chdir(run.cwd)
     enter(run.words, None, owner)
 
 
 def wait_to_become(
-    template: Template, channel: socket.socket, rehearsal: Rehearsal, enter: Enter
+    channel: socket.socket,
+    kept: Iterable[int],
+    prepare: Callable[[], PreparedFork | PreparedMachine],
+    enter: Enter,
 ) -> NoReturn:
-    """Be a fork of a template, as soon as what it is to be comes over the channel.
+    """Be a machine, as soon as what it is to be comes over the channel.
 
     The first message there is its own: {}, or {"error": TEXT}. All descriptors of this process
-    are above those that a monitor is given.
+    are above those that a monitor is given; `kept` are those that it needs.
     """
-    _keep_only({channel.fileno(), *template.fds})
-    prepared = Prepared(template.incoming(), rehearsal, channel)
+    _keep_only({channel.fileno(), *kept})
+    prepared = prepare()
     gc.freeze()
-    error = {"error": str(prepared.error)} if prepared.error is not None else {}
-    channel.send(json.dumps(error).encode())
-    data, fds, _, _ = socket.recv_fds(channel, LINE_MAX, STREAMS_MAX)
+    error = prepared.error if isinstance(prepared, PreparedFork) else None
+    channel.send(json.dumps({"error": str(error)} if error is not None else {}).encode())
+    data, fds, _, _ = socket.recv_fds(channel, LINE_MAX, STREAMS_MAX + 1, socket.MSG_CMSG_CLOEXEC)
     if not data:
         os._exit(0)
-    message: dict[str, Any] = json.loads(data)
-    _place_below(dict(zip(message["places"], fds, strict=True)))
+    words, cwd, numbers, prepared.asked_ns, caller = marshal.loads(data)  # noqa: S302  (its parent's)
+    owner = None
+    if caller is not None:
+        _prctl(_PR_SET_PDEATHSIG, 0)
+        owner = Owner(fds.pop())
+    _place_below(dict(zip(numbers, fds, strict=True)))
     for fd in fds:
         os.close(fd)
-    prepared.asked_ns = message["asked_ns"]
-    os.chdir(message["cwd"])
-    enter(message["words"], prepared, None)
+    if owner is not None:
+        owner.lend(*caller)
+    os.chdir(cwd)
+    enter(words, prepared, owner)
 
 
-def ask(channel: socket.socket, run: Run, places: dict[int, int], asked_ns: int) -> None:
-    """Tell a child that waits what it is to be; OSError when it has gone."""
-    message = {"words": run.words, "cwd": run.cwd, "places": list(places), "asked_ns": asked_ns}
-    socket.send_fds(channel, [json.dumps(message).encode()], list(places.values()))
+def ask(
+    channel: socket.socket, run: Run, places: dict[int, int], control: int, asked_ns: int
+) -> None:
+    """Tell a child that waits what it is to be; OSError when it has gone.
+
+    `control` is the connection of a caller.
+    """
+    caller = None if run.caller is None else (run.caller.env, run.caller.umask)
+    fds = [*places.values()] if caller is None else [*places.values(), control]
+    message = (run.words, run.cwd, list(places), asked_ns, caller)
+    socket.send_fds(channel, [marshal.dumps(message)], fds)
 
 
 def reserve() -> None:

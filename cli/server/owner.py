@@ -10,12 +10,8 @@ import select
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING
 
 from .connection import peer
-
-if TYPE_CHECKING:
-    from .connection import Caller
 
 _F_SETSIG = 10  # fcntl(2); Python has no name for it
 _LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
@@ -50,11 +46,11 @@ class Owner:
         os.close(self._fd)
         self._fd = -1
 
-    def lend(self, caller: Caller) -> None:
+    def lend(self, env: dict[str, str], umask: int) -> None:
         """Take on what a process has from the one that starts it, as far as that may be."""
         os.environ.clear()
-        os.environ.update(caller.env)
-        os.umask(caller.umask)
+        os.environ.update(env)
+        os.umask(umask)
         sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, os.sched_getaffinity(self._pid))

@@ -61,7 +61,8 @@ from ...harness.vm.switch import Switch
 from . import child
 from .code import Code
 from .connection import Connection, Refused, is_path, peer, read_file, read_run, why
-from .places import PLACES_MAX, SPARES_MAX, Place, Waiting
+from .places import PLACES_MAX, SPARES_MAX, Place
+from .spares import Ahead, Spares, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,6 +131,7 @@ class Server:
         self._selector.register(self._hung_up, selectors.EVENT_READ, self._drop_gone)
         self._waiting: list[Connection] = []  # each has a run whose streams are still to come
         self._monitors: set[_Monitor] = set()
+        self.ahead = Ahead()
         self.places: dict[str, Place] = {}
 
     def serve(self, until: Callable[[], bool], fd: int = -1) -> None:
@@ -182,13 +184,13 @@ class Server:
             self._drop(connection, "its streams have not come" if connection.run else "")
 
     def _refill(self) -> None:
-        for place in self.places.values():
+        for spares in (self.ahead, *self.places.values()):
             try:
-                waiting = place.refill(self._enter)
+                waiting = spares.refill(self._enter)
             except OSError:
-                continue  # who asks for a fork is told
+                continue  # who asks for a machine is told
             if waiting is not None:
-                self._watch(place, waiting)
+                self._watch(spares, waiting)
 
     def _accept(self) -> None:
         try:
@@ -341,26 +343,26 @@ class Server:
         place.giver = None
         self._drop(connection, "")
 
-    def _hear(self, place: Place, waiting: Waiting) -> None:
-        """Hear a child until it is a fork, or has ended: who closes first may lose what is said."""
-        if not place.hear(waiting):
+    def _hear(self, spares: Spares, waiting: Waiting) -> None:
+        """Hear a child until it runs its guest, or ends: who closes first may lose what is said."""
+        if not spares.hear(waiting):
             self._selector.unregister(waiting.channel)
             waiting.channel.close()
 
-    def _watch(self, place: Place, waiting: Waiting) -> None:
+    def _watch(self, spares: Spares, waiting: Waiting) -> None:
         def end() -> None:
             self._selector.unregister(waiting.pidfd)
             os.close(waiting.pidfd)
             os.waitpid(waiting.pid, 0)
-            if waiting in place.waiting:
-                place.waiting.remove(waiting)
+            if waiting in spares.waiting:
+                spares.waiting.remove(waiting)
 
-        self._listen_to(place, waiting)
+        self._listen_to(spares, waiting)
         self._selector.register(waiting.pidfd, selectors.EVENT_READ, end)
 
-    def _listen_to(self, place: Place, waiting: Waiting) -> None:
+    def _listen_to(self, spares: Spares, waiting: Waiting) -> None:
         self._selector.register(
-            waiting.channel, selectors.EVENT_READ, lambda: self._hear(place, waiting)
+            waiting.channel, selectors.EVENT_READ, lambda: self._hear(spares, waiting)
         )
 
     def _start(self, control: Connection, run: Run) -> None:
@@ -374,15 +376,28 @@ class Server:
         }
         fds |= dict(zip(run.fds, control.fds, strict=True))
         try:
-            if run.template is None:
+            if run.template is not None:
+                self._fork_template(control, run, fds)
+            elif run.caller is None or not self._take_ahead(control, run, fds):
                 asked = control.socket.fileno()
                 self._fork(control, lambda: child.become(run, fds, asked, self._enter))
-            else:
-                self._fork_template(control, run, fds)
         finally:
             control.close_fds()
             for stream in streams.values():
                 stream.close()
+
+    def _take_ahead(self, control: Connection, run: Run, fds: dict[int, int]) -> bool:
+        """Have a child that waits be the machine; say whether one does."""
+        try:
+            waiting = self.ahead.take_waiting(run, fds, control.socket.fileno(), 0)
+        except OSError:
+            waiting = None  # of too much at once, which a fork of its own has no need to be sent
+        if waiting is None:
+            self.ahead.missed()
+            return False
+        self._selector.unregister(waiting.pidfd)
+        self._adopt(_Monitor(waiting.pid, waiting.pidfd, control), has_fds=bool(run.fds))
+        return True
 
     def _fork_template(self, control: Connection, run: Run, fds: dict[int, int]) -> None:
         asked_ns = time.monotonic_ns()
@@ -482,8 +497,8 @@ class Server:
         for monitor in self._monitors:
             os.close(monitor.pidfd)
             monitor.control.close()
-        for place in self.places.values():
-            place.close()
+        for spares in (self.ahead, *self.places.values()):
+            spares.close()
         for connection in list(self._unclaimed):
             self._drop(connection, "")
         self._selector.close()

@@ -128,6 +128,73 @@ def test_machines_outlive_the_server(kernel: Kernel, folder: str) -> None:
         assert first.process.wait(PATIENCE) == 0
 
 
+def children(server: Served) -> list[int]:
+    pid = server.process.pid
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def vcpus(pid: int) -> int:
+    """Return how many vCPUs a process has."""
+    found = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    return sum("kvm-vcpu" in one for one in found)
+
+
+def the_waiting(server: Served, *running: int, has: int = 1) -> int:
+    """Return the process that waits to be a machine, when it has made that one's vCPUs."""
+    found: list[int] = []
+
+    def is_there() -> bool:
+        found[:] = [one for one in children(server) if one not in running]
+        return len(found) == 1 and vcpus(found[0]) == has
+
+    wait_for(is_there, "one waits")
+    return found[0]
+
+
+def test_a_process_that_waits_becomes_the_machine(kernel: Kernel, folder: str) -> None:
+    """The next then has what the last one had."""
+    with served() as server:
+        first = the_waiting(server)
+        with closing(Running(server, kernel("spin"), folder, "-smp", "2")) as running:
+            assert running.pid == first
+            second = the_waiting(server, first, has=2)
+        wait_for(lambda: state(first) == "Z", "the end of the machine")
+        with closing(Running(server, kernel("spin"), folder, "-smp", "2")) as running:
+            assert running.pid == second
+
+
+def test_machines_start_when_none_waits(kernel: Kernel) -> None:
+    with served() as server:
+        waiting = the_waiting(server)
+        os.kill(waiting, signal.SIGKILL)
+        wait_for(lambda: state(waiting) == "Z", "its end")
+        assert run(*words(server, kernel("console"))).returncode == STATUS
+        assert the_waiting(server) != waiting
+
+
+def test_none_waits_longer_than_its_server() -> None:
+    with served() as server:
+        waiting = the_waiting(server)
+        server.end(signal.SIGKILL)
+        wait_for(lambda: state(waiting) == "Z", "its end")
+
+
+def test_limits_of_memory_are_those_of_the_command(kernel: Kernel) -> None:
+    with served() as server:
+        the_waiting(server)
+        given = ["-via", server.path, "-accel", "kvm", "-kernel", str(kernel("console"))]
+        done = subprocess.run(
+            ["prlimit", f"--as={280 << 20}", PYVIRT, "run", *given],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert done.stderr == "pyvirt: -m: cannot map 256 MiB: Cannot allocate memory\n"
+
+
 def test_it_is_contained_as_ever(running: Running) -> None:
     """Each of its threads has a filter; the server has none."""
     modes = {}
