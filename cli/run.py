@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..devices.serial import Serial
     from ..devices.terminal import RawTerminal
     from ..vmm.machine import Machine
+    from ..vmm.sandbox import Helpers
     from ..vmm.snapshot.restore import Incoming
     from .options.parsed import Options
     from .server.child import Prepared
@@ -248,8 +249,8 @@ def _run(
                     control.listen(options, machine, serial)
                     with _Terminal(options, machine):
                         serial.start()
-                        _contain(options, machine, log)
-                        _start(machine, control, prepared)
+                        helpers = _contain(options, machine, log)
+                        _start(machine, control, prepared, helpers)
                         starter.started()
                         _warn(options, machine, log)
                         events.wait(machine, log)
@@ -297,19 +298,25 @@ def _arm(options: Options) -> None:
         landlock.arm(places(options))
 
 
-def _contain(options: Options, machine: Machine, log: Log) -> None:
-    """Contain this one, and with it what the guest's are started by."""
+def _contain(options: Options, machine: Machine, log: Log) -> Helpers | None:
+    """Contain this one, and with it what the guest's are started by; return who helps those."""
     if options.sandbox == "off":
-        return
+        return None
     from ..vmm import sandbox
 
     _warn(options, machine, log)
-    sandbox.enter(machine, is_monitored=bool(options.monitors))
+    return sandbox.enter(machine, is_monitored=bool(options.monitors))
 
 
-def _start(machine: Machine, control: Control, prepared: Prepared | None) -> None:
+def _start(
+    machine: Machine, control: Control, prepared: Prepared | None, helpers: Helpers | None
+) -> None:
     """Let the guest run, and only then see to what is not of it."""
-    machine.start()
+    try:
+        machine.start()
+    finally:
+        if helpers is not None:
+            helpers.start()
     if prepared is not None:
         prepared.begun()
     control.start()

@@ -67,15 +67,18 @@ def out_of_reach(text: str) -> str:
     return ""
 
 
-def enter(machine: Machine, *, is_monitored: bool) -> None:
+def enter(machine: Machine, *, is_monitored: bool) -> Helpers:
     """Let the calling thread, and those that it starts, do no more than a running machine needs.
 
-    All that needs more is set up; no vCPU's thread is there yet. PyvirtError.
+    All that needs more is set up; no vCPU's thread is there yet. Return those who help these,
+    which are to be started when the guest is. PyvirtError.
     """
     if is_monitored:
         load()
     check(lib.pv_sandbox_enter(lib.PV_SANDBOX_CONTROL), "-sandbox")
-    machine.delegate(Helpers().perform)
+    helpers = Helpers()
+    machine.delegate(helpers.perform)
+    return helpers
 
 
 class _Job:
@@ -102,11 +105,14 @@ class Helpers:
     __slots__ = ("_fd", "_idle", "_jobs", "_lock")
 
     def __init__(self) -> None:
-        """Start the first; RuntimeError."""
+        """None is there before `start`, and a job waits until then."""
         self._jobs: list[_Job] = []
         self._idle = 0
         self._lock = _thread.allocate_lock()
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+
+    def start(self) -> None:
+        """Start the first; RuntimeError."""
         self._add()
 
     def perform(self, what: Callable[[], None]) -> None:

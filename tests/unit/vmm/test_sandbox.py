@@ -19,6 +19,7 @@ from pyvirt.vmm import sandbox
 from pyvirt.vmm.sandbox import Helpers
 
 helpers = Helpers()
+helpers.start()
 seen = []
 helpers.perform(lambda: seen.append(_thread.get_ident()))
 assert seen[0] != _thread.get_ident()
