@@ -338,10 +338,12 @@ class TestTotal:
         chain = bench.pop((0, half, N, 1), (0, half, W, 0))
         assert chain == (0, [(0, half)], [(0, half)])
 
-    def test_a_byte_more(self, bench: Bench) -> None:
+    @pytest.mark.parametrize("writable", [(0, 0, W), (0, W, W), (W, W, W)])
+    def test_a_byte_more(self, bench: Bench, writable: tuple[int, ...]) -> None:
         half = 2 * self.GIB
         reason = "descriptor 2: more than 2^32 bytes in a chain"
-        bench.refuses(reason, (0, half, N, 1), (0, half, N, 2), (0, 1, W, 0))
+        first, second, third = writable
+        bench.refuses(reason, (0, half, N | first, 1), (0, half, N | second, 2), (0, 1, third, 0))
 
 
 class TestModelChain:
