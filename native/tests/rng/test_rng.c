@@ -101,9 +101,10 @@ static void test_a_limit_holds_within_5_percent(void)
 		uint32_t length;
 		uint64_t seconds;
 	} CASES[] = {
-		{64, 64, 100},     {64, 65536, 100},   {1000, 1, 10},          {1000, 64, 100},
-		{4096, 4096, 100}, {999999, 512, 10},  {1000000, 65536, 10},   {10485760, 65536, 10},
-		{300, 7, 100},     {1234567, 4096, 5}, {1000000000, 65536, 3},
+		{5, 64, 100},           {64, 64, 100},        {64, 65536, 100},
+		{1000, 1, 10},          {1000, 64, 100},      {4096, 4096, 100},
+		{999999, 512, 10},      {1000000, 65536, 10}, {10485760, 65536, 10},
+		{300, 7, 100},          {1234567, 4096, 5},   {1000000000, 65536, 3},
 	};
 
 	for (size_t i = 0; i < sizeof(CASES) / sizeof(CASES[0]); i++) {
@@ -113,6 +114,47 @@ static void test_a_limit_holds_within_5_percent(void)
 		CHECK(bytes >= ideal * 95 / 100);
 		CHECK(bytes <= ideal * 105 / 100);
 	}
+}
+
+/* A limit that allows for more makes no answer longer. */
+static void test_an_answer_has_64_kib_at_most(void)
+{
+	int zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+	struct pv_queue queue;
+	struct bench b;
+
+	make(&b, UINT64_C(1) << 40);
+	b.rng->fd = zero;
+	queue = served(&b.queue);
+	pv_rng_begin(b.rng, &queue, b.guest.irq);
+	ask(&b, PV_RNG_REQUEST_MAX + LENGTH, true);
+	pv_rng_serve(b.rng, NS_PER_S);
+	CHECK_EQ(used(&b.queue), 1);
+	CHECK_EQ(answered(&b, 0), PV_RNG_REQUEST_MAX);
+	unmake(&b);
+	close(zero);
+}
+
+/* More than a turn's, and the driver kicks once; it wants an interrupt for the last one alone. */
+static void test_a_kick_for_many_requests(void)
+{
+	enum { MANY = QUEUE_SIZE - 1 };
+	int zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+	struct bench b;
+
+	make(&b, 0);
+	b.rng->fd = zero;
+	start(&b);
+	b.queue.avail->ring[QUEUE_SIZE] = MANY - 1; /* used_event */
+	for (unsigned i = 0; i < MANY; i++)
+		ask(&b, LENGTH, true);
+	kick(&b.queue);
+	CHECK(readable(b.guest.irq_fd, 10000));
+	CHECK_EQ(used(&b.queue), MANY);
+	CHECK_EQ(pv_virtio_irq_count(b.guest.irq), 1);
+	stop(&b);
+	unmake(&b);
+	close(zero);
 }
 
 static void test_requests_are_answered_as_the_source_has_bytes(void)
@@ -193,6 +235,43 @@ static void test_a_source_that_only_says_it_has_bytes_is_not_asked_for_ever(void
 	ask(&b, LENGTH, true);
 	pv_rng_serve(b.rng, 7);
 	CHECK_EQ(b.rng->wait, PV_RNG_SOURCE);
+	/* A new driver's device waits for it again. */
+	pv_rng_begin(b.rng, &queue, b.guest.irq);
+	pv_rng_serve(b.rng, 8);
+	CHECK_EQ(b.rng->wait, PV_RNG_SOURCE);
+	unmake(&b);
+}
+
+/* Once, until it has given bytes meanwhile or another driver has come. */
+static void test_a_failure_is_told_of_once(void)
+{
+	struct pv_queue queue;
+	struct bench b;
+	int good;
+
+	make(&b, 0);
+	queue = served(&b.queue);
+	good = b.source;
+	pv_rng_begin(b.rng, &queue, b.guest.irq);
+	ask(&b, LENGTH, true);
+	b.rng->fd = -1;
+	for (uint64_t now = 1; now < 3; now++) {
+		pv_rng_serve(b.rng, now);
+		CHECK_EQ(b.rng->wait, PV_RNG_TIME);
+		CHECK_EQ(b.rng->until, now + NS_PER_S);
+		CHECK_EQ(pv_rng_take_failure(b.rng), now == 1 ? EBADF : 0);
+	}
+	b.rng->fd = good;
+	write_all(b.feed, "x", 1);
+	pv_rng_serve(b.rng, 3);
+	CHECK_EQ(used(&b.queue), 1);
+	ask(&b, LENGTH, true);
+	b.rng->fd = -1;
+	pv_rng_serve(b.rng, 4);
+	CHECK_EQ(pv_rng_take_failure(b.rng), EBADF);
+	pv_rng_begin(b.rng, &queue, b.guest.irq);
+	pv_rng_serve(b.rng, 5);
+	CHECK_EQ(pv_rng_take_failure(b.rng), EBADF);
 	unmake(&b);
 }
 
@@ -217,8 +296,8 @@ static void test_a_broken_device_stops_and_starts(void)
 	unmake(&b);
 }
 
-/* A drain that comes to nothing leaves a thread that goes on. */
-static void test_a_drain_that_the_host_keeps(void)
+/* A stop or a drain that comes to nothing leaves a thread that goes on, or ends later. */
+static void test_a_thread_that_the_host_keeps(void)
 {
 	struct bench b;
 	char *page;
@@ -245,6 +324,14 @@ static void test_a_drain_that_the_host_keeps(void)
 		write_all(b.feed, "x", 1);
 		WAIT_FOR(used(&b.queue) == turn);
 	}
+	page = b.guest.ram + BUFFERS;
+	held = hold_page(page);
+	ask(&b, LENGTH, true);
+	kick(&b.queue);
+	write_all(b.feed, "x", 1);
+	CHECK(readable(held, 10000));
+	CHECK_EQ(pv_rng_stop(b.rng, 1000000), -ETIMEDOUT);
+	release_page(held, page);
 	stop(&b);
 	unmake(&b);
 }
@@ -252,10 +339,13 @@ static void test_a_drain_that_the_host_keeps(void)
 int main(void)
 {
 	RUN(test_a_limit_holds_within_5_percent);
+	RUN(test_an_answer_has_64_kib_at_most);
+	RUN(test_a_kick_for_many_requests);
 	RUN(test_requests_are_answered_as_the_source_has_bytes);
 	RUN(test_it_stops_whatever_it_waits_for);
 	RUN(test_a_source_that_only_says_it_has_bytes_is_not_asked_for_ever);
+	RUN(test_a_failure_is_told_of_once);
 	RUN(test_a_broken_device_stops_and_starts);
-	RUN(test_a_drain_that_the_host_keeps);
+	RUN(test_a_thread_that_the_host_keeps);
 	return 0;
 }
