@@ -108,10 +108,27 @@ static void test_the_end_frees_who_waits_for_the_parked(void)
 	pv_gate_free(gate);
 }
 
+/* Who waits for all to leave is told by the last of them, however they come together. */
+static void test_the_last_one_ends_the_wait(void)
+{
+	for (int i = 0; i < ROUNDS; i++) {
+		struct runner runner = {0};
+
+		CHECK_EQ(pv_gate_new(&runner.gate), 0);
+		pv_gate_end(runner.gate);
+		pv_gate_enter(runner.gate);
+		CHECK(pthread_create(&runner.thread, NULL, run, &runner) == 0);
+		pv_gate_wait_left(runner.gate);
+		CHECK(pthread_join(runner.thread, NULL) == 0);
+		pv_gate_free(runner.gate);
+	}
+}
+
 int main(void)
 {
 	test_nobody_passes_a_closed_gate();
 	test_the_end_is_for_good();
 	test_the_end_frees_who_waits_for_the_parked();
+	test_the_last_one_ends_the_wait();
 	return 0;
 }

@@ -157,6 +157,35 @@ static void test_what_cannot_be_told_is_refused(void)
 	close(empty);
 }
 
+/* What a bitmap says beyond the last page, and of runs that begin or end within a byte of it. */
+static void test_pages_at_the_edges_of_bytes(void)
+{
+	enum { FEW = 20, MORE = 24 };
+	static const struct {
+		uint8_t own[MORE / 8];
+		char expected[MORE + 1];
+	} CASES[] = {
+		{{0xf0, 0xff, 0xf5}, "....#############.#....."},
+		{{0x01, 0x80, 0xff}, "#..............#####...."},
+	};
+	int fd = new_file();
+	uint8_t *file = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	CHECK(file != MAP_FAILED);
+	memset(file, '#', MORE * PAGE);
+	for (unsigned i = 0; i < 8; i++) {
+		uint8_t *memory = map(fd);
+
+		memset(memory, '.', MORE * PAGE);
+		CHECK_EQ(pv_memory_put(memory, FEW * PAGE, fd, CASES[i % 2].own, i / 2), 0);
+		for (unsigned page = 0; page < MORE; page++)
+			CHECK_EQ(memory[page * PAGE], CASES[i % 2].expected[page]);
+		munmap(memory, SIZE);
+	}
+	munmap(file, SIZE);
+	close(fd);
+}
+
 static void test_files_that_fail(void)
 {
 	static uint8_t own[BYTES];
@@ -179,6 +208,7 @@ int main(void)
 	RUN(test_layers);
 	RUN(test_memory_that_began_as_zeroes);
 	RUN(test_what_cannot_be_told_is_refused);
+	RUN(test_pages_at_the_edges_of_bytes);
 	RUN(test_files_that_fail);
 	return 0;
 }

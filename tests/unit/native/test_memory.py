@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pyvirt.native import ffi, lib
 
 REGIONS_MAX = 16
+FILES_MAX = 130
 TOP = 1 << 64
 
 
@@ -80,6 +81,32 @@ def test_regions_can_be_listed(memory: Any) -> None:
         listed.append((words[0], words[1], int(ffi.cast("uintptr_t", where[0]))))
     assert listed == given
     assert lib.pv_memory_region(memory, 2, words, words + 1, where) == -errno.ENOENT
+
+
+def share(memory: Any, address: int, size: int, offset: int = 0, fd: int = 3) -> int:
+    return int(lib.pv_memory_share(memory, ffi.new("struct pv_memory_file *",
+               {"address": address, "size": size, "offset": offset, "fd": fd})))  # fmt: skip
+
+
+def test_what_is_shared_lies_in_one_region(memory: Any) -> None:
+    assert lib.pv_memory_add(memory, 0x1000, 0x1000, host(1 << 32)) == 0
+    assert lib.pv_memory_add(memory, 0x2000, 0x1000, host(1 << 33)) == 0
+    wrong = [(0xFFF, 1), (0x1FFF, 2), (0x3000, 1), (0x1000, 0), (0x2000, 0x1001), (TOP - 1, 2)]
+    for address, size in wrong:
+        assert share(memory, address, size) == -errno.EINVAL
+    assert share(memory, 0x1000, 0x1000, 7, 5) == share(memory, 0x2800, 0x800, 9, 6) == 0
+    found = ffi.new("struct pv_memory_file *")
+    listed: list[tuple[int, ...]] = []
+    while lib.pv_memory_file(memory, len(listed), found) == 0:
+        listed.append((found.address, found.size, found.offset, found.fd))
+    assert listed == [(0x1000, 0x1000, 7, 5), (0x2800, 0x800, 9, 6)]
+    assert lib.pv_memory_file(memory, 2, found) == -errno.ENOENT
+
+
+def test_takes_130_shared_pieces(memory: Any) -> None:
+    assert lib.pv_memory_add(memory, 0, 0x1000, host(1 << 32)) == 0
+    assert {share(memory, 0, 0x1000) for _ in range(FILES_MAX)} == {0}
+    assert share(memory, 0, 0x1000) == -errno.ENOSPC
 
 
 NUMBERS = st.one_of(

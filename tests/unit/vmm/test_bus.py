@@ -98,6 +98,9 @@ def test_a_claim_over_another_names_the_place() -> None:
     bus.add(PIO, 0x3F8, 8, Probe())
     with pytest.raises(BackendError, match=r"port 0x3ff: File exists"):
         bus.add(PIO, 0x3FF, 2, Probe())
+    with pytest.raises(BackendError, match=r"port 0x3f7: File exists"):
+        bus.add(PIO, 0x3F7, 2, Probe())
+    bus.add(PIO, 0x3F7, 1, Probe())
     bus.add(MMIO, 0xD000_0000, 0x1000, Probe())
     with pytest.raises(BackendError, match=r"address 0xcffffff0: File exists"):
         bus.add(MMIO, 0xCFFF_FFF0, 0x20, Probe())
