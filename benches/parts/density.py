@@ -5,11 +5,9 @@ Each is a tiny guest that stands halted, with a monitor, in the background; two 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import time
@@ -20,8 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pyvirt
-from pyvirt.errors import BackendError
 from pyvirt.tests.kvm.support import GUESTS, build
 
 from ..part import Budget, Part, Place, Plot, Round, Row, Table, Turn
@@ -29,13 +25,10 @@ from ..peers.pyvirt import PROGRAM, serving
 
 MACHINES, AT_ONCE = 200, 2
 GUEST_MIB = 128
-STARTS = 10  # that are timed, in a round
 SETTLE_SECONDS, IDLE_SECONDS = 2.0, 5.0
 PATIENCE = 120.0
 COLD, WARM = "cold", "pyvirt serve"
 RATE = Row("starts, whole commands", "a second", 1)
-FROM_EXEC = Row("first KVM_RUN, from exec", "ms", 1, less=True)
-FROM_REQUEST = Row("first KVM_RUN, from the request", "ms", 1, less=True)
 WAKE_UPS = Row(f"wake-ups of all in {IDLE_SECONDS:.0f} s", "", 0, less=True)
 CPU = Row(f"processor time of all in {IDLE_SECONDS:.0f} s", "s", less=True)
 GUEST = "guest"
@@ -43,7 +36,6 @@ PARTS = ("Python's memory", "C's heap and stacks", "programs and libraries")
 KINDS = {"Pss": "share of all", "Private_Dirty": "its own, written to"}
 MEMORY = "Memory of a machine"
 _HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *(.*)")
-_FIRST_RUN = re.compile(r"^first KVM_RUN +([0-9.]+)", re.MULTILINE)
 _OPTIONS = ("-accel", "kvm", "-m", str(GUEST_MIB), "-serial", "none")
 _SMALL = 256 << 10  # bytes; Python's own mappings are larger
 
@@ -163,69 +155,22 @@ def crowd(kernel: Path, folder: Path, via: Sequence[str]) -> dict[str, list[floa
         end(folder)
 
 
-def first_run(said: str) -> float:
-    """Return the ms to the first KVM_RUN that -timeline shows; BackendError."""
-    found = _FIRST_RUN.search(said)
-    if not found:
-        raise BackendError(f"density: no timeline in {said!r}")
-    return float(found[1])
-
-
-def from_exec(kernel: Path, via: Sequence[str]) -> float:
-    """Return the ms from exec to the first KVM_RUN of a machine that ends by itself."""
-    done = subprocess.run(
-        [PROGRAM, "run", *via, *_OPTIONS, "-kernel", str(kernel), "-timeline"],
-        env={**os.environ, "PYVIRT_EXEC_NS": str(time.monotonic_ns())},
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-    )
-    return first_run(done.stderr)
-
-
-def from_request(kernel: Path, path: str) -> float:
-    """Return the ms from when a server is asked to the first KVM_RUN."""
-    package = os.path.dirname(os.path.abspath(pyvirt.__file__))
-    reader, writer = os.pipe()
-    with open(reader, encoding="utf-8") as said, socket.socket(socket.AF_UNIX) as client:
-        env = {**os.environ, "PYVIRT_EXEC_NS": str(time.monotonic_ns())}
-        caller = {"version": pyvirt.__version__, "package": package, "umask": 0o22, "env": env}
-        words = [*_OPTIONS, "-kernel", str(kernel), "-timeline"]
-        asked = {"run": words, "cwd": "/", "fds": [2], "caller": caller}
-        client.connect(path)
-        socket.send_fds(client, [json.dumps(asked).encode() + b"\n"], [writer])
-        os.close(writer)
-        return first_run(said.read())
-
-
 def ready() -> Callable[[Turn], Round]:
-    """Return what starts a crowd in each way, after a few machines that are timed."""
+    """Return what starts a crowd in each way."""
 
-    def cold(kernels: Sequence[Path], folder: Path) -> dict[str, list[float]]:
-        found = {FROM_EXEC.name: [from_exec(kernels[1], ()) for _ in range(STARTS)]}
-        return found | crowd(kernels[0], folder, ())
+    def cold(kernel: Path, folder: Path) -> dict[str, list[float]]:
+        return crowd(kernel, folder, ())
 
-    def warm(kernels: Sequence[Path], folder: Path) -> dict[str, list[float]]:
+    def warm(kernel: Path, folder: Path) -> dict[str, list[float]]:
         with server(folder) as path:
-            via = ("-via", path)
-            found = {
-                FROM_EXEC.name: [from_exec(kernels[1], via) for _ in range(STARTS)],
-                FROM_REQUEST.name: [from_request(kernels[1], path) for _ in range(STARTS)],
-            }
-            return found | crowd(kernels[0], folder, via)
+            return crowd(kernel, folder, ("-via", path))
 
     def measure(turn: Turn) -> Round:
         found = {}
         for name, way in turn.order(((WARM, warm), (COLD, cold))):
             with TemporaryDirectory(prefix="density-") as folder:
                 place = Path(folder)
-                kernels = [
-                    build(GUESTS / f"{kind}.S", place / f"{kind}.elf")
-                    for kind in ("halt", "console")
-                ]
-                found[name] = way(kernels, place)
+                found[name] = way(build(GUESTS / "halt.S", place / "halt.elf"), place)
         return found
 
     return measure
@@ -242,11 +187,10 @@ PART = Part(
     rounds=2,
     ready=ready,
     tables=(
-        Table((RATE, FROM_EXEC, FROM_REQUEST, WAKE_UPS, CPU), subjects=(WARM, COLD)),
+        Table((RATE, WAKE_UPS, CPU), subjects=(WARM, COLD)),
         TABLE,
     ),
     budgets=(
-        Budget((WARM,), 6, rows=(FROM_REQUEST.name,)),
         Budget((WARM,), 3, rows=(row("Private_Dirty").name,), table=MEMORY),
         Budget((COLD,), 16, rows=(row("Pss").name,), table=MEMORY),
         Budget((WARM,), 0, rows=(WAKE_UPS.name,)),

@@ -12,11 +12,11 @@ MODES = ("on", "off")
 
 def ready() -> Callable[[Turn], Round]:
     """Return what starts pyvirt with the sandbox and without."""
-    commands = {mode: startup.command("-sandbox", mode) for mode in MODES}
+    starts = {mode: startup.by_command(startup.command("-sandbox", mode)) for mode in MODES}
 
     def measure(turn: Turn) -> Round:
         return {
-            mode: {startup.FIRST_RUN: [startup.stages(commands[mode])[startup.FIRST_RUN]]}
+            mode: {startup.FIRST_RUN: [startup.stages(starts[mode])[startup.FIRST_RUN]]}
             for mode in turn.order(MODES)
         }
 

@@ -1,4 +1,4 @@
-"""What the density benchmark makes of a process's memory, and of what a machine says."""
+"""What the density benchmark makes of a process's memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 
 import pytest
 from pyvirt.benches.parts import density
-from pyvirt.errors import BackendError
 
 
 @pytest.mark.parametrize(
@@ -31,9 +30,3 @@ def test_a_process_has_all_parts_and_rows() -> None:
         parts = [found[density.TABLE.key(density.row(kind, part))][0] for part in density.PARTS]
         assert whole == [pytest.approx(sum(parts))]
         assert min(parts) > 0
-
-
-def test_a_timeline_is_read() -> None:
-    assert density.first_run("stage\nfirst KVM_RUN           21.5       0.3\nend 5 5\n") == 21.5
-    with pytest.raises(BackendError, match="no timeline in 'nothing'"):
-        density.first_run("nothing")
