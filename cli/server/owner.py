@@ -14,7 +14,7 @@ import sys
 from .connection import peer
 
 _F_SETSIG = 10  # fcntl(2); Python has no name for it
-_LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
+_LIMITS = {getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
 _INFINITE = 1 << 64
 
 
@@ -57,7 +57,7 @@ class Owner:
             os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, self._pid))
         with contextlib.suppress(OSError):
             for number in _LIMITS:
-                _limit(number, *resource.prlimit(self._pid, number))
+                _limit(number, resource.prlimit(self._pid, number))
 
     def tell(self, status: int) -> None:
         """Say how this process ends."""
@@ -69,11 +69,13 @@ class Owner:
             os.write(self._fd, line)
 
 
-def _limit(number: int, soft: int, hard: int) -> None:
+def _limit(number: int, wanted: tuple[int, int]) -> None:
     """Set a limit, but not above the one that this process may not leave."""
-    most = resource.getrlimit(number)[1]
+    has = resource.getrlimit(number)
+    if has == wanted:
+        return
     try:
-        resource.setrlimit(number, (soft, hard))
+        resource.setrlimit(number, wanted)
     except ValueError:
-        least = min(soft % _INFINITE, most % _INFINITE)
-        resource.setrlimit(number, (least, most))
+        least = min(wanted[0] % _INFINITE, has[1] % _INFINITE)
+        resource.setrlimit(number, (least, has[1]))

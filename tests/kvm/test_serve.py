@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from pyvirt.qmp.client import Client
 
-from ..unit.served import Served, run, served, state, wait_for
+from ..unit.served import Served, children, run, served, state, vcpus, wait_for
 from .support import PATIENCE
 
 pytestmark = pytest.mark.any_kvm
@@ -128,23 +128,12 @@ def test_machines_outlive_the_server(kernel: Kernel, folder: str) -> None:
         assert first.process.wait(PATIENCE) == 0
 
 
-def children(server: Served) -> list[int]:
-    pid = server.process.pid
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def vcpus(pid: int) -> int:
-    """Return how many vCPUs a process has."""
-    found = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
-    return sum("kvm-vcpu" in one for one in found)
-
-
 def the_waiting(server: Served, *running: int, has: int = 1) -> int:
     """Return the process that waits to be a machine, when it has made that one's vCPUs."""
     found: list[int] = []
 
     def is_there() -> bool:
-        found[:] = [one for one in children(server) if one not in running]
+        found[:] = [one for one in children(server.process.pid) if one not in running]
         return len(found) == 1 and vcpus(found[0]) == has
 
     wait_for(is_there, "one waits")
