@@ -1,7 +1,8 @@
 /* What the parts of the network device share, each of which uses those before it: the ports to the
  * host (tap.c, stream.c), limits (limit.c), what the driver wants to receive (mode.c), counters and
- * flags (state.c), both directions (rx.c, tx.c), the control queue (ctrl.c), the threads
- * (worker.c), of their own or shared (member.c), vhost (vhost.c) and the device's life (net.c). */
+ * flags (state.c), both directions (rx.c, tx.c), the control queue (ctrl.c), a turn of all that
+ * (worker.c) on threads of their own (thread.c) or a shared one (member.c), vhost (vhost.c) and the
+ * device's life (net.c). */
 #ifndef PV_NET_INTERNAL_H
 #define PV_NET_INTERNAL_H
 
@@ -151,6 +152,7 @@ struct pv_net_rx {
 	enum pv_net_wait wait;
 	uint64_t delay_ns;
 	uint32_t large; /* packets until the stock may be small again */
+	uint32_t alone; /* that came one by one, in a row */
 	size_t held;    /* bytes of a packet that waits for buffers; 0: there is none */
 	size_t held_in; /* how many of them are in the stock, the others in the spill */
 	struct pv_net_stock stock;
@@ -190,6 +192,9 @@ struct pv_net_worker {
 	uint32_t index;
 	bool running;
 	struct pv_thread thread;
+	int epoll_fd;       /* of that thread, if it is its own */
+	uint32_t unwatched; /* places of it that are not watched any more */
+	uint32_t asked;     /* of the port */
 	int wake_fd;
 	struct pv_net_port *port; /* without ops: none */
 	bool lost;                /* the port is of no use any more */
@@ -285,8 +290,10 @@ bool pv_net_pass(struct pv_net_worker *w, bool has_polled);
 void pv_net_look_at_port(struct pv_net_worker *w, short events);
 /* Nanoseconds until one of the limits allows for more, or it is time for something. */
 uint64_t pv_net_delay(const struct pv_net_worker *w);
-/* The thread. */
-void *pv_net_run(void *worker);
+/* Have a thread of its own. What epoll_create(2), epoll_ctl(2) and pthread_create(3) say. */
+int pv_net_run(struct pv_net_worker *w);
+/* No more, once it was asked to end. -ETIMEDOUT: it goes on; ask again. */
+int pv_net_end(struct pv_net_worker *w, uint64_t deadline);
 /* Be served by a shared thread. What pv_iothread_attach says, or fcntl(2). */
 int pv_net_join(struct pv_net_worker *w, struct pv_iothread *thread);
 /* No more, once the device stops. -ETIMEDOUT: it goes on; ask again. */

@@ -42,7 +42,7 @@ void pv_net_free(struct pv_net *net)
 static int start_thread(struct pv_net_worker *w)
 {
 	struct pv_iothread *shared = w->net->vhost ? NULL : w->net->iothread;
-	int result = shared ? pv_net_join(w, shared) : pv_thread_run(&w->thread, pv_net_run, w);
+	int result = shared ? pv_net_join(w, shared) : pv_net_run(w);
 
 	w->running = result == 0;
 	return result;
@@ -50,7 +50,7 @@ static int start_thread(struct pv_net_worker *w)
 
 static int end_thread(struct pv_net_worker *w, uint64_t deadline)
 {
-	return w->shared ? pv_net_leave(w, deadline) : pv_thread_wait(&w->thread, deadline);
+	return w->shared ? pv_net_leave(w, deadline) : pv_net_end(w, deadline);
 }
 
 /* What was in flight is as if it had never been popped; a packet that was held is lost. */

@@ -121,8 +121,8 @@ int pv_net_new(const struct pv_net_config *config, struct pv_net **out);
 /* The device is stopped and detached. */
 void pv_net_free(struct pv_net *net);
 
-/* Serve the pairs (1 to PV_NET_PAIRS). -EBUSY: started already; -EINVAL; -ENOMEM; what
- * pthread_create(3) or vhost say; nothing runs then. */
+/* Serve the pairs (1 to PV_NET_PAIRS). -EBUSY: started already; -EINVAL; -ENOMEM; what epoll_create(2),
+ * epoll_ctl(2), pthread_create(3) or vhost say; nothing runs then. */
 int pv_net_start(struct pv_net *net, const struct pv_net_activation *activation);
 /* End the threads; packets in flight are lost. Without them: nothing. -ETIMEDOUT: the host keeps
  * some, and nothing that was handed over here may be freed until a later call has returned 0. */

@@ -15,6 +15,8 @@
 /* With the spill as many segments as readv(2) takes without allocating. */
 #define SMALL 7
 #define LARGE_FOR 64 /* packets */
+/* One in so many packets that came alone is followed by a look for another one. */
+#define LOOKS 8
 
 static void compact(struct pv_net_stock *stock)
 {
@@ -270,6 +272,27 @@ static size_t receive(struct pv_net_worker *w)
 	return (size_t)bytes;
 }
 
+/* Where packets come one by one, a look for the next one is in vain. Should there be one, poll(2) says
+ * so at once; a shared thread is told of news alone. */
+static bool is_alone(struct pv_net_worker *w)
+{
+	struct pv_net_rx *rx = &w->rx;
+
+	if (w->shared || rx->held > 0 || rx->alone % LOOKS == 0)
+		return false;
+	rx->alone++;
+	rx->wait = PV_WAIT_PORT;
+	return true;
+}
+
+static void learn(struct pv_net_rx *rx, uint32_t packets)
+{
+	if (packets > 1)
+		rx->alone = 0;
+	else if (packets == 1 && rx->wait == PV_WAIT_PORT)
+		rx->alone++;
+}
+
 void pv_net_receive(struct pv_net_worker *w)
 {
 	struct pv_net_rx *rx = &w->rx;
@@ -281,6 +304,8 @@ void pv_net_receive(struct pv_net_worker *w)
 			rx->wait = PV_WAIT_GONE;
 			return;
 		}
+		if (packets == 1 && is_alone(w))
+			return;
 		rx->delay_ns = pv_net_limit_delay(&w->net->rx_limit);
 		if (rx->delay_ns > 0) {
 			if (rx->wait != PV_WAIT_TIME)
@@ -289,9 +314,12 @@ void pv_net_receive(struct pv_net_worker *w)
 			return;
 		}
 		bytes = receive(w);
-		if (bytes == 0)
+		if (bytes == 0) {
+			learn(rx, packets);
 			return;
+		}
 		total += bytes;
 	}
+	rx->alone = 0;
 	rx->wait = PV_WAIT_NONE;
 }

@@ -1,16 +1,11 @@
-/* The thread of a pair of queues. */
+/* What the thread of a pair of queues does in a turn. */
 #include <errno.h>
 #include <poll.h>
-#include <sched.h>
-#include <sys/eventfd.h>
 
 #include "net/internal.h"
-#include "sandbox/filter.h"
-#include "thread_internal.h"
 #include "virtio/irq.h"
 
 #define COMMANDS 16 /* in a row, at most */
-#define NS_PER_S UINT64_C(1000000000)
 
 static void copy_mode(struct pv_net_worker *w)
 {
@@ -119,16 +114,6 @@ bool pv_net_pass(struct pv_net_worker *w, bool has_polled)
 	return more;
 }
 
-static void take_kick(struct pv_net_worker *w, const struct pollfd *fd)
-{
-	eventfd_t value;
-
-	if (!(fd->revents & POLLIN))
-		return;
-	(void)eventfd_read(fd->fd, &value);
-	pv_net_count(w, PV_KICKS, 1);
-}
-
 void pv_net_look_at_port(struct pv_net_worker *w, short events)
 {
 	if (events & POLLIN && w->rx.wait == PV_WAIT_PORT)
@@ -147,75 +132,4 @@ uint64_t pv_net_delay(const struct pv_net_worker *w)
 	uint64_t announcement = w->index == 0 ? pv_net_announcement_delay(w->net) : UINT64_MAX;
 
 	return announcement < delay ? announcement : delay;
-}
-
-/* So long; NULL: for ever. A tap that is removed wakes only those who wait for packets, so others
- * look once a second. */
-static const struct timespec *limit(const struct pv_net_worker *w, const struct pollfd *port,
-                                    struct timespec *time)
-{
-	uint64_t delay = pv_net_delay(w);
-
-	if (port->fd >= 0 && !(port->events & POLLIN) && delay > NS_PER_S)
-		delay = NS_PER_S;
-	if (delay == UINT64_MAX)
-		return NULL;
-	time->tv_sec = (time_t)(delay / NS_PER_S);
-	time->tv_nsec = (long)(delay % NS_PER_S);
-	return time;
-}
-
-/* A broken device waits for its end alone. */
-static void wait(struct pv_net_worker *w)
-{
-	struct pv_net *net = w->net;
-	bool lives = !atomic_load(&net->broken);
-	bool kicks = lives && !pv_net_is_away(net);
-	bool ctrl = lives && w->index == 0 && net->ctrl.ring;
-	enum { WAKE, PORT, RX, TX, CTRL, ERROR, FDS };
-	struct pollfd fds[FDS] = {
-		[WAKE] = {.fd = w->wake_fd, .events = POLLIN},
-		[PORT] = {.fd = lives && w->port->ops && !w->lost ? w->port->fd : -1},
-		[RX] = {.fd = kicks ? w->rx.queue.kick_fd : -1, .events = POLLIN},
-		[TX] = {.fd = kicks ? w->tx.queue.kick_fd : -1, .events = POLLIN},
-		[CTRL] = {.fd = ctrl ? net->ctrl.kick_fd : -1, .events = POLLIN},
-		[ERROR] = {.fd = lives && net->vhost ? net->vhost_error_fd : -1, .events = POLLIN},
-	};
-	struct timespec time;
-	eventfd_t value;
-
-	if (w->rx.wait == PV_WAIT_PORT)
-		fds[PORT].events |= POLLIN;
-	if (w->tx.wait == PV_WAIT_PORT || w->flushing)
-		fds[PORT].events |= POLLOUT;
-	if (ppoll(fds, FDS, lives ? limit(w, &fds[PORT], &time) : NULL, NULL) <= 0)
-		return;
-	if (fds[WAKE].revents & POLLIN)
-		(void)eventfd_read(w->wake_fd, &value);
-	pv_net_look_at_port(w, fds[PORT].revents);
-	take_kick(w, &fds[RX]);
-	take_kick(w, &fds[TX]);
-	take_kick(w, &fds[CTRL]);
-	if (fds[ERROR].revents & POLLIN)
-		pv_net_break(net, "vhost-net found a ring whose rules are broken");
-}
-
-void *pv_net_run(void *worker)
-{
-	struct pv_net_worker *w = worker;
-	const struct sched_param none = {0};
-	bool has_polled = false;
-
-	/* Does not cut in on a busy sender, whose packets then come in bursts. */
-	(void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
-	pv_thread_is(PV_SANDBOX_NET, "net", pv_virtio_irq_name(w->net->irq));
-	while (!pv_thread_is_to_end(&w->thread)) {
-		has_polled = atomic_load(&w->net->broken) || !pv_net_pass(w, has_polled);
-		if (has_polled)
-			wait(w);
-	}
-	/* Here, for the kernel may take its time. */
-	if (w->index == 0)
-		pv_net_vhost_stop(w->net);
-	return NULL;
 }

@@ -147,7 +147,7 @@ _PACKETS = (
     _ioctls("TUNSETQUEUE TUNSETOFFLOAD", "what the driver asks of a tap"),
     _typed(_VHOST, "VHOST_*", "the kernel's part of a NIC, which takes its time to stop"),
 )
-NET = (_TERMINAL, *_PACKETS, *_ALL)
+NET = (_TERMINAL, *_calls("epoll_wait epoll_ctl", "its wait"), *_PACKETS, *_ALL)
 IOTHREAD = (*DISK, *_PACKETS)
 IOTHREAD_POOL = (*DISK_POOL, *_PACKETS)
 _STREAMS = (

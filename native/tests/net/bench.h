@@ -140,6 +140,31 @@ static inline void offer(struct queue *q, const struct part *parts, unsigned cou
 	kick(q);
 }
 
+/* With event indexes: show what was added, kick if the device asks for it, and ask for one interrupt, when
+ * all up to `until` is used. */
+static inline void show_until(struct queue *q, uint16_t until)
+{
+	uint16_t before = q->avail->idx, asked;
+
+	q->avail->ring[BENCH_SIZE] = (uint16_t)(until - 1);
+	show(q);
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	asked = __atomic_load_n((uint16_t *)&q->used->ring[BENCH_SIZE], __ATOMIC_RELAXED);
+	if ((uint16_t)(asked - before) < (uint16_t)(q->offered - before))
+		kick(q);
+}
+
+/* Wait for that, by its interrupt. */
+static inline void await_used(struct bench *b, const struct queue *q, uint16_t until)
+{
+	while ((int16_t)(until - used(q)) > 0) {
+		eventfd_t value;
+
+		CHECK(readable(b->guest.irq_fd, 10000));
+		(void)eventfd_read(b->guest.irq_fd, &value);
+	}
+}
+
 static inline uint32_t written(const struct queue *q, unsigned position)
 {
 	return q->used->ring[position % BENCH_SIZE].len;
