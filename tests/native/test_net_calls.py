@@ -41,6 +41,7 @@ def calls(trace: str) -> Counter[str]:
         # A wait, the packets, an interrupt.
         ("out", 1, {"epoll_wait": 1, "pwritev2": 1, "write": 1}),
         ("out", 8, {"epoll_wait": 1, "pwritev2": 8, "write": 1}),
+        ("gone", 8, {"epoll_wait": 1, "write": 1}),
         ("in", 1, {"epoll_wait": 1, "preadv2": 1, "write": 1}),
         ("starved", 8, {"epoll_wait": 1, "preadv2": 8, "write": 1}),
     ],

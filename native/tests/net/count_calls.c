@@ -1,10 +1,10 @@
 /* Bursts of packets for a NIC's own thread, each when that waits, so that the calls it makes for them
  * depend on no scheduling: tests/native/test_net_calls.py counts those between two getppid().
  *
- *     count_calls out|in|starved PACKETS BURSTS
+ *     count_calls out|gone|in|starved PACKETS BURSTS
  *
- * `in` is for bursts of one: the first packet of a burst would wake the thread. `starved` has the packets
- * wait for the driver's buffers. */
+ * Of `gone` the host is, and of `out` it was slow before. `in` is for bursts of one: the first packet of a
+ * burst would wake the thread. `starved` has the packets wait for the driver's buffers. */
 #include <dirent.h>
 #include <sys/syscall.h>
 
@@ -57,17 +57,51 @@ static void add_buffers(struct queue *q, unsigned count)
 		add(q, &(struct part){q->offered % BENCH_SIZE * BUFFER, BUFFER, true}, 1);
 }
 
-static void goes_out(struct bench *b, unsigned packets)
+static void offer_burst(struct bench *b, unsigned packets)
 {
 	struct queue *q = &b->queues[TX];
+
+	for (unsigned i = 0; i < packets; i++)
+		add(q, &(struct part){0x80000, PV_NET_HEADER + FRAME, false}, 1);
+	show_until(q, q->offered);
+}
+
+static void take_burst(struct bench *b, unsigned packets)
+{
 	uint8_t packet[PV_NET_HEADER + FRAME];
 
 	for (unsigned i = 0; i < packets; i++)
-		add(q, &(struct part){0x80000, sizeof(packet), false}, 1);
-	show_until(q, q->offered);
-	await_used(b, q, q->offered);
-	for (unsigned i = 0; i < packets; i++)
 		CHECK_EQ(host_gets(b, packet, sizeof(packet)), sizeof(packet));
+}
+
+static void goes_out(struct bench *b, unsigned packets)
+{
+	offer_burst(b, packets);
+	await_used(b, &b->queues[TX], b->queues[TX].offered);
+	take_burst(b, packets);
+}
+
+static void goes_nowhere(struct bench *b, unsigned packets)
+{
+	offer_burst(b, packets);
+	await_used(b, &b->queues[TX], b->queues[TX].offered);
+}
+
+/* Have the thread wait for a host that has taken too little. */
+static void block(struct bench *b)
+{
+	CHECK_EQ(setsockopt(b->own[0], SOL_SOCKET, SO_SNDBUF, &(int){1}, sizeof(int)), 0);
+	offer_burst(b, BENCH_SIZE);
+	WAIT_FOR(STAT(b, tx_blocked) > 0);
+	take_burst(b, BENCH_SIZE);
+	await_used(b, &b->queues[TX], b->queues[TX].offered);
+	CHECK_EQ(setsockopt(b->own[0], SOL_SOCKET, SO_SNDBUF, &(int){1 << 18}, sizeof(int)), 0);
+}
+
+static void lose_host(struct bench *b)
+{
+	CHECK_EQ(shutdown(b->host[0], SHUT_RDWR), 0);
+	check_loss(b);
 }
 
 static void comes_in(struct bench *b, unsigned packets)
@@ -93,26 +127,41 @@ static void comes_in_first(struct bench *b, unsigned packets)
 	await_used(b, q, q->offered);
 }
 
+static const struct way {
+	const char *name;
+	void (*first)(struct bench *b); /* or NULL */
+	void (*step)(struct bench *b, unsigned packets);
+	unsigned buffers;
+} WAYS[] = {
+	{"out", block, goes_out, BENCH_SIZE / 2},
+	{"gone", lose_host, goes_nowhere, BENCH_SIZE / 2},
+	{"in", NULL, comes_in, BENCH_SIZE / 2},
+	{"starved", NULL, comes_in_first, 0},
+};
+
 int main(int argc, char **argv)
 {
-	void (*step)(struct bench *, unsigned);
+	const struct way *way = WAYS;
 	struct bench b;
 	pid_t thread;
 
 	CHECK_EQ(argc, 4);
-	step = !strcmp(argv[1], "out") ? goes_out : !strcmp(argv[1], "in") ? comes_in : comes_in_first;
+	while (strcmp(way->name, argv[1]) != 0)
+		CHECK(++way < WAYS + sizeof(WAYS) / sizeof(WAYS[0]));
 	make_frame(frame, FRAME, 1);
 	bench_run(&b, MRG | UINT64_C(1) << 29);
 	thread = other_thread();
-	if (step != comes_in_first) {
-		add_buffers(&b.queues[RX], BENCH_SIZE / 2);
+	if (way->buffers > 0) {
+		add_buffers(&b.queues[RX], way->buffers);
 		show(&b.queues[RX]);
 		kick(&b.queues[RX]);
 		WAIT_FOR(STAT(&b, kicks) == 1);
 	}
+	if (way->first)
+		way->first(&b);
 	mark(thread);
 	for (int i = 0; i < atoi(argv[3]); i++) {
-		step(&b, (unsigned)atoi(argv[2]));
+		way->step(&b, (unsigned)atoi(argv[2]));
 		WAIT_FOR(waits(thread));
 	}
 	mark(thread);
