@@ -1,6 +1,7 @@
 """Many idle machines at once, started cold and by one `pyvirt serve`, on this host's own KVM.
 
-Each is a tiny guest that stands halted, with a monitor, in the background; two start at a time.
+Each is a tiny guest that stands halted, with a monitor, in the background; two start at a time. Then
+a few whose guests wait by polling, which leaves no processor to who would wake up for nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pyvirt.tests.kvm.support import GUESTS, build
 from ..part import Budget, Part, Place, Plot, Round, Row, Table, Turn
 from ..peers.pyvirt import PROGRAM, serving
 
-MACHINES, AT_ONCE = 200, 2
+MACHINES, AT_ONCE, POLLING = 200, 2, 4
 GUEST_MIB = 128
 SETTLE_SECONDS, IDLE_SECONDS = 2.0, 5.0
 PATIENCE = 120.0
@@ -31,6 +32,8 @@ COLD, WARM = "cold", "pyvirt serve"
 RATE = Row("starts, whole commands", "a second", 1)
 WAKE_UPS = Row(f"wake-ups of all in {IDLE_SECONDS:.0f} s", "", 0, less=True)
 CPU = Row(f"processor time of all in {IDLE_SECONDS:.0f} s", "s", less=True)
+POLLED = "Guests that poll"
+OWN_CPU = Row(f"processor time in {IDLE_SECONDS:.0f} s, but for vCPUs", "s", less=True)
 GUEST = "guest"
 PARTS = ("Python's memory", "C's heap and stacks", "programs and libraries")
 KINDS = {"Pss": "share of all", "Private_Dirty": "its own, written to"}
@@ -50,6 +53,9 @@ TABLE = Table(
     MEMORY,
     (WARM, COLD),
 )
+
+
+POLLED_TABLE = Table((WAKE_UPS, OWN_CPU), POLLED, (WARM, COLD))
 
 
 def part_of(size: int, name: str) -> str:
@@ -100,12 +106,14 @@ def switches(pids: Sequence[int]) -> int:
     )
 
 
-def cpu_seconds(pids: Sequence[int]) -> float:
-    """Return the processor time of processes."""
+def cpu_seconds(pids: Sequence[int], *, of_vcpus: bool = True) -> float:
+    """Return the processor time of all threads of processes, or of those that are no vCPU's."""
     ticks = 0
     for pid in pids:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-        ticks += sum(map(int, stat.rpartition(")")[2].split()[11:13]))
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            name, _, stat = (task / "stat").read_text(encoding="utf-8").rpartition(")")
+            if of_vcpus or not name.partition("(")[2].startswith("vcpu"):
+                ticks += sum(map(int, stat.split()[11:13]))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -138,39 +146,63 @@ def end(folder: Path) -> None:
         time.sleep(0.05)
 
 
-def crowd(kernel: Path, folder: Path, via: Sequence[str]) -> dict[str, list[float]]:
-    """Start all machines, look at them, and end them."""
+@contextmanager
+def crowd(count: int, kernel: Path, folder: Path, via: Sequence[str]) -> Iterator[list[int]]:
+    """Start machines; yield their processes when they have settled, and end them."""
     try:
-        begun = time.monotonic()
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            pids = list(pool.map(lambda one: start(kernel, folder, one, via), range(MACHINES)))
-        rate = MACHINES / (time.monotonic() - begun)
-        time.sleep(SETTLE_SECONDS)
-        before, used = switches(pids), cpu_seconds(pids)
-        time.sleep(IDLE_SECONDS)
-        woken, spent = switches(pids) - before, cpu_seconds(pids) - used
-        found = {RATE.name: [rate], WAKE_UPS.name: [float(woken)], CPU.name: [spent]}
-        return found | memory_rows(pids)
+            pids = list(pool.map(lambda one: start(kernel, folder, one, via), range(count)))
+        yield pids
     finally:
         end(folder)
+
+
+def idle(pids: Sequence[int], *, of_vcpus: bool) -> tuple[float, float]:
+    """Return the wake-ups of machines and their processor time while nothing is asked of them."""
+    time.sleep(SETTLE_SECONDS)
+    before, used = switches(pids), cpu_seconds(pids, of_vcpus=of_vcpus)
+    time.sleep(IDLE_SECONDS)
+    woken = switches(pids) - before
+    return float(woken), cpu_seconds(pids, of_vcpus=of_vcpus) - used
+
+
+def measure_all(
+    kernels: Sequence[Path], folder: Path, via: Sequence[str]
+) -> dict[str, list[float]]:
+    """Return the rows of machines with either guest."""
+    halted, polling = kernels
+    begun = time.monotonic()
+    with crowd(MACHINES, halted, folder, via) as pids:
+        rate = MACHINES / (time.monotonic() - begun)
+        woken, spent = idle(pids, of_vcpus=True)
+        found = {RATE.name: [rate], WAKE_UPS.name: [woken], CPU.name: [spent]}
+        found |= memory_rows(pids)
+    with crowd(POLLING, polling, folder, via) as pids:
+        woken, spent = idle(pids, of_vcpus=False)
+    polled = {POLLED_TABLE.key(WAKE_UPS): [woken], POLLED_TABLE.key(OWN_CPU): [spent]}
+    return found | polled
 
 
 def ready() -> Callable[[Turn], Round]:
     """Return what starts a crowd in each way."""
 
-    def cold(kernel: Path, folder: Path) -> dict[str, list[float]]:
-        return crowd(kernel, folder, ())
+    def cold(kernels: Sequence[Path], folder: Path) -> dict[str, list[float]]:
+        return measure_all(kernels, folder, ())
 
-    def warm(kernel: Path, folder: Path) -> dict[str, list[float]]:
+    def warm(kernels: Sequence[Path], folder: Path) -> dict[str, list[float]]:
         with server(folder) as path:
-            return crowd(kernel, folder, ("-via", path))
+            return measure_all(kernels, folder, ("-via", path))
 
     def measure(turn: Turn) -> Round:
         found = {}
         for name, way in turn.order(((WARM, warm), (COLD, cold))):
             with TemporaryDirectory(prefix="density-") as folder:
                 place = Path(folder)
-                found[name] = way(build(GUESTS / "halt.S", place / "halt.elf"), place)
+                kernels = [
+                    build(GUESTS / f"{guest}.S", place / f"{guest}.elf")
+                    for guest in ("halt", "spin")
+                ]
+                found[name] = way(kernels, place)
         return found
 
     return measure
@@ -182,18 +214,20 @@ PART = Part(
     what=f"{MACHINES} machines in the background, each a tiny guest that stands halted, 1 vCPU, "
     f"{GUEST_MIB} MiB, with a monitor; started cold, and by one `pyvirt serve`, {AT_ONCE} at a "
     "time. Memory is the median of all machines, without the guest's; wake-ups are the voluntary "
-    "context switches of all threads.",
+    f"context switches of all threads. Then {POLLING} machines whose guests never halt.",
     place=Place.HOST,
     rounds=2,
     ready=ready,
     tables=(
         Table((RATE, WAKE_UPS, CPU), subjects=(WARM, COLD)),
+        POLLED_TABLE,
         TABLE,
     ),
     budgets=(
         Budget((WARM,), 3, rows=(row("Private_Dirty").name,), table=MEMORY),
         Budget((COLD,), 16, rows=(row("Pss").name,), table=MEMORY),
         Budget((WARM,), 0, rows=(WAKE_UPS.name,)),
+        Budget((WARM,), 0, rows=(WAKE_UPS.name,), table=POLLED),
     ),
     plot=Plot("Memory of a machine, cold / by pyvirt serve", (WARM, COLD), MEMORY),
 )
