@@ -1,7 +1,7 @@
 """Many idle machines at once, started cold and by one `pyvirt serve`, on this host's own KVM.
 
-Each is a tiny guest that stands halted, with a monitor, in the background; two start at a time. Then
-a few whose guests wait by polling, which leaves no processor to who would wake up for nothing.
+Each is a tiny guest that stands halted, with a monitor, in the background; two start at a time. And
+a few whose guests never leave their processor.
 """
 
 from __future__ import annotations
