@@ -43,8 +43,9 @@ static struct io_uring_sqe *next_sqe(struct uring *u)
 static int restrict_to(struct io_uring *ring)
 {
 	static const uint8_t OPERATIONS[] = {
-		IORING_OP_READV,    IORING_OP_WRITEV,       IORING_OP_FSYNC,  IORING_OP_FALLOCATE,
-		IORING_OP_POLL_ADD, IORING_OP_ASYNC_CANCEL, IORING_OP_TIMEOUT,
+		IORING_OP_READ,      IORING_OP_WRITE,    IORING_OP_READV,
+		IORING_OP_WRITEV,    IORING_OP_FSYNC,    IORING_OP_FALLOCATE,
+		IORING_OP_POLL_ADD,  IORING_OP_TIMEOUT,  IORING_OP_ASYNC_CANCEL,
 	};
 	struct io_uring_restriction allowed[sizeof(OPERATIONS)] = {0};
 
@@ -69,14 +70,28 @@ static void begin(struct pv_engine *engine)
 		u->error = -errno;
 }
 
+/* One segment, as most requests have, is no list that the kernel has to copy. */
+static void prepare_transfer(struct io_uring_sqe *sqe, const struct pv_io *io)
+{
+	const struct iovec *one = io->count == 1 ? io->iov : NULL;
+	bool is_read = io->kind == PV_IO_READ;
+
+	if (one && is_read)
+		io_uring_prep_read(sqe, io->fd, one->iov_base, (unsigned)one->iov_len, io->offset);
+	else if (one)
+		io_uring_prep_write(sqe, io->fd, one->iov_base, (unsigned)one->iov_len, io->offset);
+	else if (is_read)
+		io_uring_prep_readv(sqe, io->fd, io->iov, io->count, io->offset);
+	else
+		io_uring_prep_writev(sqe, io->fd, io->iov, io->count, io->offset);
+}
+
 static void prepare(struct io_uring_sqe *sqe, struct pv_io *io)
 {
 	switch (io->kind) {
 	case PV_IO_READ:
-		io_uring_prep_readv(sqe, io->fd, io->iov, io->count, io->offset);
-		break;
 	case PV_IO_WRITE:
-		io_uring_prep_writev(sqe, io->fd, io->iov, io->count, io->offset);
+		prepare_transfer(sqe, io);
 		break;
 	case PV_IO_SYNC:
 		io_uring_prep_fsync(sqe, io->fd, IORING_FSYNC_DATASYNC);
