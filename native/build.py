@@ -30,6 +30,8 @@ HEADERS = [name for name in HEADERS_ALL if not name.endswith("internal.h")]
 SOURCES = files(".c")
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wshadow", "-Wstrict-prototypes")
 FLAGS = ("-std=c11", "-O2", "-g", "-fvisibility=hidden", "-pthread", "-D_GNU_SOURCE")
+# The extension is optimized as a whole: what one file asks of another for each request is inlined.
+WHOLE = ("-flto=auto",)
 LIBRARIES = ("uring",)
 
 _CONSTANT = re.compile(r"#define\s+(PV_\w+)\s+(0x[0-9a-fA-F]+|\d+)[uUlL]*\s*(/\*.*)?$")
@@ -60,7 +62,8 @@ def make() -> FFI:
         f"#include <linux/kvm.h>\n#include <sys/mman.h>\n{includes}",
         sources=[f"native/{name}" for name in SOURCES],
         include_dirs=["native"],
-        extra_compile_args=list(FLAGS),
+        extra_compile_args=[*FLAGS, *WHOLE],
+        extra_link_args=list(WHOLE),
         libraries=list(LIBRARIES),
         py_limited_api=True,
     )

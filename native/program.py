@@ -22,7 +22,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
-from .build import FLAGS, HEADERS_ALL, HERE, LIBRARIES, PROGRAMS, SOURCES, WARNINGS, make
+from .build import FLAGS, HEADERS_ALL, HERE, LIBRARIES, PROGRAMS, SOURCES, WARNINGS, WHOLE, make
 
 ARCHIVES = HERE.parent / "build/native"
 BUILD_SECONDS = 120
@@ -42,6 +42,7 @@ _FATAL = "-fno-sanitize-recover=all"
 # Less optimization halves the time to compile; the programs' own speed does not matter.
 VARIANTS = {
     "plain": Variant("gcc"),
+    "whole": Variant("gcc", WHOLE),  # as the extension
     "address": Variant(
         "gcc", ("-O1", "-fsanitize=address,undefined", _FATAL, "-fno-omit-frame-pointer"), ("-O0",)
     ),

@@ -28,7 +28,7 @@ ROWS = tuple(
 
 def ready() -> Callable[[Turn], Round]:
     """Return what runs the program once."""
-    program = str(build(PROGRAM, "plain"))
+    program = str(build(PROGRAM, "whole"))
 
     def measure(turn: Turn) -> Round:
         done = subprocess.run(

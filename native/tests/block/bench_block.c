@@ -1,7 +1,7 @@
 /* What a request costs the block device's threads: a driver on another thread keeps so many random
  * 4 KiB reads of a file in flight, and waits for an interrupt when it has nothing else to do.
  *
- *     $(.venv/bin/python -m pyvirt.native.program plain native/tests/block/bench_block.c) \
+ *     $(.venv/bin/python -m pyvirt.native.program whole native/tests/block/bench_block.c) \
  *         FILE io_uring|threads direct|cached DEPTH SECONDS [empty|full]
  *
  * (with an overlay in memory, that has nothing of the file or all of it) prints "REQUESTS_PER_SECOND CPU_NS_PER_REQUEST REQUESTS_PER_KICK REQUESTS_PER_INTERRUPT", the
