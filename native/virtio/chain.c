@@ -1,4 +1,5 @@
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "virtio/virtqueue_internal.h"
@@ -11,20 +12,22 @@ struct walk {
 	struct pv_virtqueue *queue;
 	struct pv_chain *chain;
 	const struct pv_desc *table;
-	uint32_t count;     /* descriptors in the table */
-	uint16_t index;     /* the one looked at */
-	uint16_t length;    /* descriptors of the chain so far, in both tables */
-	uint8_t nested;     /* in an indirect table */
-	uint8_t write_seen; /* a writable descriptor came by */
+	uint32_t count;    /* descriptors in the table */
+	uint32_t index;    /* the one looked at */
+	uint32_t length;   /* descriptors of the chain so far, in both tables */
+	uint32_t segments; /* and segments, of both kinds, */
+	uint64_t bytes;    /* with what is in them */
+	bool nested;       /* in an indirect table */
+	bool write_seen;   /* a writable descriptor came by: what is readable is in `chain` */
 };
 
 #define FAIL(walk, format, ...)                                                                    \
-	pv_virtqueue_fail((walk)->queue, "%sdescriptor %u: " format,                               \
+	pv_virtqueue_fail((walk)->queue, "%sdescriptor %" PRIu32 ": " format,                      \
 	                  (walk)->nested ? "indirect " : "", (walk)->index, __VA_ARGS__)
 
 /* Read a descriptor once: what is checked is what is used, whatever the driver does meanwhile.
  * An indirect table may lie anywhere, at odd addresses too. */
-static struct pv_desc load(const struct pv_desc *table, uint16_t index)
+static struct pv_desc load(const struct pv_desc *table, uint32_t index)
 {
 	struct __attribute__((packed, may_alias)) words {
 		uint64_t low, high;
@@ -40,31 +43,33 @@ static struct pv_desc load(const struct pv_desc *table, uint16_t index)
 	};
 }
 
+static void end_readable(struct walk *walk)
+{
+	walk->chain->readable = (uint16_t)walk->segments;
+	walk->chain->readable_bytes = walk->bytes;
+}
+
 static int add_segment(struct walk *walk, const struct pv_desc *desc)
 {
-	struct pv_chain *chain = walk->chain;
-	unsigned place = (unsigned)chain->readable + chain->writable;
 	void *host;
 
-	if (!(desc->flags & PV_DESC_WRITE) && walk->write_seen)
-		return FAIL(walk, "%s", "readable after a writable one");
-	walk->write_seen |= (desc->flags & PV_DESC_WRITE) != 0;
+	if (!(desc->flags & PV_DESC_WRITE)) {
+		if (walk->write_seen)
+			return FAIL(walk, "%s", "readable after a writable one");
+	} else if (!walk->write_seen) {
+		walk->write_seen = true;
+		end_readable(walk);
+	}
 	if (desc->length == 0)
 		return 0;
 	host = pv_memory_at(walk->queue->memory, desc->address, desc->length);
 	if (!host)
 		return FAIL(walk, "0x%" PRIx64 "+0x%" PRIx32 " is not in guest memory", desc->address,
 		            desc->length);
-	if (desc->length > BYTES_MAX - chain->readable_bytes - chain->writable_bytes)
+	walk->bytes += desc->length;
+	if (walk->bytes > BYTES_MAX)
 		return FAIL(walk, "%s", "more than 2^32 bytes in a chain");
-	chain->iov[place] = (struct iovec){host, desc->length};
-	if (walk->write_seen) {
-		chain->writable++;
-		chain->writable_bytes += desc->length;
-	} else {
-		chain->readable++;
-		chain->readable_bytes += desc->length;
-	}
+	walk->chain->iov[walk->segments++] = (struct iovec){host, desc->length};
 	return 0;
 }
 
@@ -87,7 +92,7 @@ static int enter_table(struct walk *walk, const struct pv_desc *desc)
 	walk->table = table;
 	walk->count = desc->length / (uint32_t)sizeof(*table);
 	walk->index = 0;
-	walk->nested = 1;
+	walk->nested = true;
 	return 0;
 }
 
@@ -117,8 +122,6 @@ int pv_virtqueue_walk(struct pv_virtqueue *queue, uint16_t head, struct pv_chain
 	uint32_t visited = 0;
 	int result;
 
-	chain->readable = chain->writable = 0;
-	chain->readable_bytes = chain->writable_bytes = 0;
 	do {
 		struct pv_desc desc = load(walk.table, walk.index);
 
@@ -137,5 +140,9 @@ int pv_virtqueue_walk(struct pv_virtqueue *queue, uint16_t head, struct pv_chain
 		if (result == 0)
 			result = step(&walk, &desc, &visited);
 	} while (result > 0);
+	if (!walk.write_seen)
+		end_readable(&walk);
+	chain->writable = (uint16_t)(walk.segments - chain->readable);
+	chain->writable_bytes = walk.bytes - chain->readable_bytes;
 	return result;
 }
