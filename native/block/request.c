@@ -86,9 +86,21 @@ static bool has_data_out(uint32_t type)
 
 void pv_block_clear_rest(struct pv_block_request *request)
 {
+	if (request->done == request->length)
+		return;
 	if (!has_data_out(request->type))
 		clear(request, request->at, request->left, request->done,
 		      request->length - request->done);
+}
+
+/* From one segment, as drivers have it, in one go. */
+static bool take_header(const struct pv_chain *chain, struct virtio_blk_outhdr *header)
+{
+	if (chain->readable > 0 && chain->iov[0].iov_len >= HEADER_BYTES) {
+		memcpy(header, chain->iov[0].iov_base, HEADER_BYTES);
+		return true;
+	}
+	return pv_block_gather(chain->iov, chain->readable, header, HEADER_BYTES) == HEADER_BYTES;
 }
 
 const char *pv_block_parse(const struct pv_chain *chain, struct pv_block_request *request)
@@ -97,7 +109,7 @@ const char *pv_block_parse(const struct pv_chain *chain, struct pv_block_request
 	const struct iovec *last = &writable[chain->writable - 1];
 	struct virtio_blk_outhdr header;
 
-	if (pv_block_gather(chain->iov, chain->readable, &header, HEADER_BYTES) < HEADER_BYTES)
+	if (!take_header(chain, &header))
 		return "a block request without a whole header";
 	if (chain->writable == 0)
 		return "a block request without a status byte";

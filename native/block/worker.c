@@ -115,14 +115,15 @@ static void break_device(struct pv_block_worker *w, const char *why)
 		pv_virtio_irq_broken(w->block->irq, why);
 }
 
-/* Begin a request, or hold it until there is a token. At the end nothing waits. */
+/* Begin a request, or hold it until there is a token; without a limit, no clock is read. At the end
+ * nothing waits. */
 static void admit(struct pv_block_worker *w, struct pv_block_request *r)
 {
 	struct pv_block *b = w->block;
 	bool again = w->held != NULL;
 
 	w->held_ns = 0;
-	if (pv_block_phase(b) == PV_BLOCK_SERVING)
+	if (b->throttle.rate > 0 && pv_block_phase(b) == PV_BLOCK_SERVING)
 		w->held_ns = pv_throttle_take(&b->throttle, pv_now_ns());
 	w->held = w->held_ns ? r : NULL;
 	if (!w->held)
