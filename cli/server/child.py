@@ -144,31 +144,29 @@ class PreparedMachine(Prepared):
 
     def __init__(self, channel: socket.socket, wanted: bytes) -> None:
         """Make what another has told the server that it was made by; b"": a plain machine."""
+        # What has been run has pages of its own already when it is run for a command.
+        os.environ.update(dict(os.environ))
         os.environ.clear()  # that of the server
+        parse(["-m", "256"])
         super().__init__(channel)
-        self._plan: list[int] = []
-        # What it has of one that a guest has taken over may be anything.
-        with contextlib.suppress(PyvirtError, OSError, ValueError, TypeError, OverflowError):
-            config, count = planned(json.loads(wanted)) if wanted else _plain()
-            self._core = Core(config, self._log, Groundwork(config, self._log), count=count)
-
-    def begun(self) -> None:
-        """Note that the guest runs, and tell what the next is to be made by."""
-        with contextlib.suppress(OSError):
-            self._channel.send(json.dumps(self._plan).encode())
-        super().begun()
+        # Whoever takes it finds out by itself what cannot be made.
+        with contextlib.suppress(PyvirtError, OSError):
+            given = json.loads(wanted) if wanted else plan(MachineConfig(""), 0)
+            if given:
+                config, count = planned(given)
+                self._core = Core(config, self._log, Groundwork(config, self._log), count=count)
 
     def core_for(self, config: MachineConfig) -> Core | None:
-        """Return what suits a machine, None where that has to make its own."""
-        self._plan = plan(config, slots.count(config))
+        """Return what suits a machine, None where that has to make its own.
+
+        The server is told by what the next is to be made, now that no guest has a say in it.
+        """
+        wanted = plan(config, slots.count(config))
+        with contextlib.suppress(OSError):
+            self._channel.send(json.dumps(wanted).encode())
         if any(resource.getrlimit(number)[0] != resource.RLIM_INFINITY for number in _OF_MEMORY):
             self._drop_core()  # whose memory was mapped under the limits of the server
         return super().core_for(config)
-
-
-def _plain() -> tuple[MachineConfig, int]:
-    config = MachineConfig("")
-    return config, slots.count(config)
 
 
 def live(child: Callable[[], NoReturn], parent: int) -> NoReturn:

@@ -93,7 +93,7 @@ class Place(Spares):
         self.taken.add(started)
         return started, True
 
-    def _heard(self, data: bytes, *, is_taken: bool) -> None:
+    def _heard(self, _waiting: Waiting, data: bytes) -> None:
         tell, self._tell = self._tell, None
         if tell is not None:
             error = json.loads(data).get("error")

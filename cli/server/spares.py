@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .child import Enter
     from .connection import Run
 
+_SECOND = 2
+
 
 @dataclass(eq=False)
 class Waiting:
@@ -25,6 +27,7 @@ class Waiting:
     pid: int
     pidfd: int
     channel: socket.socket
+    heard: int = 0  # messages
 
 
 class Spares:
@@ -42,7 +45,7 @@ class Spares:
         """Return what a child is to do, with its end of the channel."""
         raise NotImplementedError
 
-    def _heard(self, data: bytes, *, is_taken: bool) -> None:
+    def _heard(self, waiting: Waiting, data: bytes) -> None:
         """Take what a child says before it closes the channel."""
 
     def refill(self, enter: Enter) -> Waiting | None:
@@ -99,7 +102,8 @@ class Spares:
         is_taken = waiting in self.taken
         self.is_due = self.is_due or bool(data) != is_taken
         if data:
-            self._heard(data, is_taken=is_taken)
+            waiting.heard += 1
+            self._heard(waiting, data)
         else:
             self.taken.discard(waiting)
         return bool(data)
@@ -130,6 +134,7 @@ class Ahead(Spares):
         """Note that a machine is started without one."""
         self.is_due = self.is_due or not (self.waiting or self.taken)
 
-    def _heard(self, data: bytes, *, is_taken: bool) -> None:
-        if is_taken:
+    def _heard(self, waiting: Waiting, data: bytes) -> None:
+        # The first is that it waits. What comes behind the second may be a guest's doing.
+        if waiting.heard == _SECOND:
             self._wanted = data

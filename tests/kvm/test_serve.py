@@ -152,6 +152,15 @@ def test_a_process_that_waits_becomes_the_machine(kernel: Kernel, folder: str) -
             assert running.pid == second
 
 
+def test_machines_of_all_kinds_follow_one_another(kernel: Kernel) -> None:
+    """Whatever the one before has had the next one's process make, or not make."""
+    with served() as server:
+        for more in ([], ["-cpu", "host,-popcnt"], ["-smp", "3"], ["-mem-prealloc"], ["-m", "200"]):
+            given = ["-via", server.path, "-accel", "kvm", *more]
+            done = run(*given, "-kernel", str(kernel("console")))
+            assert (done.returncode, done.stdout, done.stderr) == (STATUS, TEXT, "")
+
+
 def test_machines_start_when_none_waits(kernel: Kernel) -> None:
     with served() as server:
         waiting = the_waiting(server)
