@@ -155,7 +155,13 @@ def test_a_process_that_waits_becomes_the_machine(kernel: Kernel, folder: str) -
 def test_machines_of_all_kinds_follow_one_another(kernel: Kernel) -> None:
     """Whatever the one before has had the next one's process make, or not make."""
     with served() as server:
-        for more in ([], ["-cpu", "host,-popcnt"], ["-smp", "3"], ["-mem-prealloc"], ["-m", "200"]):
+        for more in (
+            [],
+            ["-cpu", "host,-popcnt"],
+            ["-smp", "3"],
+            ["-machine", "pit=off"],
+            ["-m", "200"],
+        ):
             given = ["-via", server.path, "-accel", "kvm", *more]
             done = run(*given, "-kernel", str(kernel("console")))
             assert (done.returncode, done.stdout, done.stderr) == (STATUS, TEXT, "")
