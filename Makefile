@@ -30,7 +30,7 @@ check: setup
 	@$(BIN)/python -m pytest -qq -p no:cacheprovider tests/unit/test_rooms.py tests/unit/native/test_rooms.py
 	@echo "check: clean"
 
-# Needs Debian's frama-c-base and spin, which nothing else does; minutes.
+# Needs Debian's frama-c-base, cvc4 and spin, which nothing else does; minutes.
 prove: setup
 	@$(BIN)/python -m pyvirt.native.prove
 
