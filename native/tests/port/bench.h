@@ -34,7 +34,7 @@ struct bench {
 
 static inline void make_queue(struct queue *q)
 {
-	q->data = driver_init(&q->driver, SIZE, 1, 0, ROOM);
+	q->data = driver_init(&q->driver, SIZE, 1, 1, ROOM);
 	CHECK_EQ(pv_virtqueue_new(q->driver.memory, &q->driver.config, &q->ring), 0);
 	q->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 }
@@ -44,18 +44,36 @@ static inline struct pv_queue served(const struct queue *q)
 	return (struct pv_queue){q->ring, q->kick_fd};
 }
 
-static inline void start(struct bench *b)
+/* What the driver has, with room for its `pairs`. */
+static inline struct pv_ports_activation activation_of(struct bench *b, struct pv_port_pair *pairs)
 {
 	struct queue *q = b->queues;
-	struct pv_port_pair pairs[2] = {{{NULL, -1}, {NULL, -1}}};
-	struct pv_ports_activation activation = {.pairs = pairs, .count = 2, .irq = b->irq};
 
-	for (unsigned i = 0; i < QUEUES; i++)
-		make_queue(&q[i]);
+	pairs[0] = (struct pv_port_pair){{NULL, -1}, {NULL, -1}};
 	pairs[1] = (struct pv_port_pair){served(&q[IN]), served(&q[OUT])};
-	activation.control = (struct pv_port_pair){served(&q[CONTROL_IN]), served(&q[CONTROL_OUT])};
+	return (struct pv_ports_activation){
+		.control = {served(&q[CONTROL_IN]), served(&q[CONTROL_OUT])},
+		.pairs = pairs,
+		.count = 2,
+		.irq = b->irq,
+	};
+}
+
+/* Have a thread serve the queues as they are. */
+static inline void serve(struct bench *b)
+{
+	struct pv_port_pair pairs[2];
+	struct pv_ports_activation activation = activation_of(b, pairs);
+
 	CHECK_EQ(pv_ports_start(b->ports, &activation), 0);
 	CHECK_EQ(pv_ports_start(b->ports, &activation), -EBUSY);
+}
+
+static inline void start(struct bench *b)
+{
+	for (unsigned i = 0; i < QUEUES; i++)
+		make_queue(&b->queues[i]);
+	serve(b);
 }
 
 static inline void stop(struct bench *b)

@@ -93,6 +93,32 @@ static void test_a_buffer_with_room_for_one_key(void)
 	CHECK_EQ(length, 1);
 	add(&b.queues[IN], NULL, 1, PV_DESC_WRITE);
 	CHECK_EQ(*take(&b.queues[IN], &length), 'k');
+	CHECK_EQ(counter(&b, PV_PORT_BYTES_IN), 2);
+	unmake(&b);
+}
+
+/* A prefix that is held back has its place before what comes with the next read. */
+static void test_a_prefix_comes_with_the_next_key(void)
+{
+	struct pv_port_config config = NOBODY;
+	struct bench b;
+	uint32_t length;
+	int keys[2], left;
+
+	CHECK_EQ(pipe2(keys, O_CLOEXEC), 0);
+	config.flags = PV_PORT_ESCAPE;
+	config.in_fd = keys[0];
+	make(&b, &config, keys[1], keys[0]);
+	greet(&b, false, true);
+	add(&b.queues[IN], NULL, 2, PV_DESC_WRITE);
+	write_all(keys[1], "\001", 1);
+	WAIT_FOR(ioctl(keys[0], FIONREAD, &left) == 0 && left == 0);
+	write_all(keys[1], "zk", 2);
+	CHECK_EQ(memcmp(take(&b.queues[IN], &length), "\001z", 2), 0);
+	CHECK_EQ(length, 2);
+	add(&b.queues[IN], NULL, 2, PV_DESC_WRITE);
+	CHECK_EQ(*take(&b.queues[IN], &length), 'k');
+	CHECK_EQ(length, 1);
 	unmake(&b);
 }
 
@@ -147,20 +173,34 @@ static void test_people_come_to_a_pty_and_leave(void)
 		read_all(user, word, 3);
 		CHECK_EQ(memcmp(word, "out", 3), 0);
 		take(&b.queues[OUT], &length);
+		/* Who waits for more finds that nobody is there, and waits for the next one. */
+		add(&b.queues[IN], NULL, LENGTH, PV_DESC_WRITE);
 		close(user);
 		hear(&b, PORT_OPEN, 0);
 	}
 	unmake(&b);
 }
 
+/* The next that the driver is told of is this size. */
+static void check_size(struct bench *b, int user, uint16_t columns, uint16_t rows)
+{
+	const uint8_t expected[12] = {1, 0, 0, 0, RESIZE, 0, 1, 0, (uint8_t)columns, 0, (uint8_t)rows, 0};
+	const struct winsize size = {.ws_row = rows, .ws_col = columns};
+	uint32_t length;
+
+	CHECK_EQ(ioctl(user, TIOCSWINSZ, &size), 0);
+	pv_ports_look(b->ports);
+	add(&b->queues[CONTROL_IN], NULL, LENGTH, PV_DESC_WRITE);
+	CHECK_EQ(memcmp(take(&b->queues[CONTROL_IN], &length), expected, sizeof(expected)), 0);
+	CHECK_EQ(length, sizeof(expected));
+}
+
 static void test_the_size_of_a_terminal(void)
 {
-	const uint8_t expected[12] = {1, 0, 0, 0, RESIZE, 0, 1, 0, 132, 0, 43, 0};
-	struct winsize size = {.ws_row = 43, .ws_col = 132};
+	const struct winsize none = {.ws_row = 43}, nor = {.ws_col = 132};
 	struct pv_port_config config = NOBODY;
 	struct bench b;
 	char path[64];
-	uint32_t length;
 	int user;
 
 	config.in_fd = config.out_fd = open_pty(path, sizeof(path));
@@ -168,11 +208,19 @@ static void test_the_size_of_a_terminal(void)
 	user = open_terminal(path);
 	make(&b, &config, user, config.in_fd);
 	greet(&b, true, true);
-	CHECK_EQ(ioctl(user, TIOCSWINSZ, &size), 0);
-	pv_ports_look(b.ports);
+	check_size(&b, user, 132, 43);
+	/* A terminal that does not say keeps what it has said. */
 	add(&b.queues[CONTROL_IN], NULL, LENGTH, PV_DESC_WRITE);
-	CHECK_EQ(memcmp(take(&b.queues[CONTROL_IN], &length), expected, sizeof(expected)), 0);
-	CHECK_EQ(length, sizeof(expected));
+	for (unsigned i = 0; i < 2; i++) {
+		uint32_t length;
+
+		CHECK_EQ(ioctl(user, TIOCSWINSZ, i ? &none : &nor), 0);
+		pv_ports_look(b.ports);
+		/* Who has sent this has looked before. */
+		add(&b.queues[OUT], "x", 1, 0);
+		take(&b.queues[OUT], &length);
+	}
+	check_size(&b, user, 80, 25);
 	unmake(&b);
 }
 
@@ -263,6 +311,7 @@ int main(void)
 {
 	RUN(test_keys_of_the_monitor);
 	RUN(test_a_buffer_with_room_for_one_key);
+	RUN(test_a_prefix_comes_with_the_next_key);
 	RUN(test_people_come_to_a_pty_and_leave);
 	RUN(test_the_size_of_a_terminal);
 	RUN(test_the_end_of_input_ends_that_alone);

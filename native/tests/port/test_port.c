@@ -128,6 +128,60 @@ static void test_a_broken_device_stops_and_starts(void)
 	unmake(&b);
 }
 
+/* Of what was open and told nothing is left, whatever the host's end does meanwhile. */
+static void test_another_driver_begins_anew(void)
+{
+	struct pv_ports_stats stats;
+	struct bench b;
+
+	make_pair(&b);
+	introduce(&b, true);
+	CHECK_EQ(pv_ports_open(b.ports, 1), PV_PORT_GUEST | PV_PORT_HOST_END);
+	stop(&b);
+	CHECK_EQ(pv_ports_open(b.ports, 1), PV_PORT_HOST_END);
+	start(&b);
+	add(&b.queues[CONTROL_IN], NULL, LENGTH, PV_DESC_WRITE);
+	close(b.host);
+	b.host = -1;
+	do
+		pv_ports_stats(b.ports, &stats);
+	while (stats.closed == 0);
+	introduce(&b, false);
+	unmake(&b);
+}
+
+static void test_what_is_restored(void)
+{
+	struct pv_port_state state = {.owed = UINT32_MAX, .taken = 3};
+	struct bench b;
+
+	make_pair(&b);
+	CHECK_EQ(pv_ports_restore(b.ports, 1, &state), -EINVAL); /* it runs */
+	stop(&b);
+	CHECK_EQ(pv_ports_restore(b.ports, 0, &state), -EINVAL);
+	CHECK_EQ(pv_ports_restore(b.ports, PV_PORTS_MAX, &state), -EINVAL);
+	/* What is owed to a driver that knows the port, or is to know of it, and no more than there is. */
+	CHECK_EQ(pv_ports_restore(b.ports, 1, &state), 0);
+	pv_ports_save(b.ports, 1, &state);
+	CHECK_EQ(state.owed, PV_PORT_OWES_ALL);
+	CHECK_EQ(state.taken, 3);
+	state.owed = PV_PORT_OWES_NAME;
+	CHECK_EQ(pv_ports_restore(b.ports, 1, &state), 0);
+	pv_ports_save(b.ports, 1, &state);
+	CHECK_EQ(state.owed, 0);
+	/* The host's end has come since. */
+	state.ready = 1;
+	CHECK_EQ(pv_ports_restore(b.ports, 1, &state), 0);
+	pv_ports_save(b.ports, 1, &state);
+	CHECK_EQ(state.owed, 0);
+	state.there = 0;
+	CHECK_EQ(pv_ports_restore(b.ports, 1, &state), 0);
+	pv_ports_save(b.ports, 1, &state);
+	CHECK_EQ(state.owed, PV_PORT_OWES_OPEN);
+	start(&b);
+	unmake(&b);
+}
+
 static void test_what_cannot_be_is_refused(void)
 {
 	char name[PV_PORT_NAME_MAX + 2];
@@ -165,6 +219,8 @@ int main(void)
 	RUN(test_bulk_both_ways);
 	RUN(test_clients_come_and_go);
 	RUN(test_a_broken_device_stops_and_starts);
+	RUN(test_another_driver_begins_anew);
+	RUN(test_what_is_restored);
 	RUN(test_what_cannot_be_is_refused);
 	return 0;
 }
