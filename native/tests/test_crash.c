@@ -4,14 +4,20 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <pty.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include "sandbox/filter.h"
@@ -24,7 +30,7 @@ typedef void way(void);
 
 struct death {
 	int signal;
-	char line[1024];
+	char line[4096];
 };
 
 /* Die in a child, whose report goes into a pipe of its own unless `fd` is given. */
@@ -97,9 +103,47 @@ static void touch_a_cut_file(void)
 	touch(memory + 3 * PAGE);
 }
 
+/* Guest memory that cannot be touched, as what is behind it. */
+static char *closed_memory(void)
+{
+	char *memory = mmap(NULL, 5 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	CHECK(memory != MAP_FAILED);
+	pv_crash_memory(memory, 4 * PAGE);
+	return memory;
+}
+
+static void touch_the_last_byte(void)
+{
+	touch(closed_memory() + 4 * PAGE - 1);
+}
+
+static void touch_what_is_behind(void)
+{
+	touch(closed_memory() + 4 * PAGE);
+}
+
+/* Nothing interrupts the report. */
+static void look_at_the_mask(void)
+{
+	struct sigaction action;
+
+	CHECK_EQ(sigaction(SIGBUS, NULL, &action), 0);
+	for (int i = 1; i < SIGSYS; i++)
+		CHECK(i == SIGKILL || i == SIGSTOP || sigismember(&action.sa_mask, i) == 1);
+	abort();
+}
+
 static void send_sigfpe(void)
 {
 	syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), SIGFPE);
+}
+
+/* It is no call, which would be told of and made. */
+static void send_sigsys(void)
+{
+	CHECK_EQ(pv_sandbox_arm(PV_SANDBOX_LOG), 0);
+	syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), SIGSYS);
 }
 
 static void execute_nonsense(void)
@@ -169,12 +213,36 @@ static void overflow_a_foreign_stack(void)
 	pthread_join(thread, NULL);
 }
 
+static void *crash_without_a_name(void *address)
+{
+	prctl(PR_SET_NAME, "a stranger");
+	touch(address);
+	return NULL;
+}
+
+static void crash_in_a_foreign_thread(void)
+{
+	pthread_t thread;
+
+	CHECK_EQ(pthread_create(&thread, NULL, crash_without_a_name, (void *)(uintptr_t)0x1000), 0);
+	pthread_join(thread, NULL);
+}
+
+static pthread_barrier_t all_there;
+
+static void *crash_with_the_others(void *address)
+{
+	pthread_barrier_wait(&all_there);
+	return crash_with_a_device(address);
+}
+
 static void crash_everywhere(void)
 {
 	pthread_t threads[8];
 
+	pthread_barrier_init(&all_there, NULL, 8);
 	for (uintptr_t i = 0; i < 8; i++)
-		CHECK_EQ(pv_thread_start(&threads[i], crash_with_a_device, (void *)(i * 8)), 0);
+		CHECK_EQ(pv_thread_start(&threads[i], crash_with_the_others, (void *)(i * 8 + 8)), 0);
 	for (int i = 0; i < 8; i++)
 		pthread_join(threads[i], NULL);
 }
@@ -207,6 +275,67 @@ static void call_where_it_is_logged(void)
 	abort();
 }
 
+/* Each of them once, by what it asks for. */
+static void *call_several(void *argument)
+{
+	pv_thread_is(PV_SANDBOX_CONTROL, "a thread", "vsock0");
+	for (int i = 0; i < 2; i++) {
+		CHECK(socket(AF_PACKET, -1, 0) < 0);
+		CHECK(socket(AF_CAN, -1, 0) < 0);
+		CHECK_EQ(ioctl(-1, 0x1111), -1);
+		CHECK_EQ(ioctl(-1, 0x2222), -1);
+	}
+	return argument;
+}
+
+static void log_several(void)
+{
+	CHECK_EQ(pv_sandbox_arm(PV_SANDBOX_LOG), 0);
+	in_a_thread(call_several);
+	abort();
+}
+
+static atomic_bool is_over;
+static pthread_t waiting;
+
+static void on_signal(int number)
+{
+	(void)number;
+}
+
+/* A call of all six arguments, which is made as it was meant, and one that a signal ends. */
+static void *call_and_wait(void *argument)
+{
+	char source[] = "from here", target[sizeof(source)] = "";
+	const struct iovec from = {source, sizeof(source)}, to = {target, sizeof(target)};
+	sigset_t one;
+
+	sigemptyset(&one);
+	sigaddset(&one, SIGUSR1);
+	pv_thread_is(PV_SANDBOX_CONTROL, "a thread", "vsock0");
+	CHECK_EQ(syscall(SYS_process_vm_readv, getpid(), &to, 1L, &from, 1L, 0L), sizeof(source));
+	CHECK_EQ(strcmp(target, "from here"), 0);
+	CHECK_EQ(pthread_sigmask(SIG_UNBLOCK, &one, NULL), 0);
+	CHECK(syscall(SYS_pause) < 0 && errno == EINTR);
+	atomic_store(&is_over, true);
+	return argument;
+}
+
+static void log_what_waits(void)
+{
+	struct sigaction action = {.sa_handler = on_signal};
+
+	CHECK_EQ(sigaction(SIGUSR1, &action, NULL), 0);
+	CHECK_EQ(pv_sandbox_arm(PV_SANDBOX_LOG), 0);
+	CHECK_EQ(pv_thread_start(&waiting, call_and_wait, NULL), 0);
+	while (!atomic_load(&is_over)) {
+		pthread_kill(waiting, SIGUSR1);
+		usleep(1000);
+	}
+	pthread_join(waiting, NULL);
+	abort();
+}
+
 static void call_without_a_sandbox(void)
 {
 	in_a_thread(call_what_is_not_listed);
@@ -218,6 +347,7 @@ static void *end_well(void *argument)
 	stack_t stack;
 
 	CHECK_EQ(pv_crash_thread("short"), 0);
+	CHECK_EQ(pv_crash_thread("another"), 0);
 	CHECK_EQ(sigaltstack(NULL, &stack), 0);
 	CHECK((stack.ss_flags & SS_DISABLE) == 0);
 	return argument;
@@ -245,6 +375,12 @@ static void test_lines(void)
 	CHECK_EQ(death.signal, SIGBUS);
 	check_line(&death, "pyvirt: SIGBUS at address 0x",
 	           " (guest memory + 0x3000; its file was cut, or the host's memory failed): thread ");
+	death = die(touch_the_last_byte, -1);
+	CHECK_EQ(death.signal, SIGSEGV);
+	check_line(&death, "pyvirt: SIGSEGV at address 0x", " (guest memory + 0x3fff): thread ");
+	death = die(touch_what_is_behind, -1);
+	CHECK_EQ(death.signal, SIGSEGV);
+	check_line(&death, "pyvirt: SIGSEGV at address 0x", "000: thread ");
 	death = die(execute_nonsense, -1);
 	CHECK_EQ(death.signal, SIGILL);
 	check_line(&death, "pyvirt: SIGILL at address 0x", " (the main thread), code");
@@ -254,6 +390,10 @@ static void test_lines(void)
 	death = die(send_sigfpe, -1);
 	CHECK_EQ(death.signal, SIGFPE);
 	check_line(&death, "pyvirt: SIGFPE sent by process ", " (the main thread), code");
+	CHECK_EQ(die(look_at_the_mask, -1).signal, SIGABRT);
+	death = die(send_sigsys, -1);
+	CHECK_EQ(death.signal, SIGSYS);
+	check_line(&death, "pyvirt: SIGSYS sent by process ", " (the main thread), code");
 }
 
 static void test_threads(void)
@@ -268,9 +408,23 @@ static void test_threads(void)
 	death = die(overflow_a_foreign_stack, -1);
 	CHECK_EQ(death.signal, SIGSEGV);
 	check_line(&death, "pyvirt: SIGSEGV at address 0x", " (somebody else's, with a name th), ");
-	death = die(crash_everywhere, -1);
+	death = die(crash_in_a_foreign_thread, -1);
 	CHECK_EQ(death.signal, SIGSEGV);
-	check_line(&death, "pyvirt: SIGSEGV at address 0x", " (a thread), device vda, ");
+	check_line(&death, "pyvirt: SIGSEGV at address 0x1000", " (a stranger), code ");
+	for (int i = 0; i < 10; i++) {
+		death = die(crash_everywhere, -1);
+		CHECK_EQ(death.signal, SIGSEGV);
+		check_line(&death, "pyvirt: SIGSEGV at address 0x", " (a thread), device vda, ");
+	}
+}
+
+static unsigned lines_with(const char *text, const char *part)
+{
+	unsigned count = 0;
+
+	for (; (text = strstr(text, part)); text++)
+		count++;
+	return count;
 }
 
 static void test_sandboxes(void)
@@ -293,6 +447,17 @@ static void test_sandboxes(void)
 	CHECK(strncmp(second, "pyvirt: SIGABRT sent", 20) == 0);
 	*second = '\0';
 	check_line(&death, "pyvirt: -sandbox log: at", call);
+	death = die(log_several, -1);
+	CHECK_EQ(death.signal, SIGABRT);
+	CHECK_EQ(lines_with(death.line, "-sandbox log: at the system call "), 4);
+	CHECK_EQ(lines_with(death.line, "socket (41) with 0x11, "), 1);
+	CHECK_EQ(lines_with(death.line, "socket (41) with 0x1d, "), 1);
+	CHECK_EQ(lines_with(death.line, "ioctl (16) with 0xffffffff, 0x1111, "), 1);
+	CHECK_EQ(lines_with(death.line, "ioctl (16) with 0xffffffff, 0x2222, "), 1);
+	death = die(log_what_waits, -1);
+	CHECK_EQ(death.signal, SIGABRT);
+	CHECK_EQ(lines_with(death.line, "the system call process_vm_readv (310) with "), 1);
+	CHECK_EQ(lines_with(death.line, "the system call pause (34) "), 1);
 }
 
 /* Whoever holds the other end up does not hold up the end. */
@@ -313,12 +478,61 @@ static void test_a_full_pipe(void)
 	close(ends[1]);
 }
 
+static int tty;
+
+static bool is_raw(void)
+{
+	struct termios mode;
+
+	CHECK_EQ(tcgetattr(tty, &mode), 0);
+	return (mode.c_lflag & ICANON) == 0;
+}
+
+static void make_raw(void)
+{
+	struct termios mode;
+
+	CHECK_EQ(tcgetattr(tty, &mode), 0);
+	cfmakeraw(&mode);
+	CHECK_EQ(tcsetattr(tty, TCSANOW, &mode), 0);
+}
+
+static void abort_with_a_terminal(void)
+{
+	pv_crash_terminal(tty);
+	make_raw();
+	abort();
+}
+
+static void abort_without_one(void)
+{
+	pv_crash_terminal(tty);
+	make_raw();
+	pv_crash_terminal(-1);
+	abort();
+}
+
+/* It is as it was, unless that is not asked for any more. */
+static void test_terminals(void)
+{
+	int host;
+
+	CHECK_EQ(openpty(&host, &tty, NULL, NULL, NULL), 0);
+	CHECK_EQ(die(abort_with_a_terminal, -1).signal, SIGABRT);
+	CHECK(!is_raw());
+	CHECK_EQ(die(abort_without_one, -1).signal, SIGABRT);
+	CHECK(is_raw());
+	close(host);
+	close(tty);
+}
+
 int main(void)
 {
 	test_lines();
 	test_threads();
 	test_sandboxes();
 	test_a_full_pipe();
+	test_terminals();
 	test_threads_that_end();
 	return 0;
 }

@@ -37,9 +37,11 @@ for name in ("here", "there"):
     attempt(f"{name} read", opened(f"{at}/file", os.O_RDONLY))
     attempt(f"{name} list", lambda: os.listdir(at))
     attempt(f"{name} write", opened(f"{at}/file", os.O_WRONLY))
+    attempt(f"{name} cut", opened(f"{at}/file", os.O_RDONLY | os.O_TRUNC))
     attempt(f"{name} make", opened(f"{at}/new", os.O_WRONLY | os.O_CREAT))
     attempt(f"{name} rename", lambda: os.rename(f"{at}/file", f"{at}/other"))
-    attempt(f"{name} remove", lambda: os.unlink(f"{at}/other"))
+    attempt(f"{name} move", lambda: os.rename(f"{at}/other", f"{at}/folder/other"))
+    attempt(f"{name} remove", lambda: os.unlink(f"{at}/folder/other"))
     attempt(f"{name} clear", lambda: os.unlink(f"{at}/socket"))
 attempt("away", opened("/etc/passwd", os.O_RDONLY))
 attempt("null", opened("/dev/null", os.O_RDWR))
@@ -47,13 +49,13 @@ attempt("self", opened(f"/proc/self/status", os.O_RDONLY))
 attempt("init", opened(f"/proc/1/status", os.O_RDONLY))
 import colorsys  # of the standard library, and nobody has imported it yet
 """
-EVERYTHING = ("read", "list", "write", "make", "rename", "remove", "clear")
+EVERYTHING = ("read", "list", "write", "cut", "make", "rename", "move", "remove", "clear")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name in ("here", "there"):
-        (tmp_path / name).mkdir()
+        (tmp_path / name / "folder").mkdir(parents=True)
         (tmp_path / name / "file").touch()
         (tmp_path / name / "socket").touch()
     return tmp_path
@@ -70,7 +72,7 @@ def attempts(folder: Path, *places: str) -> dict[str, str]:
     ("what", "allowed"),
     [
         (lib.PV_LANDLOCK_READ, {"read", "list"}),
-        (lib.PV_LANDLOCK_WRITE, set(EVERYTHING) - {"read", "list"}),
+        (lib.PV_LANDLOCK_WRITE, set(EVERYTHING) - {"read", "list", "cut"}),
         (lib.PV_LANDLOCK_READ | lib.PV_LANDLOCK_WRITE, set(EVERYTHING)),
         (lib.PV_LANDLOCK_REMOVE, {"clear"}),
     ],
@@ -92,6 +94,9 @@ def test_the_rest_of_the_process_goes_on(folder: Path) -> None:
 def test_a_file_alone_can_be_named(folder: Path) -> None:
     found = attempts(folder, f"here/file {lib.PV_LANDLOCK_READ | lib.PV_LANDLOCK_WRITE}")
     assert (found["here read"], found["here write"], found["here make"]) == ("ok", "ok", "EACCES")
+    # Of what there is to allow of a folder alone it has nothing.
+    found = attempts(folder, f"here/file {lib.PV_LANDLOCK_REMOVE}")
+    assert {found[f"here {name}"] for name in EVERYTHING} <= {"EACCES", "ENOENT"}
 
 
 def test_what_is_named_has_to_be_there(tmp_path: Path) -> None:
