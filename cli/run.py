@@ -320,6 +320,8 @@ def _start(
     if prepared is not None:
         prepared.begun()
     control.start()
+    if prepared is not None:
+        prepared.close()
 
 
 def _warn(options: Options, machine: Machine, log: Log) -> None:

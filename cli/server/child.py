@@ -95,9 +95,12 @@ class Prepared:
         return parse(words)
 
     def core_for(self, config: MachineConfig) -> Core | None:
-        """Return what suits a machine, None where that has to make its own; PyvirtError."""
-        if self._core is not None and not self._core.suits(config):
-            self._drop_core()
+        """Return what suits a machine, None where that has to make its own; PyvirtError.
+
+        What does not stays until `close`: for KVM to give up a VM takes longer than to make one.
+        """
+        if self._core is None or not self._core.suits(config):
+            return None
         core, self._core = self._core, None
         return core
 
@@ -107,7 +110,7 @@ class Prepared:
             self._core = None
 
     def close(self) -> None:
-        """Give it back: the machine is to be elsewhere."""
+        """Give back what no machine has taken."""
         self._drop_core()
         self._channel.close()
 
