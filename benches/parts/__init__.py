@@ -13,6 +13,7 @@ NAMES = (
     "cost",
     "block",
     "net",
+    "packets",
     "vsock",
     "fs",
     "fresh_vm",
