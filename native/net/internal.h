@@ -151,8 +151,9 @@ struct pv_net_rx {
 	struct pv_queue queue;
 	enum pv_net_wait wait;
 	uint64_t delay_ns;
-	uint32_t large; /* packets until the stock may be small again */
-	uint32_t alone; /* that came one by one, in a row */
+	uint32_t large;   /* how large the stock is to be */
+	uint32_t smaller; /* packets in a row for which a smaller one would do */
+	uint32_t alone;   /* packets that came one by one, in a row */
 	size_t held;    /* bytes of a packet that waits for buffers; 0: there is none */
 	size_t held_in; /* how many of them are in the stock, the others in the spill */
 	struct pv_net_stock stock;

@@ -12,11 +12,14 @@
 
 #define PACKETS 64 /* in a row, at most, and */
 #define BYTES (512 * 1024)
-/* With the spill as many segments as readv(2) takes without allocating. */
-#define SMALL 7
 #define LARGE_FOR 64 /* packets */
 /* One in so many packets that came alone is followed by a look for another one. */
 #define LOOKS 8
+
+/* Segments in the stock, at most: for packets of one buffer; with the spill as many as readv(2) takes
+ * without allocating; for any packet. */
+static const uint16_t STOCKS[] = {1, 7, PV_NET_SEGMENTS};
+enum { LARGEST = sizeof(STOCKS) / sizeof(STOCKS[0]) - 1 };
 
 static void compact(struct pv_net_stock *stock)
 {
@@ -102,12 +105,12 @@ static bool is_mergeable(const struct pv_net_worker *w)
 	return PV_HAS(w->net->features, VIRTIO_NET_F_MRG_RXBUF);
 }
 
-/* Have buffers for a packet of usual size; false: not one. */
+/* Have buffers for a packet of the size that is usual now; false: not one. */
 static bool stock_up(struct pv_net_worker *w)
 {
 	struct pv_net_rx *rx = &w->rx;
 	struct pv_net_stock *stock = &rx->stock;
-	uint32_t segments = rx->large > 0 ? PV_NET_SEGMENTS : SMALL;
+	uint32_t segments = STOCKS[rx->large];
 	uint64_t bytes = is_mergeable(w) ? PV_NET_HEADER + PV_NET_FRAME_MAX : 1;
 
 	while (stock->bytes < bytes && stock->segment_count < segments && take(w))
@@ -226,12 +229,28 @@ static ssize_t read_packet(struct pv_net_worker *w)
 	return w->port->ops->receive(w->port, iov, (int)stock->segment_count + 1);
 }
 
+static bool has_room(const struct pv_net_stock *stock, uint32_t segments, size_t bytes)
+{
+	size_t room = 0;
+
+	for (uint32_t i = 0; i < segments && i < stock->segment_count; i++)
+		room += stock->iov[stock->first_segment + i].iov_len;
+	return room >= bytes;
+}
+
+/* A larger stock for a packet that was too large; a smaller one after many that were not. */
 static void adapt(struct pv_net_rx *rx, size_t bytes)
 {
-	if (bytes > rx->stock.bytes)
-		rx->large = LARGE_FOR;
-	else if (rx->large > 0)
-		rx->large--;
+	if (bytes > rx->stock.bytes) {
+		rx->large += rx->large < LARGEST;
+		rx->smaller = 0;
+	} else if (rx->large > 0) {
+		rx->smaller = has_room(&rx->stock, STOCKS[rx->large - 1], bytes) ? rx->smaller + 1 : 0;
+		if (rx->smaller == LARGE_FOR) {
+			rx->large--;
+			rx->smaller = 0;
+		}
+	}
 }
 
 /* Take one packet from the host to the driver, or drop it; its bytes, 0: nothing can be done now,

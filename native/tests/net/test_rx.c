@@ -202,6 +202,47 @@ static void test_thousands_of_packets_in_order(void)
 	bench_unmake(&b);
 }
 
+/* So many packets, each into buffers that are offered anew before it; how large the stock is after. */
+static uint32_t stock_after(struct bench *b, unsigned count, uint32_t length)
+{
+	struct queue *q = &b->queues[RX];
+	uint64_t before = STAT(b, rx_packets);
+	uint32_t large;
+
+	make_frame(frame, length, 1);
+	for (unsigned i = 1; i <= count; i++) {
+		while ((uint16_t)(q->offered - used(q)) < BENCH_SIZE)
+			add(q, &(struct part){q->offered % BENCH_SIZE * 1500, 1500, true}, 1);
+		show(q);
+		kick(q);
+		host_sends(b, frame, length, PLAIN);
+		WAIT_FOR(STAT(b, rx_packets) == before + i);
+	}
+	CHECK_EQ(pv_net_drain(b->net, PV_FOREVER), 0);
+	large = b->net->workers[0]->rx.large;
+	CHECK_EQ(pv_net_resume(b->net), 0);
+	return large;
+}
+
+/* It is for one buffer, some, or any packet. */
+static void test_the_stock_is_as_large_as_packets_need_it(void)
+{
+	struct bench b;
+
+	bench_run(&b, MRG);
+	CHECK_EQ(stock_after(&b, 3, 60), 0);
+	CHECK_EQ(stock_after(&b, 1, 4000), 1);
+	CHECK_EQ(stock_after(&b, 100, 4000), 1);
+	CHECK_EQ(stock_after(&b, 1, 20000), 2);
+	CHECK_EQ(stock_after(&b, 100, 20000), 2);
+	CHECK_EQ(stock_after(&b, 63, 4000), 2);
+	CHECK_EQ(stock_after(&b, 1, 20000), 2);
+	CHECK_EQ(stock_after(&b, 63, 4000), 2);
+	CHECK_EQ(stock_after(&b, 1, 4000), 1);
+	CHECK_EQ(stock_after(&b, 64, 60), 0);
+	bench_unmake(&b);
+}
+
 /* Without buffers the tap is not read, and no thread turns in circles. */
 static void test_starvation_leaves_packets_with_the_host(void)
 {
@@ -404,6 +445,7 @@ static void run_all(void)
 	RUN(test_a_packet_larger_than_all_buffers_is_dropped);
 	RUN(test_a_packet_larger_than_a_chain_is_dropped_when_not_merged);
 	RUN(test_thousands_of_packets_in_order);
+	RUN(test_the_stock_is_as_large_as_packets_need_it);
 	RUN(test_starvation_leaves_packets_with_the_host);
 	RUN(test_a_buffer_smaller_than_a_header_breaks_the_device);
 	RUN(test_a_readable_buffer_breaks_the_device);
