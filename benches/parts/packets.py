@@ -1,4 +1,4 @@
-"""What packets cost the thread of a NIC on a tap, counted as instructions: its own and the kernel's.
+"""What packets cost the thread of a NIC on a tap, as instructions: its own and the kernel's.
 
 native/tests/net/bench_tap.c, compiled as the extension is.
 """

@@ -60,6 +60,8 @@ struct pv_net_port_ops {
 	/* Go on with what `send` took; as there, -EAGAIN when something is left. NULL: nothing ever. */
 	int (*flush)(struct pv_net_port *port);
 	void (*close)(struct pv_net_port *port);
+	/* It may have read more packets than it has handed out, of which poll(2) says nothing. */
+	bool reads_ahead;
 };
 
 /* -ENOMEM, or what fcntl(2) says. `tap` alone has more than one queue. */

@@ -297,7 +297,7 @@ static bool is_alone(struct pv_net_worker *w)
 {
 	struct pv_net_rx *rx = &w->rx;
 
-	if (w->shared || rx->held > 0 || rx->alone % LOOKS == 0)
+	if (w->shared || w->port->ops->reads_ahead || rx->held > 0 || rx->alone % LOOKS == 0)
 		return false;
 	rx->alone++;
 	rx->wait = PV_WAIT_PORT;

@@ -141,7 +141,12 @@ static void stream_close(struct pv_net_port *port)
 }
 
 static const struct pv_net_port_ops OPS = {
-	.receive = receive, .send = send_packet, .flush = flush, .close = stream_close};
+	.receive = receive,
+	.send = send_packet,
+	.flush = flush,
+	.close = stream_close,
+	.reads_ahead = true,
+};
 
 int pv_net_stream_open(struct pv_net_port *port, int fd)
 {

@@ -70,6 +70,27 @@ static void test_a_stream_may_come_in_pieces(void)
 	bench_unmake(&b);
 }
 
+/* Who has had a packet by itself finds the second one of the next piece. */
+static void test_a_piece_of_two_after_one_alone(void)
+{
+	enum { LENGTH = 60 };
+	uint8_t bytes[2][4 + LENGTH];
+	struct bench b;
+
+	bench_make(&b, PV_NET_STREAM, (struct pv_net_config){0});
+	bench_start(&b, MRG, 1);
+	offer_buffers(&b, RX, 3, 0, 100);
+	for (unsigned i = 0; i < 2; i++) {
+		memcpy(bytes[i], (uint8_t[]){0, 0, 0, LENGTH}, 4);
+		make_frame(bytes[i] + 4, LENGTH, i);
+	}
+	write_all(b.host[0], bytes, sizeof(bytes[0]));
+	WAIT_FOR(used(&b.queues[RX]) == 1);
+	write_all(b.host[0], bytes, sizeof(bytes));
+	WAIT_FOR(used(&b.queues[RX]) == 3);
+	bench_unmake(&b);
+}
+
 /* A socket takes a part of a packet and then no more: the rest follows, and nothing in between. */
 static void test_a_full_stream_loses_nothing(void)
 {
@@ -112,6 +133,7 @@ static void run_all(void)
 {
 	RUN(test_a_stream_carries_packets_both_ways);
 	RUN(test_a_stream_may_come_in_pieces);
+	RUN(test_a_piece_of_two_after_one_alone);
 	RUN(test_a_full_stream_loses_nothing);
 	RUN(test_a_stream_with_a_length_that_cannot_be_is_given_up);
 }
