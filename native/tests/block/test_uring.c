@@ -1,8 +1,8 @@
 /* A host that for a while has no room for io_uring's work, or none for another ring. */
-#include <dlfcn.h>
 #include <liburing.h>
 
 #include "tests/block/device.h"
+#include "tests/block/library.h"
 
 enum { ROUNDS = 40, IN_A_QUEUE = SIZE / 3 };
 
@@ -17,17 +17,6 @@ static bool is_refused(void)
 		;
 	return left > 0;
 }
-
-/* The library's own, in whose place those below are. */
-static void *library(const char *name)
-{
-	void *found = dlsym(RTLD_NEXT, name);
-
-	CHECK(found);
-	return found;
-}
-
-#define CALL(name, type, ...) (*(type *)&(void *){library(name)})(__VA_ARGS__)
 
 int io_uring_submit(struct io_uring *ring)
 {
