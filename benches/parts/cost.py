@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from pyvirt.harness.guest import initramfs, kernel, rootfs
 from pyvirt.harness.lab import module
@@ -18,21 +19,47 @@ from ..peers.pyvirt import Pyvirt
 from ..peers.run import lines
 from . import block, boot, guest_jobs, net
 
-JOB_SECONDS, GUEST_SECONDS = 1, 600  # the latter by a clock on the wall
+GUEST_SECONDS = 10  # of the lab, ten billion instructions; they take one to two
 UNCONFINED = "pyvirt -sandbox off"
+DISK_READS = Path(__file__).with_name("disk_reads.c")
 BOOT = Row("boot, whole process", "ms", 1, less=True)
-DISK_JOBS = [block.Job("randread", block.SMALL, depth, 1) for depth in (1, 32)]
-NET_JOBS = [
-    one
-    for one in net.JOBS
-    if one.name in {"TCP out, 1 stream", "TCP in, 1 stream", "TCP round trips"}
+
+
+class Job(NamedTuple):
+    """What a guest does little and much of: the difference has no start and no end in it.
+
+    `command` is told how much, and prints how much it was.
+    """
+
+    row: Row
+    command: str
+    little: float
+    much: float
+
+
+def _reads(depth: int) -> Job:
+    row = Row(f"4 KiB randread, depth {depth}", "µs a request", 2, less=True)
+    return Job(row, f"disk_reads /dev/vdb {depth} {{0}}", 100, 2100)
+
+
+def _stream(name: str, way: str) -> Job:
+    command = f"chroot /mnt iperf3 -c {net.HOST} -n {{0}}M {way} >/dev/null && echo {{0}}"
+    return Job(Row(name, "µs a MiB", 1, less=True), command, 4, 68)
+
+
+JOBS = [
+    _reads(1),
+    _reads(32),
+    _stream("TCP out, 1 stream", ""),
+    _stream("TCP in, 1 stream", "-R"),
+    Job(
+        Row("TCP round trips", "µs a trip", 2, less=True),
+        f"round_trip client {net.HOST} {net.PORT} {{0}}",
+        0.01,
+        0.06,
+    ),
 ]
-DISK_ROWS = tuple(Row(f"{job}", "µs a request", 1, less=True) for job in DISK_JOBS)
-NET_ROWS = tuple(
-    Row(job.name, f"µs a {'trip' if job.unit == 'trips/s' else 'Mbit'}", 1, less=True)
-    for job in NET_JOBS
-)
-ROWS = (BOOT, *DISK_ROWS, *NET_ROWS)
+ROWS = (BOOT, *(job.row for job in JOBS))
 
 
 @dataclass(frozen=True)
@@ -65,34 +92,30 @@ def boots(peer: Peer, guest: Guest) -> float:
     return (used() - before) * 1e3
 
 
-def jobs(peer: Peer, guest: Guest) -> list[float]:
+def jobs(peer: Peer, guest: Guest) -> dict[str, list[float]]:
     """Return what one guest's jobs cost, each in its row's unit."""
-    costs: list[float] = []
+    found: list[tuple[float, int]] = []
     pids: list[int] = []
     with TemporaryDirectory(prefix="pyvirt-bench-", dir="/dev/shm") as folder:
         launch = peer.launch(guest, guest.image[peer.formats[0]], Path(folder))
         console = lines(launch, GUEST_SECONDS, begun=pids.append)
-        done = guest_jobs.run(console, len(ROWS) - 1, lambda: (processor(pids[0]),))
+        done = guest_jobs.run(console, 2 * len(JOBS), lambda: (processor(pids[0]),))
         for words, (spent,) in done:
-            if len(costs) < len(DISK_JOBS):
-                amount: float = block.parse(words, DISK_JOBS[len(costs)])[0]
-            else:
-                amount = net.parse(words, NET_JOBS[len(costs) - len(DISK_JOBS)]) * JOB_SECONDS
-            costs.append(spent / 1e3 / amount)
+            found.append((float(words.split()[0]), spent))
+    costs = {}
+    for job, (little, begun), (much, ended) in zip(JOBS, found[::2], found[1::2], strict=True):
+        costs[job.row.name] = [(ended - begun) / 1e3 / (much - little)]
     return costs
 
 
 def script() -> str:
     """Return what the guest runs that is measured at work."""
-    first = [
-        f"ip addr add {net.GUEST}/{net.PREFIX} dev eth0; ip link set eth0 up",
-        f"chroot /mnt {DISK_JOBS[0].fio(1)}",
-        f"{net.JOBS[0].command(1)} >/dev/null",
-    ]
+    first = [f"ip addr add {net.GUEST}/{net.PREFIX} dev eth0; ip link set eth0 up"]
     steps = [
-        f"chroot /mnt {job.fio(JOB_SECONDS)}; cp /mnt/tmp/result /tmp/result" for job in DISK_JOBS
+        f"{job.command.format(amount)} >/tmp/result"
+        for job in JOBS
+        for amount in (job.little, job.much)
     ]
-    steps += [f"{job.command(JOB_SECONDS)} >/tmp/result" for job in NET_JOBS]
     return guest_jobs.script(first, steps, "/tmp/result")
 
 
@@ -100,9 +123,9 @@ def ready() -> Callable[[Turn], Round]:
     """Return what boots a guest under each monitor and has one at work."""
     micro = kernel.find("micro")
     images = image(micro)
-    program = net.round_trip()
+    trips = guest_jobs.program(net.ROUND_TRIP)
     booted = Guest(images, str(initramfs.build(micro, script=boot.SCRIPT)))
-    files = {"/bin/round_trip": program}
+    files = {"/bin/round_trip": trips, "/bin/disk_reads": guest_jobs.program(DISK_READS)}
     worked = Guest(
         images,
         str(initramfs.build(micro, script=script(), files=files)),
@@ -117,10 +140,9 @@ def ready() -> Callable[[Turn], Round]:
         for peer in peers:
             boots(peer, booted)
         found = {peer.name: {BOOT.name: [boots(peer, booted)]} for peer in peers}
-        with net.network(str(program)):
+        with net.network(str(trips)):
             for peer in peers:
-                costs = zip((*DISK_ROWS, *NET_ROWS), jobs(peer, worked), strict=True)
-                found[peer.name] |= {row.name: [cost] for row, cost in costs}
+                found[peer.name] |= jobs(peer, worked)
         return found
 
     return measure
@@ -130,13 +152,14 @@ PART = Part(
     name="cost",
     title="What all of it costs, in instructions",
     what="Processor time of the monitor's process and its guest, where a nanosecond is an "
-    "instruction: a boot to its end; fio on `null_blk` and a NIC on a tap, for each request, "
-    "Mbit or round trip; micro kernel, 1 vCPU. The same within a percent or two every time, and "
-    "so what small differences can be seen by. What a processor's caches, and switches to a "
-    "guest and back, cost is not in it.",
+    "instruction: a boot to its end; direct reads of `null_blk` and a NIC on a tap, for each "
+    "request, MiB or round trip; micro kernel, 1 vCPU. Of each job little and much is done, and "
+    "the difference counts, which has no start in it. The same within a percent or two every "
+    "time, and so what small differences can be seen by. What a processor's caches, and switches "
+    "to a guest and back, cost is not in it.",
     place=Place.COUNTED,
     rounds=3,
-    seconds=2400,
+    seconds=900,
     ready=ready,
     tables=(Table(ROWS, compare=((PYVIRT, UNCONFINED), (PYVIRT, QEMU))),),
     budgets=(Budget((PYVIRT, UNCONFINED), 1.02), Budget((PYVIRT, QEMU), 1, word="goal")),

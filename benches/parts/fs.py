@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyvirt.devices.vhost_user.virtiofsd import PROGRAM
-from pyvirt.harness import cache
 from pyvirt.harness.guest import initramfs, kernel, rootfs
 
 from ..part import Budget, Part, Place, Round, Row, Table, Turn
@@ -90,17 +89,6 @@ SCRIPT_FIRST = (
 )
 
 
-def small_files() -> Path:
-    """Return the program of that name, compiled on first use."""
-    compiler = ("gcc", "-O2", "-static", "-Wall", "-Wextra", "-Werror")
-
-    def build(place: Path) -> None:
-        subprocess.run([*compiler, "-o", str(place), str(SMALL_FILES)], check=True)
-
-    slug = cache.digest(" ".join(compiler), SMALL_FILES.read_bytes())
-    return cache.entry(f"small-files-{slug}", build)
-
-
 @contextmanager
 def daemon(folder: str) -> Iterator[str]:
     """Run a virtiofsd for a new folder in `folder`; give its socket."""
@@ -148,7 +136,8 @@ def ready() -> Callable[[Turn], Round]:
     """Return what runs a guest of each monitor through all jobs."""
     micro = kernel.find("micro")
     steps = guest_jobs.script(SCRIPT_FIRST, [job.command for job in JOBS], RESULT)
-    initrd = initramfs.build(micro, script=steps, files={"/bin/small_files": small_files()})
+    files = {"/bin/small_files": guest_jobs.program(SMALL_FILES)}
+    initrd = initramfs.build(micro, script=steps, files=files)
     root = guest_jobs.root_disk(str(rootfs.build(rootfs.MEASURE)))
     guest = Guest(image(micro), str(initrd), guest_jobs.MEMORY_MIB, (root,))
 

@@ -10,11 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pyvirt.harness import cache
+from pyvirt.harness.guest import tool
+
 from ..part import Row, Table
 from ..peers.peer import LAST, Disk
 
 SECONDS = 100  # of a guest, at most
 MEMORY_MIB = 512
+COMPILER = ("gcc", "-O2", "-static", "-Wall", "-Wextra", "-Werror")
+COMPILER_SECONDS = 60
 EXITS = "Exits to user space for each request"
 # What KVM counts of all VMs: MMIO, ports and signals that went to user space; and io_exits has
 # the ports that are in the kernel as well, which devices at work do not use.
@@ -32,6 +37,16 @@ class Result(NamedTuple):
 def root_disk(path: str) -> Disk:
     """Return the disk that the programs are on."""
     return Disk(path, readonly=True, direct=False)
+
+
+def program(source: Path) -> Path:
+    """Return the program of one C file here, which needs no C library, compiled on first use."""
+    slug = cache.digest(" ".join(COMPILER), source.read_bytes())
+
+    def build(place: Path) -> None:
+        tool.run([*COMPILER, "-o", str(place), str(source)], timeout=COMPILER_SECONDS)
+
+    return cache.entry(f"{source.stem.replace('_', '-')}-{slug}", build)
 
 
 def script(first: Sequence[str], jobs: Sequence[str], result: str) -> str:

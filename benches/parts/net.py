@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyvirt.errors import BackendError
-from pyvirt.harness import cache
 from pyvirt.harness.guest import initramfs, kernel, rootfs
 from pyvirt.harness.lab import module
 
@@ -94,16 +93,6 @@ def serving(*command: str) -> Iterator[None]:
             process.kill()
 
 
-def round_trip() -> Path:
-    """Return the program of that name, compiled on first use."""
-    compiler = ("gcc", "-O2", "-static", "-Wall", "-Wextra", "-Werror")
-
-    def build(place: Path) -> None:
-        subprocess.run([*compiler, "-o", str(place), str(ROUND_TRIP)], check=True)
-
-    return cache.entry(f"round-trip-{cache.digest(ROUND_TRIP.read_bytes())}", build)
-
-
 @contextmanager
 def network(round_trip: str) -> Iterator[None]:
     """Make a network namespace for this process, the tap in it, and the servers behind it."""
@@ -168,7 +157,7 @@ def run(peer: Peer, guest: Guest) -> list[guest_jobs.Result]:
 
 def ready() -> Callable[[Turn], Round]:
     """Return what runs a guest of each monitor through all jobs, and again with vhost-net."""
-    program = round_trip()
+    program = guest_jobs.program(ROUND_TRIP)
     micro = kernel.find("micro")
     first = [
         f"ip addr add {GUEST}/{PREFIX} dev eth0; ip link set eth0 up",

@@ -27,7 +27,8 @@ from ..part import Part, Place, Plot, Round, Row, Table, Turn
 from ..peers.peer import CONSOLE, Launch
 from ..peers.pyvirt import PROGRAM
 from ..peers.run import Process, running
-from .net import network, round_trip
+from . import guest_jobs
+from .net import ROUND_TRIP, network
 
 CYCLES = 1000
 STEP = 100  # cycles between two looks
@@ -154,7 +155,7 @@ def ready() -> Callable[[Turn], Round]:
     guest = kernel.find(KERNEL)
     image = ["-kernel", str(guest.image)]
     image += ["-initrd", str(initramfs.build(guest, script=SCRIPT, modules=MODULES))]
-    root, peer = str(rootfs.build(rootfs.MEASURE)), str(round_trip())
+    root, peer = str(rootfs.build(rootfs.MEASURE)), str(guest_jobs.program(ROUND_TRIP))
 
     def measure(turn: Turn) -> Round:
         with network(peer), TemporaryDirectory(prefix="pyvirt-bench-", dir="/dev/shm") as folder:
