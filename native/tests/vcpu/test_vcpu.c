@@ -273,9 +273,11 @@ static void test_memory_that_python_serves(void)
 
 static void test_a_kvm_that_fails(void)
 {
+	struct pv_vcpu *none;
 	struct bench b;
 
 	make(&b);
+	CHECK_EQ(pv_vcpu_new(-1, RUN, b.bus, &none), -EBADF);
 	/* A signal that is no kick, and a vCPU that was woken before its start. */
 	CHECK_EQ(RUN_STEPS(&b, FAILS(EINTR), FAILS(EAGAIN), FAILS(EINTR), FAILS(EFAULT)), -EFAULT);
 	CHECK_EQ(RUN_STEPS(&b, FAILS(ENXIO)), -ENXIO);
@@ -369,6 +371,19 @@ static void test_what_kvm_says_of_its_end(void)
 	CHECK_EQ(RUN_STEPS(&b, {.reason = PV_EXIT_REASONS}), PV_EXIT_REASONS);
 	pv_vcpu_exit_detail(b.vcpu, &detail);
 	CHECK_EQ(detail.code, 0);
+	CHECK_EQ(RUN_STEPS(&b, {.reason = KVM_EXIT_UNKNOWN}), KVM_EXIT_UNKNOWN);
+	b.run->hw.hardware_exit_reason = 77;
+	pv_vcpu_exit_detail(b.vcpu, &detail);
+	CHECK_EQ(detail.code, 77);
+	CHECK_EQ(RUN_STEPS(&b, {.reason = KVM_EXIT_FAIL_ENTRY}), KVM_EXIT_FAIL_ENTRY);
+	b.run->fail_entry.hardware_entry_failure_reason = 0x80000021;
+	pv_vcpu_exit_detail(b.vcpu, &detail);
+	CHECK_EQ(detail.code, 0x80000021);
+	CHECK_EQ(RUN_STEPS(&b, {.reason = KVM_EXIT_SYSTEM_EVENT}), KVM_EXIT_SYSTEM_EVENT);
+	b.run->system_event.type = KVM_SYSTEM_EVENT_CRASH;
+	pv_vcpu_exit_detail(b.vcpu, &detail);
+	CHECK_EQ(detail.code, KVM_SYSTEM_EVENT_CRASH);
+	CHECK_EQ(detail.ndata, 0);
 	unmake(&b);
 }
 

@@ -1,5 +1,22 @@
 /* A socket device: how connections begin, from either side, and how they end. */
+#include <stdatomic.h>
+#include <sys/syscall.h>
+
 #include "tests/vsock/bench.h"
+
+/* Why the next client is not accepted at once; 0: it is. */
+static atomic_int refusal;
+static atomic_int refusing_fd = -1;
+
+int accept4(int fd, struct sockaddr *address, socklen_t *length, int flags)
+{
+	int number = fd == refusing_fd ? atomic_exchange(&refusal, 0) : 0;
+
+	if (number == 0)
+		return (int)syscall(SYS_accept4, fd, address, length, flags);
+	errno = number;
+	return -1;
+}
 
 static void test_a_client_of_the_host(void)
 {
@@ -126,6 +143,27 @@ static void test_silent_clients_make_room(void)
 		close(fds[i]);
 	close(fd);
 	unmake(&b);
+}
+
+/* One that cannot be accepted now, for want of a descriptor, is when there may be one again. */
+static void test_clients_that_cannot_be_accepted_at_once(void)
+{
+	static const int NUMBERS[] = {EINTR, ECONNABORTED, EMFILE};
+	struct bench b;
+	uint32_t port;
+	int fds[3];
+
+	make(&b);
+	refusing_fd = b.listen_fd;
+	for (unsigned i = 0; i < 3; i++) {
+		atomic_store(&refusal, NUMBERS[i]);
+		fds[i] = client(&b, 10 + i, &port);
+		CHECK_EQ(atomic_load(&refusal), 0);
+	}
+	unmake(&b);
+	refusing_fd = -1;
+	for (unsigned i = 0; i < 3; i++)
+		close(fds[i]);
 }
 
 static void test_the_guest_connects(void)
@@ -324,6 +362,7 @@ int main(void)
 	RUN(test_the_guest_refuses);
 	RUN(test_lines_that_are_none);
 	RUN(test_silent_clients_make_room);
+	RUN(test_clients_that_cannot_be_accepted_at_once);
 	RUN(test_the_guest_connects);
 	RUN(test_a_busy_server);
 	RUN(test_half_closed_by_the_host);
