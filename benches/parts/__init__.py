@@ -13,6 +13,7 @@ NAMES = (
     "cost",
     "block",
     "net",
+    "queues",
     "packets",
     "vsock",
     "fs",

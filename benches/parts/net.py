@@ -94,13 +94,17 @@ def serving(*command: str) -> Iterator[None]:
 
 
 @contextmanager
-def network(round_trip: str) -> Iterator[None]:
-    """Make a network namespace for this process, the tap in it, and the servers behind it."""
+def network(round_trip: str, *more: str) -> Iterator[None]:
+    """Make a network namespace for this process, the tap in it, and the servers behind it.
+
+    `more` is for the tap's `pyvirt net up`.
+    """
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
         reason = os.strerror(ctypes.get_errno())
         raise BackendError(f"a network namespace: {reason}; run it as root")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    subprocess.run([str(PROGRAM), "net", "up", TAP, "-address", f"{HOST}/{PREFIX}"], check=True)
+    up = [str(PROGRAM), "net", "up", TAP, "-address", f"{HOST}/{PREFIX}", *more]
+    subprocess.run(up, check=True)
     with ExitStack() as servers:
         servers.enter_context(serving("iperf3", "-s", "-B", HOST))
         servers.enter_context(serving(round_trip, "server", str(PORT)))

@@ -38,7 +38,10 @@ class Disk:
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest with one vCPU; the serial port is its console."""
+    """A guest; the serial port is its console.
+
+    More than one vCPU, and a NIC with as many pairs of queues, is for pyvirt and QEMU alone.
+    """
 
     image: Image
     initrd: str
@@ -47,6 +50,7 @@ class Guest:
     tap: str = ""
     vhost: bool = False
     append: str = CONSOLE
+    vcpus: int = 1
 
 
 @dataclass(frozen=True)

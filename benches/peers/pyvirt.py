@@ -45,11 +45,13 @@ class Pyvirt:
         """Return its command line."""
         command = [str(PROGRAM), "run", "-accel", "kvm", "-m", str(guest.memory_mib)]
         command += ["-kernel", kernel, "-initrd", guest.initrd, "-append", guest.append]
+        command += ["-smp", str(guest.vcpus)] if guest.vcpus > 1 else []
         for disk in guest.disks:
             words = [disk.path]
             words += ["readonly=on"] if disk.readonly else []
             words += ["aio=io_uring"] if disk.direct else ["direct=off"]
             command += ["-disk", ",".join(words)]
         if guest.tap:
-            command += ["-net", f"{guest.tap},vhost={'on' if guest.vhost else 'off'}"]
+            net = f"{guest.tap},vhost={'on' if guest.vhost else 'off'}"
+            command += ["-net", f"{net},queues={guest.vcpus}" if guest.vcpus > 1 else net]
         return Launch(command)

@@ -38,7 +38,8 @@ class Qemu:
 
     def launch(self, guest: Guest, kernel: str, folder: Path) -> Launch:
         """Return its command line; a direct disk has a thread, as has pyvirt's."""
-        command = [*MICROVM, "-m", str(guest.memory_mib), "-smp", "1", "-kernel", kernel]
+        command = [*MICROVM, "-m", str(guest.memory_mib), "-smp", str(guest.vcpus)]
+        command += ["-kernel", kernel]
         command += ["-initrd", guest.initrd, "-append", f"{guest.append} {APPEND}"]
         for number, disk in enumerate(guest.disks):
             drive = f"if=none,id=disk{number},file={disk.path},format=raw"
@@ -51,6 +52,8 @@ class Qemu:
             command += ["-drive", drive, "-device", device]
         if guest.tap:
             tap = f"tap,id=net,ifname={guest.tap},script=no,downscript=no"
+            tap += f",queues={guest.vcpus}" if guest.vcpus > 1 else ""
             command += ["-netdev", f"{tap},vhost={'on' if guest.vhost else 'off'}"]
-            command += ["-device", "virtio-net-device,netdev=net"]
+            mq = ",mq=on" if guest.vcpus > 1 else ""
+            command += ["-device", f"virtio-net-device,netdev=net{mq}"]
         return Launch(command)
