@@ -129,6 +129,15 @@ class Boot:
         return [] if self._qmp is None else list(self._qmp.log)
 
     @property
+    def pid(self) -> int | None:
+        """Return the monitor's process id; None: it was not started."""
+        until = time.monotonic() + CLOSE_S
+        # Its streams are there before the fork server tells of it.
+        while self.process.pid is None and not self.process.is_gone and time.monotonic() < until:
+            time.sleep(_POLL_S)
+        return self.process.pid
+
+    @property
     def has_monitor(self) -> bool:
         """Whether there is a monitor that can be asked, be it of a guest that stands."""
         return self.process.pid is not None and not self.process.is_gone

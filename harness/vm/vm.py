@@ -277,8 +277,8 @@ class VM(Life):
 
     @property
     def pid(self) -> int | None:
-        """Return the monitor's process id, where it runs; None before that is known."""
-        return None if self._boot is None else self._boot.process.pid
+        """Return the monitor's process id, where it runs; None: there is none."""
+        return None if self._boot is None else self._boot.pid
 
     @contextlib.contextmanager
     def expect_event(

@@ -65,8 +65,9 @@ def test_every_thread_is_in_it(kernel: Kernel, tmp_path: Path) -> None:
         )
         with Monitored(kernel("spin"), *words) as guest:
             pid = guest.process.pid
+            expected = {"vcpu0", "vcpu1", "qmp", "helper", "console serial0"}
+            wait_for(lambda: expected <= seccomp(pid).keys(), "its threads, by name")
             modes = seccomp(pid)
-            assert {"vcpu0", "vcpu1", "qmp", "helper", "console serial0"} <= modes.keys()
             assert set(modes.values()) == {FILTER}, modes
             assert no_new_privs(pid)
 

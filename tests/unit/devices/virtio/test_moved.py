@@ -435,7 +435,8 @@ def test_connections_go_on_where_they_are(sockets: VsockBench, tmp_path: Path) -
         assert not select.select([client], [], [], 0.05)[0]
         sockets.transport.resume()
         with connect(sockets, tmp_path / "v"):
-            assert sockets.stat("of_host") == 2
+            # The client hears of it first.
+            _wait_for(lambda: sockets.stat("of_host") == 2)
             assert sockets.stat("ended") == 0
 
 
