@@ -86,11 +86,21 @@ def device(guest: Live) -> Console:
     return found
 
 
+def await_met(guest: Live, end: End, name: str) -> None:
+    """Return when the device knows of the end: until then what the guest writes is dropped."""
+    until = time.monotonic() + SECONDS
+    while not select.select([end.fd], [], [], 0.1)[0]:
+        assert time.monotonic() < until, f"{name} does not know of its end"
+        guest.run(f"echo somebody is there >/dev/{name}")
+    end.expect("somebody is there\n")
+
+
 @pytest.fixture(scope="module")
 def hvc0(guest: Live, path: str) -> Iterator[End]:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(path)
         with closing(End(client.detach())) as end:
+            await_met(guest, end, "hvc0")
             yield end
 
 
@@ -98,6 +108,7 @@ def hvc0(guest: Live, path: str) -> Iterator[End]:
 def hvc1(guest: Live) -> Iterator[End]:
     where = device(guest).chardevs()[1][0].pty_path
     with closing(End(os.open(where, os.O_RDWR | os.O_NOCTTY))) as end:
+        await_met(guest, end, "hvc1")
         yield end
 
 
