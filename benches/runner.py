@@ -23,7 +23,7 @@ from pyvirt.vmm.accel import kvm_failure
 from . import figures, machine, parts, results
 from .part import Part, Place, Round, Turn
 
-TRIES = 2  # of the same rounds; a lab may hang
+TRIES = 4  # of the same rounds; a lab may hang, and one that counts instructions often does
 # What a lab says that somebody has ended, with what runs it.
 ENDED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 MACHINE, ROUND, ABSENT = "machine", "round", "absent"

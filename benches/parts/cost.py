@@ -159,7 +159,7 @@ PART = Part(
     "to a guest and back, cost is not in it.",
     place=Place.COUNTED,
     rounds=3,
-    seconds=900,
+    seconds=300,
     ready=ready,
     tables=(Table(ROWS, compare=((PYVIRT, UNCONFINED), (PYVIRT, QEMU))),),
     budgets=(Budget((PYVIRT, UNCONFINED), 1.02), Budget((PYVIRT, QEMU), 1, word="goal")),
