@@ -28,7 +28,7 @@ ROWS = tuple(
 
 def ready() -> Callable[[Turn], Round]:
     """Return what runs the program once."""
-    program = [str(build(PROGRAM, "plain")), str(PACKETS)]
+    program = [str(build(PROGRAM, "whole")), str(PACKETS)]
 
     def measure(turn: Turn) -> Round:
         module.load("tun")

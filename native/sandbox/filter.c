@@ -110,7 +110,7 @@ int pv_sandbox_enter(int list)
 {
 	struct sock_filter code[PV_SANDBOX_LENGTH_MAX];
 	struct sock_fprog program = {.filter = code};
-	int mode = atomic_load(&armed);
+	int mode = atomic_load(&armed), before = own_list;
 
 	if (mode == PV_SANDBOX_OFF)
 		return 0;
@@ -125,11 +125,14 @@ int pv_sandbox_enter(int list)
 		return -E2BIG;
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return -errno;
+	/* First, for the very next call may be one that is not on it. */
+	own_list = list;
 	/* Whether speculation is to be held back, the host decides for all its processes. */
 	if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-	            &program) < 0)
+	            &program) < 0) {
+		own_list = before;
 		return -errno;
-	own_list = list;
+	}
 	return 0;
 }
 

@@ -56,6 +56,7 @@ class Session:
     def __init__(self, program: str) -> None:
         # The terminal stays open here, so that its mode can be read after the process has gone.
         self.master, self.terminal = os.openpty()
+        self.before = termios.tcgetattr(self.terminal)
         self.process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=self.terminal,
@@ -116,49 +117,45 @@ def session() -> Iterator[Session]:
 
 
 def test_keys_reach_the_guest_and_the_terminal_is_restored(session: Session) -> None:
-    before = termios.tcgetattr(session.terminal)
     session.expect(b"ready")
     assert session.is_raw()
-    assert termios.tcgetattr(session.terminal)[1] == before[1]  # output as it was
+    assert termios.tcgetattr(session.terminal)[1] == session.before[1]  # output as it was
     session.send(b"hello\r\x03\x1a\x11\x13\xff\x01\x01")
     session.expect(b"HELLO\r\x03\x1a\x11\x13")
     session.send(b"\x01h")
     session.expect(b"Ctrl-A X")
     session.send(b"\x01x")
     assert session.wait() == 0
-    assert termios.tcgetattr(session.terminal) == before
+    assert termios.tcgetattr(session.terminal) == session.before
 
 
 def test_an_exception_restores_the_terminal(session: Session) -> None:
-    before = termios.tcgetattr(session.terminal)
     session.expect(b"ready")
     session.send(b"!")
     session.expect(b"as asked")
     assert session.wait() == 1
-    assert termios.tcgetattr(session.terminal) == before
+    assert termios.tcgetattr(session.terminal) == session.before
 
 
 def test_sigterm_restores_the_terminal(session: Session) -> None:
-    before = termios.tcgetattr(session.terminal)
     session.expect(b"ready")
     os.kill(session.pid, signal.SIGTERM)
     assert session.wait() == 7
-    assert termios.tcgetattr(session.terminal) == before
+    assert termios.tcgetattr(session.terminal) == session.before
 
 
 def test_a_stopped_process_gives_the_terminal_back(session: Session) -> None:
-    before = termios.tcgetattr(session.terminal)
     session.expect(b"ready")
     os.kill(session.pid, signal.SIGTSTP)
     eventually(lambda: is_stopped(session.pid))
-    assert termios.tcgetattr(session.terminal) == before
+    assert termios.tcgetattr(session.terminal) == session.before
     os.kill(session.pid, signal.SIGCONT)
     eventually(session.is_raw)
     session.send(b"back")
     session.expect(b"BACK")
     session.send(b"\x01x")
     assert session.wait() == 0
-    assert termios.tcgetattr(session.terminal) == before
+    assert termios.tcgetattr(session.terminal) == session.before
 
 
 def test_the_background_leaves_the_terminal_alone() -> None:

@@ -58,11 +58,20 @@ def started(*words: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def find(process: subprocess.Popen[bytes], name: str) -> int:
-    """Return a thread that has the name, or gets it soon."""
+def _filters(task: Path) -> int:
+    found = re.search(r"^Seccomp_filters:\s*(\d+)$", (task / "status").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
+def find(process: subprocess.Popen[bytes], name: str, *, filters: int = 0) -> int:
+    """Return a thread that has the name, or gets it soon, and so many filters, which come later."""
     until = time.monotonic() + PATIENCE
     while name not in (there := threads(process.pid)):
         assert time.monotonic() < until, f"no {name}, but {', '.join(there)}"
+        time.sleep(0.01)
+    while _filters(Path(f"/proc/{process.pid}/task/{there[name]}")) < filters:
+        assert time.monotonic() < until, f"{name} is not contained"
         time.sleep(0.01)
     return there[name]
 
