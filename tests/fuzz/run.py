@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from .target import Target
 
-LIMITS = ("-timeout=60", "-rss_limit_mb=2048")  # of one input; a busy machine is slow
+# Of one input; a busy machine is slow, which is no finding.
+LIMITS = ("-timeout=60", "-report_slow_units=60", "-rss_limit_mb=2048")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _WALL = 40  # seconds that may go by for one of processor time
 _TAIL = 20_000  # bytes kept of what it says
