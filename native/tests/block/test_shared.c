@@ -5,7 +5,7 @@
 #include "iothread/iothread.h"
 #include "sandbox/filter.h"
 #include "tests/block/device.h"
-#include "tests/threads.h"
+#include "tests/process.h"
 
 static struct pv_iothread *make_thread(void)
 {

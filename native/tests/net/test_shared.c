@@ -1,6 +1,6 @@
 /* NICs that share a thread: what happens to one is nothing to the other. */
 #include "tests/net/bench.h"
-#include "tests/threads.h"
+#include "tests/process.h"
 
 static uint8_t frame[60000], packet[PV_NET_HEADER + PV_NET_FRAME_MAX];
 static const struct virtio_net_hdr_v1 PLAIN = {0};

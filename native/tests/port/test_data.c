@@ -1,6 +1,5 @@
 /* What a port moves and what it leaves in the rings: hostile buffers, ends that are full, clients
  * and drivers that go at the wrong moment. */
-#include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -8,6 +7,7 @@
 #include <sys/un.h>
 
 #include "tests/port/bench.h"
+#include "tests/process.h"
 
 static atomic_uint polls;
 
@@ -217,18 +217,6 @@ static int connect_to(const struct sockaddr_un *address)
 
 	CHECK_EQ(connect(fd, (const struct sockaddr *)address, sizeof(*address)), 0);
 	return fd;
-}
-
-static unsigned descriptors(void)
-{
-	DIR *folder = opendir("/proc/self/fd");
-	unsigned count = 0;
-
-	CHECK(folder);
-	while (readdir(folder))
-		count++;
-	closedir(folder);
-	return count;
 }
 
 /* Each of them goes while the guest does not read: one has said something, the next has not. */

@@ -296,23 +296,29 @@ static void test_a_broken_device_stops_and_starts(void)
 	unmake(&b);
 }
 
+/* The thread is at work on a request then, until `release_page` of its buffer. */
+static int ask_for_a_held_page(struct bench *b)
+{
+	int held = hold_page(b->guest.ram + BUFFERS);
+
+	ask(b, LENGTH, true);
+	kick(&b->queue);
+	write_all(b->feed, "x", 1);
+	CHECK(readable(held, 10000));
+	return held;
+}
+
 /* A stop or a drain that comes to nothing leaves a thread that goes on, or ends later. */
 static void test_a_thread_that_the_host_keeps(void)
 {
 	struct bench b;
-	char *page;
 	int held;
 
 	make(&b, 0);
 	start(&b);
-	page = b.guest.ram + BUFFERS;
-	held = hold_page(page);
-	ask(&b, LENGTH, true);
-	kick(&b.queue);
-	write_all(b.feed, "x", 1);
-	CHECK(readable(held, 10000));
+	held = ask_for_a_held_page(&b);
 	CHECK_EQ(pv_rng_drain(b.rng, 1000000), -ETIMEDOUT);
-	release_page(held, page);
+	release_page(held, b.guest.ram + BUFFERS);
 	WAIT_FOR(used(&b.queue) == 1);
 	for (uint16_t turn = 2; turn < 10; turn++) {
 		ask(&b, LENGTH, true);
@@ -324,14 +330,9 @@ static void test_a_thread_that_the_host_keeps(void)
 		write_all(b.feed, "x", 1);
 		WAIT_FOR(used(&b.queue) == turn);
 	}
-	page = b.guest.ram + BUFFERS;
-	held = hold_page(page);
-	ask(&b, LENGTH, true);
-	kick(&b.queue);
-	write_all(b.feed, "x", 1);
-	CHECK(readable(held, 10000));
+	held = ask_for_a_held_page(&b);
 	CHECK_EQ(pv_rng_stop(b.rng, 1000000), -ETIMEDOUT);
-	release_page(held, page);
+	release_page(held, b.guest.ram + BUFFERS);
 	stop(&b);
 	unmake(&b);
 }

@@ -1,26 +1,13 @@
 /* Rules of files: what cannot be one, and what is left open; in processes of their own. */
 #include "sandbox/landlock.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "sandbox/internal.h"
-#include "tests/check.h"
-
-static unsigned descriptors(void)
-{
-	DIR *folder = opendir("/proc/self/fd");
-	unsigned count = 0;
-
-	CHECK(folder);
-	while (readdir(folder))
-		count++;
-	closedir(folder);
-	return count;
-}
+#include "tests/process.h"
 
 /* The set of rules may have any number, also the first that there is. */
 static void bind_oneself(void)
