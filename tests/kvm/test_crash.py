@@ -38,7 +38,7 @@ def test_each_of_our_own_threads(
 ) -> None:
     with Monitored(kernel("spin"), "-machine", "dump-guest-core=off") as guest:
         pid = guest.process.pid
-        thread = pid if comm == "main" else find(guest.process, comm)
+        thread = pid if comm == "main" else find(guest.process.pid, comm)
         tgkill(pid, thread, number)
         line = died(guest.process, number)
         assert re.match(

@@ -118,7 +118,7 @@ class Jailed:
 
     def captive(self, comm: str, *, filters: int = 0) -> Captive:
         """Take over one of its threads, when it has so many filters of system calls."""
-        tid = self.pid if comm == "main" else find_thread(self.pid, comm, filters)
+        tid = self.pid if comm == "main" else find(self.pid, comm, filters=filters)
         return Captive(self.pid, tid)
 
     def ended(self) -> int:
@@ -139,14 +139,6 @@ class Jailed:
 
 def _child(pid: int) -> int:
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii"))
-
-
-def find_thread(pid: int, comm: str, filters: int) -> int:
-    class Process:
-        def __init__(self) -> None:
-            self.pid = pid
-
-    return find(Process(), comm, filters=filters)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_a_thread_that_may_open_files_opens_no_others(
     here, there = folders
     with Monitored(kernel("spin"), "-sandbox", "on", "-sandbox-path", str(here)) as guest:
         pid = guest.process.pid
-        captive = Captive(pid, pid if name == "main" else find(guest.process, name))
+        captive = Captive(pid, pid if name == "main" else find(guest.process.pid, name))
         opened = NUMBERS["openat"]
         for path, flags in (
             ("/etc/passwd", os.O_RDONLY),

@@ -138,7 +138,7 @@ def test_a_thread_that_is_taken_over_gets_nowhere(
         pid = guest.process.pid
         # A vCPU's was under the list of its starter first.
         filters = 2 if comm == "vcpu0" else 1
-        thread = pid if comm == "main" else find(guest.process, comm, filters=filters)
+        thread = pid if comm == "main" else find(guest.process.pid, comm, filters=filters)
         captive = Captive(pid, thread)
         for call, arguments in (*(FILES if list_ != "control" else ()), *ESCAPES):
             assert captive.call(NUMBERS[call], *arguments) == signal.SIGSYS, call

@@ -61,7 +61,7 @@ def test_who_calls_is_noted_and_who_does_not_is_named(
     file.write_bytes(NOTHING)
     monkeypatch.setenv(RECORD, str(file))
     process = started("net", "sandbox")
-    thread = find(process, THREADS["net"][0], filters=1)
+    thread = find(process.pid, THREADS["net"][0], filters=1)
     captive = Captive(process.pid, thread)
     assert captive.call(NUMBERS["execve"], b"/bin/true", 0, 0) == signal.SIGSYS
     captive.let(signal.SIGSYS)

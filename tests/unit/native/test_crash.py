@@ -64,13 +64,13 @@ def _filters(task: Path) -> int:
     return int(found[1])
 
 
-def find(process: subprocess.Popen[bytes], name: str, *, filters: int = 0) -> int:
+def find(pid: int, name: str, *, filters: int = 0) -> int:
     """Return a thread that has the name, or gets it soon, and so many filters, which come later."""
     until = time.monotonic() + PATIENCE
-    while name not in (there := threads(process.pid)):
+    while name not in (there := threads(pid)):
         assert time.monotonic() < until, f"no {name}, but {', '.join(there)}"
         time.sleep(0.01)
-    while _filters(Path(f"/proc/{process.pid}/task/{there[name]}")) < filters:
+    while _filters(Path(f"/proc/{pid}/task/{there[name]}")) < filters:
         assert time.monotonic() < until, f"{name} is not contained"
         time.sleep(0.01)
     return there[name]
@@ -97,7 +97,7 @@ def test_every_kind_of_thread_is_here() -> None:
 def test_a_thread_that_serves_a_device(kind: str) -> None:
     comm, name, device = THREADS[kind]
     process = started(kind)
-    thread = find(process, comm)
+    thread = find(process.pid, comm)
     tgkill(process.pid, thread, signal.SIGSEGV)
     line = died(process, signal.SIGSEGV)
     of = f", device {device}" if device else ""

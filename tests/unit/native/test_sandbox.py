@@ -227,7 +227,7 @@ FREE = {"openat", "socket", "kill", "dup", "mmap"}
 def test_a_thread_that_is_taken_over_gets_nowhere(kind: str) -> None:
     process = started(kind, "sandbox")
     comm, name, _ = THREADS[kind]
-    thread = find(process, comm, filters=1)
+    thread = find(process.pid, comm, filters=1)
     captive = Captive(process.pid, thread)
     for call, arguments in ESCAPES:
         if kind == "python" and call in FREE:
